@@ -1,0 +1,1 @@
+"""Run configurations; see teacher.py, baseline.py and student.py."""

@@ -1,0 +1,1 @@
+"""Reading scans, preparing them, splitting them and loading patches."""

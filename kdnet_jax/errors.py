@@ -1,0 +1,30 @@
+"""The one exception that means "the user can mend this", and how a command reports it."""
+
+import sys
+from collections.abc import Callable, Iterable
+import difflib
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake in files, flags or settings.
+
+    The message is one plain text: which file or key, what was found, what was expected, what to
+    do. Commands print it on standard error without a traceback and exit with 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the known name closest to `name`, else an empty text."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def exit_on_user_error(command: Callable[[], None]) -> None:
+    """Runs a command; a `UserError` becomes its message on standard error and exit code 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,1 @@
+"""Losses: segmentation and distillation terms, each logged by itself."""

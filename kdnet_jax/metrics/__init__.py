@@ -1,0 +1,1 @@
+"""Metrics on whole segmentations, on the host, in physical units."""

@@ -1,0 +1,1 @@
+"""Networks: functions of (parameters, input) to logits and named features."""
