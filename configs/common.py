@@ -1,0 +1,162 @@
+"""What the roles share: the sections of a config, and the presets.
+
+A preset is a set of sizes and budgets; a role (teacher, baseline, student) says which sequences
+the network sees and what it learns from. All three roles of a preset have the same network, data,
+split, patches, augmentation and evaluation, so that their numbers can be compared.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import config_dict
+
+from kdnet_jax import conventions, optimizers
+from kdnet_jax.data import augment
+from kdnet_jax.errors import UserError, nearest
+from kdnet_jax.losses import distillation
+from kdnet_jax.models import unet
+
+PRESETS = ("phantom", "brats", "smoke")
+STUDENT_SEQUENCE = "t1ce"
+
+
+def base_config(role: str, preset: str) -> config_dict.ConfigDict:
+    """Returns the config of a role ("teacher", "baseline", "student") for a preset.
+
+    Raises:
+        UserError: for an unknown preset.
+    """
+    preset = preset or "phantom"
+    if preset not in PRESETS:
+        raise UserError(
+            f"configs/{role}.py:{preset} is no preset{nearest(preset, PRESETS)}. There are "
+            f"{', '.join(PRESETS)}."
+        )
+    config = config_dict.create(**_sections(role, preset))
+    _PRESET_CHANGES[preset](config)
+    config.inference.patch = config.inference.patch or config.loader.patch
+    if role == "student":
+        config.distillation = _fields(distillation.DistillationOptions())
+        # A teacher that has to be trained first differs from the student in these alone.
+        config.teacher = {
+            "checkpoint": "",
+            "modalities": ",".join(conventions.MODALITIES),
+            "widths": config.model.widths,
+            "steps": _TEACHER_STEPS[preset],
+        }
+    if role == "teacher":
+        config.model.modalities = ",".join(conventions.MODALITIES)
+        config.train.steps = _TEACHER_STEPS[preset]
+    return config
+
+
+def _sections(role: str, preset: str) -> dict[str, Any]:
+    return {
+        "role": role,
+        "preset": preset,
+        "seed": 0,
+        "data": {
+            # A folder of scans; empty: the synthetic cohort of `phantom`.
+            "data_dir": "",
+            # auto, brats2018 ... brats2024, decathlon, user.
+            "release": "auto",
+            # Labels of a `user` folder: brats2021, brats2023, brats2024, decathlon, kdnet.
+            "label_convention": "",
+            # Where built datasets lie.
+            "root": "datasets",
+            # Read from each case, in this order; a network sees some or all of them.
+            "modalities": ",".join(conventions.MODALITIES),
+            # Working voxel size in mm; 0 keeps each scan's own.
+            "spacing": 1.0,
+            # header, or three letters such as LPS that overrule a wrong header.
+            "orientation": "header",
+            # What BraTS 2024's resection cavity counts as: background, or NCR.
+            "resection_cavity": "background",
+            "skip_bad_cases": False,
+            "workers": 2,
+            "phantom": {"cases": 60, "seed": 0, "spacing": 3.0},
+        },
+        "split": {
+            # A JSON file that gives the split; then the rest of the section is unused.
+            "file": "",
+            "seed": 0,
+            # Shares of the patients without folds; with folds, the validation share of the rest.
+            "train": 0.7,
+            "validation": 0.1,
+            "test": 0.2,
+            "folds": 0,
+            "fold": 0,
+        },
+        "loader": {
+            "patch": (48, 48, 48),
+            "batch": 1,
+            "tumour_share": 0.5,
+            "crops_per_read": 1,
+            "threads": 2,
+            "prefetch_batches": 4,
+        },
+        "model": {"modalities": STUDENT_SEQUENCE} | _fields(unet.UNetConfig()),
+        "loss": {"form": "dice_ce", "over_batch": False},
+        "optimizer": _fields(optimizers.OptimizerOptions()),
+        "augment": _fields(augment.AugmentOptions()),
+        "train": {
+            "steps": 1000,
+            "log_every": 10,
+            "validate_every": 250,
+            # Minutes between saves, besides one at every validation.
+            "save_minutes": 10.0,
+            # Stop after so many validations without a better one; 0 never stops early.
+            "early_stop": 0,
+        },
+        # Window of whole-volume prediction; empty: the patch.
+        "inference": {"patch": (), "overlap": 0.5, "mirror": False},
+        # data = -1: all devices that `space` leaves.
+        "mesh": {"data": -1, "space": 1},
+    }
+
+
+def _fields(options: Any) -> dict[str, Any]:
+    values = dataclasses.asdict(options)
+    # An unset choice needs a type that a flag can parse.
+    return {key: "auto" if value is None else value for key, value in values.items()}
+
+
+def _phantom(config: config_dict.ConfigDict) -> None:
+    config.data.spacing = 3.0
+    config.model.widths = (8, 16, 32)
+    config.model.last_blocks = 2
+    config.optimizer.learning_rate = 3e-3
+    config.train.steps = 800
+    config.train.validate_every = 200
+    config.inference.patch = (64, 64, 56)
+
+
+def _brats(config: config_dict.ConfigDict) -> None:
+    config.loader.patch = (128, 128, 128)
+    config.loader.crops_per_read = 4
+    config.loader.threads = 8
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.schedule = "plateau"
+    config.split.folds = 3
+    config.train.steps = 95_000  # 500 epochs of 190 cases, two thirds of BraTS 2018
+    config.train.log_every = 50
+    config.train.validate_every = 1900
+    config.inference.mirror = True
+
+
+def _smoke(config: config_dict.ConfigDict) -> None:
+    _phantom(config)
+    config.data.phantom.cases = 8
+    config.data.phantom.spacing = 6.0
+    config.data.spacing = 6.0
+    config.split.train, config.split.validation, config.split.test = 0.5, 0.25, 0.25
+    config.loader.patch = (16, 16, 16)
+    config.model.widths = (4, 8)
+    config.train.steps = 6
+    config.train.log_every = 2
+    config.train.validate_every = 3
+    config.inference.patch = (32, 32, 32)
+
+
+_PRESET_CHANGES = {"phantom": _phantom, "brats": _brats, "smoke": _smoke}
+_TEACHER_STEPS = {"phantom": 1200, "brats": 95_000, "smoke": 6}

@@ -1,0 +1,1 @@
+"""BraTS, Decathlon and own glioma scans as prepared cases (TFDS)."""

@@ -1,0 +1,145 @@
+r"""Builds the dataset that training reads, from scans or from synthetic cases.
+
+    python -m kdnet_jax.build_data --data_dir=DIR [--release=auto] [--modalities=t1ce,flair] \
+        [--spacing=1.0] [--output=datasets] [--workers=2]
+    python -m kdnet_jax.build_data --phantom [--cases=40] [--seed=0] [--spacing=2.0]
+    python -m kdnet_jax.build_data --phantom --scans=DIR    # NIfTI scans instead of a dataset
+
+Training builds what it needs by itself; building first shows early which scan is bad.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+
+from data_builders.brats_phantom import phantom
+from kdnet_jax import conventions
+from kdnet_jax.data import building, geometry, prepare, store
+from kdnet_jax.errors import UserError, exit_on_user_error, nearest
+
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans.")
+_RELEASE = flags.DEFINE_string("release", "auto", "Layout of the scans; auto recognises it.")
+_MODALITIES = flags.DEFINE_list("modalities", list(conventions.MODALITIES), "Sequences to keep.")
+_SPACING = flags.DEFINE_string(
+    "spacing", None, "Working voxel size in mm, or native (1.0; 2.0 for the phantom)."
+)
+_ORIENTATION = flags.DEFINE_string(
+    "orientation", geometry.HEADER, "header, or letters such as LPS where the headers are wrong."
+)
+_ALLOW_SKULL = flags.DEFINE_bool("allow_skull", False, "Take scans that are not skull-stripped.")
+_LABEL_CONVENTION = flags.DEFINE_string(
+    "label_convention",
+    None,
+    "What the label values mean, e.g. brats2023; by default the release's.",
+)
+_SKIP_BAD_CASES = flags.DEFINE_bool("skip_bad_cases", False, "Leave out cases that fail.")
+_OUTPUT = flags.DEFINE_string("output", str(building.DEFAULT_ROOT), "Root of built datasets.")
+_WORKERS = flags.DEFINE_integer("workers", building.DEFAULT_WORKERS, "Cases prepared at once.")
+_PHANTOM = flags.DEFINE_bool("phantom", False, "Make synthetic cases instead of reading scans.")
+_CASES = flags.DEFINE_integer("cases", 40, "Number of synthetic cases.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.")
+_SCANS = flags.DEFINE_string("scans", None, "With --phantom: write NIfTI scans into this folder.")
+
+
+def main(argv: list[str]) -> None:
+    """Builds what the flags ask for."""
+    exit_on_user_error(lambda: _build(argv[1:]))
+
+
+def _build(rest: list[str]) -> None:
+    if rest:
+        raise UserError(f"{rest[0]}: is not understood; every option begins with --")
+    if _PHANTOM.value == bool(_DATA_DIR.value):
+        raise UserError("give either --data_dir=DIR (scans) or --phantom (synthetic cases)")
+    if _SCANS.value:
+        _write_scans()
+    else:
+        _report(_build_phantom() if _PHANTOM.value else _build_brats())
+
+
+def _write_scans() -> None:
+    if not _PHANTOM.value:
+        raise UserError("--scans: needs --phantom; it writes synthetic scans")
+    folder = pathlib.Path(_SCANS.value)
+    phantom.write_scans(folder, cases=_CASES.value, seed=_SEED.value, spacing=_phantom_spacing())
+    print(f"{_CASES.value} synthetic cases are in {folder}")
+
+
+def _build_phantom() -> store.CaseStore:
+    return building.build_phantom(
+        pathlib.Path(_OUTPUT.value),
+        cases=_CASES.value,
+        seed=_SEED.value,
+        spacing=_phantom_spacing(),
+        workers=_WORKERS.value,
+    )
+
+
+def _phantom_spacing() -> float:
+    spacing = parse_spacing(_SPACING.value or "2.0")
+    if not isinstance(spacing, float):
+        raise UserError(f"--spacing={_SPACING.value}: the phantom needs one number in mm")
+    return spacing
+
+
+def _build_brats() -> store.CaseStore:
+    return building.build_brats(
+        pathlib.Path(_OUTPUT.value),
+        pathlib.Path(_DATA_DIR.value),
+        release=_RELEASE.value,
+        modalities=parse_modalities(_MODALITIES.value),
+        spacing=parse_spacing(_SPACING.value or "1.0"),
+        orientation=_ORIENTATION.value,
+        allow_skull=_ALLOW_SKULL.value,
+        label_convention=_LABEL_CONVENTION.value,
+        workers=_WORKERS.value,
+        skip_bad_cases=_SKIP_BAD_CASES.value,
+    )
+
+
+def parse_modalities(names: list[str]) -> tuple[str, ...]:
+    """Returns the named sequences in the project's order.
+
+    Raises:
+      UserError: an unknown name, or none.
+    """
+    for name in names:
+        if name not in conventions.MODALITIES:
+            raise UserError(
+                f"--modalities: {name!r} is unknown{nearest(name, conventions.MODALITIES)}; "
+                f"expected some of {', '.join(conventions.MODALITIES)}"
+            )
+    if not names:
+        raise UserError(f"--modalities: expected some of {', '.join(conventions.MODALITIES)}")
+    return tuple(modality for modality in conventions.MODALITIES if modality in names)
+
+
+def parse_spacing(text: str) -> prepare.Spacing:
+    """Returns the working spacing: one number, three separated by commas, or None for native.
+
+    Raises:
+      UserError: anything else.
+    """
+    if text == "native":
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 3) or min(values) <= 0:
+        raise UserError(
+            f"--spacing={text}: expected a size in mm such as 1.0, three for the axes superior, "
+            "posterior, left such as 2.0,1.0,1.0, or native"
+        )
+    return values[0] if len(values) == 1 else values
+
+
+def _report(cases: store.CaseStore) -> None:
+    for note in cases.notes:
+        print(f"note: {note}")
+    print(f"{len(cases)} cases are in {cases.folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(main))

@@ -1,0 +1,78 @@
+"""What the commands share: flags that fail with one plain message, and the compilation cache."""
+
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags, logging
+
+from kdnet_jax import errors
+
+_CONFIG_KEY = re.compile(r"--?(config[\w.]*)")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a mistake in it is one message on standard error and exit 2."""
+    # The libraries' own notes; --verbosity=0 brings them back.
+    logging.set_verbosity(logging.WARNING)
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, errors.UserError) as error:
+        message = str(error)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = _config_mistake(argv, error)
+    except OSError as error:
+        message = (
+            f"{' '.join(argv[1:])}: the config file cannot be read "
+            f"({str(error).strip().splitlines()[-1].strip()}). Give one such as "
+            "--config=configs/student.py"
+        )
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(errors.EXIT_USER_ERROR)
+
+
+def _config_mistake(argv: list[str], error: Exception) -> str:
+    """Says which --config.key is unknown, from an error that names only the key's last part."""
+    text = str(error).encode().decode("unicode_escape")
+    quoted = re.search(r"'(\w+)'", text)
+    suggested = re.search(r'Did you mean "(\w+)"', text)
+    keys = [match.group(1) for arg in argv if (match := _CONFIG_KEY.match(arg))]
+    wanted = [key for key in keys if quoted and quoted.group(1) in key.split(".")]
+    if not wanted:
+        return f"the config cannot be read: {text}"
+    hint = f"; did you mean {suggested.group(1)!r}?" if suggested else ""
+    return f"--{wanted[0]}: the config has no key {quoted.group(1)!r}{hint}"
+
+
+def refuse_arguments(argv: list[str]) -> None:
+    """Refuses words that belong to no flag: mostly a value after a space too many."""
+    if len(argv) > 1:
+        print(
+            f"error: {argv[1]!r} belongs to no flag. Write flags as --name=value.", file=sys.stderr
+        )
+        sys.exit(errors.EXIT_USER_ERROR)
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """Runs a command whose mistakes are `UserError`s."""
+    from absl import app
+
+    app.run(
+        lambda argv: errors.exit_on_user_error(lambda: main(argv)), flags_parser=parse_flags
+    )
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the second start of a command is quick.
+
+    JAX's own JAX_COMPILATION_CACHE_DIR is respected.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path.home() / ".cache" / "kdnet_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,0 +1,317 @@
+"""Reads one NIfTI file, or says plainly what is wrong with it; writes masks."""
+
+import contextlib
+import dataclasses
+import errno
+import gzip
+import io
+import itertools
+import math
+import os
+import pathlib
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, Num, UInt8
+
+from kdnet_jax.errors import UserError
+
+SUFFIXES = (".nii", ".nii.gz")
+# 2 GiB as float32. A header that asks for more is damaged, or this is no brain scan.
+MAX_VOXELS = 2**29
+# deflate cannot compress further; a gz file that claims to hold more is cut off.
+_MAX_GZ_RATIO = 1032
+_MEBI = 2**20
+# Headers that place every voxel alike to within this are one: float32 rounding stays far below.
+SAME_PLACE_MM = 0.05
+LABEL = "label"  # the name of the reference among the modalities'
+
+Affine = Float[np.ndarray, "4 4"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Volume:
+    """The voxels of a file and where they lie.
+
+    Attributes:
+        data: as stored and scaled; "x y z", or "x y z c" for a file of several channels.
+        affine: 4x4 float64, voxel index to mm, RAS+.
+        path: the file.
+    """
+
+    data: Num[np.ndarray, "x y z *c"]
+    affine: Affine
+    path: pathlib.Path
+
+
+def read_volume(path: str | os.PathLike[str], *, channels: bool = False) -> Volume:
+    """Reads an image as float32.
+
+    Args:
+        path: a `.nii` or `.nii.gz` file.
+        channels: whether a fourth axis is allowed (the Decathlon keeps the sequences in one file).
+
+    Raises:
+        UserError: missing, not NIfTI, cut off, of a wrong dimension or kind, with voxels that are
+            not finite, with one value everywhere, or with an affine that cannot be inverted.
+    """
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: refused below
+        volume = _read(path, channels, lambda image: image.get_fdata(dtype=np.float32))
+    path, data = volume.path, volume.data
+    bad = data.size - np.count_nonzero(np.isfinite(data))
+    if bad:
+        raise UserError(
+            f"{path}: {bad} of {data.size} voxels are NaN or infinite; expected finite "
+            "intensities. Export the scan again, or set these voxels to the background value"
+        )
+    low, high = data.min(), data.max()
+    if low == high:
+        raise UserError(
+            f"{path}: every voxel is {low:g}; the file holds no image. Export the scan again"
+        )
+    return volume
+
+
+def read_labels(path: str | os.PathLike[str]) -> Volume:
+    """Reads a label map in its own type, without loss.
+
+    Raises:
+        UserError: as `read_volume`, but values are not looked at (see `labels.to_classes`).
+    """
+    return _read(path, False, lambda image: np.asanyarray(image.dataobj))
+
+
+def check_suffix(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path; refuses one that does not end in .nii or .nii.gz (any case)."""
+    path = pathlib.Path(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise UserError(f"{path}: expected a NIfTI file whose name ends in .nii or .nii.gz")
+    return path
+
+
+def _read(
+    path: str | os.PathLike[str],
+    channels: bool,
+    load: Callable[[nib.Nifti1Image], Num[np.ndarray, "..."]],
+) -> Volume:
+    """Checks the name and the header, and only then reads the voxels with `load`."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path}: {what}; expected a NIfTI file (.nii or .nii.gz)")
+    compressed = check_suffix(path).suffix.lower() == ".gz"
+    # A stream, not nibabel's file map: that finds no name in mixed case, and stops at the last
+    # voxel, so that gzip's checksum, compared at the end of the file, is never looked at.
+    with _plain_errors(path), (gzip.open if compressed else open)(path, "rb") as file:
+        image = _image_class(file).from_stream(file)
+        _check_header(image, path, channels)
+        data = np.array(load(image)).reshape(_shape(image))  # a copy: no mapping of the file
+        while file.read(_MEBI):
+            pass
+    return Volume(data, image.affine, path)
+
+
+def _image_class(file: io.BufferedIOBase) -> type[nib.Nifti1Image]:
+    """Returns the class that reads the file: NIfTI-1 or NIfTI-2."""
+    start = file.read(nib.Nifti2Header.sizeof_hdr)
+    file.seek(0)
+    for image in (nib.Nifti1Image, nib.Nifti2Image):
+        if image.header_class.may_contain_header(start):
+            return image
+    raise nib.filebasedimages.ImageFileError("it has no NIfTI header")
+
+
+def _shape(image: nib.Nifti1Image) -> tuple[int, ...]:
+    """Returns the shape without axes of length 1 behind the third."""
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _check_header(image: nib.Nifti1Image, path: pathlib.Path, channels: bool) -> None:
+    shape, dtype = _shape(image), image.get_data_dtype()
+    allowed = (3, 4) if channels else (3,)
+    if len(shape) not in allowed or min(shape[:3]) < 2:
+        raise UserError(
+            f"{path}: has the shape {' x '.join(map(str, image.shape))}; expected a volume of "
+            f"{' or '.join(map(str, allowed))} dimensions with at least 2 voxels along each"
+        )
+    if dtype.kind not in "iuf":
+        kind = "colours" if dtype.names else str(dtype)
+        raise UserError(f"{path}: its voxels are {kind}; expected one real number per voxel")
+    affine = image.affine
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise UserError(
+            f"{path}: its affine {np.round(affine, 4).tolist()} cannot be inverted, so the place "
+            "of the voxels is unknown. Repair the header (sform or qform) or export it again"
+        )
+    _check_size(shape, dtype, path)
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype, path: pathlib.Path) -> None:
+    """Refuses, before memory is taken, a header that the file cannot hold."""
+    voxels = math.prod(shape)
+    if voxels > MAX_VOXELS:
+        raise UserError(
+            f"{path}: its header claims {voxels} voxels ({' x '.join(map(str, shape))}); at most "
+            f"{MAX_VOXELS} can be read. The header is damaged or this is no brain scan"
+        )
+    ratio = _MAX_GZ_RATIO if path.suffix.lower() == ".gz" else 1
+    size = path.stat().st_size
+    if voxels * dtype.itemsize > size * ratio:
+        raise _damaged(path, f"{size} bytes cannot hold {' x '.join(map(str, shape))} voxels")
+
+
+def _damaged(path: pathlib.Path, detail: object) -> UserError:
+    reason = " ".join(str(detail).split())
+    return UserError(
+        f"{path}: the file is damaged or cut off ({reason}). Copy or download it again"
+    )
+
+
+@contextlib.contextmanager
+def _plain_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turns what nibabel and the decompressor raise for a bad file into one message."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be read ({error.strerror})") from error
+    except nib.filebasedimages.ImageFileError as error:
+        raise UserError(
+            f"{path}: is not a NIfTI file, whatever its name says ({error}). Convert it, for "
+            "instance with dcm2niix, or download it again"
+        ) from error
+    except (EOFError, zlib.error, OSError, ValueError, nib.spatialimages.HeaderDataError) as error:
+        raise _damaged(path, error) from error
+
+
+def write_mask(
+    path: str | os.PathLike[str],
+    mask: UInt8[np.ndarray, "x y z"],
+    affine: Affine,
+) -> None:
+    """Writes a mask as uint8 NIfTI with `affine` in sform and qform; whole or not at all.
+
+    Raises:
+        UserError: the name does not end in .nii or .nii.gz, the disk is full, or the folder cannot
+            be written.
+    """
+    path = check_suffix(path)
+    image = nib.Nifti1Image(np.asarray(mask, np.uint8), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    # nibabel goes by the suffix, and does not know every mixture of cases.
+    suffix = ".nii.gz" if path.suffix.lower() == ".gz" else ".nii"
+    beside = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            nib.save(image, beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(_cannot_write(path, mask.nbytes, error)) from error
+
+
+def _cannot_write(path: pathlib.Path, size: int, error: OSError) -> str:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: cannot be written ({error.strerror or error})"
+    free = shutil.disk_usage(path.parent).free
+    return (
+        f"{path}: the disk is full: the mask needs up to {size / _MEBI:.1f} MiB, "
+        f"{free / _MEBI:.1f} MiB are free. Make room or choose another folder"
+    )
+
+
+# ----------------------------------------------------------------- several files on one grid
+
+
+def common_affine(members: Mapping[str, Volume]) -> tuple[Affine, list[str]]:
+    """Returns the affine that the files of a case share, with a sentence about each that differs.
+
+    Args:
+        members: modality or `LABEL` -> volume.
+
+    Raises:
+        UserError: the shapes differ, or the affines do in a way that `agree` cannot settle.
+    """
+    shapes = {volume.data.shape for volume in members.values()}
+    if len(shapes) > 1:
+        listed = "; ".join(
+            f"{volume.path} has {' x '.join(map(str, volume.data.shape))}"
+            for volume in members.values()
+        )
+        raise UserError(
+            f"the files of one case have different shapes: {listed}. Expected one grid: register "
+            "and resample them to one sequence first"
+        )
+    affines = {name: volume.affine for name, volume in members.items()}
+    affine, notes, refused = agree(affines, shapes.pop())
+    if refused:
+        listed = "; ".join(
+            f"{members[name].path}: {np.round(affines[name][:3], 3).tolist()}" for name in affines
+        )
+        raise UserError(
+            f"the headers of one case place the same voxels differently ({', '.join(refused)} "
+            f"against the others): {listed}. Expected one affine: register and resample the "
+            "sequences to one grid, or repair the wrong header"
+        )
+    return affine, notes
+
+
+def agree(
+    affines: Mapping[str, Affine], shape: tuple[int, ...]
+) -> tuple[Affine, list[str], list[str]]:
+    """Settles which affine is that of a case whose files all have one shape.
+
+    The affine that most files share wins. A file that has the identity (its header was lost), the
+    label, and, where at least three files agree, one that is off by less than half a voxel are
+    taken to lie on the same grid, with a note.
+
+    Args:
+        affines: modality or `LABEL` -> affine.
+        shape: of all the volumes.
+
+    Returns:
+        The affine, the notes, and the names of the files that cannot be reconciled.
+    """
+    known = [name for name in affines if not is_identity(affines[name])] or list(affines)
+    off = {
+        name: {other: _displacement(affines[name], affines[other], shape) for other in affines}
+        for name in known
+    }
+    backers = {name: sum(mm < SAME_PLACE_MM for mm in off[name].values()) for name in known}
+    winner = max(known, key=backers.__getitem__)
+    half_voxel = min(nib.affines.voxel_sizes(affines[winner])) / 2
+    notes, refused = [], []
+    for name, mm in off[winner].items():
+        if mm < SAME_PLACE_MM:
+            continue
+        if is_identity(affines[name]):
+            notes.append(f"the affine of {name} is the identity; that of {winner} was taken for it")
+        elif name == LABEL or (backers[winner] >= 3 and mm < half_voxel):
+            notes.append(
+                f"the header of {name} places voxels up to {mm:.2f} mm away from where {winner} "
+                f"has them; the affine of {winner} was taken for it"
+            )
+        else:
+            refused.append(name)
+    return affines[winner], notes, refused
+
+
+def is_identity(affine: Affine) -> bool:
+    """Returns whether the affine is that of a header that says nothing."""
+    return np.array_equal(affine, np.eye(4))
+
+
+def _displacement(first: Affine, second: Affine, shape: tuple[int, ...]) -> float:
+    """Returns by how many mm two affines place a voxel apart, at the worst corner."""
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in shape))))
+    apart = nib.affines.apply_affine(first, corners) - nib.affines.apply_affine(second, corners)
+    return float(np.linalg.norm(apart, axis=1).max())

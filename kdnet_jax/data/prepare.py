@@ -1,0 +1,337 @@
+"""From the files of a case to what the networks see: checked, SPL, cropped, z-scored, resampled.
+
+Every sequence is treated by itself: its background, its mean and its deviation come from its own
+voxels. So a sequence looks the same to the networks whether or not the others were acquired; only
+the crop depends on all of them.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Bool, Float, Float16, Num, UInt8
+
+from kdnet_jax import conventions
+from kdnet_jax.data import cases, geometry, labels, nifti
+from kdnet_jax.errors import UserError
+
+# z-scores are cut here, so that a metal artefact neither overflows float16 nor rules a batch.
+MAX_Z = 10.0
+# A brain without its skull is below 2000 ml, a head above 3000.
+MAX_BRAIN_ML = 2500.0
+# The share of the border that must be 0, or one other value, for that value to be the background.
+# 0 needs less because a field of view may cut through the brain.
+ZERO_BORDER, CONSTANT_BORDER = 0.5, 0.99
+
+Spacing = float | Sequence[float] | None
+T = TypeVar("T")
+Affine = Float[np.ndarray, "4 4"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """One visit of one patient, ready for the networks.
+
+    Attributes:
+        case_id: the name of the visit.
+        patient_id: the name of the patient; several visits may share it.
+        grade: "HGG", "LGG" or None where it is not known.
+        modalities: the sequences in the last axis of `image`, in the project's order.
+        image: z-scores on the working grid (SPL), 0 outside of the brain, within ±`MAX_Z`.
+        label: classes 0..3 (and `RESECTION_CAVITY`) on the working grid, or None.
+        reference: the same on the scan's own grid, untouched by crop and resampling, or None.
+        geometry: the way from the scan's own grid to the working grid, and back.
+    """
+
+    case_id: str
+    patient_id: str
+    grade: str | None
+    modalities: tuple[str, ...]
+    image: Float16[np.ndarray, "d h w m"]
+    label: UInt8[np.ndarray, "d h w"] | None
+    reference: UInt8[np.ndarray, "x y z"] | None
+    geometry: geometry.Geometry
+
+
+def prepare_arrays(
+    images: Mapping[str, Num[np.ndarray, "x y z"]],
+    affine: Affine,
+    reference: UInt8[np.ndarray, "x y z"] | None,
+    *,
+    spacing: Spacing,
+    case_id: str,
+    patient_id: str,
+    grade: str | None = None,
+) -> PreparedCase:
+    """Prepares sequences that are already in memory, on one grid; see `prepare_case`.
+
+    Args:
+        images: modality -> intensities on the scan's grid, background 0.
+        affine: of that grid.
+        reference: classes on that grid, or None.
+        spacing: mm, one number or one per SPL axis; None keeps the scan's own.
+        case_id: see `PreparedCase`.
+        patient_id: see `PreparedCase`.
+        grade: see `PreparedCase`.
+    """
+    images = _in_order(images)
+    names = {modality: f"{case_id}, {modality}" for modality in images}
+    image, way, _ = _prepare_images(images, names, affine, spacing, geometry.HEADER, False)
+    return _with_reference(image, way, reference, tuple(images), case_id, patient_id, grade)
+
+
+def prepare_case(
+    case: cases.Case,
+    *,
+    spacing: Spacing,
+    orientation: str = geometry.HEADER,
+    allow_skull: bool = False,
+) -> tuple[PreparedCase, list[str]]:
+    """Reads, checks and prepares the files of a case.
+
+    Args:
+        case: the files.
+        spacing: mm, one number or one per SPL axis; None keeps the scan's own.
+        orientation: "header", or three letters such as "LPS": how the voxels are stored, where the
+            header is known to be wrong. Masks still go back onto the file's own grid and affine.
+        allow_skull: go on with a scan that seems to have its skull on.
+
+    Returns:
+        The case, and a sentence about everything that was repaired or assumed.
+
+    Raises:
+        UserError: a file cannot be used (see `nifti`, `labels`), the files do not share one grid,
+            a sequence is empty or not skull-stripped.
+    """
+    geometry.check_orientation(orientation)
+    volumes = read_images(case.images)
+    reference = None if case.label is None else nifti.read_labels(case.label)
+    members = volumes if reference is None else volumes | {nifti.LABEL: reference}
+    affine, notes = nifti.common_affine(members)
+    notes += _orientation_notes(affine, orientation)
+    names = {modality: str(volume.path) for modality, volume in volumes.items()}
+    images = {modality: volume.data for modality, volume in volumes.items()}
+    image, way, more = _prepare_images(images, names, affine, spacing, orientation, allow_skull)
+    classes = (
+        None
+        if reference is None
+        else labels.to_classes(reference.data, case.convention, reference.path)
+    )
+    prepared = _with_reference(
+        image, way, classes, tuple(images), case.case_id, case.patient_id, case.grade
+    )
+    return prepared, [f"{case.case_id}: {note}" for note in notes + more]
+
+
+def prepare_scan(
+    images: Mapping[str, cases.Source],
+    *,
+    spacing: Spacing,
+    orientation: str = geometry.HEADER,
+    allow_skull: bool = False,
+) -> tuple[PreparedCase, list[str]]:
+    """Prepares scans without a reference, such as the one sequence at the bedside.
+
+    Args:
+        images: modality -> file, or (file, channel).
+        spacing: see `prepare_case`, which does the work.
+        orientation: see `prepare_case`.
+        allow_skull: see `prepare_case`.
+    """
+    path = nifti.check_suffix(_path_and_channel(next(iter(images.values())))[0])
+    name = path.name[: path.name.lower().rfind(".nii")]
+    case = cases.Case(
+        case_id=name,
+        patient_id=name,
+        grade=None,
+        images=dict(images),
+        label=None,
+        convention="kdnet",
+    )
+    return prepare_case(case, spacing=spacing, orientation=orientation, allow_skull=allow_skull)
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def read_images(sources: Mapping[str, cases.Source]) -> dict[str, nifti.Volume]:
+    """Reads the sequences, each file once, in the project's order of modalities.
+
+    Raises:
+        UserError: a file cannot be used, or has no such channel.
+    """
+    files: dict[pathlib.Path, nifti.Volume] = {}
+    volumes = {}
+    for modality, source in _in_order(sources).items():
+        path, channel = _path_and_channel(source)
+        if path not in files:
+            files[path] = nifti.read_volume(path, channels=channel is not None)
+        volumes[modality] = _channel(files[path], channel)
+    return volumes
+
+
+def _in_order(by_modality: Mapping[str, T]) -> dict[str, T]:
+    return {m: by_modality[m] for m in sorted(by_modality, key=conventions.MODALITIES.index)}
+
+
+def _path_and_channel(source: cases.Source) -> tuple[pathlib.Path, int | None]:
+    path, channel = source if isinstance(source, tuple) else (source, None)
+    return pathlib.Path(path), channel
+
+
+def _channel(volume: nifti.Volume, channel: int | None) -> nifti.Volume:
+    if channel is None:
+        return volume
+    count = volume.data.shape[3] if volume.data.ndim == 4 else 1
+    if channel >= count:
+        raise UserError(f"{volume.path}: has {count} channel(s); channel {channel} was expected")
+    return dataclasses.replace(
+        volume, data=volume.data.reshape(*volume.data.shape[:3], count)[..., channel]
+    )
+
+
+def _orientation_notes(affine: Affine, orientation: str) -> list[str]:
+    says = "".join(nib.aff2axcodes(affine))
+    if orientation != geometry.HEADER:
+        return [f"the voxels are taken as stored in {orientation} (the header says {says})"]
+    if nifti.is_identity(affine):
+        return [
+            "the affine is the identity, so the header may be lost: the voxels are taken as stored "
+            'in RAS with 1 mm. If that is wrong, set the orientation, such as "LPS"'
+        ]
+    return []
+
+
+# ------------------------------------------------------------------------------- intensities
+
+
+def _prepare_images(
+    images: Mapping[str, Num[np.ndarray, "x y z"]],
+    names: Mapping[str, str],
+    affine: Affine,
+    spacing: Spacing,
+    orientation: str,
+    allow_skull: bool,
+) -> tuple[Float16[np.ndarray, "d h w m"], geometry.Geometry, list[str]]:
+    """Crops to the union of all brains; scores and resamples each sequence by its own brain."""
+    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    masks, notes = {}, []
+    for modality, volume in images.items():
+        masks[modality], note = find_brain(volume, voxel_ml, names[modality], allow_skull)
+        notes += note
+    union = np.logical_or.reduce(list(masks.values()))
+    box = _bounding_box(geometry.orient(union, affine, orientation))
+    way = geometry.make_geometry(
+        union.shape, affine, box=box, spacing=spacing, orientation=orientation
+    )
+    image = np.empty((*way.working_shape, len(images)), np.float16)
+    for index, (modality, volume) in enumerate(images.items()):
+        scores = z_score(volume, masks[modality], names[modality])
+        image[..., index] = geometry.to_working(scores, way, order=1)
+    return image, way, notes
+
+
+def find_brain(
+    volume: Num[np.ndarray, "x y z"], voxel_ml: float, name: str, allow_skull: bool = False
+) -> tuple[Bool[np.ndarray, "x y z"], list[str]]:
+    """Returns the voxels that are not background, and a note where that took a decision.
+
+    The background is 0, or the one value that the border of the volume has (a volume that others
+    z-scored). A border with neither, or too large a foreground, is a head with its skull.
+
+    Args:
+        volume: intensities.
+        voxel_ml: the volume of a voxel, ml.
+        name: names the scan in messages.
+        allow_skull: take such a head as it is, with a note.
+
+    Raises:
+        UserError: nothing but background, or the skull is on and `allow_skull` is false.
+    """
+    background, notes = _background(volume, name)
+    if background is None:
+        mask, reason = np.ones(volume.shape, bool), "the border of the volume is not background"
+    else:
+        mask = volume != background
+        millilitres = np.count_nonzero(mask) * voxel_ml
+        reason = None
+        if millilitres > MAX_BRAIN_ML:
+            reason = (
+                f"{millilitres:.0f} ml are not background, a brain has at most {MAX_BRAIN_ML:g}"
+            )
+    if not mask.any():
+        raise UserError(f"{name}: every voxel is background; expected a brain")
+    if reason is None:
+        return mask, notes
+    if not allow_skull:
+        raise UserError(
+            f"{name}: {reason}: the skull seems to be on. Expected a skull-stripped scan: strip it "
+            "with HD-BET or SynthStrip, or allow the skull (allow_skull=True) to go on as it is"
+        )
+    return mask, [*notes, f"{name}: {reason}; used with its skull, as asked"]
+
+
+def _background(volume: Num[np.ndarray, "x y z"], name: str) -> tuple[float | None, list[str]]:
+    """Returns the value of the background, None if there is none, and a note if it is not 0."""
+    faces = [volume.take(side, axis).ravel() for axis in range(3) for side in (0, -1)]
+    border = np.concatenate(faces)
+    if np.count_nonzero(border == 0) >= ZERO_BORDER * border.size:
+        return 0.0, []
+    values, counts = np.unique(border, return_counts=True)
+    if counts.max() < CONSTANT_BORDER * border.size:
+        return None, []
+    background = float(values[counts.argmax()])
+    return background, [f"{name}: the background is {background:g}, not 0; it was taken as such"]
+
+
+def _bounding_box(mask: Bool[np.ndarray, "d h w"]) -> geometry.Box:
+    """Returns (start, stop) per axis of the smallest box that holds all of `mask`."""
+    box = []
+    for axis in range(3):
+        used = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        box.append((int(used[0]), int(used[-1]) + 1))
+    return tuple(box)
+
+
+def z_score(
+    volume: Num[np.ndarray, "x y z"], mask: Bool[np.ndarray, "x y z"], name: str
+) -> Float[np.ndarray, "x y z"]:
+    """Returns (volume - mean) / deviation over `mask`, cut at ±`MAX_Z`, and 0 outside of it.
+
+    Raises:
+        UserError: all voxels of `mask` have one value.
+    """
+    inside = volume[mask].astype(np.float64)  # float32 sums lose digits at intensities of 1e7
+    deviation = inside.std()
+    if inside.min() == inside.max() or deviation == 0:
+        raise UserError(
+            f"{name}: every voxel of the brain is {inside[0]:g}; the file holds a mask or an empty "
+            "sequence, expected intensities"
+        )
+    scores = np.zeros(volume.shape, np.float32)
+    scores[mask] = np.clip((inside - inside.mean()) / deviation, -MAX_Z, MAX_Z)
+    return scores
+
+
+def _with_reference(
+    image: Float16[np.ndarray, "d h w m"],
+    way: geometry.Geometry,
+    reference: UInt8[np.ndarray, "x y z"] | None,
+    modalities: tuple[str, ...],
+    case_id: str,
+    patient_id: str,
+    grade: str | None,
+) -> PreparedCase:
+    return PreparedCase(
+        case_id=case_id,
+        patient_id=patient_id,
+        grade=grade,
+        modalities=modalities,
+        image=image,
+        label=None if reference is None else geometry.to_working(reference, way, order=0),
+        reference=reference,
+        geometry=way,
+    )

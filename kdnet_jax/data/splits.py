@@ -1,0 +1,329 @@
+"""Training, validation and test cases: by patient, stratified by grade, the same everywhere.
+
+All visits of a patient lie in one part. The order of the cases on disk, the machine and the number
+of processes have no influence: patients are sorted by name before a seeded permutation.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from kdnet_jax.errors import UserError
+
+PARTS: Final = ("train", "validation", "test")
+_SHOWN: Final = 5  # names in a message
+
+
+class Summary(Protocol):
+    """What a split needs to know of a case, such as `cases.Case` or `store.CaseSummary`."""
+
+    @property
+    def case_id(self) -> str:
+        """The name of the visit."""
+
+    @property
+    def patient_id(self) -> str:
+        """The name of the patient."""
+
+    @property
+    def grade(self) -> str | None:
+        """ "HGG", "LGG" or None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Case ids of the three parts, sorted, and the sha256 of their canonical JSON."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    hash: str
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Part -> case ids, in the order of `PARTS`."""
+        return {part: getattr(self, part) for part in PARTS}
+
+
+def make_split(
+    summaries: Sequence[Summary],
+    *,
+    seed: int,
+    fractions: tuple[float, float, float] | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
+    validation_fraction: float = 0.1,
+) -> Split:
+    """Divides cases by patient; each grade, and the unknown one, is divided by itself.
+
+    Args:
+        summaries: the cases.
+        seed: of the permutation of patients.
+        fractions: shares of training, validation and test patients, of sum 1. A part of share 0
+            is empty.
+        folds: instead of fractions, the number of folds; `fold` of them is the test part.
+        fold: which fold, from 0.
+        validation_fraction: with folds, the share of the other patients that validate.
+
+    Raises:
+        UserError: wrong arguments, too few patients, or a case that is there twice.
+    """
+    strata = _strata(summaries)
+    rng = np.random.default_rng(seed)
+    ordered = {grade: rng.permutation(names).tolist() for grade, names in strata.items()}
+    count = sum(map(len, ordered.values()))
+    if fractions is not None and folds is None and fold is None:
+        _check_fractions(fractions)
+        wanted = dict(zip(PARTS, fractions, strict=True))
+        part_of = _by_shares(ordered, wanted)
+    elif fractions is None and folds is not None and fold is not None:
+        _check_folds(folds, fold, validation_fraction, count)
+        part_of = _by_folds(ordered, folds, fold, validation_fraction)
+        wanted = {"train": 1.0, "validation": validation_fraction, "test": 1.0}
+    else:
+        raise UserError(
+            f"split: fractions are {fractions}, folds {folds} and fold {fold}; expected either "
+            "fractions, or folds together with fold (--config.split)"
+        )
+    _check_filled(part_of, wanted, count)
+    parts = {
+        part: [s.case_id for s in summaries if part_of[s.patient_id] == part] for part in PARTS
+    }
+    return _split(parts)
+
+
+def _split(parts: Mapping[str, Iterable[str]]) -> Split:
+    ordered = {part: tuple(sorted(parts[part])) for part in PARTS}
+    return Split(**ordered, hash=_hash(ordered))
+
+
+def _hash(parts: Mapping[str, Sequence[str]]) -> str:
+    text = json.dumps({part: sorted(parts[part]) for part in PARTS}, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------- dividing patients
+
+
+def _strata(summaries: Iterable[Summary]) -> dict[str, list[str]]:
+    """Returns grade -> patients, both sorted; "" is the unknown grade."""
+    grades: defaultdict[str, set[str]] = defaultdict(set)
+    seen: set[str] = set()
+    for summary in summaries:
+        if summary.case_id in seen:
+            raise UserError(f"split: case {summary.case_id} is there twice; expected it once")
+        seen.add(summary.case_id)
+        grades[summary.patient_id].add(summary.grade or "")
+    strata: defaultdict[str, list[str]] = defaultdict(list)
+    for patient in sorted(grades):
+        # A glioma can progress: the highest grade of the visits ("HGG" < "LGG") is the patient's.
+        strata[min(grades[patient] - {""}, default="")].append(patient)
+    return dict(sorted(strata.items()))
+
+
+def _by_shares(ordered: Mapping[str, Sequence[str]], shares: Mapping[str, float]) -> dict[str, str]:
+    """Returns patient -> part.
+
+    Within a stratum every part gets its share, rounded down or up. What is rounded up is given to
+    the part that has come off worst so far, so that many small strata do not starve a part.
+    """
+    part_of: dict[str, str] = {}
+    owed = dict.fromkeys(shares, 0.0)
+    for patients in ordered.values():
+        quota = {part: share * len(patients) for part, share in shares.items()}
+        # 0.1 * 30 is a little above 3: a share that is whole but for rounding stays whole.
+        given = {part: int(np.floor(amount + 1e-9)) for part, amount in quota.items()}
+        uneven = [part for part in shares if quota[part] - given[part] > 1e-9]
+        owed = {part: owed[part] + quota[part] - given[part] for part in shares}
+        uneven.sort(key=lambda part: -round(owed[part], 9))
+        for part in uneven[: len(patients) - sum(given.values())]:
+            given[part] += 1
+            owed[part] -= 1
+        labels = [part for part in shares for _ in range(given[part])]
+        part_of |= dict(zip(patients, labels, strict=True))
+    return part_of
+
+
+def _by_folds(
+    ordered: Mapping[str, Sequence[str]], folds: int, fold: int, validation_fraction: float
+) -> dict[str, str]:
+    """Returns patient -> part; the folds are dealt out like cards, on through all strata."""
+    dealt = 0
+    test: list[str] = []
+    rest: dict[str, list[str]] = {}
+    for grade, patients in ordered.items():
+        mine = [name for i, name in enumerate(patients, dealt) if i % folds == fold]
+        rest[grade] = [name for i, name in enumerate(patients, dealt) if i % folds != fold]
+        test += mine
+        dealt += len(patients)
+    shares = {"train": 1 - validation_fraction, "validation": validation_fraction}
+    return _by_shares(rest, shares) | dict.fromkeys(test, "test")
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    good = len(fractions) == len(PARTS) and all(0 <= share <= 1 for share in fractions)
+    if not good or abs(sum(fractions) - 1) > 1e-6:
+        raise UserError(
+            f"split.fractions is {tuple(fractions)}; expected three shares (train, validation, "
+            "test) from 0 to 1 with the sum 1, such as (0.7, 0.1, 0.2)"
+        )
+
+
+def _check_folds(folds: int, fold: int, validation_fraction: float, patients: int) -> None:
+    if folds < 2 or not 0 <= fold < folds:
+        raise UserError(
+            f"split.fold is {fold} of {folds} folds; expected at least 2 folds and a fold from 0 "
+            "to folds - 1"
+        )
+    if not 0 <= validation_fraction < 1:
+        raise UserError(
+            f"split.validation_fraction is {validation_fraction}; expected a share of at least 0 "
+            "and below 1"
+        )
+    if patients < folds:
+        raise UserError(
+            f"split.folds is {folds}, but there are only {patients} patients; expected at least "
+            "one patient for every fold"
+        )
+
+
+def _check_filled(part_of: Mapping[str, str], wanted: Mapping[str, float], patients: int) -> None:
+    counts = {part: sum(got == part for got in part_of.values()) for part in PARTS}
+    empty = [part for part in PARTS if wanted[part] > 0 and not counts[part]]
+    if empty or not patients:
+        listed = ", ".join(f"{count} {part}" for part, count in counts.items())
+        raise UserError(
+            f"split: no patient is left for {' and '.join(empty) or 'any part'}: {patients} "
+            f"patients give {listed}. Add cases, or change split.fractions, split.folds or "
+            "split.validation_fraction (a share of 0 leaves a part out on purpose)"
+        )
+
+
+# ------------------------------------------------------------------------- files
+
+
+def save_split(split: Split, path: str | os.PathLike[str]) -> None:
+    """Writes `split` as JSON: the three lists of case ids and the hash. Never half-written.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    content = {part: list(ids) for part, ids in split.parts.items()} | {"hash": split.hash}
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{path}: the split cannot be written ({error.strerror})") from error
+
+
+def load_split(path: str | os.PathLike[str], summaries: Sequence[Summary] | None = None) -> Split:
+    """Reads a split in the form of `save_split`; the hash may be left out.
+
+    Args:
+        path: the JSON file.
+        summaries: the cases that there are; the file may leave some of them out. None reads the
+            split of other data.
+
+    Raises:
+        UserError: no such file or form, a wrong hash, a case that there is not or that is listed
+            twice, or a patient in two parts.
+    """
+    content = _read_json(path)
+    split = _split({part: _ids(content, part, path) for part in PARTS})
+    if content.get("hash", split.hash) != split.hash:
+        raise UserError(
+            f"{path}: the cases do not fit its hash, so it was changed after it was saved. If that "
+            'was meant, remove "hash" from the file; else restore it'
+        )
+    if summaries is not None:
+        _check_members(split, summaries, path)
+    return split
+
+
+def _read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; expected a split as JSON") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    unknown = set(content) - {*PARTS, "hash"} if isinstance(content, dict) else {"a list or value"}
+    if unknown:
+        raise UserError(
+            f"{path}: holds {', '.join(sorted(unknown))}; expected an object with the lists of "
+            f"case ids {', '.join(PARTS)}, and perhaps hash"
+        )
+    return content
+
+
+def _ids(content: Mapping[str, Any], part: str, path: str | os.PathLike[str]) -> list[str]:
+    ids = content.get(part)
+    if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
+        raise UserError(f'{path}: "{part}" is {ids!r:.80}; expected a list of case ids')
+    return ids
+
+
+def _check_members(
+    split: Split, summaries: Sequence[Summary], path: str | os.PathLike[str]
+) -> None:
+    patients = {summary.case_id: summary.patient_id for summary in summaries}
+    placed: dict[str, str] = {}
+    side: dict[str, str] = {}
+    unknown = [
+        case_id for ids in split.parts.values() for case_id in ids if case_id not in patients
+    ]
+    if unknown:
+        raise UserError(
+            f"{path}: {len(unknown)} cases are not in the data: {_shown(unknown)}. Expected case "
+            "ids of the data that is used; is it another release?"
+        )
+    for part, ids in split.parts.items():
+        for case_id in ids:
+            if case_id in placed:
+                raise UserError(
+                    f"{path}: case {case_id} is listed twice ({placed[case_id]}, {part}); expected "
+                    "it once"
+                )
+            placed[case_id] = part
+            patient = patients[case_id]
+            if side.setdefault(patient, part) != part:
+                raise UserError(
+                    f"{path}: patient {patient} is in {side[patient]} and in {part} (case "
+                    f"{case_id}); expected all cases of a patient in one part"
+                )
+
+
+def check_same_split(saved: Split, current: Split) -> None:
+    """Refuses to go on with another split than the saved one.
+
+    Raises:
+        UserError: they differ; the message counts and names the cases.
+    """
+    if saved.hash == current.hash:
+        return
+    differences = []
+    for part in PARTS:
+        before, now = set(saved.parts[part]), set(current.parts[part])
+        if gone := sorted(before - now):
+            differences.append(f"{part} lost {len(gone)} ({_shown(gone)})")
+        if new := sorted(now - before):
+            differences.append(f"{part} gained {len(new)} ({_shown(new)})")
+    raise UserError(
+        f"the split is not the saved one: {'; '.join(differences)}. Cases that trained would be "
+        "tested. Use the same data, seed and split settings, or give the saved split.json"
+    )
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

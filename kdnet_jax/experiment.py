@@ -1,0 +1,418 @@
+"""One run from its config to its report: data, split, teacher, training, evaluation, report."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+
+from kdnet_jax import (
+    checkpoint,
+    evaluation,
+    optimizers,
+    provenance,
+    runs,
+    settings,
+    sharding,
+    steps,
+    train,
+)
+from kdnet_jax.data import building, loader, splits, store
+from kdnet_jax.errors import UserError
+from kdnet_jax.metrics import surface
+from kdnet_jax.models import layers, unet
+from kdnet_jax.reporting import progress, run_report
+
+# Settings that change how fast a run goes or how often it looks, but not what it computes.
+_OPERATIONAL = (
+    "data.root",
+    "data.workers",
+    "loader.threads",
+    "loader.prefetch_batches",
+    "train.log_every",
+    "train.save_minutes",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The cases of a run and who is in which part.
+
+    Attributes:
+        cases: the prepared cases.
+        split: case ids of train, validation and test.
+        convention: label values of the files that are written for these cases.
+    """
+
+    cases: store.CaseStore
+    split: splits.Split
+    convention: str
+
+    def indices(self, part: str) -> list[int]:
+        """Returns the positions in `cases` of the split's part ("train", "validation", "test")."""
+        position = {summary.case_id: i for i, summary in enumerate(self.cases.summaries)}
+        return [position[case_id] for case_id in getattr(self.split, part)]
+
+
+def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+    """Trains, evaluates and reports a run; a run that was stopped goes on, a finished one reports.
+
+    Raises:
+        UserError: for everything that the user can mend, as early as it can be known.
+        train.Stopped: after SIGINT or SIGTERM, when everything is saved.
+    """
+    # -- Everything that can be wrong without reading data -----------------------------------
+    values = settings.read_settings(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
+    sharding.check_batch(mesh, config.loader.batch, values.patch)
+    claim(workdir, config)
+    teacher_folder = _teacher_folder(config, workdir)
+
+    # -- Data and split ----------------------------------------------------------------------
+    data = open_data(config, values)
+    _claim_split(workdir, data.split)
+    print(
+        f"{workdir}: {config.role} on {', '.join(values.modalities)}; "
+        f"{len(data.split.train)} training, {len(data.split.validation)} validation and "
+        f"{len(data.split.test)} test cases"
+    )
+
+    # -- The teacher first -------------------------------------------------------------------
+    teacher = None
+    if teacher_folder is not None:
+        if not config.teacher.checkpoint:
+            print(f"No teacher is given (--config.teacher.checkpoint): {teacher_folder} is trained")
+            train_and_evaluate(settings.teacher_config(config), teacher_folder, data, None)
+        teacher = runs.load_run(teacher_folder)
+        check_teacher(teacher, values, data)
+
+    # -- The run itself ----------------------------------------------------------------------
+    train_and_evaluate(config, workdir, data, teacher)
+    others = {"teacher": teacher_evaluation(teacher, workdir, data)} if teacher else {}
+    report = run_report.write(
+        workdir,
+        data.cases,
+        channel=values.channels[0],
+        cavity=config.data.resection_cavity,
+        others=others,
+        synthetic=not config.data.data_dir,
+        facts=_facts(config, data),
+    )
+    shown = {**others, config.role: workdir}
+    print(run_report.region_table({k: evaluation.read_summary(v) for k, v in shown.items()}))
+    print(f"Report: {report}")
+
+
+def train_and_evaluate(
+    config: config_dict.ConfigDict, folder: pathlib.Path, data: Data, teacher: runs.Run | None
+) -> None:
+    """Trains one network to its budget (or resumes it) and scores its best checkpoint on test."""
+    values = settings.read_settings(config)
+    claim(folder, config)
+    _claim_split(folder, data.split)
+    identity = {
+        "split": data.split.hash,
+        "data": data.cases.fingerprint,
+        "teacher": teacher.params_hash if teacher else "",
+    }
+    trained = _train(config, values, folder, data, teacher, identity)
+    best = runs.load_run(folder)
+    about = {"steps": trained.step, "train_seconds": round(trained.seconds, 1)}
+    if teacher:
+        about["teacher"] = {"path": os.fspath(teacher.folder), "hash": teacher.params_hash}
+    evaluate(best, folder, data, about)
+
+
+def teacher_evaluation(teacher: runs.Run, workdir: pathlib.Path, data: Data) -> pathlib.Path:
+    """Returns the folder with the teacher's scores on this run's test cases.
+
+    It is the teacher's own folder where that was evaluated on the same cases (always so for a
+    teacher that this run trained), else `teacher_evaluation/`.
+    """
+    former = evaluation.read_summary(teacher.folder)
+    if former and _evaluation_key(teacher, data).items() <= former.items():
+        return teacher.folder
+    folder = workdir / "teacher_evaluation"
+    folder.mkdir(exist_ok=True)
+    log = teacher.folder / progress.METRICS_FILE
+    if log.is_file():
+        shutil.copyfile(log, folder / progress.METRICS_FILE)
+    evaluate(teacher, folder, data, {"steps": teacher.step, "train_seconds": 0.0})
+    return folder
+
+
+def _evaluation_key(run: runs.Run, data: Data) -> dict[str, str]:
+    return {
+        "params_hash": run.params_hash,
+        "split_hash": data.split.hash,
+        "data_fingerprint": data.cases.fingerprint,
+    }
+
+
+def evaluate(run: runs.Run, folder: pathlib.Path, data: Data, about: dict[str, Any]) -> None:
+    """Scores a run on the test cases, unless `folder` holds just that already."""
+    key = _evaluation_key(run, data)
+    former = evaluation.read_summary(folder)
+    if former and key.items() <= former.items():
+        print(f"{folder}: already evaluated")
+        return
+    evaluation.evaluate(
+        run.probabilities,
+        run.settings.network.head,
+        data.cases,
+        data.indices("test"),
+        channels=tuple(data.cases.modalities.index(name) for name in run.settings.modalities),
+        cavity=run.config.data.resection_cavity,
+        convention=data.convention,
+        folder=folder,
+        about={
+            "role": run.config.role,
+            "modalities": list(run.settings.modalities),
+            "step": run.step,
+            "parameters": layers.parameter_count(run.params),
+            "teacher": None,
+            **about,
+            **key,
+            "labels": data.convention,
+            "post_processing": "none",
+            "hd95": "the larger of the two directed 95th percentiles of the surface distances",
+            "nsd_tolerance_mm": surface.DEFAULT_TOLERANCE_MM,
+            "provenance": provenance.collect(),
+        },
+        description=f"evaluate {run.config.role}",
+    )
+
+
+def _train(
+    config: config_dict.ConfigDict,
+    values: settings.Settings,
+    folder: pathlib.Path,
+    data: Data,
+    teacher: runs.Run | None,
+    identity: dict[str, str],
+) -> checkpoint.Progress:
+    """Builds state, step and loader from the config, and runs the loop."""
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
+    init_key, root = jax.random.split(jax.random.key(config.seed))
+    training = data.indices("train")
+    optimizer = optimizers.make_optimizer(
+        values.optimizer, values.train.steps, len(training) // config.loader.batch
+    )
+    params = unet.init_params(values.network, len(values.modalities), init_key)
+    state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
+    validation = [data.cases[index] for index in data.indices("validation")]
+    predictor = runs.volume_predictor(values, config)
+
+    def validate(params: Any) -> dict[str, float]:
+        return evaluation.dice_on_working_grid(
+            predictor(params),
+            values.network.head,
+            validation,
+            values.channels,
+            config.data.resection_cavity,
+        )
+
+    batches = loader.make_loader(
+        data.cases,
+        training,
+        seed=config.seed,
+        cavity=config.data.resection_cavity,
+        **config.loader,
+    )
+    with checkpoint.RunCheckpoints(folder) as checkpoints, batches:
+        resumed = checkpoints.latest_step()
+        if resumed is not None:
+            print(f"{folder}: resuming from step {resumed} of {values.train.steps}")
+        with progress.MetricsLog(folder, resume_step=resumed or 0) as log:
+            return train.train(
+                _step_fn(values, mesh, optimizer, teacher),
+                state,
+                batches,
+                root=root,
+                mesh=mesh,
+                validate=validate,
+                checkpoints=checkpoints,
+                options=values.train,
+                identity=identity,
+                log=log,
+                description=config.role,
+            )
+
+
+def _step_fn(
+    values: settings.Settings, mesh: Any, optimizer: Any, teacher: runs.Run | None
+) -> Any:
+    """Returns the jitted step as a function of (state, batch, root key)."""
+    shared = {
+        "network": runs.as_network(values),
+        "optimizer": optimizer,
+        "loss_options": values.loss,
+        "augment_options": values.augment,
+    }
+    if teacher is None:
+        return steps.jit_supervised(mesh, **shared)
+    # The teacher sees its sequences at their positions in this run's stack.
+    teacher_network = runs.as_network(
+        dataclasses.replace(teacher.settings, data_modalities=values.data_modalities)
+    )
+    step = steps.jit_distillation(
+        mesh, teacher=teacher_network, options=values.distillation, **shared
+    )
+    teacher_params = jax.device_put(teacher.params, sharding.replicated(mesh))
+    return lambda state, batch, root: step(state, teacher_params, batch, root)
+
+
+def _facts(config: config_dict.ConfigDict, data: Data) -> list[tuple[str, str]]:
+    sizes = [len(getattr(data.split, part)) for part in ("train", "validation", "test")]
+    return [
+        ("Role", config.role),
+        ("Config", f"configs/{config.role}.py:{config.preset}"),
+        ("Cases", config.data.data_dir or "synthetic cohort brats_phantom"),
+        ("Training / validation / test cases", " / ".join(map(str, sizes))),
+        ("Working voxel size", f"{config.data.spacing} mm" if config.data.spacing else "own"),
+        ("Seed", str(config.seed)),
+    ]
+
+
+# --- Checks that need more than the config ------------------------------------------------------
+
+
+def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data:
+    """Builds the dataset if it is missing, opens it, and splits it."""
+    root = pathlib.Path(config.data.root)
+    if config.data.data_dir:
+        cases = building.build_brats(
+            root,
+            pathlib.Path(config.data.data_dir),
+            release=config.data.release,
+            modalities=values.data_modalities,
+            spacing=values.spacing,
+            orientation=config.data.orientation,
+            workers=config.data.workers,
+            skip_bad_cases=config.data.skip_bad_cases,
+        )
+    else:
+        if config.preset == "brats":
+            raise UserError(
+                "data.data_dir is empty: the brats preset needs scans. Give the folder with "
+                "--config.data.data_dir=DIR, or use the preset :phantom, which needs none."
+            )
+        phantom = config.data.phantom
+        cases = building.build_phantom(
+            root, cases=phantom.cases, seed=phantom.seed, spacing=phantom.spacing
+        )
+    for note in cases.notes:
+        print(f"note: {note}")
+    cases.cache_bytes, sentence = store.choose_cache_bytes(cases)
+    print(sentence)
+    return Data(cases, _split(config, cases), "brats2021")
+
+
+def _split(config: config_dict.ConfigDict, cases: store.CaseStore) -> splits.Split:
+    section = config.split
+    if section.file:
+        return splits.load_split(pathlib.Path(section.file), cases.summaries)
+    if section.folds:
+        return splits.make_split(
+            cases.summaries,
+            seed=section.seed,
+            folds=section.folds,
+            fold=section.fold,
+            validation_fraction=section.validation,
+        )
+    return splits.make_split(
+        cases.summaries,
+        seed=section.seed,
+        fractions=(section.train, section.validation, section.test),
+    )
+
+
+def claim(folder: pathlib.Path, config: config_dict.ConfigDict) -> None:
+    """Writes the run's config, or checks that the folder belongs to the same one."""
+    path = folder / "config.json"
+    if not path.exists():
+        if folder.is_dir() and (folder / checkpoint.FOLDER).exists():
+            raise UserError(f"{folder} has checkpoints but no config.json: give a new --workdir.")
+        _write(path, settings.to_json(config))
+        return
+    changed = [
+        (key, was, now)
+        for key, was, now in settings.differences(settings.read_config(folder), config)
+        if key not in _OPERATIONAL
+    ]
+    if changed:
+        listed = "; ".join(f"{key} was {was!r} and is now {now!r}" for key, was, now in changed[:5])
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise UserError(
+            f"{folder} holds a run of another config: {listed}{more}. Give a new --workdir, or "
+            "the former values to go on with that run."
+        )
+
+
+def _claim_split(folder: pathlib.Path, split: splits.Split) -> None:
+    path = folder / "split.json"
+    if path.exists():
+        splits.check_same_split(splits.load_split(path), split)
+    else:
+        splits.save_split(split, path)
+
+
+def _teacher_folder(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path | None:
+    if config.role != "student":
+        return None
+    if not config.teacher.checkpoint:
+        return workdir / "teacher"
+    folder = pathlib.Path(config.teacher.checkpoint)
+    settings.read_config(folder)  # a wrong folder is found before any data is read
+    return folder
+
+
+def check_teacher(teacher: runs.Run, values: settings.Settings, data: Data) -> None:
+    """Raises UserError for a teacher that cannot teach this student on these cases."""
+    theirs, where = teacher.settings, f"the teacher {teacher.folder}"
+    absent = [name for name in theirs.modalities if name not in values.data_modalities]
+    if absent:
+        raise UserError(
+            f"{where} needs {', '.join(absent)}, but data.modalities is "
+            f"{','.join(values.data_modalities)}. Add it to --config.data.modalities."
+        )
+    if theirs.network.outputs != values.network.outputs:
+        raise UserError(
+            f"{where} predicts {', '.join(theirs.network.outputs)}, the student "
+            f"{', '.join(values.network.outputs)}. Set --config.model.head={theirs.network.head}."
+        )
+    bottlenecks = (
+        (len(theirs.network.widths), theirs.network.widths[-1]),
+        (len(values.network.widths), values.network.widths[-1]),
+    )
+    if values.distillation.latent_weight and bottlenecks[0] != bottlenecks[1]:
+        raise UserError(
+            f"{where} has widths {theirs.network.widths}, the student {values.network.widths}: "
+            "their bottlenecks cannot be compared. Give the student as many levels and the same "
+            "last width, or set --config.distillation.latent_weight=0."
+        )
+    if theirs.spacing != values.spacing:
+        raise UserError(
+            f"{where} was trained at data.spacing {theirs.spacing}, the student is to be at "
+            f"{values.spacing}. Set --config.data.spacing={theirs.spacing or 0}."
+        )
+    their_split = splits.load_split(teacher.folder / "split.json")
+    leaked = {*their_split.train, *their_split.validation} & set(data.split.test)
+    if leaked:
+        raise UserError(
+            f"{where} was trained or selected on {len(leaked)} of this run's test cases (such as "
+            f"{min(leaked)}). Use its split: --config.split.file={teacher.folder / 'split.json'}"
+        )
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.part")
+        beside.write_text(text, "utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise checkpoint.disk_error(error, path) from error

@@ -1,0 +1,251 @@
+"""Scores of cases: a row per case and region, the rows of `cases.csv`, and their summary."""
+
+import csv
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+from jaxtyping import Integer
+
+from kdnet_jax import conventions
+from kdnet_jax.errors import UserError
+from kdnet_jax.metrics import overlap, surface
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionScore:
+    """One region of one case; the fields are the columns of `cases.csv`, in order.
+
+    Attributes:
+      case: The case's id.
+      region: "ET", "TC" or "WT".
+      dice: Both empty 1, exactly one empty 0.
+      hd95_mm: Both empty 0, exactly one empty 373.12866 (see `surface.hd95`).
+      nsd: Normalised surface Dice at the tolerance given to `score_case`.
+      sensitivity: NaN, an empty cell, where the reference is empty.
+      specificity: NaN, an empty cell, where the reference fills the grid.
+      volume_ref_mm3: Volume of the reference.
+      volume_pred_mm3: Volume of the prediction.
+      ref_empty: Whether the reference has no voxel of the region.
+      pred_empty: Whether the prediction has none.
+    """
+
+    case: str
+    region: str
+    dice: float
+    hd95_mm: float
+    nsd: float
+    sensitivity: float
+    specificity: float
+    volume_ref_mm3: float
+    volume_pred_mm3: float
+    ref_empty: bool
+    pred_empty: bool
+
+
+COLUMNS: Final = tuple(field.name for field in dataclasses.fields(RegionScore))
+METRICS: Final = ("dice", "hd95_mm", "nsd", "sensitivity", "specificity")
+_NUMBERS: Final = (*METRICS, "volume_ref_mm3", "volume_pred_mm3")
+_BOOLEANS: Final = {"true": True, "false": False}
+
+
+def score_case(
+    case_id: str,
+    reference_classes: Integer[np.ndarray, "..."],
+    prediction_classes: Integer[np.ndarray, "..."],
+    spacing: surface.Spacing,
+    tolerance: float = surface.DEFAULT_TOLERANCE_MM,
+) -> list[RegionScore]:
+    """Scores one case on the whole grid that it is given on.
+
+    Args:
+      case_id: The case's id.
+      reference_classes: Classes 0..3 "d h w"; a resection cavity (4) is no tumour.
+      prediction_classes: The same, on the same grid.
+      spacing: mm per axis.
+      tolerance: Tolerance of the normalised surface Dice in mm.
+
+    Returns:
+      A row per region, in the order of `conventions.REGIONS`.
+
+    Raises:
+      UserError: The grids differ, or a value is not a class.
+    """
+    if reference_classes.shape != prediction_classes.shape:
+        raise UserError(
+            f"case {case_id}: the prediction's grid {prediction_classes.shape} is not the "
+            f"reference's {reference_classes.shape}; give both on the scan's own grid"
+        )
+    _check_classes(case_id, "reference", reference_classes)
+    _check_classes(case_id, "prediction", prediction_classes)
+    return [
+        _score_region(case_id, region, reference_classes, prediction_classes, spacing, tolerance)
+        for region in conventions.REGIONS
+    ]
+
+
+def _check_classes(case_id: str, name: str, classes: Integer[np.ndarray, "..."]) -> None:
+    if not classes.size:
+        raise UserError(f"case {case_id}: the {name} has no voxel (shape {classes.shape})")
+    low, high = int(classes.min()), int(classes.max())
+    if low < 0 or high > conventions.RESECTION_CAVITY:
+        raise UserError(
+            f"case {case_id}: the {name} holds values from {low} to {high}, expected classes "
+            f"0 to {conventions.RESECTION_CAVITY}; check the label convention of its files"
+        )
+
+
+def _score_region(
+    case_id: str,
+    region: str,
+    reference_classes: Integer[np.ndarray, "d h w"],
+    prediction_classes: Integer[np.ndarray, "d h w"],
+    spacing: surface.Spacing,
+    tolerance: float,
+) -> RegionScore:
+    reference = conventions.region_mask(reference_classes, region)
+    prediction = conventions.region_mask(prediction_classes, region)
+    distances = surface.surface_distances(reference, prediction, spacing)
+    voxel = math.prod(spacing)
+    return RegionScore(
+        case=case_id,
+        region=region,
+        dice=overlap.dice(reference, prediction),
+        hd95_mm=distances.hd95(),
+        nsd=distances.nsd(tolerance),
+        sensitivity=overlap.sensitivity(reference, prediction),
+        specificity=overlap.specificity(reference, prediction),
+        volume_ref_mm3=float(np.count_nonzero(reference) * voxel),
+        volume_pred_mm3=float(np.count_nonzero(prediction) * voxel),
+        ref_empty=not reference.any(),
+        pred_empty=not prediction.any(),
+    )
+
+
+# --- cases.csv ---------------------------------------------------------------------------------
+
+
+def write_cases_csv(path: str | os.PathLike, scores: Iterable[RegionScore]) -> None:
+    """Writes `cases.csv` beside and renames it; undefined numbers become empty cells."""
+    path = pathlib.Path(path)
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([_cell(getattr(score, name)) for name in COLUMNS] for score in scores)
+    os.replace(beside, path)
+
+
+def _cell(value: str | float | bool) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(float(value))
+    return value
+
+
+def read_cases_csv(path: str | os.PathLike) -> list[RegionScore]:
+    """Reads what `write_cases_csv` wrote; further columns are left aside.
+
+    Raises:
+      UserError: The file or a column is missing, a cell cannot be read, or a case and region
+        stands there twice.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(
+                    f"{path}: column(s) {', '.join(missing)} missing; expected {','.join(COLUMNS)}"
+                )
+            scores = [_parse_row(path, reader.line_num, row) for row in reader]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected the cases.csv of an evaluation") from None
+    _refuse_doubles(path, scores)
+    return scores
+
+
+def _parse_row(path: str | os.PathLike, line: int, row: dict[str, str]) -> RegionScore:
+    try:
+        numbers = {name: float(row[name] or "nan") for name in _NUMBERS}
+        flags = {name: _BOOLEANS[row[name].lower()] for name in ("ref_empty", "pred_empty")}
+        conventions.REGION_CLASSES[row["region"]]
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}, line {line}: cannot read the cell with {error}; expected numbers, "
+            "true or false for ref_empty and pred_empty, and ET, TC or WT for region"
+        ) from error
+    return RegionScore(case=row["case"], region=row["region"], **numbers, **flags)
+
+
+def _refuse_doubles(path: str | os.PathLike, scores: Sequence[RegionScore]) -> None:
+    seen = set()
+    for score in scores:
+        if (score.case, score.region) in seen:
+            raise UserError(
+                f"{path}: case {score.case}, region {score.region} stands there twice; "
+                "keep one row per case and region"
+            )
+        seen.add((score.case, score.region))
+
+
+# --- Summary -----------------------------------------------------------------------------------
+
+
+def summarise(scores: Sequence[RegionScore]) -> dict:
+    """Returns the content of `summary.json`, free of NaN: what is undefined is None.
+
+    Returns:
+      {"cases": number of cases, "mean_dice": mean over the regions of the mean Dice,
+      "regions": {region: {"cases", "ref_empty", "pred_empty": counts, and for each metric
+      {"mean", "sd" (n - 1), "median", "count" (cases where it is defined)}}}}. The penalty of
+      HD95 for an empty mask is part of its mean, so the median stands beside it.
+    """
+    regions = {
+        region: _summarise_region([score for score in scores if score.region == region])
+        for region in conventions.REGIONS
+    }
+    means = [row["dice"]["mean"] for row in regions.values() if row["dice"]["count"]]
+    return {
+        "cases": len({score.case for score in scores}),
+        "mean_dice": float(np.mean(means)) if means else None,
+        "regions": regions,
+    }
+
+
+def _summarise_region(scores: Sequence[RegionScore]) -> dict:
+    return {
+        "cases": len(scores),
+        "ref_empty": sum(score.ref_empty for score in scores),
+        "pred_empty": sum(score.pred_empty for score in scores),
+        **{name: _statistics([getattr(score, name) for score in scores]) for name in METRICS},
+    }
+
+
+def _statistics(values: Sequence[float]) -> dict[str, float | int | None]:
+    defined = np.asarray([value for value in values if not math.isnan(value)], np.float64)
+    return {
+        "mean": float(defined.mean()) if defined.size else None,
+        "sd": float(defined.std(ddof=1)) if defined.size > 1 else None,
+        "median": float(np.median(defined)) if defined.size else None,
+        "count": int(defined.size),
+    }
+
+
+def best_median_worst(scores: Sequence[RegionScore]) -> dict[str, str]:
+    """Returns {"best" | "median" | "worst": case id} by the mean Dice over a case's regions.
+
+    Equal Dice is ordered by case id. No case stands under two names: one case is the best only.
+    """
+    by_case: dict[str, list[float]] = {}
+    for score in scores:
+        by_case.setdefault(score.case, []).append(score.dice)
+    ranked = sorted(by_case, key=lambda case: (-float(np.mean(by_case[case])), case))
+    places = {"best": ranked[:1], "worst": ranked[1:][-1:], "median": ranked[1:-1]}
+    places["median"] = places["median"][(len(ranked) - 1) // 2 - 1 :][:1]
+    return {rank: places[rank][0] for rank in ("best", "median", "worst") if places[rank]}

@@ -1,0 +1,172 @@
+"""The 3-D U-Net of KD-Net, and nnU-Net's form of it, behind one interface."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdnet_jax import conventions
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """What a U-Net looks like; the number of input sequences follows from the input.
+
+    The defaults are KD-Net's (Hu et al., MICCAI 2020, figure 1): five levels joined by max-pooling
+    and trilinear upsampling, two blocks a level and three at the last full-resolution one.
+
+    Attributes:
+        widths: channels of each level, finest first; the number of levels.
+        blocks: blocks (conv, norm, LeakyReLU) a level.
+        last_blocks: blocks of the finest decoder level.
+        down: "max_pool", or "strided": a learned 2^3 convolution of stride 2 (computed as
+            space-to-depth and a 1x1x1 convolution).
+        up: "trilinear", or "learned": a transposed 2^3 convolution of stride 2 (likewise).
+        head: "softmax" over background NCR ED ET, or "regions": a sigmoid each for ET TC WT.
+        deep_supervision: logits also at the coarser decoder levels, under "logits_1", ... of the
+            features.
+        bfloat16: compute the network in bfloat16; parameters, norms and logits stay float32.
+        planes: write convolutions as sums of 2-D ones (CPU); `None` chooses by backend.
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    blocks: int = 2
+    last_blocks: int = 3
+    down: Literal["max_pool", "strided"] = "max_pool"
+    up: Literal["trilinear", "learned"] = "trilinear"
+    head: Literal["softmax", "regions"] = "softmax"
+    deep_supervision: bool = False
+    bfloat16: bool = False
+    planes: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a setting that no network can have."""
+        object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
+        if len(self.widths) < 2 or min(self.widths) < 1:
+            raise UserError(f"model.widths is {self.widths}: give at least two positive numbers.")
+        for key, allowed in _CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise UserError(
+                    f"model.{key} is {getattr(self, key)!r}: choose one of {', '.join(allowed)}."
+                )
+        for key in ("blocks", "last_blocks"):
+            if getattr(self, key) < 1:
+                raise UserError(f"model.{key} is {getattr(self, key)}: give at least 1.")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the output channels."""
+        return conventions.CLASSES if self.head == "softmax" else conventions.REGIONS
+
+    @property
+    def divisor(self) -> int:
+        """What every edge of the input must be divisible by."""
+        return 2 ** (len(self.widths) - 1)
+
+
+_CHOICES = {
+    "down": ("max_pool", "strided"),
+    "up": ("trilinear", "learned"),
+    "head": ("softmax", "regions"),
+}
+
+
+def check_patch(patch: Sequence[int], config: UNetConfig, key: str) -> None:
+    """Raises UserError if the network cannot halve `patch` (voxels, d h w) at every level."""
+    if len(patch) != 3 or any(edge < 1 for edge in patch):
+        raise UserError(f"{key} is {tuple(patch)}: give three positive edges, such as 64,64,64.")
+    if any(edge % config.divisor for edge in patch):
+        fitting = tuple(math.ceil(edge / config.divisor) * config.divisor for edge in patch)
+        raise UserError(
+            f"{key} is {tuple(patch)}, but a network of {len(config.widths)} levels halves the "
+            f"patch {len(config.widths) - 1} times, so every edge must be divisible by "
+            f"{config.divisor}. Set --config.{key}={','.join(map(str, fitting))}, or fewer levels "
+            "in --config.model.widths."
+        )
+
+
+class UNet(nn.Module):
+    """U-Net: a function of (parameters, input) with named features; no state besides parameters.
+
+    `init(key, x)` and `apply(params, x)` with x "b d h w m" float32, every edge divisible by
+    `config.divisor`. Returns (logits "b d h w k" float32, features): "bottleneck" (the last
+    block's output at the coarsest level), "decoder_0" (the features under the head), "decoder_1",
+    ..., and "logits_1", ... under deep supervision.
+    """
+
+    config: UNetConfig
+
+    def setup(self) -> None:
+        """Fixes the form of the convolutions."""
+        config = self.config
+        planes = config.planes
+        self.block_options = {
+            "planes": jax.default_backend() == "cpu" if planes is None else planes,
+            "dtype": jnp.bfloat16 if config.bfloat16 else jnp.float32,
+        }
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b d h w m"]
+    ) -> tuple[Float[Array, "b d h w k"], dict[str, Array]]:
+        """Applies the network."""
+        config, depth = self.config, len(self.config.widths)
+        features: dict[str, Array] = {}
+        skips = []
+        for level in range(depth):
+            if level:
+                x = self._down(x, level)
+            x = self._blocks(x, level, config.blocks, "encoder")
+            skips.append(x)
+        features["bottleneck"] = x
+        for level in reversed(range(depth - 1)):
+            x = jnp.concatenate([self._up(x, level), skips[level]], axis=-1)
+            blocks = config.blocks if level else config.last_blocks
+            x = self._blocks(x, level, blocks, "decoder")
+            features[f"decoder_{level}"] = x
+            # As nnU-Net: no head at the coarsest decoder level.
+            if config.deep_supervision and 0 < level < depth - 2:
+                features[f"logits_{level}"] = self._head(x, f"head_{level}")
+        return self._head(x, "head"), features
+
+    def _blocks(self, x: Array, level: int, count: int, name: str) -> Array:
+        for index in range(count):
+            block = layers.Block(
+                self.config.widths[level], name=f"{name}_{level}_{index}", **self.block_options
+            )
+            x = block(x)
+        return x
+
+    def _down(self, x: Array, level: int) -> Array:
+        if self.config.down == "max_pool":
+            return layers.max_pool(x)
+        conv = layers.Conv(
+            self.config.widths[level], size=1, name=f"down_{level}", **self.block_options
+        )
+        return conv(layers.space_to_depth(x))
+
+    def _up(self, x: Array, level: int) -> Array:
+        if self.config.up == "trilinear":
+            return layers.upsample_trilinear(x)
+        conv = layers.Conv(
+            8 * self.config.widths[level], size=1, name=f"up_{level}", **self.block_options
+        )
+        return layers.depth_to_space(conv(x))
+
+    def _head(self, x: Array, name: str) -> Array:
+        conv = layers.Conv(len(self.config.outputs), size=1, name=name, **self.block_options)
+        return conv(x).astype(jnp.float32)
+
+
+def init_params(config: UNetConfig, modalities: int, key: jax.Array) -> Any:
+    """Returns new parameters for an input of `modalities` channels."""
+    edge = config.divisor
+    x = jnp.zeros((1, edge, edge, edge, modalities), jnp.float32)
+    return jax.jit(UNet(config).init)(key, x)

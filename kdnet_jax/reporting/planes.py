@@ -1,0 +1,216 @@
+"""The axial, coronal and sagittal plane of a volume, drawn as a radiologist looks at them.
+
+Volumes come in SPL (d grows to Superior, h to Posterior, w to the patient's Left). The patient's
+right is on the left of the picture, anterior and superior are up.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer, Shaped
+from matplotlib import axes as mpl_axes
+from matplotlib import figure as mpl_figure
+from matplotlib import patheffects
+from scipy import ndimage
+
+from kdnet_jax import conventions
+
+Spacing = tuple[float, float, float]
+
+# Okabe and Ito's hues, light enough to stand out on grey and black.
+REGION_COLOURS: Final = {"ET": "#FF6A13", "TC": "#F0E442", "WT": "#56B4E9"}
+LINE_STYLES: Final = {"reference": "solid", "prediction": (0, (3.0, 1.8))}
+_MARGIN_MM: Final = 6.0
+
+
+class Plane(NamedTuple):
+    """How one axis of an SPL volume is looked along.
+
+    Attributes:
+      name: The plane.
+      flip_rows: Whether the first row on the screen is the last in the array.
+      left, right, top, bottom: What lies at the edges: R, L, A, P, S or I.
+    """
+
+    name: str
+    flip_rows: bool
+    left: str
+    right: str
+    top: str
+    bottom: str
+
+
+# By the axis that is cut: d, h, w.
+PLANES: Final = (
+    Plane("axial", False, "R", "L", "A", "P"),
+    Plane("coronal", True, "R", "L", "S", "I"),
+    Plane("sagittal", True, "A", "P", "S", "I"),
+)
+
+
+def to_screen(
+    volume: Shaped[np.ndarray, "d h w"], axis: int, index: int
+) -> Shaped[np.ndarray, "rows columns"]:
+    """Returns the slice across `axis` as it is drawn, the first row at the top."""
+    view = np.take(volume, index, axis=axis)
+    return view[::-1] if PLANES[axis].flip_rows else view
+
+
+def view_box(
+    image: Float[np.ndarray, "d h w"],
+    masks: Iterable[Integer[np.ndarray, "d h w"]],
+    spacing: Spacing,
+) -> tuple[slice, ...]:
+    """Returns the box of all that is not background, with a margin."""
+    content = image != 0
+    for mask in masks:
+        content = content | (mask != 0)
+    found = ndimage.find_objects(content.astype(np.uint8))
+    if not found:
+        return tuple(slice(0, side) for side in image.shape)
+    margins = [math.ceil(_MARGIN_MM / step) for step in spacing]
+    return tuple(
+        slice(max(0, side.start - margin), min(size, side.stop + margin))
+        for side, margin, size in zip(found[0], margins, image.shape, strict=True)
+    )
+
+
+def slices_of_interest(
+    tumours: Sequence[Bool[np.ndarray, "d h w"]], box: Sequence[slice]
+) -> tuple[int, ...]:
+    """Returns the slice of each axis with most voxels of the first tumour that is not empty.
+
+    Without any, it is the middle of the box.
+    """
+    for tumour in tumours:
+        if tumour.any():
+            others = ((1, 2), (0, 2), (0, 1))
+            return tuple(int(tumour.sum(axis=rest).argmax()) for rest in others)
+    return tuple((side.start + side.stop - 1) // 2 for side in box)
+
+
+def grey_window(image: Float[np.ndarray, "d h w"]) -> tuple[float, float]:
+    """Returns black and white: the 0.5 and 99.5 % percentiles over the brain."""
+    brain = image[(image != 0) & np.isfinite(image)]
+    if not brain.size:
+        return 0.0, 1.0
+    low, high = np.percentile(brain, (0.5, 99.5))
+    return float(low), float(high if high > low else low + 1.0)
+
+
+def pixel(spacing: Spacing, axis: int) -> tuple[float, float]:
+    """Returns mm per row and per column of the slices across `axis`."""
+    return spacing[:axis] + spacing[axis + 1 :]
+
+
+def panels(box: Sequence[slice], spacing: Spacing) -> tuple[mpl_figure.Figure, np.ndarray]:
+    """Returns a black figure with 2 x 3 axes that show the box's planes at one scale."""
+    depth, height, width = (
+        (side.stop - side.start) * step for side, step in zip(box, spacing, strict=True)
+    )
+    widths, tallest = (width, width, height), max(depth, height)
+    inches_per_mm = 10.5 / sum(widths)
+    head, foot, gap = 0.75, 0.75, 0.12
+    rows = 2 * tallest * inches_per_mm + gap
+    figure = mpl_figure.Figure(figsize=(10.5 + 4 * gap, rows + head + foot), facecolor="black")
+    full_width, full_height = figure.get_size_inches()
+    grid = figure.subplots(
+        2,
+        3,
+        gridspec_kw={
+            "width_ratios": widths,
+            "left": gap / full_width,
+            "right": 1 - gap / full_width,
+            "bottom": foot / full_height,
+            "top": 1 - head / full_height,
+            "wspace": 0.03,
+            "hspace": 0.03,
+        },
+    )
+    return figure, grid
+
+
+def draw_image(
+    panel: mpl_axes.Axes,
+    image: Float[np.ndarray, "d h w"],
+    axis: int,
+    index: int,
+    spacing: Spacing,
+    window: tuple[float, float],
+) -> None:
+    """Draws a slice in grey, in mm from the upper left corner; black outside of the brain."""
+    view = to_screen(image, axis, index)
+    row_mm, column_mm = pixel(spacing, axis)
+    # A z-scored image has its background, 0, amid the greys of the brain.
+    brain = ndimage.binary_fill_holes(view != 0)
+    panel.imshow(
+        np.where(brain, view, window[0]),
+        cmap="gray",
+        vmin=window[0],
+        vmax=window[1],
+        extent=(0, view.shape[1] * column_mm, view.shape[0] * row_mm, 0),
+        interpolation="bilinear",
+    )
+    panel.set_axis_off()
+
+
+def outline(
+    panel: mpl_axes.Axes,
+    classes: Integer[np.ndarray, "rows columns"],
+    pixel_mm: tuple[float, float],
+    name: str,
+    regions: Sequence[str],
+) -> None:
+    """Draws the regions of a slice as drawn; `pixel_mm` is mm per row and column."""
+    # A rim of background closes the outline of a tumour at the edge of the view.
+    padded = np.pad(classes, 1)
+    rows, columns = (
+        (np.arange(size) - 0.5) * step for size, step in zip(padded.shape, pixel_mm, strict=True)
+    )
+    # The widest region first, so that the smaller ones lie on top.
+    for region in reversed(regions):
+        mask = conventions.region_mask(padded, region)
+        if mask.any():
+            contours = panel.contour(
+                columns,
+                rows,
+                mask.astype(np.float32),
+                levels=[0.5],
+                colors=[REGION_COLOURS[region]],
+                linewidths=1.5,
+                linestyles=[LINE_STYLES[name]],
+            )
+            contours.set_path_effects([patheffects.withStroke(linewidth=2.3, foreground="#0008")])
+
+
+def mark_edges(panel: mpl_axes.Axes, plane: Plane) -> None:
+    """Writes what lies at the four edges: R, L, A, P, S or I."""
+    places = {
+        plane.left: (0.015, 0.5, "left", "center"),
+        plane.right: (0.985, 0.5, "right", "center"),
+        plane.top: (0.5, 0.985, "center", "top"),
+        plane.bottom: (0.5, 0.015, "center", "bottom"),
+    }
+    for letter, (x, y, horizontal, vertical) in places.items():
+        panel.text(
+            x,
+            y,
+            letter,
+            transform=panel.transAxes,
+            ha=horizontal,
+            va=vertical,
+            color="white",
+            fontsize=11,
+            path_effects=[patheffects.withStroke(linewidth=2, foreground="black")],
+        )
+
+
+def scale_bar(panel: mpl_axes.Axes, length_mm: float = 50.0) -> None:
+    """Draws 5 cm at the lower left."""
+    bottom = panel.get_ylim()[0] - 3
+    panel.plot([4, 4 + length_mm], [bottom, bottom], color="white", linewidth=2)
+    panel.text(
+        4, bottom - 2, f"{length_mm / 10:.0f} cm", color="white", fontsize=9, va="bottom", ha="left"
+    )

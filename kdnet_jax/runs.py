@@ -1,0 +1,107 @@
+"""A finished (or running) run as others use it: its network, its parameters, what it is."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import config_dict
+
+from kdnet_jax import checkpoint, inference, settings, steps
+from kdnet_jax.data import geometry as geometry_lib
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import heads, unet
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's folder, read.
+
+    Attributes:
+        folder: where it lies.
+        config: its config.
+        settings: the config's values.
+        params: the parameters of its best checkpoint.
+        step: the step they come from.
+        params_hash: SHA-256 of their content.
+    """
+
+    folder: pathlib.Path
+    config: config_dict.ConfigDict
+    settings: settings.Settings
+    params: Any
+    step: int
+    params_hash: str
+
+    @functools.cached_property
+    def probabilities(self) -> Callable[[Float[np.ndarray, "d h w m"]], Any]:
+        """Whole-volume prediction: the network's own sequences to probabilities "d h w k"."""
+        return volume_predictor(self.settings, self.config)(self.params)
+
+
+def load_run(folder: pathlib.Path) -> Run:
+    """Reads config and best parameters of a run.
+
+    Raises:
+        UserError: if the folder is no run, or its checkpoint does not fit its config.
+    """
+    config = settings.read_config(folder)
+    try:
+        values = settings.read_settings(config)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} is not of this version of kdnet_jax ({error}). Use the "
+            "version that wrote it, or train again."
+        ) from error
+    like = jax.eval_shape(
+        lambda: unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    )
+    params, step = checkpoint.load_params(folder, like)
+    return Run(folder, config, values, params, step, checkpoint.content_hash(params))
+
+
+def volume_predictor(
+    values: settings.Settings, config: config_dict.ConfigDict
+) -> Callable[[Any], Callable[[Float[np.ndarray, "d h w m"]], Float[np.ndarray, "d h w k"]]]:
+    """Returns parameters -> (whole volume -> probabilities), compiled once for all parameters."""
+    network = unet.UNet(values.network)
+    predict = inference.make_predict(network.apply, values.network.head, config.inference.mirror)
+
+    def bind(params: Any) -> Callable[[Any], Any]:
+        return lambda image: inference.sliding_window(
+            lambda windows: predict(params, windows),
+            image,
+            values.window,
+            config.inference.overlap,
+        )
+
+    return bind
+
+
+def as_network(values: settings.Settings) -> steps.Network:
+    """Returns the network as the train steps see it."""
+    return steps.Network(
+        unet.UNet(values.network).apply, values.network.head, values.channels
+    )
+
+
+def segmentation_on_scan(
+    probs: Float[np.ndarray, "d h w k"], head: heads.Head, geometry: geometry_lib.Geometry
+) -> UInt8[np.ndarray, "x y z"]:
+    """Returns the classes on the scan's own grid from probabilities on the working grid.
+
+    Each channel is resampled before the decision: the most probable class, or for regions
+    whether each is above 1/2.
+    """
+    if head == "softmax":
+        return geometry_lib.back_to_scan(probs, geometry)
+    decided = [
+        geometry_lib.back_to_scan(np.stack([1 - channel, channel], axis=-1), geometry)
+        for channel in np.moveaxis(probs, -1, 0)
+    ]
+    return heads.to_classes(np.stack(decided, axis=-1).astype(np.float32), head)
+

@@ -1,0 +1,193 @@
+"""From a config to checked values: the only file, besides `experiment.py`, that reads a config.
+
+Everything that can be wrong in a config alone is found here, before any data is read.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import config_dict
+
+from kdnet_jax import conventions, optimizers, steps, train
+from kdnet_jax.data import augment
+from kdnet_jax.errors import UserError, nearest
+from kdnet_jax.losses import distillation
+from kdnet_jax.models import unet
+
+ROLES = ("teacher", "baseline", "student")
+LOSS_FORMS = ("dice_ce", "dice_bce")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The values of a config that steps and loops take, each checked.
+
+    Attributes:
+        data_modalities: sequences that are read of each case, in order.
+        modalities: sequences that the network sees.
+        network: its form.
+        patch: edges of a training patch, voxels.
+        window: edges of the prediction window, voxels.
+        loss: the loss against the reference.
+        distillation: of a student; `None` for the other roles.
+        optimizer: rule and schedule.
+        augment: what is drawn for each patch.
+        train: budget and intervals.
+        spacing: working voxel size in mm; `None` keeps the scan's own.
+    """
+
+    data_modalities: tuple[str, ...]
+    modalities: tuple[str, ...]
+    network: unet.UNetConfig
+    patch: tuple[int, int, int]
+    window: tuple[int, int, int]
+    loss: steps.LossOptions
+    distillation: distillation.DistillationOptions | None
+    optimizer: optimizers.OptimizerOptions
+    augment: augment.AugmentOptions
+    train: train.TrainOptions
+    spacing: float | None
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Positions of the network's sequences among the data's."""
+        return tuple(self.data_modalities.index(name) for name in self.modalities)
+
+
+def read_settings(config: config_dict.ConfigDict) -> Settings:
+    """Checks a config and returns its values.
+
+    Raises:
+        UserError: for the first value that cannot be.
+    """
+    if config.role not in ROLES:
+        raise UserError(f"role is {config.role!r}: choose one of {', '.join(ROLES)}.")
+    data_modalities = read_modalities(config.data.modalities, "data.modalities")
+    modalities = read_modalities(config.model.modalities, "model.modalities")
+    absent = [name for name in modalities if name not in data_modalities]
+    if absent:
+        raise UserError(
+            f"model.modalities asks for {', '.join(absent)}, but data.modalities is "
+            f"{config.data.modalities}. Add it there, or choose among those."
+        )
+    network = network_config(config.model)
+    patch, window = tuple(config.loader.patch), tuple(config.inference.patch)
+    unet.check_patch(patch, network, "loader.patch")
+    unet.check_patch(window, network, "inference.patch")
+    if not 0 <= config.inference.overlap < 1:
+        raise UserError(f"inference.overlap is {config.inference.overlap}: give 0 to below 1.")
+    if config.loss.form not in LOSS_FORMS:
+        raise UserError(
+            f"loss.form is {config.loss.form!r}: choose one of {', '.join(LOSS_FORMS)}."
+        )
+    if config.data.spacing < 0:
+        raise UserError(f"data.spacing is {config.data.spacing}: give mm, or 0 for the scan's own.")
+    kd = config.get("distillation")
+    return Settings(
+        data_modalities=data_modalities,
+        modalities=modalities,
+        network=network,
+        patch=patch,
+        window=window,
+        loss=steps.LossOptions(**config.loss),
+        distillation=distillation.DistillationOptions(**kd) if kd else None,
+        optimizer=optimizers.OptimizerOptions(**config.optimizer),
+        augment=augment.AugmentOptions(**config.augment),
+        train=train.TrainOptions(**config.train),
+        spacing=config.data.spacing or None,
+    )
+
+
+def network_config(model: config_dict.ConfigDict) -> unet.UNetConfig:
+    """Returns the network that the `model` section of a config describes."""
+    values = {key: value for key, value in model.items() if key != "modalities"}
+    values["planes"] = {"auto": None, "true": True, "false": False}[str(model.planes).lower()]
+    return unet.UNetConfig(**values)
+
+
+def read_modalities(text: str, key: str) -> tuple[str, ...]:
+    """Returns the sequences of a comma-separated text, in the project's order.
+
+    Raises:
+        UserError: for an empty text, an unknown or a doubled sequence.
+    """
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in conventions.MODALITIES:
+            raise UserError(
+                f"{key} holds {name!r}{nearest(name, conventions.MODALITIES)}. The sequences are "
+                f"{', '.join(conventions.MODALITIES)}."
+            )
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{key} is {text!r}: name each sequence once, separated by commas.")
+    return tuple(name for name in conventions.MODALITIES if name in names)
+
+
+def teacher_config(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Returns the config of the teacher that a student's run has to train first.
+
+    It is the student's own, but for the role, the sequences, the widths and the budget.
+    """
+    teacher = config_dict.ConfigDict(config.to_dict())
+    del teacher["distillation"]
+    del teacher["teacher"]
+    teacher.role = "teacher"
+    teacher.model.modalities = config.teacher.modalities
+    teacher.model.widths = config.teacher.widths
+    teacher.train.steps = config.teacher.steps
+    return teacher
+
+
+def to_json(config: config_dict.ConfigDict) -> str:
+    """Returns the config as JSON text with a stable order."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def read_config(run: pathlib.Path) -> config_dict.ConfigDict:
+    """Reads the config of a run's folder.
+
+    Raises:
+        UserError: if the folder is no run.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{run} is no run of kdnet_jax: it has no config.json. Give the folder that "
+            "python -m kdnet_jax.main wrote (its --workdir)."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return config_dict.ConfigDict(_tuples(values))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Restore it or train again.") from error
+
+
+def _tuples(values: Any) -> Any:
+    # JSON has no tuples; configs have no lists.
+    if isinstance(values, dict):
+        return {key: _tuples(value) for key, value in values.items()}
+    return tuple(values) if isinstance(values, list) else values
+
+
+def differences(
+    ours: config_dict.ConfigDict, theirs: config_dict.ConfigDict
+) -> list[tuple[str, Any, Any]]:
+    """Returns (dotted key, ours, theirs) wherever two configs differ."""
+    left, right = _flat(ours.to_dict()), _flat(theirs.to_dict())
+    return [
+        (key, left.get(key), right.get(key))
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,66 @@
+"""The device mesh ("data", "space"), and how states and batches lie on it.
+
+One device is the mesh of size 1: there is no other code path. `jax.jit` with shardings is what
+pjit became.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kdnet_jax.errors import UserError
+
+
+def make_mesh(data: int = -1, space: int = 1) -> Mesh:
+    """Returns a mesh of `data` x `space` devices; -1 takes all that are left for data.
+
+    Raises:
+        UserError: if the devices at hand cannot be laid out so.
+    """
+    devices = jax.device_count()
+    if space < 1 or data == 0 or data < -1:
+        raise UserError(f"mesh is {data} x {space}: give positive sizes, or -1 for data.")
+    if data == -1:
+        data = devices // space
+    if data * space != devices or data == 0:
+        raise UserError(
+            f"mesh.data x mesh.space is {data} x {space} = {data * space}, but there are "
+            f"{devices} devices ({jax.default_backend()}). Set --config.mesh.data and .space so "
+            f"that their product is {devices}, or leave mesh.data at -1."
+        )
+    # Auto axes: under Explicit ones a depth-to-space reshape raises.
+    return jax.make_mesh((data, space), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+
+
+def check_batch(mesh: Mesh, batch: int, patch: Sequence[int]) -> None:
+    """Raises UserError if the mesh cannot divide the batch, or the depth of its patches, evenly."""
+    data, space = mesh.shape["data"], mesh.shape["space"]
+    if batch % data:
+        raise UserError(
+            f"loader.batch is {batch}, but the mesh has {data} devices on its data axis. Set "
+            f"--config.loader.batch to a multiple of {data}, or --config.mesh.data to a divisor "
+            f"of {batch}."
+        )
+    if patch[0] % space:
+        raise UserError(
+            f"loader.patch has depth {patch[0]}, but the mesh has {space} devices on its space "
+            f"axis. Give a depth that {space} divides, or another --config.mesh.space."
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A full copy on every device: parameters, optimizer state, keys, metrics."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batch over "data", depth over "space": for "b d h w ..." arrays."""
+    return NamedSharding(mesh, PartitionSpec("data", "space"))
+
+
+def to_global(batch: Any, mesh: Mesh) -> Any:
+    """Puts this process's share of a batch (a tree of "b d h w ..." arrays) on the mesh."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

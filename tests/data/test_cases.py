@@ -1,0 +1,342 @@
+import json
+import os
+import pathlib
+import time
+
+import pytest
+
+from kdnet_jax.data import cases
+from kdnet_jax.errors import UserError
+
+OLD = ("flair", "t1", "t1ce", "t2", "seg")
+NEW = ("t1n", "t1c", "t2w", "t2f", "seg")
+
+
+def add_files(folder: pathlib.Path, *names: str) -> None:
+    """Cases are found by name only, so empty files serve."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def add_case(folder: pathlib.Path, suffix: str = ".nii.gz") -> pathlib.Path:
+    name = folder.name
+    new = name.startswith("BraTS-")
+    add_files(
+        folder, *(f"{name}{'-' if new else '_'}{token}{suffix}" for token in (NEW if new else OLD))
+    )
+    return folder
+
+
+def ids(cohort: cases.Cohort) -> list[str]:
+    return [case.case_id for case in cohort.cases]
+
+
+def said(cohort: cases.Cohort) -> str:
+    return "\n".join(cohort.notes)
+
+
+def add_decathlon(root: pathlib.Path, modality: dict[str, str] | None = None) -> None:
+    add_files(root / "imagesTr", "BRATS_001.nii.gz", "._BRATS_001.nii.gz", "BRATS_002.nii.gz")
+    add_files(root / "labelsTr", "BRATS_001.nii.gz", "BRATS_002.nii.gz", "._BRATS_002.nii.gz")
+    add_files(root / "imagesTs", "BRATS_485.nii.gz")
+    content = {
+        "modality": modality or {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+        "labels": {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "ET"},
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("release", "names"),
+    [
+        ("brats2018", ["HGG/Brats18_CBICA_AAB_1", "LGG/Brats18_2013_0_1"]),
+        ("brats2019", ["HGG/BraTS19_2013_10_1", "LGG/BraTS19_TCIA01_150_1"]),
+        ("brats2020", ["BraTS20_Training_001", "BraTS20_Training_369"]),
+        ("brats2021", ["BraTS2021_00000", "BraTS2021_01666"]),
+        ("brats2023", ["BraTS-GLI-00000-000", "BraTS-MET-00101-000"]),
+        ("brats2024", ["BraTS-GLI-00005-100", "BraTS-GLI-02062-101"]),
+    ],
+)
+@pytest.mark.parametrize("above", ["", "MICCAI_Training/", "a/b/"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".NII.GZ"])
+def test_releases_are_recognised(
+    tmp_path: pathlib.Path, release: str, names: list[str], above: str, suffix: str
+) -> None:
+    for name in names:
+        add_case(tmp_path / above / name, suffix)
+    cohort = cases.find_cases(tmp_path)
+    assert cohort.release == release
+    assert sorted(ids(cohort)) == sorted(name.rpartition("/")[2] for name in names)
+    for case in cohort.cases:
+        assert list(case.images) == ["t1", "t1ce", "t2", "flair"]
+        new = case.case_id.startswith("BraTS-")
+        tokens = ("t1n", "t1c", "t2w", "t2f") if new else ("t1", "t1ce", "t2", "flair")
+        for path, token in zip(case.images.values(), tokens, strict=True):
+            assert path.name == f"{case.case_id}{'-' if new else '_'}{token}{suffix}"
+        assert case.label.name.endswith(f"seg{suffix}")
+        assert case.convention == release
+
+
+def test_grade_from_folders_above_and_at_the_root(tmp_path: pathlib.Path) -> None:
+    add_case(tmp_path / "HGG" / "Brats18_CBICA_AAB_1")
+    add_case(tmp_path / "LGG" / "Brats18_2013_0_1")
+    grades = {case.case_id: case.grade for case in cases.find_cases(tmp_path).cases}
+    assert grades == {"Brats18_CBICA_AAB_1": "HGG", "Brats18_2013_0_1": "LGG"}
+    assert cases.find_cases(tmp_path / "LGG").cases[0].grade == "LGG"
+
+
+@pytest.mark.parametrize("name", ["name_mapping.csv", "data/name_mapping.csv"])
+def test_grade_of_2020_from_the_mapping_beside_or_within(tmp_path: pathlib.Path, name: str) -> None:
+    add_case(tmp_path / "data" / "BraTS20_Training_001")
+    add_case(tmp_path / "data" / "BraTS20_Training_002")
+    (tmp_path / name).write_text(
+        "Grade,BraTS_2019_subject_ID,BraTS_2020_subject_ID\n"
+        "HGG,BraTS19_TCIA01_1_1,BraTS20_Training_001\nLGG,NA,BraTS20_Training_002\n"
+    )
+    found = cases.find_cases(tmp_path / "data").cases
+    assert [case.grade for case in found] == ["HGG", "LGG"]
+
+
+def test_visits_share_a_patient(tmp_path: pathlib.Path) -> None:
+    for name in ("BraTS-GLI-00008-000", "BraTS-GLI-00008-001", "BraTS-GLI-00009-000"):
+        add_case(tmp_path / name)
+    found = cases.find_cases(tmp_path).cases
+    assert [case.patient_id for case in found] == ["BraTS-GLI-00008"] * 2 + ["BraTS-GLI-00009"]
+
+
+def test_2023_and_2024_can_be_forced_and_told_by_folder(tmp_path: pathlib.Path) -> None:
+    add_case(tmp_path / "BraTS2024-MET" / "BraTS-MET-00001-000")
+    assert cases.find_cases(tmp_path).release == "brats2024"
+    forced = cases.find_cases(tmp_path, "brats2023")
+    assert forced.release == forced.cases[0].convention == "brats2023"
+    assert "brats2023 was taken, as asked" in said(forced)
+
+
+def test_paediatric_labels_of_2024_are_refused(tmp_path: pathlib.Path) -> None:
+    add_case(tmp_path / "BraTS-PED-00001-000")
+    assert "1 ET" in said(cases.find_cases(tmp_path))
+    with pytest.raises(UserError, match="1 ET, 2 non-enhancing"):
+        cases.find_cases(tmp_path, "brats2024")
+
+
+def test_decathlon(tmp_path: pathlib.Path) -> None:
+    add_decathlon(tmp_path / "Task01_BrainTumour")
+    cohort = cases.find_cases(tmp_path, modalities=("flair", "t1"))
+    assert cohort.release == "decathlon"
+    assert ids(cohort) == ["BRATS_001", "BRATS_002"]
+    root = tmp_path / "Task01_BrainTumour"
+    image = root / "imagesTr" / "BRATS_001.nii.gz"
+    assert cohort.cases[0].images == {"t1": (image, 1), "flair": (image, 0)}
+    assert cohort.cases[0].label == root / "labelsTr" / "BRATS_001.nii.gz"
+    assert "BRATS_485" in said(cohort)
+    assert len(cases.find_cases(tmp_path, labelled=False).cases) == 3
+
+
+def test_decathlon_channels_are_read_not_assumed(tmp_path: pathlib.Path) -> None:
+    add_decathlon(tmp_path, {"0": "T2w", "1": "T1w", "2": "T1gd", "3": "FLAIR"})
+    cohort = cases.find_cases(tmp_path)
+    assert {name: channel for name, (_, channel) in cohort.cases[0].images.items()} == {
+        "t1": 1,
+        "t1ce": 2,
+        "t2": 0,
+        "flair": 3,
+    }
+    assert "not the published order" in said(cohort)
+    add_decathlon(tmp_path, {"0": "FLAIR", "1": "T1w", "2": "ADC", "3": "T2w"})
+    with pytest.raises(UserError, match="ADC"):
+        cases.find_cases(tmp_path)
+    (tmp_path / "dataset.json").unlink()
+    with pytest.raises(UserError, match=r"dataset\.json: missing"):
+        cases.find_cases(tmp_path)
+
+
+def test_case_355_and_other_odd_names(tmp_path: pathlib.Path) -> None:
+    folder = add_case(tmp_path / "BraTS20_Training_355", ".nii")
+    (folder / "BraTS20_Training_355_seg.nii").rename(folder / "W39_1998.09.19_Segm.nii")
+    (folder / "BraTS20_Training_355_t2.nii").rename(folder / "BraTS20_Training_355-t2W.nii")
+    cohort = cases.find_cases(tmp_path)
+    assert cohort.cases[0].label.name == "W39_1998.09.19_Segm.nii"
+    assert cohort.cases[0].images["t2"].name == "BraTS20_Training_355-t2W.nii"
+    assert "W39_1998.09.19_Segm.nii is taken as its label" in said(cohort)
+    # A repaired copy beside it has the case's own name, and wins.
+    add_files(folder, "BraTS20_Training_355_seg.nii")
+    assert cases.find_cases(tmp_path).cases[0].label.name == "BraTS20_Training_355_seg.nii"
+
+
+def test_a_file_of_another_case_is_refused(tmp_path: pathlib.Path) -> None:
+    folder = add_case(tmp_path / "BraTS2021_00001")
+    (folder / "BraTS2021_00001_t1.nii.gz").rename(folder / "BraTS2021_00002_t1.nii.gz")
+    with pytest.raises(UserError, match=r"00002_t1.*lies in the folder of BraTS2021_00001"):
+        cases.find_cases(tmp_path)
+
+
+def test_two_files_for_one_sequence_are_refused(tmp_path: pathlib.Path) -> None:
+    folder = add_case(tmp_path / "BraTS2021_00001")
+    add_files(folder, "BraTS2021_00001_t1w.nii.gz")
+    with pytest.raises(UserError, match="all taken for t1 of BraTS2021_00001"):
+        cases.find_cases(tmp_path)
+
+
+def test_the_compressed_copy_is_preferred(tmp_path: pathlib.Path) -> None:
+    folder = add_case(tmp_path / "BraTS2021_00001")
+    add_files(folder, "BraTS2021_00001_t1.nii")
+    cohort = cases.find_cases(tmp_path)
+    assert cohort.cases[0].images["t1"].name == "BraTS2021_00001_t1.nii.gz"
+    assert "BraTS2021_00001_t1.nii.gz" in said(cohort)
+
+
+def test_folders_named_like_files(tmp_path: pathlib.Path) -> None:
+    name = "Brats18_CBICA_AAB_1"
+    for token in OLD:
+        add_files(tmp_path / name / f"{name}_{token}.nii", f"inner_{token}.nii")
+    case = cases.find_cases(tmp_path).cases[0]
+    assert case.images["flair"] == tmp_path / name / f"{name}_flair.nii" / "inner_flair.nii"
+    add_files(tmp_path / name / f"{name}_t1.nii", "second.nii")
+    with pytest.raises(UserError, match="holds 2 NIfTI files"):
+        cases.find_cases(tmp_path)
+
+
+def test_links_that_lead_back_do_not_hang(tmp_path: pathlib.Path) -> None:
+    folder = add_case(tmp_path / "BraTS2021_00001")
+    (folder / "again").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to(tmp_path)
+    assert ids(cases.find_cases(tmp_path)) == ["BraTS2021_00001"]
+
+
+def test_a_linked_folder_is_followed(tmp_path: pathlib.Path) -> None:
+    add_case(tmp_path / "elsewhere" / "BraTS2021_00001")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    assert ids(cases.find_cases(tmp_path / "data")) == ["BraTS2021_00001"]
+
+
+def test_missing_sequences_are_counted_and_named(tmp_path: pathlib.Path) -> None:
+    for i in range(8):
+        folder = add_case(tmp_path / f"BraTS2021_{i:05}")
+        if i:
+            (folder / f"{folder.name}_t2.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"7 of 8 cases: BraTS2021_00001 \(t2\).* and 2 more"):
+        cases.find_cases(tmp_path)
+    assert len(cases.find_cases(tmp_path, modalities=("t1", "flair")).cases) == 8
+
+
+def test_a_sequence_that_nobody_has(tmp_path: pathlib.Path) -> None:
+    add_files(tmp_path / "p1", "t1ce.nii.gz", "flair.nii.gz", "seg.nii.gz")
+    with pytest.raises(UserError, match=r"no case has t1, t2; there are t1ce, flair.*data\.modal"):
+        cases.find_cases(tmp_path)
+
+
+def test_cases_without_labels(tmp_path: pathlib.Path) -> None:
+    add_case(tmp_path / "BraTS20_Training_001")
+    folder = add_case(tmp_path / "BraTS20_Validation_001")
+    (folder / "BraTS20_Validation_001_seg.nii.gz").unlink()
+    cohort = cases.find_cases(tmp_path)
+    assert ids(cohort) == ["BraTS20_Training_001"]
+    assert "want of a segmentation: BraTS20_Validation_001" in said(cohort)
+    assert cases.find_cases(tmp_path, labelled=False).cases[1].label is None
+    with pytest.raises(UserError, match="none of the 1 cases has a segmentation"):
+        cases.find_cases(folder)
+
+
+def test_several_releases_are_refused_unless_one_is_chosen(tmp_path: pathlib.Path) -> None:
+    add_case(tmp_path / "a" / "BraTS20_Training_001")
+    add_case(tmp_path / "b" / "BraTS2021_00001")
+    add_case(tmp_path / "b" / "BraTS2021_00002")
+    with pytest.raises(UserError, match=r"brats2020 \(1 cases\), brats2021 \(2 cases\)"):
+        cases.find_cases(tmp_path)
+    assert len(cases.find_cases(tmp_path, "brats2021").cases) == 2
+    with pytest.raises(UserError, match="no case of brats2018; found brats2020"):
+        cases.find_cases(tmp_path, "brats2018")
+
+
+@pytest.mark.parametrize("release", ["auto", "user"])
+def test_a_case_that_is_there_twice(tmp_path: pathlib.Path, release: str) -> None:
+    add_case(tmp_path / "a" / "BraTS2021_00001")
+    add_case(tmp_path / "b" / "BraTS2021_00001")
+    with pytest.raises(UserError, match="BraTS2021_00001 is there twice"):
+        cases.find_cases(tmp_path, release)
+
+
+def test_nothing_usable(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        cases.find_cases(tmp_path / "missing")
+    with pytest.raises(UserError, match="data_dir is empty"):
+        cases.find_cases("")
+    with pytest.raises(UserError, match="it is empty"):
+        cases.find_cases(tmp_path)
+    add_files(tmp_path, "BraTS2021.tar", "notes.txt")
+    with pytest.raises(UserError, match=r"it holds BraTS2021\.tar, notes\.txt\nKnown layouts"):
+        cases.find_cases(tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        cases.find_cases(tmp_path / "notes.txt")
+    add_files(tmp_path, "scan.nii.gz")
+    with pytest.raises(UserError, match="Known layouts"):
+        cases.find_cases(tmp_path)
+
+
+def test_unknown_arguments(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'brats2021'"):
+        cases.find_cases(tmp_path, "brats21")
+    with pytest.raises(UserError, match="'t1c'"):
+        cases.find_cases(tmp_path, modalities=("t1c",))
+    with pytest.raises(UserError, match="once"):
+        cases.find_cases(tmp_path, modalities=("t1", "t1"))
+    with pytest.raises(UserError, match="label convention"):
+        cases.find_cases(tmp_path, label_convention="mine")
+
+
+USER = ("T1w", "t1post", "T2W", "fla", "mask")
+
+
+@pytest.mark.parametrize("names", [["{}/{}.nii.gz"], ["{0}/{0}_{1}.nii"], ["{}_{}.nii.gz"]])
+def test_own_data_in_folders_and_flat(tmp_path: pathlib.Path, names: list[str]) -> None:
+    for patient in ("site-1_p1", "site-1_p2"):
+        for token in USER:
+            path = tmp_path / names[0].format(patient, token)
+            add_files(path.parent, path.name)
+    cohort = cases.find_cases(tmp_path)
+    assert cohort.release == "user"
+    assert ids(cohort) == ["site-1_p1", "site-1_p2"]
+    assert list(cohort.cases[0].images) == ["t1", "t1ce", "t2", "flair"]
+    assert cohort.cases[0].label is not None
+    assert cohort.cases[0].convention == "brats2021"
+    assert "label values are read as those of brats2021" in said(cohort)
+    other = cases.find_cases(tmp_path, label_convention="brats2023")
+    assert other.cases[0].convention == "brats2023"
+
+
+def test_patients_csv(tmp_path: pathlib.Path) -> None:
+    for name in ("v1", "v2"):
+        add_files(tmp_path / name, "t1.nii.gz", "seg.nii.gz")
+    table = tmp_path / "patients.csv"
+    table.write_text("case_id,patient_id,grade\nv1,anna,hgg\nv2,anna,\n")
+    found = cases.find_cases(tmp_path, modalities=("t1",)).cases
+    assert [(case.patient_id, case.grade) for case in found] == [("anna", "HGG"), ("anna", None)]
+    table.write_text("case_id,patient_id\nv1,anna\n")
+    with pytest.raises(UserError, match="no patient for v2"):
+        cases.find_cases(tmp_path, modalities=("t1",))
+    table.write_text("case_id,patient_id,grade\nv1,a,4\nv2,b,HGG\n")
+    with pytest.raises(UserError, match="grade of v1 is '4'"):
+        cases.find_cases(tmp_path, modalities=("t1",))
+
+
+def test_1251_cases_are_found_quickly(tmp_path: pathlib.Path) -> None:
+    for i in range(1251):
+        add_case(tmp_path / f"BraTS2021_{i:05}")
+    start = time.perf_counter()
+    assert len(cases.find_cases(tmp_path).cases) == 1251
+    assert time.perf_counter() - start < 5
+
+
+def test_relative_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_case(tmp_path / "HGG" / "Brats18_CBICA_AAB_1")
+    monkeypatch.chdir(tmp_path / "HGG")
+    assert cases.find_cases(os.curdir).cases[0].grade == "HGG"
+
+
+def test_the_sample(sample_dir: pathlib.Path) -> None:
+    cohort = cases.find_cases(sample_dir)
+    assert cohort.release == "brats2021"
+    assert len(cohort.cases) == 10
+    assert all(path.is_file() for case in cohort.cases for path in case.images.values())

@@ -1,0 +1,71 @@
+"""Label values of the releases against the project's classes."""
+
+import numpy as np
+import pytest
+
+from kdnet_jax import conventions
+from kdnet_jax.data import labels
+from kdnet_jax.errors import UserError
+
+CAVITY = conventions.RESECTION_CAVITY
+
+
+@pytest.mark.parametrize(
+    ("convention", "values", "classes"),
+    [
+        *((f"brats{year}", [0, 1, 2, 4], [0, 1, 2, 3]) for year in (2018, 2019, 2020, 2021)),
+        ("brats2023", [0, 1, 2, 3], [0, 1, 2, 3]),
+        ("brats2024", [0, 1, 2, 3, 4], [0, 1, 2, 3, CAVITY]),
+        ("decathlon", [0, 1, 2, 3], [0, 2, 1, 3]),  # edema first, then the core
+        ("kdnet", [0, 1, 2, 3], [0, 1, 2, 3]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64])
+def test_values_and_classes(
+    convention: str, values: list[int], classes: list[int], dtype: type
+) -> None:
+    stored = np.array(values, dtype).reshape(1, -1)
+    result = labels.to_classes(stored, convention, "seg.nii")
+    assert result.dtype == np.uint8
+    assert result.tolist() == [classes]
+    assert labels.from_classes(result, convention).tolist() == [values]
+
+
+def test_cavity_becomes_background_where_there_is_no_value_for_it() -> None:
+    assert labels.from_classes(np.array([3, CAVITY], np.uint8), "brats2021").tolist() == [4, 0]
+
+
+def test_foreign_value_is_refused_with_the_convention_that_fits() -> None:
+    values = np.array([0, 1, 2, 3, 3, 3], np.float32)
+    with pytest.raises(UserError) as caught:
+        labels.to_classes(values, "brats2021", "a/seg.nii.gz")
+    message = str(caught.value)
+    assert "a/seg.nii.gz: holds the label 3 (3 voxels)" in message
+    assert "only the values 0, 1, 2, 4" in message
+    assert "fit brats2023 or brats2024 or decathlon" in message
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, -1.0, 255.0, 1e9, np.inf])
+def test_no_label_is_refused(value: float) -> None:
+    with pytest.raises(UserError, match=r"nearest-neighbour"):
+        labels.to_classes(np.array([0, value]), "brats2021", "seg.nii")
+
+
+def test_many_foreign_values_are_cut_short() -> None:
+    with pytest.raises(UserError, match="and 91 other values"):
+        labels.to_classes(np.arange(100), "brats2023", "flair.nii")
+
+
+def test_unknown_convention() -> None:
+    with pytest.raises(UserError, match="did you mean 'brats202"):
+        labels.to_classes(np.zeros(2), "brats2022", "seg.nii")
+
+
+def test_map_cavity() -> None:
+    classes = np.array([0, 1, CAVITY, 3], np.uint8)
+    assert labels.map_cavity(classes).tolist() == [0, 1, 0, 3]
+    ncr = labels.map_cavity(classes, "NCR")
+    assert ncr.tolist() == [0, 1, 1, 3]
+    assert ncr.dtype == np.uint8
+    with pytest.raises(UserError, match="ED"):
+        labels.map_cavity(classes, "ED")

@@ -1,0 +1,138 @@
+"""Surface distances against brute force, hand-derived values and properties."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdnet_jax.metrics import surface
+
+Spacing = tuple[float, float, float]
+ISO = (1.0, 1.0, 1.0)
+ANISO = (5.5, 0.7, 1.3)
+
+
+def brute_surface(mask: np.ndarray) -> np.ndarray:
+    """Voxels with at least one face neighbour outside of the mask or of the grid."""
+    points = []
+    for voxel in np.argwhere(mask):
+        for axis, step in itertools.product(range(3), (-1, 1)):
+            other = voxel.copy()
+            other[axis] += step
+            inside = (other >= 0).all() and (other < mask.shape).all()
+            if not inside or not mask[tuple(other)]:
+                points.append(voxel)
+                break
+    return np.asarray(points, float).reshape(-1, 3)
+
+
+def brute_distances(
+    reference: np.ndarray, prediction: np.ndarray, spacing: Spacing
+) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (brute_surface(mask) * spacing for mask in (reference, prediction))
+    table = np.linalg.norm(a[:, None] - b[None], axis=-1)
+    return table.min(axis=1), table.min(axis=0)
+
+
+def box(shape: tuple[int, ...], *slices: slice | int) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[slices] = True
+    return mask
+
+
+@pytest.mark.parametrize("spacing", [ISO, ANISO])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_blobs_agree_with_brute_force(seed: int, spacing: Spacing) -> None:
+    generator = np.random.default_rng(seed)
+    reference, prediction = generator.random((2, 6, 9, 8)) < (0.75 if seed % 2 else 0.2)
+    forth, back = brute_distances(reference, prediction, spacing)
+    expected = max(np.percentile(forth, 95), np.percentile(back, 95))
+    assert surface.hd95(reference, prediction, spacing) == pytest.approx(expected)
+    near = (forth <= 1.45).sum() + (back <= 1.45).sum()
+    got = surface.nsd(reference, prediction, spacing, tolerance=1.45)
+    assert got == pytest.approx(near / (len(forth) + len(back)))
+
+
+def test_two_voxels_two_slices_apart() -> None:
+    reference, prediction = np.zeros((2, 5, 5, 5), bool)
+    reference[0, 2, 2], prediction[2, 2, 2] = True, True  # the first touches the border
+    assert surface.hd95(reference, prediction, ANISO) == pytest.approx(11.0)
+    assert surface.nsd(reference, prediction, ANISO, tolerance=11.0) == 1.0
+    assert surface.nsd(reference, prediction, ANISO, tolerance=10.9) == 0.0
+
+
+def test_larger_directed_percentile_is_taken_not_the_pooled_one() -> None:
+    # The reference lies within the prediction's 1 x 1 x 40 rod: forth 0, back 0..39.
+    reference, prediction = np.zeros((2, 1, 1, 40), bool)
+    reference[..., :1], prediction[...] = True, True
+    assert surface.hd95(reference, prediction, ISO) == pytest.approx(0.95 * 39)
+    assert surface.hd95(prediction, reference, ISO) == pytest.approx(0.95 * 39)
+
+
+def test_interior_voxels_are_not_surface() -> None:
+    # A 5-cube with and without its inner voxel: the hole adds six surface voxels inside.
+    solid = box((7, 7, 7), slice(1, 6), slice(1, 6), slice(1, 6))
+    hollow = solid.copy()
+    hollow[3, 3, 3] = False
+    distances = surface.surface_distances(solid, hollow, ISO)
+    assert distances.from_reference.size == 5**3 - 3**3
+    assert distances.from_prediction.size == 5**3 - 3**3 + 6
+    assert sorted(set(distances.from_prediction.tolist())) == [0.0, 1.0]
+
+
+def test_mask_that_fills_the_grid_has_a_surface() -> None:
+    full = np.ones((3, 3, 3), bool)
+    assert surface.surface_distances(full, full, ISO).from_reference.size == 26
+    assert surface.hd95(full, full, ISO) == 0.0
+
+
+def test_empty_masks() -> None:
+    empty, voxel = np.zeros((4, 4, 4), bool), box((4, 4, 4), 1, 1, 1)
+    assert surface.hd95(empty, empty, ISO) == 0.0
+    assert surface.nsd(empty, empty, ISO) == 1.0
+    for pair in ((empty, voxel), (voxel, empty)):
+        assert surface.hd95(*pair, ISO) == pytest.approx(373.12866)
+        assert surface.nsd(*pair, ISO) == 0.0
+
+
+def test_tolerance_forgives_float32_spacing() -> None:
+    reference, prediction = box((3, 3, 3), 0, 1, 1), box((3, 3, 3), 1, 1, 1)
+    assert surface.nsd(reference, prediction, (1.0000001, 1.0, 1.0), tolerance=1.0) == 1.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    shift=st.tuples(*[st.integers(0, 4)] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3),
+)
+def test_symmetric_and_blind_to_translation_axis_order_and_scale(
+    seed: int, shift: tuple[int, int, int], spacing: Spacing
+) -> None:
+    small = np.random.default_rng(seed).random((2, 4, 5, 4)) < 0.4
+    placed = np.zeros((2, 10, 10, 10), bool)
+    placed[(slice(None), *(slice(s, s + n) for s, n in zip(shift, (4, 5, 4), strict=True)))] = small
+    value = surface.hd95(*small, spacing)
+    assert surface.hd95(*small[::-1], spacing) == pytest.approx(value)
+    assert surface.hd95(*placed, spacing) == pytest.approx(value)
+    swapped = surface.hd95(*small.transpose(0, 3, 1, 2), (spacing[2], spacing[0], spacing[1]))
+    assert swapped == pytest.approx(value)
+    if small[0].any() and small[1].any():
+        doubled = tuple(2 * step for step in spacing)
+        assert surface.hd95(*small, doubled) == pytest.approx(2 * value)
+
+
+def test_a_large_tumour_is_measured_quickly() -> None:
+    grid = np.ogrid[:155, :240, :240]
+    masks = [
+        sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, (35, 45, 40), strict=True))
+        < 1
+        for centre in ((80, 120, 120), (84, 117, 125))
+    ]
+    start = time.process_time()
+    value = surface.hd95(*masks, ISO)
+    assert 3 < value < 9
+    assert time.process_time() - start < 3  # about 0.3 s; the limit is for a busy machine
