@@ -304,7 +304,11 @@ def _is_2024(match: re.Match[str], folder: pathlib.Path, root: pathlib.Path) -> 
         int(match["patient"]) >= _FIRST_PATIENT_2024 or int(match["visit"]) >= _FIRST_VISIT_2024
     )
     folders = (root.name, *folder.relative_to(root).parts)
-    named = ("2024" in part for part in folders if not _NAMES["brats2023"].fullmatch(part))
+    named = (
+        re.search(r"(?<!\d)2024(?!\d)", part)
+        for part in folders
+        if not _NAMES["brats2023"].fullmatch(part)
+    )
     return post_treatment or any(named)
 
 

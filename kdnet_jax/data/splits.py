@@ -34,7 +34,7 @@ class Summary(Protocol):
 
     @property
     def grade(self) -> str | None:
-        """ "HGG", "LGG" or None."""
+        """Known grades are HGG and LGG."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,9 @@ def make_split(
             "fractions, or folds together with fold (--config.split)"
         )
     _check_filled(part_of, wanted, count)
-    parts = {
-        part: [s.case_id for s in summaries if part_of[s.patient_id] == part] for part in PARTS
-    }
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for summary in summaries:
+        parts[part_of[summary.patient_id]].append(summary.case_id)
     return _split(parts)
 
 
@@ -231,8 +231,8 @@ def load_split(path: str | os.PathLike[str], summaries: Sequence[Summary] | None
 
     Args:
         path: the JSON file.
-        summaries: the cases that there are; the file may leave some of them out. None reads the
-            split of other data.
+        summaries: the cases that there are; the file may leave some of them out. None
+            reads the split of other data, and checks only its form and hash.
 
     Raises:
         UserError: no such file or form, a wrong hash, a case that there is not or that is listed
@@ -279,9 +279,7 @@ def _check_members(
     patients = {summary.case_id: summary.patient_id for summary in summaries}
     placed: dict[str, str] = {}
     side: dict[str, str] = {}
-    unknown = [
-        case_id for ids in split.parts.values() for case_id in ids if case_id not in patients
-    ]
+    unknown = sorted({case_id for ids in split.parts.values() for case_id in ids} - set(patients))
     if unknown:
         raise UserError(
             f"{path}: {len(unknown)} cases are not in the data: {_shown(unknown)}. Expected case "

@@ -235,17 +235,3 @@ def _statistics(values: Sequence[float]) -> dict[str, float | int | None]:
         "median": float(np.median(defined)) if defined.size else None,
         "count": int(defined.size),
     }
-
-
-def best_median_worst(scores: Sequence[RegionScore]) -> dict[str, str]:
-    """Returns {"best" | "median" | "worst": case id} by the mean Dice over a case's regions.
-
-    Equal Dice is ordered by case id. No case stands under two names: one case is the best only.
-    """
-    by_case: dict[str, list[float]] = {}
-    for score in scores:
-        by_case.setdefault(score.case, []).append(score.dice)
-    ranked = sorted(by_case, key=lambda case: (-float(np.mean(by_case[case])), case))
-    places = {"best": ranked[:1], "worst": ranked[1:][-1:], "median": ranked[1:-1]}
-    places["median"] = places["median"][(len(ranked) - 1) // 2 - 1 :][:1]
-    return {rank: places[rank][0] for rank in ("best", "median", "worst") if places[rank]}

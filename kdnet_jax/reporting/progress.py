@@ -9,7 +9,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Literal, Self, TextIO
+from typing import Any, Final, Literal, SupportsFloat, TextIO
 
 import tensorboardX
 import tqdm
@@ -71,7 +71,7 @@ class Progress:
                 dynamic_ncols=True,
             )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *unused: object) -> None:
@@ -178,14 +178,14 @@ class MetricsLog:
         purge_step = None if resume_step is None else resume_step + 1
         self._events = tensorboardX.SummaryWriter(os.fspath(folder), purge_step=purge_step)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *unused: object) -> None:
         self.close()
 
     def write(
-        self, step: int, split: Literal["train", "validation"], values: Mapping[str, float]
+        self, step: int, split: Literal["train", "validation"], values: Mapping[str, SupportsFloat]
     ) -> None:
         """Appends a row; NaN and infinity become null, in TensorBoard they are left out."""
         numbers = {name: float(value) for name, value in values.items()}

@@ -13,6 +13,7 @@ import pytest
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases
 
+ISO = (1.0, 1.0, 1.0)
 HEADER = (
     "case,region,dice,hd95_mm,nsd,sensitivity,specificity,"
     "volume_ref_mm3,volume_pred_mm3,ref_empty,pred_empty"
@@ -45,28 +46,28 @@ def test_regions_are_nested_and_a_cavity_is_no_tumour() -> None:
 def test_cases_without_tumour() -> None:
     nothing, tumour = np.zeros((2, 3, 3, 3), np.uint8)
     tumour[1, 1, 1] = 3
-    for row in cases.score_case("none", nothing, nothing, (1, 1, 1)):
+    for row in cases.score_case("none", nothing, nothing, ISO):
         assert (row.dice, row.hd95_mm, row.nsd, row.specificity) == (1.0, 0.0, 1.0, 1.0)
         assert row.ref_empty
         assert row.pred_empty
         assert math.isnan(row.sensitivity)
-    for row in cases.score_case("false alarm", nothing, tumour, (1, 1, 1)):
+    for row in cases.score_case("false alarm", nothing, tumour, ISO):
         assert (row.dice, row.nsd, row.ref_empty, row.pred_empty) == (0.0, 0.0, True, False)
 
 
 def test_tolerance_is_passed_on() -> None:
     reference, prediction = np.zeros((2, 3, 3, 5), np.uint8)
     reference[1, 1, 1], prediction[1, 1, 3] = 3, 3
-    assert cases.score_case("a", reference, prediction, (1, 1, 1))[0].nsd == 0.0
-    assert cases.score_case("a", reference, prediction, (1, 1, 1), tolerance=2.0)[0].nsd == 1.0
+    assert cases.score_case("a", reference, prediction, ISO)[0].nsd == 0.0
+    assert cases.score_case("a", reference, prediction, ISO, tolerance=2.0)[0].nsd == 1.0
 
 
 def test_other_grids_and_values_are_refused() -> None:
     good = np.zeros((3, 3, 3), np.uint8)
     with pytest.raises(UserError, match=r"x1: the prediction's grid \(3, 3, 2\).*\(3, 3, 3\)"):
-        cases.score_case("x1", good, good[..., :2], (1, 1, 1))
+        cases.score_case("x1", good, good[..., :2], ISO)
     with pytest.raises(UserError, match="x1: the prediction holds values from 5 to 5"):
-        cases.score_case("x1", good, good + 5, (1, 1, 1))
+        cases.score_case("x1", good, good + 5, ISO)
 
 
 def test_a_real_case_scores_as_counted_by_hand(sample_dir: pathlib.Path) -> None:
@@ -74,7 +75,7 @@ def test_a_real_case_scores_as_counted_by_hand(sample_dir: pathlib.Path) -> None
     values = np.asarray(nib.load(path).dataobj).transpose(2, 1, 0)
     reference = np.where(values == 4, 3, values).astype(np.uint8)
     prediction = np.roll(reference, 2, axis=2)
-    et, _, wt = cases.score_case("real", reference, prediction, (1, 1, 1))
+    et, _, wt = cases.score_case("real", reference, prediction, ISO)
     overlap = ((values == 4) & (np.roll(values, 2, axis=2) == 4)).sum()
     assert et.dice == pytest.approx(overlap / (values == 4).sum())
     assert et.volume_ref_mm3 == (values == 4).sum()
@@ -95,8 +96,8 @@ def test_csv_round_trip(tmp_path: pathlib.Path) -> None:
     back = cases.read_cases_csv(path)
     assert back[0] == rows[0]
     assert math.isnan(back[1].sensitivity)
-    assert dataclasses.replace(back[1], sensitivity=0) == dataclasses.replace(
-        rows[1], sensitivity=0
+    assert dataclasses.replace(back[1], sensitivity=0.0) == dataclasses.replace(
+        rows[1], sensitivity=0.0
     )
     assert [item.name for item in tmp_path.iterdir()] == ["cases.csv"]
 
@@ -151,16 +152,3 @@ def test_summary_counts_what_is_defined() -> None:
     assert summary["mean_dice"] == pytest.approx((0.6 + 0.9) / 2)
     json.dumps(summary, allow_nan=False)
     assert cases.summarise([])["mean_dice"] is None
-
-
-def test_best_median_worst() -> None:
-    rows = [
-        score(name, dice=dice)
-        for name, dice in zip("abcde", (0.3, 0.9, 0.1, 0.5, 0.7), strict=True)
-    ]
-    assert cases.best_median_worst(rows) == {"best": "b", "median": "d", "worst": "c"}
-    assert cases.best_median_worst(rows[:4]) == {"best": "b", "median": "d", "worst": "c"}
-    assert cases.best_median_worst(rows[:3]) == {"best": "b", "median": "a", "worst": "c"}
-    assert cases.best_median_worst(rows[:2]) == {"best": "b", "worst": "a"}
-    assert cases.best_median_worst(rows[:1]) == {"best": "a"}
-    assert cases.best_median_worst([]) == {}

@@ -1,0 +1,1 @@
+"""Synthetic gliomas in real anatomy; the generator follows."""
