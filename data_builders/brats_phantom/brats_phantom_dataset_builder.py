@@ -10,6 +10,10 @@ from data_builders.brats_phantom import phantom
 from kdnet_jax import conventions
 from kdnet_jax.data import case_builder, prepare
 
+# To be raised by whoever changes what `phantom.generate` returns: datasets that were built before
+# are then built anew.
+PHANTOM_VERSION = 1
+
 # Bytes of records per case of 1 mm voxels, measured.
 _BYTES_AT_1_MM = 10_000_000
 
@@ -65,7 +69,7 @@ def _prepare(seed: int, index: int, spacing: float) -> tuple[prepare.PreparedCas
         case.labels,
         spacing=spacing,
         case_id=case.case_id,
-        patient_id=case.patient_id,
+        patient_id=case.case_id,
         grade=case.grade,
     )
     return prepared, []
@@ -85,7 +89,7 @@ def describe(cases: int, seed: int, spacing: float) -> dict[str, Any]:
         "cases": cases,
         "seed": seed,
         "spacing_mm": spacing,
-        "phantom_version": phantom.PHANTOM_VERSION,
+        "phantom_version": PHANTOM_VERSION,
     }
 
 

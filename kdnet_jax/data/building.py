@@ -53,6 +53,8 @@ def build_phantom(
       UserError: wrong values, no permission, or not enough disk space.
     """
     _check_positive("cases", cases)
+    if seed < 0:
+        raise UserError(f"seed: {seed} was given, 0 or more was expected")
     _check_positive("spacing", spacing)
     _check_positive("workers", workers)
     config = brats_phantom_dataset_builder.make_config(cases, seed, spacing)
@@ -134,7 +136,8 @@ def _prepare(builder: case_builder.CaseBuilder, estimate: Callable[[], int]) -> 
             if not folder.exists():
                 case_builder.check_free_space(folder.parent, estimate())
                 _download_and_prepare(builder)
-        builder.info.read_from_directory(folder)
+    # Whoever built it, and whenever: `builder` may be older than the folder.
+    builder.info.read_from_directory(folder)
     return store.open_store(builder)
 
 
@@ -176,7 +179,8 @@ def _remove_leftovers(datasets: pathlib.Path) -> None:
         lock = (leftover.parent / _LOCK_FILE).open("w")
         with lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(leftover)
+            if leftover.exists():  # Its builder may have finished before the lock was free.
+                shutil.rmtree(leftover)
 
 
 def _download_and_prepare(builder: case_builder.CaseBuilder) -> None:

@@ -127,7 +127,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             self._notes += notes
             self._summaries.append(store.summarise(case))
             record = store.to_record(case)
-            check_free_space(pathlib.Path(self.data_dir), self._summaries[-1].decoded_bytes)
+            check_free_space(pathlib.Path(self.data_dir).parent, self._summaries[-1].decoded_bytes)
             yield case.case_id, record
             # TFDS holds every example until its shard is closed: leave it nothing to hold.
             record.clear()
@@ -223,16 +223,12 @@ def check_free_space(folder: pathlib.Path, need: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < need + DISK_RESERVE:
-        raise disk_full(folder, need, free)
-
-
-def disk_full(folder: pathlib.Path, need: int, free: int) -> UserError:
-    """Returns the error that says how much space a dataset needs and where to get it."""
-    return UserError(
-        f"{folder}: not enough disk space for the built dataset: about {_gigabytes(need)} more "
-        f"needed (and {_gigabytes(DISK_RESERVE)} kept free), {_gigabytes(free)} free. Free some, "
-        "choose another disk (data.root; build_data: --output), or build at a coarser spacing."
-    )
+        raise UserError(
+            f"{folder}: not enough disk space for the built dataset: about {_size_text(need)} more "
+            f"are needed (and {_size_text(DISK_RESERVE)} kept free), {_size_text(free)} are free. "
+            "Free some, choose another disk (data.root; build_data: --output), or build at a "
+            "coarser spacing."
+        )
 
 
 def is_disk_full(error: Exception) -> bool:
@@ -241,8 +237,8 @@ def is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in _DISK_FULL or any(t in str(error) for t in texts)
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+def _size_text(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _version(package: str) -> str:

@@ -182,7 +182,7 @@ def _check(
 
 
 def _check_cases(cases: store.CaseStore, indices: Sequence[int]) -> None:
-    if not indices:
+    if len(indices) == 0:
         raise UserError("no cases are left to train on: the split gives all of them away")
     for summary in (cases.summaries[index] for index in indices):
         if summary.tumour_voxels is None:

@@ -1,6 +1,7 @@
 """Builds: the same bits however they are made, nothing unfinished, nothing mixed up."""
 
 import errno
+import itertools
 import json
 import pathlib
 import shutil
@@ -22,7 +23,7 @@ from array_record.python import array_record_module
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
 from kdnet_jax import conventions
-from kdnet_jax.data import building, case_builder, cases, prepare, store
+from kdnet_jax.data import building, case_builder, cases, loader, prepare, store
 from kdnet_jax.errors import UserError
 
 SIZE = 24
@@ -160,6 +161,24 @@ def test_tfds_alone_reads_what_was_built(tmp_path: pathlib.Path, scans: pathlib.
     assert record["image"].dtype == np.float16
     np.testing.assert_array_equal(record["image"], opened[3].image)
     assert store.open_store(builder).summaries == opened.summaries
+
+
+def test_real_scans_give_patches_with_tumour(
+    tmp_path: pathlib.Path, sample_dir: pathlib.Path
+) -> None:
+    (tmp_path / "scans").mkdir()
+    for folder in sorted(sample_dir.glob("BraTS2021_*"))[:2]:
+        (tmp_path / "scans" / folder.name).symlink_to(folder, target_is_directory=True)
+    opened = build(tmp_path / "root", tmp_path / "scans", modalities=("t1ce",))
+    assert len(opened) == 2
+    with loader.make_loader(opened, [0, 1], patch=(32, 48, 40), batch=2, seed=0) as batches:
+        found = list(itertools.islice(batches, 6))
+    images = np.concatenate([batch["image"] for batch in found])
+    labels = np.concatenate([batch["label"] for batch in found])
+    assert images.shape == (12, 32, 48, 40, 1)
+    assert labels.reshape(12, -1).any(1).sum() >= 4
+    # Tumour lies where there is brain, so image and label were cut at one place.
+    assert (images[labels > 0] != 0).mean() > 0.99
 
 
 # ------------------------------------------------------------------------ what goes wrong
