@@ -102,7 +102,7 @@ def parse_modalities(names: list[str]) -> tuple[str, ...]:
     """Returns the named sequences in the project's order.
 
     Raises:
-      UserError: an unknown name, or none.
+        UserError: an unknown name, or none.
     """
     for name in names:
         if name not in conventions.MODALITIES:
@@ -119,7 +119,7 @@ def parse_spacing(text: str) -> prepare.Spacing:
     """Returns the working spacing: one number, three separated by commas, or None for native.
 
     Raises:
-      UserError: anything else.
+        UserError: anything else.
     """
     if text == "native":
         return None

@@ -95,7 +95,7 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     report = run_report.write(
         workdir,
         data.cases,
-        channel=values.channels[0],
+        channel=_shown_channel(values),
         cavity=config.data.resection_cavity,
         others=others,
         synthetic=not config.data.data_dir,
@@ -263,6 +263,12 @@ def _step_fn(
     )
     teacher_params = jax.device_put(teacher.params, sharding.replicated(mesh))
     return lambda state, batch, root: step(state, teacher_params, batch, root)
+
+
+def _shown_channel(values: settings.Settings) -> int:
+    """The sequence that overlays show: T1ce where the network sees it, else its first."""
+    shown = "t1ce" if "t1ce" in values.modalities else values.modalities[0]
+    return values.data_modalities.index(shown)
 
 
 def _facts(config: config_dict.ConfigDict, data: Data) -> list[tuple[str, str]]:

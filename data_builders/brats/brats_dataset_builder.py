@@ -34,11 +34,11 @@ class BratsConfig(tfds.core.BuilderConfig):
     """A release and the way it is prepared.
 
     Attributes:
-      release: one of `RELEASES`.
-      modalities: the sequences of the image, in the order of `conventions.MODALITIES`.
-      spacing: working voxel size in mm, one or one per SPL axis; None keeps each scan's own.
-      orientation: see `prepare.prepare_case`.
-      allow_skull: see `prepare.prepare_case`.
+        release: one of `RELEASES`.
+        modalities: the sequences of the image, in the order of `conventions.MODALITIES`.
+        spacing: working voxel size in mm, one or one per SPL axis; None keeps each scan's own.
+        orientation: see `prepare.prepare_case`.
+        allow_skull: see `prepare.prepare_case`.
     """
 
     release: str = "user"
@@ -52,8 +52,8 @@ class Builder(case_builder.CaseBuilder):
     """Prepared cases of one cohort.
 
     Args:
-      cohort: the cases; None looks for them in TFDS's manual_dir when the dataset is built.
-      **kwargs: of `CaseBuilder`.
+        cohort: the cases; None looks for them in TFDS's manual_dir when the dataset is built.
+        **kwargs: of `CaseBuilder`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -101,8 +101,8 @@ def make_config(cohort: cases.Cohort, **preparation: Any) -> BratsConfig:
     """Returns a config whose name, hence folder, is different for every different content.
 
     Args:
-      cohort: the cases.
-      **preparation: modalities, spacing, orientation, allow_skull of `BratsConfig`.
+        cohort: the cases.
+        **preparation: modalities, spacing, orientation, allow_skull of `BratsConfig`.
     """
     config = BratsConfig(name="unnamed", release=cohort.release, **preparation)
     fingerprint = case_builder.fingerprint(describe(cohort, config))

@@ -15,7 +15,7 @@ from kdnet_jax.data import case_builder, prepare
 PHANTOM_VERSION = 1
 
 # Bytes of records per case of 1 mm voxels, measured.
-_BYTES_AT_1_MM = 10_000_000
+_BYTES_AT_1_MM = 14_000_000
 
 
 @dataclasses.dataclass
@@ -23,9 +23,9 @@ class PhantomConfig(tfds.core.BuilderConfig):
     """A synthetic cohort.
 
     Attributes:
-      cases: how many cases.
-      seed: of the cohort; a case depends on it and on its index alone.
-      spacing: voxel size of the scans and of the working grid in mm.
+        cases: how many cases.
+        seed: of the cohort; a case depends on it and on its index alone.
+        spacing: voxel size of the scans and of the working grid in mm.
     """
 
     cases: int = 40

@@ -42,15 +42,15 @@ def build_phantom(
     """Builds (or opens) a cohort of synthetic cases.
 
     Args:
-      root: folder of the built datasets.
-      cases: how many cases.
-      seed: of the cohort.
-      spacing: voxel size in mm of the scans and of the working grid.
-      workers: cases made at once.
-      progress: show a progress bar.
+        root: folder of the built datasets.
+        cases: how many cases.
+        seed: of the cohort.
+        spacing: voxel size in mm of the scans and of the working grid.
+        workers: cases made at once.
+        progress: show a progress bar.
 
     Raises:
-      UserError: wrong values, no permission, or not enough disk space.
+        UserError: wrong values, no permission, or not enough disk space.
     """
     _check_positive("cases", cases)
     if seed < 0:
@@ -81,20 +81,20 @@ def build_brats(
     """Builds (or opens) the labelled cases under `data_dir`.
 
     Args:
-      root: folder of the built datasets.
-      data_dir: folder of the scans.
-      release: layout and labels, see `cases.find_cases`; "auto" recognises them.
-      modalities: the sequences to keep.
-      spacing: working voxel size in mm, one or one per SPL axis; None keeps each scan's own.
-      orientation: see `prepare.prepare_case`.
-      allow_skull: see `prepare.prepare_case`.
-      label_convention: see `cases.find_cases`.
-      workers: cases prepared at once.
-      progress: show a progress bar.
-      skip_bad_cases: leave out cases that cannot be prepared, and list them in the notes.
+        root: folder of the built datasets.
+        data_dir: folder of the scans.
+        release: layout and labels, see `cases.find_cases`; "auto" recognises them.
+        modalities: the sequences to keep.
+        spacing: working voxel size in mm, one or one per SPL axis; None keeps each scan's own.
+        orientation: see `prepare.prepare_case`.
+        allow_skull: see `prepare.prepare_case`.
+        label_convention: see `cases.find_cases`.
+        workers: cases prepared at once.
+        progress: show a progress bar.
+        skip_bad_cases: leave out cases that cannot be prepared, and list them in the notes.
 
     Raises:
-      UserError: wrong values or files, no permission, or not enough disk space.
+        UserError: wrong values or files, no permission, or not enough disk space.
     """
     _check_positive("workers", workers)
     if spacing is not None:
@@ -197,6 +197,6 @@ def _check_skipped(builder: case_builder.CaseBuilder, skip_bad_cases: bool) -> N
     skipped = store.read_metadata(pathlib.Path(builder.data_dir))["skipped"]
     if skipped and not skip_bad_cases:
         raise UserError(
-            f"{skipped[0]['error']} The dataset was built without {len(skipped)} such cases; to "
+            f"{skipped[0]['error'].rstrip('.')}. The dataset was built without {len(skipped)} such cases; to "
             "use it so, set data.skip_bad_cases (build_data: --skip_bad_cases)."
         )

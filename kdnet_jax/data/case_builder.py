@@ -65,10 +65,10 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     (`_content`: the JSON that names it, written beside the records).
 
     Args:
-      workers: how many cases are prepared at once. The records do not depend on it.
-      progress: show a progress bar.
-      skip_bad_cases: leave out a case that cannot be prepared, with a note, instead of stopping.
-      **kwargs: of `tfds.core.DatasetBuilder`: data_dir, config, version, file_format.
+        workers: how many cases are prepared at once. The records do not depend on it.
+        progress: show a progress bar.
+        skip_bad_cases: leave out a case that cannot be prepared, with a note, instead of stopping.
+        **kwargs: of `tfds.core.DatasetBuilder`: data_dir, config, version, file_format.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _leave_out(self, failed: _Failed) -> None:
         if not self._skip_bad_cases:
             raise UserError(
-                f"{failed.error} To build the dataset without such cases, set "
+                f"{str(failed.error).rstrip('.')}. To build the dataset without such cases, set "
                 "data.skip_bad_cases (build_data: --skip_bad_cases)."
             ) from failed.error
         self._skipped.append({"case_id": failed.case_id, "error": str(failed.error)})
@@ -219,7 +219,7 @@ def check_free_space(folder: pathlib.Path, need: int) -> None:
     """Refuses to go on where `folder`'s disk has not `need` bytes and a reserve.
 
     Raises:
-      UserError: the disk is too full.
+        UserError: the disk is too full.
     """
     free = shutil.disk_usage(folder).free
     if free < need + DISK_RESERVE:

@@ -23,13 +23,13 @@ class PatchIterator(Iterator[Batch]):
     """Endless batches with a position that can be saved; made by `make_loader`.
 
     Args:
-      source: the stream of all processes.
-      part: which elements of a global batch are this process's, as a slice.
-      threads: elements prepared at once.
-      ahead: elements prepared before they are asked for.
+        source: the stream of all processes.
+        part: which elements of a global batch are this process's, as a slice.
+        threads: elements prepared at once.
+        ahead: elements prepared before they are asked for.
 
     Attributes:
-      notes: plain sentences about what the stream does otherwise than asked.
+        notes: plain sentences about what the stream does otherwise than asked.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PatchIterator(Iterator[Batch]):
         """Goes to the position that `get_state` returned.
 
         Raises:
-          UserError: the position belongs to another stream: other cases or settings.
+            UserError: the position belongs to another stream: other cases or settings.
         """
         for key, value in self._source.settings.items():
             saved = state["stream"].get(key)
@@ -112,23 +112,23 @@ def make_loader(
     """Returns the endless batches of one process.
 
     Args:
-      cases: the prepared cases.
-      indices: which of them train.
-      patch: size of a patch, "d h w" in voxels of the working grid.
-      batch: elements of a batch over all processes.
-      seed: of the stream, 0 or more.
-      tumour_share: share of the elements centred on tumour, 1/3 to 1, taken as the nearest
-        fraction with a denominator of up to 20.
-      crops_per_read: batches in a row that are cut from the same cases.
-      cavity: class that a resection cavity counts as, see `labels.map_cavity`.
-      shard_index: which process this is. Process p of n gets the p-th of n equal parts of every
-        global batch, so that the parts in a row are the batch of a single process.
-      shard_count: how many processes there are.
-      threads: elements prepared at once. The stream does not depend on it.
-      prefetch_batches: batches prepared ahead.
+        cases: the prepared cases.
+        indices: which of them train.
+        patch: size of a patch, "d h w" in voxels of the working grid.
+        batch: elements of a batch over all processes.
+        seed: of the stream, 0 or more.
+        tumour_share: share of the elements centred on tumour, 1/3 to 1, taken as the nearest
+            fraction with a denominator of up to 20.
+        crops_per_read: batches in a row that are cut from the same cases.
+        cavity: class that a resection cavity counts as, see `labels.map_cavity`.
+        shard_index: which process this is. Process p of n gets the p-th of n equal parts of every
+            global batch, so that the parts in a row are the batch of a single process.
+        shard_count: how many processes there are.
+        threads: elements prepared at once. The stream does not depend on it.
+        prefetch_batches: batches prepared ahead.
 
     Raises:
-      UserError: settings that cannot be, no cases, or a case without a reference.
+        UserError: settings that cannot be, no cases, or a case without a reference.
     """
     _check_cases(cases, indices)
     _check(patch, batch, seed, crops_per_read, shard_count)

@@ -22,7 +22,7 @@ from fractions import Fraction
 from typing import Any, Final, Literal, TypedDict
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, Integer, Shaped, UInt8
 
 from kdnet_jax import conventions
 from kdnet_jax.data import labels, prepare, store
@@ -48,14 +48,14 @@ class PatchSource:
     """The stream by index: `source[i]` is element i, a patch without the batch axis.
 
     Args:
-      cases: the prepared cases.
-      indices: which of them take part.
-      patch: size of a patch, "d h w" in voxels.
-      batch: elements of a batch over all processes.
-      seed: of the stream.
-      tumour_share: share of the elements centred on tumour.
-      crops_per_read: crops in a row from one case.
-      cavity: class that a resection cavity counts as, see `labels.map_cavity`.
+        cases: the prepared cases.
+        indices: which of them take part.
+        patch: size of a patch, "d h w" in voxels.
+        batch: elements of a batch over all processes.
+        seed: of the stream.
+        tumour_share: share of the elements centred on tumour.
+        crops_per_read: crops in a row from one case.
+        cavity: class that a resection cavity counts as, see `labels.map_cavity`.
     """
 
     def __init__(
@@ -219,7 +219,9 @@ def centred_start(
     )
 
 
-def crop(volume: np.ndarray, start: Sequence[int], patch: Sequence[int]) -> np.ndarray:
+def crop(
+    volume: Shaped[np.ndarray, "d h w *m"], start: Sequence[int], patch: Sequence[int]
+) -> Shaped[np.ndarray, "a b c *m"]:
     """Cuts `patch` voxels from `volume` ("d h w" or "d h w m"); what lies outside is 0."""
     ranges = [
         (max(first, 0), min(first + length, size))

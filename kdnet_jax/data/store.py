@@ -122,21 +122,21 @@ class CaseStore:
     """A sequence of prepared cases with an optional memory of decoded ones; thread safe.
 
     Attributes:
-      modalities: the sequences of every image, in the order of its last axis.
-      summaries: one per case, in the order of the indices.
-      fingerprint: names the content: equal fingerprints mean equal cases and preparation.
-      notes: what the build had to tell about the cases.
-      folder: where the records lie, None for records in memory.
-      cache_bytes: decoded cases are kept up to this size, the longest unused is dropped first.
+        modalities: the sequences of every image, in the order of its last axis.
+        summaries: one per case, in the order of the indices.
+        fingerprint: names the content: equal fingerprints mean equal cases and preparation.
+        notes: what the build had to tell about the cases.
+        folder: where the records lie, None for records in memory.
+        cache_bytes: decoded cases are kept up to this size, the longest unused is dropped first.
 
     Args:
-      source: decoded records by index, e.g. a TFDS data source.
-      modalities: see above.
-      summaries: from the build's metadata; None decodes every case once.
-      fingerprint: from the build's metadata; None hashes the case ids.
-      notes: see above.
-      folder: see above.
-      cache_bytes: see above.
+        source: decoded records by index, e.g. a TFDS data source.
+        modalities: see above.
+        summaries: from the build's metadata; None decodes every case once.
+        fingerprint: from the build's metadata; None hashes the case ids.
+        notes: see above.
+        folder: see above.
+        cache_bytes: see above.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ def open_store(builder: tfds.core.DatasetBuilder, *, cache_bytes: int = 0) -> Ca
     """Opens the records that `builder` wrote.
 
     Raises:
-      UserError: the dataset is not there, or some of its files are missing or unreadable.
+        UserError: the dataset is not there, or some of its files are missing or unreadable.
     """
     folder = pathlib.Path(builder.data_dir)
     metadata = read_metadata(folder)
@@ -230,7 +230,7 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
     """Reads the description beside the records of a built dataset.
 
     Raises:
-      UserError: there is none, or it is not JSON.
+        UserError: there is none, or it is not JSON.
     """
     path = folder / METADATA_FILE
     try:
