@@ -84,7 +84,7 @@ def find_scans(
     scan.
 
     Raises:
-        UserError: for a missing path, an empty folder, or a file where several sequences are needed.
+        UserError: for a missing path, an empty folder, or one file where several are needed.
     """
     found = []
     for path in inputs:

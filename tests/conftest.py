@@ -11,7 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 @pytest.fixture(scope="session")
 def sample_dir() -> pathlib.Path:
-    """Ten real BraTS 2021 cases: $KDNET_SAMPLE_DIR, or ../shared/brats2021_sample of the checkout."""
+    """Ten real BraTS 2021 cases: $KDNET_SAMPLE_DIR, or ../shared/brats2021_sample."""
     default = pathlib.Path(__file__).parents[2] / "shared" / "brats2021_sample"
     folder = pathlib.Path(os.environ.get("KDNET_SAMPLE_DIR", default))
     if not folder.is_dir():

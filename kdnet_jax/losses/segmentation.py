@@ -23,7 +23,8 @@ def soft_dice(
     """Soft Dice coefficient, 1 for equality and for two empty channels.
 
     `2 sum(p y) / (sum(p^2) + sum(y^2))`, or without the squares. The squared form (Milletari et
-    al., V-Net, 2016) is largest at p = y for soft y too; the plain one is not: it pulls p to 0 or 1.
+    al., V-Net, 2016) is largest at p = y for soft y too; the plain one is not: it pulls p to 0
+    or 1.
 
     Args:
         p: probabilities.

@@ -70,7 +70,10 @@ def _convolve_2d(
 
 
 def space_to_depth(x: Float[Array, "b d h w c"]) -> Float[Array, "b d2 h2 w2 c8"]:
-    """Moves each 2x2x2 block of voxels into channels; with a 1x1x1 convolution: a 2^3, stride 2 one."""
+    """Moves each 2x2x2 block of voxels into channels.
+
+    Followed by a 1x1x1 convolution it is a 2^3 convolution of stride 2.
+    """
     b, d, h, w, c = x.shape
     blocks = x.reshape(b, d // 2, 2, h // 2, 2, w // 2, 2, c)
     return blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, d // 2, h // 2, w // 2, 8 * c)

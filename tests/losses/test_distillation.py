@@ -1,0 +1,203 @@
+"""KD-Net's terms by hand and by slow NumPy, their weights, and that the teacher is frozen."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdnet_jax.errors import UserError
+from kdnet_jax.losses import distillation
+from kdnet_jax.models import heads
+
+SHAPE = (2, 2, 3, 2)
+CHANNELS = {"softmax": 4, "regions": 3}
+
+
+def options(**values: Any) -> distillation.DistillationOptions:
+    return distillation.DistillationOptions(**values)
+
+
+def random_logits(head: heads.Head, seed: int) -> jax.Array:
+    values = np.random.default_rng(seed).normal(size=(*SHAPE, CHANNELS[head])) * 3
+    return jnp.asarray(values, jnp.float32)
+
+
+def random_targets(head: heads.Head) -> jax.Array:
+    return heads.targets(jnp.asarray(np.random.default_rng(9).integers(0, 4, SHAPE)), head)
+
+
+def numpy_probabilities(logits: jax.Array, head: heads.Head, t: float) -> np.ndarray:
+    exact = np.exp(np.asarray(logits, np.float64) / t)
+    return exact / exact.sum(-1, keepdims=True) if head == "softmax" else exact / (1 + exact)
+
+
+@pytest.mark.parametrize("head", ["softmax", "regions"])
+@pytest.mark.parametrize("tempered", [True, False])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_kd_terms_against_numpy(head: heads.Head, tempered: bool, scaled: bool) -> None:
+    student, teacher = random_logits(head, 0), random_logits(head, 1)
+    chosen = options(temperature=3.0, temper_student=tempered, scale_by_temperature=scaled)
+    actual = distillation.distillation_terms(
+        student, teacher, random_targets(head), head=head, options=chosen
+    )
+    s = numpy_probabilities(teacher, head, 3.0)
+    p = numpy_probabilities(student, head, 3.0 if tempered else 1.0)
+    axes, scale = (1, 2, 3), 9.0 if scaled else 1.0
+    dice = 2 * (p * s).sum(axes) / ((p**2).sum(axes) + (s**2).sum(axes))
+    entropy = -(s * np.log(p) + (1 - s) * np.log(1 - p)).mean((1, 2, 3, 4))
+    assert set(actual) == {"kd_dice", "kd_bce"}
+    np.testing.assert_allclose(actual["kd_dice"], scale * (1 - dice.mean(-1)), rtol=1e-4)
+    np.testing.assert_allclose(actual["kd_bce"], scale * entropy, rtol=1e-4)
+
+
+def kd_loss(student: jax.Array, teacher: jax.Array, head: heads.Head, **values: Any) -> jax.Array:
+    terms = distillation.distillation_terms(
+        student, teacher, random_targets(head), head=head, options=options(**values)
+    )
+    return sum(terms.values()).sum()
+
+
+@pytest.mark.parametrize("head", ["softmax", "regions"])
+@pytest.mark.parametrize("voxels", ["uniform", "balanced"])
+def test_a_tempered_student_is_best_where_it_equals_its_teacher(
+    head: heads.Head, voxels: str
+) -> None:
+    teacher = random_logits(head, 1)
+    gradient = jax.grad(kd_loss)(teacher, teacher, head, kd_voxels=voxels)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+    at_teacher = kd_loss(teacher, teacher, head, kd_voxels=voxels)
+    for seed in range(2, 7):
+        other = teacher + 0.3 * random_logits(head, seed)
+        assert kd_loss(other, teacher, head, kd_voxels=voxels) > at_teacher
+
+
+def test_an_untempered_student_that_equals_its_teacher_is_pulled_away() -> None:
+    # Why tempering is the default: the teacher's own sure answer does not match its soft targets.
+    teacher = random_logits("softmax", 1)
+    gradient = jax.grad(kd_loss)(teacher, teacher, "softmax", temper_student=False)
+    assert np.abs(gradient).max() > 1e-2
+
+
+@pytest.mark.parametrize("head", ["softmax", "regions"])
+def test_no_gradient_flows_into_the_teacher(head: heads.Head) -> None:
+    student, teacher = random_logits(head, 0), random_logits(head, 1)
+    gradient = jax.grad(kd_loss, argnums=1)(student, teacher, head)
+    assert not gradient.any()
+    assert jax.grad(kd_loss)(student, teacher, head).any()
+    for direction in ("teacher_student", "student_teacher"):
+        chosen = options(kl_direction=direction)
+
+        def divergence(s: jax.Array, t: jax.Array, chosen: Any = chosen) -> jax.Array:
+            return distillation.latent_divergence(s, t, chosen).sum()
+
+        to_student, to_teacher = jax.grad(divergence, argnums=(0, 1))(student, teacher)
+        assert to_student.any()
+        assert not to_teacher.any()
+
+
+@pytest.mark.parametrize("head", ["softmax", "regions"])
+def test_extreme_logits_stay_finite(head: heads.Head) -> None:
+    student = 1e3 * jnp.sign(random_logits(head, 0))
+    value, gradient = jax.value_and_grad(kd_loss)(student, -student, head, temperature=1.0)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("head", ["softmax", "regions"])
+def test_balance_gives_half_of_the_weight_to_the_tumour(head: heads.Head) -> None:
+    labels = jnp.array([[3, 0, 0, 0], [0, 0, 0, 0], [1, 2, 3, 1]]).reshape(3, 1, 2, 2)
+    weights = distillation.balance_weights(heads.targets(labels, head), head).reshape(3, 4)
+    # One voxel of four: 4/2 for it, 4/(2 x 3) for each of the others.
+    expected = [[2, 2 / 3, 2 / 3, 2 / 3], [1, 1, 1, 1], [1, 1, 1, 1]]
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_balanced_entropy_is_the_mean_of_inside_and_outside() -> None:
+    student, teacher = random_logits("softmax", 0), random_logits("softmax", 1)
+    labels = jnp.zeros(SHAPE, jnp.int32).at[:, 0, 0, 0].set(2)
+    y = heads.targets(labels, "softmax")
+    terms = distillation.distillation_terms(
+        student, teacher, y, head="softmax", options=options(kd_voxels="balanced")
+    )
+    s, p = (numpy_probabilities(x, "softmax", 5.0) for x in (teacher, student))
+    entropy = -(s * np.log(p) + (1 - s) * np.log(1 - p)).mean(-1)
+    inside = np.asarray(labels) > 0
+    expected = [(entropy[b][inside[b]].mean() + entropy[b][~inside[b]].mean()) / 2 for b in (0, 1)]
+    np.testing.assert_allclose(terms["kd_bce"], expected, rtol=1e-4)
+
+
+def test_divergence_by_hand() -> None:
+    # One voxel, two channels: student 1/2 1/2, teacher 3/4 1/4.
+    student = jnp.zeros((1, 1, 1, 1, 2))
+    teacher = jnp.log(jnp.array([3.0, 1.0])).reshape(student.shape)
+    forward = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
+    backward = 0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)
+    actual = distillation.latent_divergence(student, teacher, options())
+    assert actual.item() == pytest.approx(forward, rel=1e-5)
+    chosen = options(kl_direction="student_teacher")
+    actual = distillation.latent_divergence(student, teacher, chosen)
+    assert actual.item() == pytest.approx(backward, rel=1e-5)
+
+
+@pytest.mark.parametrize("over", ["channels", "voxels"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_divergence_against_numpy(over: str, reduction: str) -> None:
+    student, teacher = random_logits("softmax", 0), random_logits("softmax", 1)
+    actual = distillation.latent_divergence(
+        student, teacher, options(latent_softmax=over, latent_reduction=reduction)
+    )
+    flat = [np.exp(np.asarray(x, np.float64).reshape(2, -1, 4)) for x in (student, teacher)]
+    axis = 2 if over == "channels" else 1
+    s, t = (x / x.sum(axis, keepdims=True) for x in flat)
+    rows = (t * np.log(t / s)).sum(axis)
+    expected = rows.mean(1) if reduction == "mean" else rows.sum(1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_divergence_of_equals_is_zero_and_of_bfloat16_is_float32() -> None:
+    latent = random_logits("softmax", 0).astype(jnp.bfloat16)
+    actual = distillation.latent_divergence(latent, latent, options())
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, 0, atol=1e-6)
+
+
+def test_total_is_the_paper_s_formula() -> None:
+    terms = {
+        "kd_dice": jnp.array([1.0, 0.0]),
+        "kd_bce": jnp.array([3.0, 0.0]),
+        "gt_dice": jnp.array([5.0, 8.0]),
+        "gt_ce": jnp.array([7.0, 0.0]),
+        "gt_coarse": jnp.array([0.0, 4.0]),
+        "kl": jnp.array([0.5, 0.0]),
+    }
+    # 0.75 (1 + 3) + 0.25 (5 + 7) + 10 x 0.5, and 0.25 (8 + 4)
+    np.testing.assert_allclose(distillation.total(terms, options()), [11.0, 3.0])
+    chosen = options(kd_weight=0.5, latent_weight=0.0)
+    np.testing.assert_allclose(distillation.total(terms, chosen), [8.0, 6.0])
+
+
+def test_the_defaults_are_the_paper_s_weights() -> None:
+    values = dataclasses.asdict(options())
+    weights = {key: values[key] for key in ("kd_weight", "latent_weight", "temperature")}
+    assert weights == {"kd_weight": 0.75, "latent_weight": 10.0, "temperature": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("kd_weight", 1.5),
+        ("kd_weight", -0.1),
+        ("latent_weight", -1.0),
+        ("temperature", 0.0),
+        ("kd_voxels", "tumour"),
+        ("kl_direction", "both"),
+        ("latent_softmax", "both"),
+        ("latent_reduction", "max"),
+    ],
+)
+def test_a_wrong_option_is_named(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"distillation.{key} is "):
+        options(**{key: value})

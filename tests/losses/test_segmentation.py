@@ -1,0 +1,180 @@
+"""Losses against the reference: values by hand and by slow NumPy, extremes, gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdnet_jax.losses import segmentation
+from kdnet_jax.models import heads
+
+SHAPE = (2, 2, 3, 2)
+SMOOTH = 1e-5
+
+
+def random_logits(channels: int, seed: int = 0) -> jax.Array:
+    values = np.random.default_rng(seed).normal(size=(*SHAPE, channels)) * 2
+    return jnp.asarray(values, jnp.float32)
+
+
+def random_targets(head: heads.Head, seed: int = 1) -> jax.Array:
+    return heads.targets(jnp.asarray(np.random.default_rng(seed).integers(0, 4, SHAPE)), head)
+
+
+def volume(*values: float) -> jax.Array:
+    """One sample, one channel, a row of voxels."""
+    return jnp.array(values, jnp.float32).reshape(1, 1, 1, -1, 1)
+
+
+def test_soft_dice_by_hand() -> None:
+    p, y = volume(0.5, 0.5, 0.0), volume(1.0, 0.0, 1.0)
+    # overlap 0.5; squares 0.25 + 0.25 + 2, without them 1 + 2
+    assert segmentation.soft_dice(p, y)[0, 0] == pytest.approx(1 / 2.5, rel=1e-4)
+    assert segmentation.soft_dice(p, y, squared=False)[0, 0] == pytest.approx(1 / 3, rel=1e-4)
+
+
+def test_soft_dice_of_equal_and_of_empty_is_one() -> None:
+    empty, soft = volume(0, 0), volume(0.3, 0.8)
+    assert segmentation.soft_dice(empty, empty)[0, 0] == pytest.approx(1)
+    assert segmentation.soft_dice(soft, soft)[0, 0] == pytest.approx(1)
+    assert segmentation.soft_dice(soft, soft, squared=False)[0, 0] < 0.7
+    assert segmentation.soft_dice(volume(1, 1), empty)[0, 0] == pytest.approx(0, abs=1e-4)
+
+
+def test_soft_dice_rows_and_batch_against_numpy() -> None:
+    p, y = np.random.default_rng(0).random((2, 3, 2, 2, 2, 4)).astype(np.float32)
+    per_sample = np.array(
+        [
+            [
+                2 * (p[b, ..., k] * y[b, ..., k]).sum()
+                / ((p[b, ..., k] ** 2).sum() + (y[b, ..., k] ** 2).sum())
+                for k in range(4)
+            ]
+            for b in range(3)
+        ]
+    )
+    np.testing.assert_allclose(segmentation.soft_dice(p, y), per_sample, rtol=1e-4)
+    pooled = 2 * (p * y).sum((0, 1, 2, 3)) / ((p**2).sum((0, 1, 2, 3)) + (y**2).sum((0, 1, 2, 3)))
+    batch = segmentation.soft_dice(p, y, over_batch=True)
+    np.testing.assert_allclose(batch, np.tile(pooled, (3, 1)), rtol=1e-4)
+
+
+def test_weighted_mean_by_hand() -> None:
+    values = jnp.array([1.0, 2.0, 6.0]).reshape(1, 1, 1, 3)
+    weights = jnp.array([1.0, 1.0, 2.0]).reshape(1, 1, 1, 3)
+    assert segmentation.weighted_mean(values, None)[0] == 3
+    assert segmentation.weighted_mean(values, weights)[0] == 15 / 4
+
+
+def test_cross_entropy_by_hand() -> None:
+    logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4])).reshape(1, 1, 1, 1, 4)
+    hard = jnp.array([0.0, 0, 0, 1]).reshape(logits.shape)
+    soft = jnp.array([0.5, 0, 0, 0.5]).reshape(logits.shape)
+    assert segmentation.cross_entropy(logits, hard).item() == pytest.approx(-np.log(0.4))
+    expected = -0.5 * np.log(0.1) - 0.5 * np.log(0.4)
+    assert segmentation.cross_entropy(logits, soft).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("head", "channels"), [("softmax", 4), ("regions", 3)])
+def test_binary_cross_entropy_against_numpy(head: heads.Head, channels: int) -> None:
+    logits = random_logits(channels)
+    y = np.random.default_rng(2).random(logits.shape)
+    exact = np.exp(np.asarray(logits, np.float64))
+    p = exact / exact.sum(-1, keepdims=True) if head == "softmax" else exact / (1 + exact)
+    expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean(-1)
+    actual = segmentation.binary_cross_entropy(logits, jnp.asarray(y, jnp.float32), head)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_log_of_one_minus_p_is_exact_where_p_rounds_to_one() -> None:
+    # 1 - p_0 = 3 exp(-50) / (1 + 3 exp(-50)): 0 in float32 if subtracted.
+    logits = jnp.array([50.0, 0, 0, 0]).reshape(1, 1, 1, 1, 4)
+    y = jnp.zeros_like(logits)
+    # channels: -log q_0 = 50 - log 3, the others' q are 1 to rounding
+    actual = segmentation.binary_cross_entropy(logits, y, "softmax").item()
+    assert actual == pytest.approx((50 - np.log(3)) / 4, rel=1e-6)
+    region = jnp.full((1, 1, 1, 1, 3), 50.0)
+    actual = segmentation.binary_cross_entropy(region, jnp.zeros_like(region), "regions").item()
+    assert actual == pytest.approx(50, rel=1e-6)
+
+
+@pytest.mark.parametrize("head", ["softmax", "regions"])
+@pytest.mark.parametrize("form", ["dice_ce", "dice_bce"])
+@pytest.mark.parametrize("size", [0.0, 100.0, 1e4])
+def test_extreme_logits_have_finite_values_and_gradients(
+    head: heads.Head, form: str, size: float
+) -> None:
+    y = random_targets(head)
+    logits = size * jnp.sign(random_logits(y.shape[-1]))
+
+    def loss(logits: jax.Array) -> jax.Array:
+        terms = segmentation.supervised_terms(logits, y, head=head, form=form)
+        return sum(terms.values()).sum()
+
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+def test_supervised_terms_by_name_and_value() -> None:
+    logits, y = random_logits(4), random_targets("softmax")
+    p = np.asarray(heads.probabilities(logits, "softmax"))
+    flat_p, flat_y = p.reshape(2, -1, 4), np.asarray(y).reshape(2, -1, 4)
+    dice = (2 * (flat_p * flat_y).sum(1) + SMOOTH) / ((flat_p**2 + flat_y**2).sum(1) + SMOOTH)
+    terms = segmentation.supervised_terms(logits, y, head="softmax")
+    assert set(terms) == {"gt_dice", "gt_ce"}
+    np.testing.assert_allclose(terms["gt_dice"], 1 - dice[:, 1:].mean(1), rtol=1e-4)
+    entropy = -(flat_y * np.log(flat_p)).sum(-1).mean(1)
+    np.testing.assert_allclose(terms["gt_ce"], entropy, rtol=1e-4)
+    # KD-Net's form counts the background too.
+    terms = segmentation.supervised_terms(logits, y, head="softmax", form="dice_bce")
+    assert set(terms) == {"gt_dice", "gt_bce"}
+    np.testing.assert_allclose(terms["gt_dice"], 1 - dice.mean(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["dice_ce", "dice_bce"])
+def test_a_regions_head_has_binary_entropies_in_both_forms(form: str) -> None:
+    logits, y = random_logits(3), random_targets("regions")
+    terms = segmentation.supervised_terms(logits, y, head="regions", form=form)
+    assert set(terms) == {"gt_dice", "gt_bce"}
+    expected = segmentation.binary_cross_entropy(logits, y, "regions").mean((1, 2, 3))
+    np.testing.assert_allclose(terms["gt_bce"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["softmax", "regions"])
+def test_a_sure_right_answer_costs_nothing_and_a_wrong_one_much(head: heads.Head) -> None:
+    y = random_targets(head)
+    right = segmentation.supervised_terms(40 * (2 * y - 1), y, head=head)
+    wrong = segmentation.supervised_terms(-40 * (2 * y - 1), y, head=head)
+    np.testing.assert_allclose(sum(right.values()), 0, atol=1e-5)
+    assert (sum(wrong.values()) > 10).all()
+
+
+def test_deep_supervision_halves_the_weight_at_each_level() -> None:
+    labels = jnp.asarray(np.random.default_rng(0).integers(0, 4, (2, 4, 4, 8)))
+    y = heads.targets(labels, "softmax")
+    rng = np.random.default_rng(1)
+    coarse = {
+        level: jnp.asarray(rng.normal(size=(2, *(s // 2**level for s in (4, 4, 8)), 4)))
+        for level in (1, 2)
+    }
+    features = {f"logits_{level}": value for level, value in coarse.items()}
+    actual = segmentation.deep_supervision_loss(
+        features | {"bottleneck": y}, y, head="softmax", form="dice_ce"
+    )
+
+    def loss(level: int) -> jax.Array:
+        stride = 2**level
+        nearest = heads.targets(labels[:, ::stride, ::stride, ::stride], "softmax")
+        return sum(
+            segmentation.supervised_terms(coarse[level], nearest, head="softmax").values()
+        )
+
+    np.testing.assert_allclose(actual, loss(1) / 2 + loss(2) / 4, rtol=1e-5)
+
+
+def test_deep_supervision_of_a_network_without_it_is_none() -> None:
+    y = random_targets("softmax")
+    features = {"bottleneck": y, "decoder_0": y}
+    loss = segmentation.deep_supervision_loss(features, y, head="softmax", form="dice_ce")
+    assert loss is None

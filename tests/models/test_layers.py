@@ -1,0 +1,161 @@
+"""Each layer against the plain operation that it stands for."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from jax import lax
+
+from kdnet_jax.models import layers
+
+DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def close(actual: jax.Array, expected: jax.Array, tolerance: float = 2e-5) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+# 8 input channels are the last that are stacked, 9 the first that are summed.
+@pytest.mark.parametrize("channels", [1, 8, 9])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_planes_equal_lax_convolution_with_both_gradients(channels: int, size: int) -> None:
+    x = normal(2, 5, 3, 7, channels)
+    kernel = normal(size, size, size, channels, 2, seed=1) / (size**3 * channels) ** 0.5
+    cotangent = normal(2, 5, 3, 7, 2, seed=2)
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1, 1), "SAME", dimension_numbers=DIMENSIONS
+        )
+
+    expected, plain_vjp = jax.vjp(plain, x, kernel)
+    for planes in (True, False):
+        actual, vjp = jax.vjp(lambda x, k, p=planes: layers.convolve(x, k, p), x, kernel)
+        close(actual, expected)
+        for ours, theirs in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
+            close(ours, theirs, 1e-4)
+
+
+def test_convolution_by_its_definition() -> None:
+    x, kernel = normal(1, 4, 3, 5, 2), normal(3, 3, 3, 2, 3, seed=1)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
+    expected = np.zeros((1, 4, 3, 5, 3))
+    for i, j, k in itertools.product(range(3), repeat=3):
+        expected += padded[:, i : i + 4, j : j + 3, k : k + 5] @ np.asarray(kernel)[i, j, k]
+    close(layers.convolve(x, kernel, planes=True), expected)
+
+
+def test_space_to_depth_and_1x1x1_is_a_strided_convolution() -> None:
+    x, kernel = normal(2, 4, 6, 2, 3), normal(2, 2, 2, 3, 5, seed=1)
+    expected = lax.conv_general_dilated(
+        x, kernel, (2, 2, 2), "VALID", dimension_numbers=DIMENSIONS
+    )
+    actual = layers.convolve(
+        layers.space_to_depth(x), kernel.reshape(1, 1, 1, 24, 5), planes=False
+    )
+    close(actual, expected)
+
+
+def test_1x1x1_and_depth_to_space_is_a_transposed_convolution() -> None:
+    x, kernel = normal(2, 2, 3, 1, 3), normal(2, 2, 2, 3, 5, seed=1)
+    expected = np.zeros((2, 4, 6, 2, 5))
+    for i, j, k in itertools.product(range(2), repeat=3):
+        expected[:, i::2, j::2, k::2] = np.asarray(x) @ np.asarray(kernel)[i, j, k]
+    wide = kernel.transpose(3, 0, 1, 2, 4).reshape(1, 1, 1, 3, 40)
+    close(layers.depth_to_space(layers.convolve(x, wide, planes=True)), expected)
+
+
+def test_depth_to_space_undoes_space_to_depth() -> None:
+    x = normal(2, 4, 2, 6, 3)
+    np.testing.assert_array_equal(layers.depth_to_space(layers.space_to_depth(x)), x)
+
+
+def test_max_pool_equals_flax() -> None:
+    x = normal(2, 4, 6, 2, 3)
+    expected = nn.max_pool(x, (2, 2, 2), (2, 2, 2))
+    np.testing.assert_array_equal(layers.max_pool(x), expected)
+    # Without ties the gradients agree too.
+    np.testing.assert_array_equal(
+        jax.grad(lambda x: jnp.sum(layers.max_pool(x) ** 2))(x),
+        jax.grad(lambda x: jnp.sum(nn.max_pool(x, (2, 2, 2), (2, 2, 2)) ** 2))(x),
+    )
+
+
+def test_max_pool_shares_the_gradient_of_a_tie() -> None:
+    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.zeros((1, 2, 2, 2, 1)))
+    np.testing.assert_allclose(gradient, 1 / 8)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (4, 5, 1)])
+def test_upsampling_is_trilinear_between_voxel_centres(shape: tuple[int, int, int]) -> None:
+    x = normal(2, *shape, 3)
+    # PyTorch's align_corners=False: voxel i of the fine grid lies at (i + 1/2) / 2 - 1/2.
+    axes = [(np.arange(2 * size) + 0.5) / 2 - 0.5 for size in shape]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"))
+    expected = np.stack(
+        [
+            [
+                scipy.ndimage.map_coordinates(x[b, ..., c], grid, order=1, mode="nearest")
+                for c in range(3)
+            ]
+            for b in range(2)
+        ]
+    )
+    close(layers.upsample_trilinear(x), np.moveaxis(expected, 1, -1))
+
+
+def test_upsampling_equals_jax_resize() -> None:
+    x = normal(1, 3, 4, 2, 2)
+    close(layers.upsample_trilinear(x), jax.image.resize(x, (1, 6, 8, 4, 2), "linear"))
+
+
+def test_instance_norm_by_its_formula() -> None:
+    x = normal(2, 3, 4, 5, 2) * 7 + 30
+    params = {"params": {"scale": jnp.array([2.0, 0.5]), "bias": jnp.array([-1.0, 3.0])}}
+    exact = np.asarray(x, np.float64)
+    mean = exact.mean((1, 2, 3), keepdims=True)
+    variance = exact.var((1, 2, 3), keepdims=True)
+    expected = (exact - mean) / np.sqrt(variance + 1e-5) * [2.0, 0.5] + [-1.0, 3.0]
+    close(layers.InstanceNorm().apply(params, x), expected)
+
+
+def test_instance_norm_of_a_constant_is_its_bias() -> None:
+    module = layers.InstanceNorm()
+    x = jnp.full((1, 2, 2, 2, 1), 1e3)
+    output = module.apply(module.init(jax.random.key(0), x), x)
+    np.testing.assert_allclose(output, 0, atol=1e-6)
+
+
+def test_instance_norm_takes_its_statistics_in_float32() -> None:
+    # In bfloat16 a mean of 1000 would have steps of 4.
+    module = layers.InstanceNorm()
+    x = (1000 + 8 * jnp.round(normal(1, 4, 4, 4, 1))).astype(jnp.bfloat16)
+    params = module.init(jax.random.key(0), x)
+    output = module.apply(params, x)
+    assert output.dtype == jnp.bfloat16
+    close(output.astype(jnp.float32), module.apply(params, x.astype(jnp.float32)), 1e-2)
+
+
+def test_block_is_convolution_norm_leaky_relu() -> None:
+    x = normal(1, 3, 3, 3, 2)
+    block = layers.Block(4, planes=True)
+    variables = block.init(jax.random.key(0), x)
+    conv = variables["params"]["Conv_0"]
+    hidden = layers.convolve(x, conv["kernel"], planes=False) + conv["bias"]
+    normed = (hidden - hidden.mean((1, 2, 3))) / np.sqrt(hidden.var((1, 2, 3)) + 1e-5)
+    close(block.apply(variables, x), np.where(normed > 0, normed, 0.01 * normed), 1e-4)
+
+
+def test_kernels_start_at_the_variance_of_he() -> None:
+    variables = layers.Conv(64).init(jax.random.key(0), jnp.zeros((1, 1, 1, 1, 16)))
+    kernel = variables["params"]["kernel"]
+    assert float(kernel.var()) == pytest.approx(2 / (1.0001 * 27 * 16), rel=0.03)
+    assert not variables["params"]["bias"].any()
