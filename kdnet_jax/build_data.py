@@ -2,27 +2,28 @@ r"""Builds the dataset that training reads, from scans or from synthetic cases.
 
     python -m kdnet_jax.build_data --data_dir=DIR [--release=auto] [--modalities=t1ce,flair] \
         [--spacing=1.0] [--output=datasets] [--workers=2]
-    python -m kdnet_jax.build_data --phantom [--cases=40] [--seed=0] [--spacing=2.0]
+    python -m kdnet_jax.build_data --phantom [--cases=60] [--seed=0] [--spacing=3.0]
     python -m kdnet_jax.build_data --phantom --scans=DIR    # NIfTI scans instead of a dataset
 
 Training builds what it needs by itself; building first shows early which scan is bad.
 """
 
 import pathlib
-import sys
 
-from absl import app, flags
+from absl import flags
 
 from data_builders.brats_phantom import phantom
-from kdnet_jax import conventions
+from kdnet_jax import cli, conventions
 from kdnet_jax.data import building, geometry, prepare, store
-from kdnet_jax.errors import UserError, exit_on_user_error, nearest
+from kdnet_jax.errors import UserError
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans.")
 _RELEASE = flags.DEFINE_string("release", "auto", "Layout of the scans; auto recognises it.")
-_MODALITIES = flags.DEFINE_list("modalities", list(conventions.MODALITIES), "Sequences to keep.")
+_MODALITIES = flags.DEFINE_string(
+    "modalities", ",".join(conventions.MODALITIES), "Sequences to keep."
+)
 _SPACING = flags.DEFINE_string(
-    "spacing", None, "Working voxel size in mm, or native (1.0; 2.0 for the phantom)."
+    "spacing", None, "Working voxel size in mm, or native (1.0; 3.0 for the phantom)."
 )
 _ORIENTATION = flags.DEFINE_string(
     "orientation", geometry.HEADER, "header, or letters such as LPS where the headers are wrong."
@@ -37,19 +38,14 @@ _SKIP_BAD_CASES = flags.DEFINE_bool("skip_bad_cases", False, "Leave out cases th
 _OUTPUT = flags.DEFINE_string("output", str(building.DEFAULT_ROOT), "Root of built datasets.")
 _WORKERS = flags.DEFINE_integer("workers", building.DEFAULT_WORKERS, "Cases prepared at once.")
 _PHANTOM = flags.DEFINE_bool("phantom", False, "Make synthetic cases instead of reading scans.")
-_CASES = flags.DEFINE_integer("cases", 40, "Number of synthetic cases.")
+_CASES = flags.DEFINE_integer("cases", 60, "Number of synthetic cases.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.")
 _SCANS = flags.DEFINE_string("scans", None, "With --phantom: write NIfTI scans into this folder.")
 
 
 def main(argv: list[str]) -> None:
     """Builds what the flags ask for."""
-    exit_on_user_error(lambda: _build(argv[1:]))
-
-
-def _build(rest: list[str]) -> None:
-    if rest:
-        raise UserError(f"{rest[0]}: is not understood; every option begins with --")
+    cli.refuse_arguments(argv)
     if _PHANTOM.value == bool(_DATA_DIR.value):
         raise UserError("give either --data_dir=DIR (scans) or --phantom (synthetic cases)")
     if _SCANS.value:
@@ -77,7 +73,7 @@ def _build_phantom() -> store.CaseStore:
 
 
 def _phantom_spacing() -> float:
-    spacing = parse_spacing(_SPACING.value or "2.0")
+    spacing = parse_spacing(_SPACING.value or "3.0")
     if not isinstance(spacing, float):
         raise UserError(f"--spacing={_SPACING.value}: the phantom needs one number in mm")
     return spacing
@@ -88,7 +84,7 @@ def _build_brats() -> store.CaseStore:
         pathlib.Path(_OUTPUT.value),
         pathlib.Path(_DATA_DIR.value),
         release=_RELEASE.value,
-        modalities=parse_modalities(_MODALITIES.value),
+        modalities=conventions.read_modalities(_MODALITIES.value, "--modalities"),
         spacing=parse_spacing(_SPACING.value or "1.0"),
         orientation=_ORIENTATION.value,
         allow_skull=_ALLOW_SKULL.value,
@@ -96,23 +92,6 @@ def _build_brats() -> store.CaseStore:
         workers=_WORKERS.value,
         skip_bad_cases=_SKIP_BAD_CASES.value,
     )
-
-
-def parse_modalities(names: list[str]) -> tuple[str, ...]:
-    """Returns the named sequences in the project's order.
-
-    Raises:
-        UserError: an unknown name, or none.
-    """
-    for name in names:
-        if name not in conventions.MODALITIES:
-            raise UserError(
-                f"--modalities: {name!r} is unknown{nearest(name, conventions.MODALITIES)}; "
-                f"expected some of {', '.join(conventions.MODALITIES)}"
-            )
-    if not names:
-        raise UserError(f"--modalities: expected some of {', '.join(conventions.MODALITIES)}")
-    return tuple(modality for modality in conventions.MODALITIES if modality in names)
 
 
 def parse_spacing(text: str) -> prepare.Spacing:
@@ -142,4 +121,4 @@ def _report(cases: store.CaseStore) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    cli.run(main)

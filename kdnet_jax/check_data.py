@@ -29,8 +29,8 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans.", requir
 _RELEASE = flags.DEFINE_enum(
     "release", cases.AUTO, [cases.AUTO, *cases.RELEASES], "Layout and labels; auto recognises them."
 )
-_MODALITIES = flags.DEFINE_list(
-    "modalities", list(conventions.MODALITIES), "Sequences that every case must have."
+_MODALITIES = flags.DEFINE_string(
+    "modalities", ",".join(conventions.MODALITIES), "Sequences that every case must have."
 )
 _ORIENTATION = flags.DEFINE_string(
     "orientation", geometry.HEADER, "Of the stored axes, such as LPS, where the headers are wrong."

@@ -1,8 +1,8 @@
 """The one exception that means "the user can mend this", and how a command reports it."""
 
+import difflib
 import sys
 from collections.abc import Callable, Iterable
-import difflib
 
 EXIT_USER_ERROR = 2
 

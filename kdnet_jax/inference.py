@@ -18,9 +18,11 @@ Predict = Callable[[Any, Array], Array]
 
 def make_predict(apply: Callable[..., Any], head: heads.Head, mirror: bool) -> Predict:
     """Jits the network's probabilities, averaged over the 8 mirror images if `mirror`."""
-    flips = [
-        axes for count in range(4) for axes in itertools.combinations((1, 2, 3), count)
-    ] if mirror else [()]
+    flips = (
+        [axes for count in range(4) for axes in itertools.combinations((1, 2, 3), count)]
+        if mirror
+        else [()]
+    )
 
     @jax.jit
     def predict(params: Any, windows: Array) -> Array:
@@ -43,7 +45,10 @@ def gaussian_window(patch: tuple[int, ...]) -> Float[np.ndarray, "d h w"]:
 
 
 def window_starts(size: int, edge: int, overlap: float) -> list[int]:
-    """Starts of windows of length `edge` that cover 0..size evenly, at least `overlap` shared."""
+    """Starts of windows of length `edge` that cover 0..size evenly.
+
+    Neighbours share at least the share `overlap` (0 to below 1) of a window, to a voxel.
+    """
     if size <= edge:
         return [0]
     count = int(np.ceil((size - edge) / max(edge * (1 - overlap), 1))) + 1
@@ -76,9 +81,7 @@ def sliding_window(
         [(b, gap - b) for b, gap in zip(before, missing, strict=True)] + [(0, 0)],
     )
     blended = _blend(predict, padded, patch, overlap)
-    inside = tuple(
-        slice(b, b + size) for b, size in zip(before, image.shape[:3], strict=True)
-    )
+    inside = tuple(slice(b, b + size) for b, size in zip(before, image.shape[:3], strict=True))
     return blended[inside]
 
 

@@ -36,7 +36,7 @@ class OptimizerOptions:
     plateau_epochs: int = 50
 
     def __post_init__(self) -> None:
-        """Raises UserError for an unknown name or a rate that is not positive."""
+        """Raises UserError for an unknown name or a number outside its range."""
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise UserError(
@@ -45,6 +45,15 @@ class OptimizerOptions:
                 )
         if self.learning_rate <= 0:
             raise UserError(f"optimizer.learning_rate is {self.learning_rate}: give more than 0.")
+        for key in ("warmup", "weight_decay", "clip"):
+            if getattr(self, key) < 0:
+                raise UserError(f"optimizer.{key} is {getattr(self, key)}: give 0 or more.")
+        if not 0 < self.plateau_factor < 1:
+            raise UserError(
+                f"optimizer.plateau_factor is {self.plateau_factor}: give a number between 0 and 1."
+            )
+        if self.plateau_epochs < 1:
+            raise UserError(f"optimizer.plateau_epochs is {self.plateau_epochs}: give at least 1.")
 
 
 _CHOICES = {

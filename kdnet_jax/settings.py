@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from kdnet_jax import conventions, optimizers, steps, train
 from kdnet_jax.data import augment
-from kdnet_jax.errors import UserError, nearest
+from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import unet
 
@@ -64,8 +64,8 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
     """
     if config.role not in ROLES:
         raise UserError(f"role is {config.role!r}: choose one of {', '.join(ROLES)}.")
-    data_modalities = read_modalities(config.data.modalities, "data.modalities")
-    modalities = read_modalities(config.model.modalities, "model.modalities")
+    data_modalities = conventions.read_modalities(config.data.modalities, "data.modalities")
+    modalities = conventions.read_modalities(config.model.modalities, "model.modalities")
     absent = [name for name in modalities if name not in data_modalities]
     if absent:
         raise UserError(
@@ -105,24 +105,6 @@ def network_config(model: config_dict.ConfigDict) -> unet.UNetConfig:
     values = {key: value for key, value in model.items() if key != "modalities"}
     values["planes"] = {"auto": None, "true": True, "false": False}[str(model.planes).lower()]
     return unet.UNetConfig(**values)
-
-
-def read_modalities(text: str, key: str) -> tuple[str, ...]:
-    """Returns the sequences of a comma-separated text, in the project's order.
-
-    Raises:
-        UserError: for an empty text, an unknown or a doubled sequence.
-    """
-    names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in conventions.MODALITIES:
-            raise UserError(
-                f"{key} holds {name!r}{nearest(name, conventions.MODALITIES)}. The sequences are "
-                f"{', '.join(conventions.MODALITIES)}."
-            )
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{key} is {text!r}: name each sequence once, separated by commas.")
-    return tuple(name for name in conventions.MODALITIES if name in names)
 
 
 def teacher_config(config: config_dict.ConfigDict) -> config_dict.ConfigDict:

@@ -81,10 +81,9 @@ def _augmented(
 def _reference_loss(
     logits: Array, features: dict[str, Array], y: Array, head: heads.Head, options: LossOptions
 ) -> dict[str, Array]:
-    terms = segmentation.supervised_terms(
-        logits, y, head=head, form=options.form, over_batch=options.over_batch
-    )
-    coarse = segmentation.deep_supervision_loss(features, y, head=head, form=options.form)
+    chosen = {"head": head, **options._asdict()}
+    terms = segmentation.supervised_terms(logits, y, **chosen)
+    coarse = segmentation.deep_supervision_loss(features, y, **chosen)
     return terms if coarse is None else terms | {"gt_coarse": coarse}
 
 

@@ -28,9 +28,7 @@ def local(windows: jax.Array) -> jax.Array:
     edge=st.integers(1, 128),
     overlap=st.floats(0, 0.95),
 )
-def test_windows_cover_the_axis_and_share_the_overlap(
-    size: int, edge: int, overlap: float
-) -> None:
+def test_windows_cover_the_axis_and_share_the_overlap(size: int, edge: int, overlap: float) -> None:
     starts = inference.window_starts(size, edge, overlap)
     assert starts[0] == 0
     assert starts[-1] == max(size - edge, 0)
@@ -137,9 +135,7 @@ def test_mirroring_is_the_mean_over_the_eight_flips(head: heads.Head) -> None:
     windows = jnp.asarray(normal(1, 2, 4, 6, 1))
     expected = np.mean(
         [
-            np.flip(
-                heads.probabilities(apply(2.0, np.flip(windows, axes))[0], head), axes
-            )
+            np.flip(heads.probabilities(apply(2.0, np.flip(windows, axes))[0], head), axes)
             for axes in [(), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)]
         ],
         axis=0,
@@ -147,9 +143,7 @@ def test_mirroring_is_the_mean_over_the_eight_flips(head: heads.Head) -> None:
     mirrored = inference.make_predict(apply, head, mirror=True)(2.0, windows)
     np.testing.assert_allclose(mirrored, expected, rtol=1e-5)
     plain = inference.make_predict(apply, head, mirror=False)(2.0, windows)
-    np.testing.assert_allclose(
-        plain, heads.probabilities(apply(2.0, windows)[0], head), rtol=1e-5
-    )
+    np.testing.assert_allclose(plain, heads.probabilities(apply(2.0, windows)[0], head), rtol=1e-5)
 
 
 def test_a_network_over_a_whole_volume() -> None:

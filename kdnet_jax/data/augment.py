@@ -58,9 +58,7 @@ def augment(
     return jnp.where(brain, image, 0), label
 
 
-def _flip(
-    key: jax.Array, image: Array, label: Array, axes: str
-) -> tuple[Array, Array]:
+def _flip(key: jax.Array, image: Array, label: Array, axes: str) -> tuple[Array, Array]:
     draws = jax.random.bernoulli(key, 0.5, (3, image.shape[0]))
     for axis, draw in zip("dhw", draws, strict=True):
         if axis in axes:

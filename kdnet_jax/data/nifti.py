@@ -1,4 +1,4 @@
-"""Reads one NIfTI file, or says plainly what is wrong with it; writes masks."""
+"""Reads one NIfTI file, or says plainly what is wrong with it; writes masks and images."""
 
 import contextlib
 import dataclasses
@@ -200,8 +200,25 @@ def write_mask(
         UserError: the name does not end in .nii or .nii.gz, the disk is full, or the folder cannot
             be written.
     """
+    _write(path, np.asarray(mask, np.uint8), affine)
+
+
+def write_image(
+    path: str | os.PathLike[str],
+    data: Num[np.ndarray, "x y z"],
+    affine: Affine,
+) -> None:
+    """Writes intensities in their own type, with `affine` in sform and qform, as `write_mask` does.
+
+    Raises:
+        UserError: as `write_mask`.
+    """
+    _write(path, data, affine)
+
+
+def _write(path: str | os.PathLike[str], data: Num[np.ndarray, "x y z"], affine: Affine) -> None:
     path = check_suffix(path)
-    image = nib.Nifti1Image(np.asarray(mask, np.uint8), affine)
+    image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
@@ -216,7 +233,7 @@ def write_mask(
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(_cannot_write(path, mask.nbytes, error)) from error
+        raise UserError(_cannot_write(path, data.nbytes, error)) from error
 
 
 def _cannot_write(path: pathlib.Path, size: int, error: OSError) -> str:
@@ -224,7 +241,7 @@ def _cannot_write(path: pathlib.Path, size: int, error: OSError) -> str:
         return f"{path}: cannot be written ({error.strerror or error})"
     free = shutil.disk_usage(path.parent).free
     return (
-        f"{path}: the disk is full: the mask needs up to {size / _MEBI:.1f} MiB, "
+        f"{path}: the disk is full: the file needs up to {size / _MEBI:.1f} MiB, "
         f"{free / _MEBI:.1f} MiB are free. Make room or choose another folder"
     )
 

@@ -108,9 +108,7 @@ def distillation_terms(
     }
 
 
-def balance_weights(
-    y: Float[Array, "b d h w k"], head: heads.Head
-) -> Float[Array, "b d h w"]:
+def balance_weights(y: Float[Array, "b d h w k"], head: heads.Head) -> Float[Array, "b d h w"]:
     """Weights that give the tumour's voxels half of the total, the others the other half.
 
     A sample without tumour (or with nothing else) has equal weights.
@@ -149,9 +147,7 @@ def latent_divergence(
     return reduce(divergence, axis=-1)
 
 
-def total(
-    terms: dict[str, Float[Array, "b"]], options: DistillationOptions
-) -> Float[Array, "b"]:
+def total(terms: dict[str, Float[Array, "b"]], options: DistillationOptions) -> Float[Array, "b"]:
     """L = lambda L_KD + (1 - lambda) L_GT + alpha L_KL from terms named kd_*, gt_* and kl."""
     kd = sum(value for name, value in terms.items() if name.startswith("kd_"))
     gt = sum(value for name, value in terms.items() if name.startswith("gt_"))

@@ -115,12 +115,17 @@ def supervised_terms(
 
 
 def deep_supervision_loss(
-    features: dict[str, Array], y: Float[Array, "b d h w k"], *, head: heads.Head, form: str
+    features: dict[str, Array],
+    y: Float[Array, "b d h w k"],
+    *,
+    head: heads.Head,
+    form: str,
+    over_batch: bool = False,
 ) -> Float[Array, "b"] | None:
-    """The supervised loss of the coarser logits, weights 1/2^i normalised with the full one's 1.
+    """The supervised loss of the coarser logits, level i with weight 1/2^i (the full one has 1).
 
-    The reference is brought to level i by striding (nearest). `None` where the network has no
-    coarser logits. Isensee et al., nnU-Net, 2021.
+    The weights are not divided by their sum. The reference is brought to level i by striding
+    (nearest). `None` where the network has no coarser logits. Isensee et al., nnU-Net, 2021.
     """
     levels = sorted(int(name.removeprefix("logits_")) for name in features if "logits_" in name)
     if not levels:
@@ -133,6 +138,7 @@ def deep_supervision_loss(
             y[:, ::stride, ::stride, ::stride],
             head=head,
             form=form,
+            over_batch=over_batch,
         )
         total = total + sum(terms.values()) / stride
     return total

@@ -190,6 +190,18 @@ def test_written_mask_lies_where_the_scan_lies(tmp_path: pathlib.Path, name: str
     assert not list((tmp_path / "new").iterdir())
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_image_keeps_type_and_place(tmp_path: pathlib.Path, dtype: type) -> None:
+    scan = _scan(dtype)
+    nifti.write_image(tmp_path / "new" / "a.nii.gz", scan, AFFINE)
+    image = nib.load(tmp_path / "new" / "a.nii.gz")
+    assert image.get_data_dtype() == dtype
+    np.testing.assert_array_equal(np.asarray(image.dataobj), scan)
+    np.testing.assert_array_equal(image.affine, AFFINE)
+    assert image.header.get_xyzt_units()[0] == "mm"
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.nii.gz"]
+
+
 def test_mask_needs_the_suffix_and_a_folder(tmp_path: pathlib.Path) -> None:
     mask = np.zeros((2, 2, 2), np.uint8)
     with pytest.raises(UserError, match=r"ends in \.nii"):

@@ -46,7 +46,8 @@ def test_soft_dice_rows_and_batch_against_numpy() -> None:
     per_sample = np.array(
         [
             [
-                2 * (p[b, ..., k] * y[b, ..., k]).sum()
+                2
+                * (p[b, ..., k] * y[b, ..., k]).sum()
                 / ((p[b, ..., k] ** 2).sum() + (y[b, ..., k] ** 2).sum())
                 for k in range(4)
             ]
@@ -166,9 +167,7 @@ def test_deep_supervision_halves_the_weight_at_each_level() -> None:
     def loss(level: int) -> jax.Array:
         stride = 2**level
         nearest = heads.targets(labels[:, ::stride, ::stride, ::stride], "softmax")
-        return sum(
-            segmentation.supervised_terms(coarse[level], nearest, head="softmax").values()
-        )
+        return sum(segmentation.supervised_terms(coarse[level], nearest, head="softmax").values())
 
     np.testing.assert_allclose(actual, loss(1) / 2 + loss(2) / 4, rtol=1e-5)
 

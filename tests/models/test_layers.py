@@ -32,9 +32,7 @@ def test_planes_equal_lax_convolution_with_both_gradients(channels: int, size: i
     cotangent = normal(2, 5, 3, 7, 2, seed=2)
 
     def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1, 1), "SAME", dimension_numbers=DIMENSIONS
-        )
+        return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=DIMENSIONS)
 
     expected, plain_vjp = jax.vjp(plain, x, kernel)
     for planes in (True, False):
@@ -55,12 +53,8 @@ def test_convolution_by_its_definition() -> None:
 
 def test_space_to_depth_and_1x1x1_is_a_strided_convolution() -> None:
     x, kernel = normal(2, 4, 6, 2, 3), normal(2, 2, 2, 3, 5, seed=1)
-    expected = lax.conv_general_dilated(
-        x, kernel, (2, 2, 2), "VALID", dimension_numbers=DIMENSIONS
-    )
-    actual = layers.convolve(
-        layers.space_to_depth(x), kernel.reshape(1, 1, 1, 24, 5), planes=False
-    )
+    expected = lax.conv_general_dilated(x, kernel, (2, 2, 2), "VALID", dimension_numbers=DIMENSIONS)
+    actual = layers.convolve(layers.space_to_depth(x), kernel.reshape(1, 1, 1, 24, 5), planes=False)
     close(actual, expected)
 
 

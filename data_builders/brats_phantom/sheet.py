@@ -1,0 +1,93 @@
+"""Contact sheet of phantom cases: every sequence beside the same slice with the reference."""
+
+import os
+import pathlib
+import typing
+from collections.abc import Sequence
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Shaped
+from matplotlib import axes as mpl_axes
+from matplotlib import figure as mpl_figure
+from matplotlib import lines as mpl_lines
+
+from kdnet_jax import conventions
+from kdnet_jax.reporting import figures, planes
+
+# `python -m ...phantom` imports this module: importing it back would define its flags twice.
+if typing.TYPE_CHECKING:
+    from data_builders.brats_phantom import phantom
+
+_AXIAL = 0
+_PANEL_INCHES = 2.9
+
+
+def draw(path: pathlib.Path, cases: Sequence["phantom.PhantomCase"]) -> None:
+    """Writes a PNG: two rows per case, the sequences plain and with the regions outlined.
+
+    The slice is the axial one with the most tumour; the patient's right is on the left.
+    """
+    rows = 2 * len(cases)
+    height = _PANEL_INCHES * 1.2 * rows + 0.6
+    figure = mpl_figure.Figure(
+        figsize=(4 * _PANEL_INCHES, height), facecolor="black", layout="constrained"
+    )
+    grid = figure.subplots(rows, len(conventions.MODALITIES), squeeze=False)
+    for number, case in enumerate(cases):
+        _draw_case(grid[2 * number : 2 * number + 2], case)
+    for panel, name in zip(grid[0], conventions.MODALITIES, strict=True):
+        panel.set_title(name, color="white", fontsize=13)
+    _legend(figure)
+    _write(path, figures.to_png_bytes(figure))
+
+
+def _draw_case(panels: np.ndarray, case: "phantom.PhantomCase") -> None:
+    spacing = tuple(float(mm) for mm in nib.affines.voxel_sizes(case.affine)[::-1])
+    classes = _to_spl(case.labels)
+    for column, name in zip(panels.T, conventions.MODALITIES, strict=True):
+        image = _to_spl(case.images[name]).astype(np.float32)
+        box = planes.view_box(image, [classes], spacing)
+        tumour = conventions.region_mask(classes, "WT")
+        index = planes.slices_of_interest([tumour], box)[_AXIAL] - box[_AXIAL].start
+        window = planes.grey_window(image)
+        for panel in column:
+            planes.draw_image(panel, image[box], _AXIAL, index, spacing, window)
+            planes.mark_edges(panel, planes.PLANES[_AXIAL])
+        view = planes.to_screen(classes[box], _AXIAL, index)
+        pixel = planes.pixel(spacing, _AXIAL)
+        planes.outline(column[1], view, pixel, "reference", conventions.REGIONS)
+    planes.scale_bar(panels[0, 0])
+    _name(panels[0, 0], case.case_id)
+
+
+def _to_spl(volume: Shaped[np.ndarray, "x y z"]) -> Shaped[np.ndarray, "d h w"]:
+    # Phantoms are stored LPS.
+    return volume.transpose(2, 1, 0)
+
+
+def _name(panel: mpl_axes.Axes, text: str) -> None:
+    panel.text(0.02, 0.98, text, transform=panel.transAxes, va="top", color="white", fontsize=10)
+
+
+def _legend(figure: mpl_figure.Figure) -> None:
+    names = {"ET": "enhancing tumour", "TC": "tumour core", "WT": "whole tumour"}
+    handles = [
+        mpl_lines.Line2D(
+            [], [], color=planes.REGION_COLOURS[region], linewidth=3, label=f"{region}: {name}"
+        )
+        for region, name in names.items()
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=3, frameon=False, labelcolor="white"
+    )
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
