@@ -72,9 +72,13 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             "orientation": "header",
             # What BraTS 2024's resection cavity counts as: background, or NCR.
             "resection_cavity": "background",
+            # Take scans that are not skull-stripped.
+            "allow_skull": False,
+            # Leave out cases that cannot be read, and list them.
             "skip_bad_cases": False,
             "workers": 2,
-            "phantom": {"cases": 60, "seed": 0, "spacing": 3.0},
+            # The synthetic cohort; `spacing` is the voxel size of its scans too.
+            "phantom": {"cases": 60, "seed": 0},
         },
         "split": {
             # A JSON file that gives the split; then the rest of the section is unused.
@@ -147,7 +151,6 @@ def _brats(config: config_dict.ConfigDict) -> None:
 def _smoke(config: config_dict.ConfigDict) -> None:
     _phantom(config)
     config.data.phantom.cases = 8
-    config.data.phantom.spacing = 6.0
     config.data.spacing = 6.0
     config.split.train, config.split.validation, config.split.test = 0.5, 0.25, 0.25
     config.loader.patch = (16, 16, 16)

@@ -180,7 +180,7 @@ def main(argv: list[str]) -> None:
     cohort = cases.find_cases(
         _DATA_DIR.value,
         _RELEASE.value,
-        tuple(_MODALITIES.value),
+        conventions.read_modalities(_MODALITIES.value, "--modalities"),
         label_convention=_LABEL_CONVENTION.value,
     )
     reports = check_cases(

@@ -60,9 +60,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
     """Runs a command whose mistakes are `UserError`s."""
     from absl import app
 
-    app.run(
-        lambda argv: errors.exit_on_user_error(lambda: main(argv)), flags_parser=parse_flags
-    )
+    app.run(lambda argv: errors.exit_on_user_error(lambda: main(argv)), flags_parser=parse_flags)
 
 
 def enable_compilation_cache() -> None:

@@ -14,47 +14,19 @@ from kdnet_jax import (
     evaluation,
     optimizers,
     provenance,
+    run_data,
     runs,
     settings,
     sharding,
     steps,
+    teachers,
     train,
 )
-from kdnet_jax.data import building, loader, splits, store
-from kdnet_jax.errors import UserError
+from kdnet_jax import workdir as workdir_lib
+from kdnet_jax.data import loader
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, unet
 from kdnet_jax.reporting import progress, run_report
-
-# Settings that change how fast a run goes or how often it looks, but not what it computes.
-_OPERATIONAL = (
-    "data.root",
-    "data.workers",
-    "loader.threads",
-    "loader.prefetch_batches",
-    "train.log_every",
-    "train.save_minutes",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The cases of a run and who is in which part.
-
-    Attributes:
-        cases: the prepared cases.
-        split: case ids of train, validation and test.
-        convention: label values of the files that are written for these cases.
-    """
-
-    cases: store.CaseStore
-    split: splits.Split
-    convention: str
-
-    def indices(self, part: str) -> list[int]:
-        """Returns the positions in `cases` of the split's part ("train", "validation", "test")."""
-        position = {summary.case_id: i for i, summary in enumerate(self.cases.summaries)}
-        return [position[case_id] for case_id in getattr(self.split, part)]
 
 
 def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
@@ -68,12 +40,17 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     values = settings.read_settings(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
     sharding.check_batch(mesh, config.loader.batch, values.patch)
-    claim(workdir, config)
-    teacher_folder = _teacher_folder(config, workdir)
+    teacher_folder = teachers.find_folder(config, workdir)
+    own = {workdir: config}
+    if teacher_folder and not config.teacher.checkpoint:
+        own[teacher_folder] = settings.teacher_config(config)
+    for folder, each in own.items():
+        workdir_lib.check(folder, each)
 
     # -- Data and split ----------------------------------------------------------------------
-    data = open_data(config, values)
-    _claim_split(workdir, data.split)
+    data = run_data.open_data(config, values)
+    for folder, each in own.items():
+        workdir_lib.claim(folder, each, data.split)
     print(
         f"{workdir}: {config.role} on {', '.join(values.modalities)}; "
         f"{len(data.split.train)} training, {len(data.split.validation)} validation and "
@@ -83,11 +60,11 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     # -- The teacher first -------------------------------------------------------------------
     teacher = None
     if teacher_folder is not None:
-        if not config.teacher.checkpoint:
+        if teacher_folder in own:
             print(f"No teacher is given (--config.teacher.checkpoint): {teacher_folder} is trained")
-            train_and_evaluate(settings.teacher_config(config), teacher_folder, data, None)
+            train_and_evaluate(own[teacher_folder], teacher_folder, data, None)
         teacher = runs.load_run(teacher_folder)
-        check_teacher(teacher, values, data)
+        teachers.check(teacher, values, data)
 
     # -- The run itself ----------------------------------------------------------------------
     train_and_evaluate(config, workdir, data, teacher)
@@ -107,12 +84,13 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def train_and_evaluate(
-    config: config_dict.ConfigDict, folder: pathlib.Path, data: Data, teacher: runs.Run | None
+    config: config_dict.ConfigDict,
+    folder: pathlib.Path,
+    data: run_data.Data,
+    teacher: runs.Run | None,
 ) -> None:
     """Trains one network to its budget (or resumes it) and scores its best checkpoint on test."""
     values = settings.read_settings(config)
-    claim(folder, config)
-    _claim_split(folder, data.split)
     identity = {
         "split": data.split.hash,
         "data": data.cases.fingerprint,
@@ -126,7 +104,9 @@ def train_and_evaluate(
     evaluate(best, folder, data, about)
 
 
-def teacher_evaluation(teacher: runs.Run, workdir: pathlib.Path, data: Data) -> pathlib.Path:
+def teacher_evaluation(
+    teacher: runs.Run, workdir: pathlib.Path, data: run_data.Data
+) -> pathlib.Path:
     """Returns the folder with the teacher's scores on this run's test cases.
 
     It is the teacher's own folder where that was evaluated on the same cases (always so for a
@@ -144,7 +124,7 @@ def teacher_evaluation(teacher: runs.Run, workdir: pathlib.Path, data: Data) -> 
     return folder
 
 
-def _evaluation_key(run: runs.Run, data: Data) -> dict[str, str]:
+def _evaluation_key(run: runs.Run, data: run_data.Data) -> dict[str, str]:
     return {
         "params_hash": run.params_hash,
         "split_hash": data.split.hash,
@@ -152,7 +132,9 @@ def _evaluation_key(run: runs.Run, data: Data) -> dict[str, str]:
     }
 
 
-def evaluate(run: runs.Run, folder: pathlib.Path, data: Data, about: dict[str, Any]) -> None:
+def evaluate(
+    run: runs.Run, folder: pathlib.Path, data: run_data.Data, about: dict[str, Any]
+) -> None:
     """Scores a run on the test cases, unless `folder` holds just that already."""
     key = _evaluation_key(run, data)
     former = evaluation.read_summary(folder)
@@ -190,7 +172,7 @@ def _train(
     config: config_dict.ConfigDict,
     values: settings.Settings,
     folder: pathlib.Path,
-    data: Data,
+    data: run_data.Data,
     teacher: runs.Run | None,
     identity: dict[str, str],
 ) -> checkpoint.Progress:
@@ -242,9 +224,7 @@ def _train(
             )
 
 
-def _step_fn(
-    values: settings.Settings, mesh: Any, optimizer: Any, teacher: runs.Run | None
-) -> Any:
+def _step_fn(values: settings.Settings, mesh: Any, optimizer: Any, teacher: runs.Run | None) -> Any:
     """Returns the jitted step as a function of (state, batch, root key)."""
     shared = {
         "network": runs.as_network(values),
@@ -271,7 +251,7 @@ def _shown_channel(values: settings.Settings) -> int:
     return values.data_modalities.index(shown)
 
 
-def _facts(config: config_dict.ConfigDict, data: Data) -> list[tuple[str, str]]:
+def _facts(config: config_dict.ConfigDict, data: run_data.Data) -> list[tuple[str, str]]:
     sizes = [len(getattr(data.split, part)) for part in ("train", "validation", "test")]
     return [
         ("Role", config.role),
@@ -281,144 +261,3 @@ def _facts(config: config_dict.ConfigDict, data: Data) -> list[tuple[str, str]]:
         ("Working voxel size", f"{config.data.spacing} mm" if config.data.spacing else "own"),
         ("Seed", str(config.seed)),
     ]
-
-
-# --- Checks that need more than the config ------------------------------------------------------
-
-
-def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data:
-    """Builds the dataset if it is missing, opens it, and splits it."""
-    root = pathlib.Path(config.data.root)
-    if config.data.data_dir:
-        cases = building.build_brats(
-            root,
-            pathlib.Path(config.data.data_dir),
-            release=config.data.release,
-            modalities=values.data_modalities,
-            spacing=values.spacing,
-            orientation=config.data.orientation,
-            workers=config.data.workers,
-            skip_bad_cases=config.data.skip_bad_cases,
-        )
-    else:
-        if config.preset == "brats":
-            raise UserError(
-                "data.data_dir is empty: the brats preset needs scans. Give the folder with "
-                "--config.data.data_dir=DIR, or use the preset :phantom, which needs none."
-            )
-        phantom = config.data.phantom
-        cases = building.build_phantom(
-            root, cases=phantom.cases, seed=phantom.seed, spacing=phantom.spacing
-        )
-    for note in cases.notes:
-        print(f"note: {note}")
-    cases.cache_bytes, sentence = store.choose_cache_bytes(cases)
-    print(sentence)
-    return Data(cases, _split(config, cases), "brats2021")
-
-
-def _split(config: config_dict.ConfigDict, cases: store.CaseStore) -> splits.Split:
-    section = config.split
-    if section.file:
-        return splits.load_split(pathlib.Path(section.file), cases.summaries)
-    if section.folds:
-        return splits.make_split(
-            cases.summaries,
-            seed=section.seed,
-            folds=section.folds,
-            fold=section.fold,
-            validation_fraction=section.validation,
-        )
-    return splits.make_split(
-        cases.summaries,
-        seed=section.seed,
-        fractions=(section.train, section.validation, section.test),
-    )
-
-
-def claim(folder: pathlib.Path, config: config_dict.ConfigDict) -> None:
-    """Writes the run's config, or checks that the folder belongs to the same one."""
-    path = folder / "config.json"
-    if not path.exists():
-        if folder.is_dir() and (folder / checkpoint.FOLDER).exists():
-            raise UserError(f"{folder} has checkpoints but no config.json: give a new --workdir.")
-        _write(path, settings.to_json(config))
-        return
-    changed = [
-        (key, was, now)
-        for key, was, now in settings.differences(settings.read_config(folder), config)
-        if key not in _OPERATIONAL
-    ]
-    if changed:
-        listed = "; ".join(f"{key} was {was!r} and is now {now!r}" for key, was, now in changed[:5])
-        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise UserError(
-            f"{folder} holds a run of another config: {listed}{more}. Give a new --workdir, or "
-            "the former values to go on with that run."
-        )
-
-
-def _claim_split(folder: pathlib.Path, split: splits.Split) -> None:
-    path = folder / "split.json"
-    if path.exists():
-        splits.check_same_split(splits.load_split(path), split)
-    else:
-        splits.save_split(split, path)
-
-
-def _teacher_folder(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path | None:
-    if config.role != "student":
-        return None
-    if not config.teacher.checkpoint:
-        return workdir / "teacher"
-    folder = pathlib.Path(config.teacher.checkpoint)
-    settings.read_config(folder)  # a wrong folder is found before any data is read
-    return folder
-
-
-def check_teacher(teacher: runs.Run, values: settings.Settings, data: Data) -> None:
-    """Raises UserError for a teacher that cannot teach this student on these cases."""
-    theirs, where = teacher.settings, f"the teacher {teacher.folder}"
-    absent = [name for name in theirs.modalities if name not in values.data_modalities]
-    if absent:
-        raise UserError(
-            f"{where} needs {', '.join(absent)}, but data.modalities is "
-            f"{','.join(values.data_modalities)}. Add it to --config.data.modalities."
-        )
-    if theirs.network.outputs != values.network.outputs:
-        raise UserError(
-            f"{where} predicts {', '.join(theirs.network.outputs)}, the student "
-            f"{', '.join(values.network.outputs)}. Set --config.model.head={theirs.network.head}."
-        )
-    bottlenecks = (
-        (len(theirs.network.widths), theirs.network.widths[-1]),
-        (len(values.network.widths), values.network.widths[-1]),
-    )
-    if values.distillation.latent_weight and bottlenecks[0] != bottlenecks[1]:
-        raise UserError(
-            f"{where} has widths {theirs.network.widths}, the student {values.network.widths}: "
-            "their bottlenecks cannot be compared. Give the student as many levels and the same "
-            "last width, or set --config.distillation.latent_weight=0."
-        )
-    if theirs.spacing != values.spacing:
-        raise UserError(
-            f"{where} was trained at data.spacing {theirs.spacing}, the student is to be at "
-            f"{values.spacing}. Set --config.data.spacing={theirs.spacing or 0}."
-        )
-    their_split = splits.load_split(teacher.folder / "split.json")
-    leaked = {*their_split.train, *their_split.validation} & set(data.split.test)
-    if leaked:
-        raise UserError(
-            f"{where} was trained or selected on {len(leaked)} of this run's test cases (such as "
-            f"{min(leaked)}). Use its split: --config.split.file={teacher.folder / 'split.json'}"
-        )
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
-        beside.write_text(text, "utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise checkpoint.disk_error(error, path) from error

@@ -48,6 +48,11 @@ class OptimizerOptions:
         for key in ("warmup", "weight_decay", "clip"):
             if getattr(self, key) < 0:
                 raise UserError(f"optimizer.{key} is {getattr(self, key)}: give 0 or more.")
+        if self.weight_decay and self.name == "adam":
+            raise UserError(
+                f"optimizer.weight_decay is {self.weight_decay}, which adam has no place for. Set "
+                "--config.optimizer.name=adamw."
+            )
         if not 0 < self.plateau_factor < 1:
             raise UserError(
                 f"optimizer.plateau_factor is {self.plateau_factor}: give a number between 0 and 1."

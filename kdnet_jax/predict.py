@@ -196,9 +196,7 @@ def predict(run: Any, job: Job) -> None:
         print(f"note: {note}")
     probs = run.probabilities(case.image)
     classes = runs.segmentation_on_scan(probs, run.settings.network.head, case.geometry)
-    nifti.write_mask(
-        job.output, labels.from_classes(classes, _LABELS.value), case.geometry.affine
-    )
+    nifti.write_mask(job.output, labels.from_classes(classes, _LABELS.value), case.geometry.affine)
     if job.overlay:
         _draw(case, classes, job)
     voxel_ml = float(np.prod(geometry.spacing_spl(case.geometry.affine))) / 1000

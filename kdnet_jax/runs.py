@@ -84,9 +84,7 @@ def volume_predictor(
 
 def as_network(values: settings.Settings) -> steps.Network:
     """Returns the network as the train steps see it."""
-    return steps.Network(
-        unet.UNet(values.network).apply, values.network.head, values.channels
-    )
+    return steps.Network(unet.UNet(values.network).apply, values.network.head, values.channels)
 
 
 def segmentation_on_scan(
@@ -104,4 +102,3 @@ def segmentation_on_scan(
         for channel in np.moveaxis(probs, -1, 0)
     ]
     return heads.to_classes(np.stack(decided, axis=-1).astype(np.float32), head)
-

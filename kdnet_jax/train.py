@@ -227,4 +227,3 @@ class _StopRequest:
     def _note(self, number: int, frame: types.FrameType | None) -> None:
         self.requested = number
         signal.signal(number, self._previous[number])
-

@@ -46,7 +46,9 @@ def _templates(spacing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # has partial volumes as a coarse scan has.
     volumes = [np.asarray(load(resolution=1).dataobj, np.float32) for load in loaders]
     sigma = max(spacing - 1, 0) / 2
-    coarse = [ndimage.zoom(ndimage.gaussian_filter(v, sigma), 1 / spacing, order=1) for v in volumes]
+    coarse = [
+        ndimage.zoom(ndimage.gaussian_filter(v, sigma), 1 / spacing, order=1) for v in volumes
+    ]
     inside = ndimage.find_objects((coarse[2] > 0.5).astype(np.uint8))[0]
     margin = round(_MARGIN_MM / spacing)
     return tuple(np.pad(volume[inside], margin) for volume in coarse)

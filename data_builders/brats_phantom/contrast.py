@@ -96,8 +96,6 @@ def _image(
     own = anatomy_lib.smooth_noise(rng, brain.shape, 4 / spacing)
     image = image * (1 + _TEXTURE * 0.7 * (texture + own))
     image = image * np.exp(_BIAS * anatomy_lib.smooth_noise(rng, brain.shape, 55 / spacing))
-    noisy = np.hypot(
-        image + rng.normal(0, _NOISE, brain.shape), rng.normal(0, _NOISE, brain.shape)
-    )
+    noisy = np.hypot(image + rng.normal(0, _NOISE, brain.shape), rng.normal(0, _NOISE, brain.shape))
     scale = _SCALE[name] * np.exp(rng.normal(0, _SCALE_SPREAD))
     return np.where(brain, np.maximum(np.rint(noisy * scale), 1), 0).astype(np.int16)

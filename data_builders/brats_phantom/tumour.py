@@ -1,4 +1,4 @@
-"""Shape of a synthetic glioma: an irregular core with rim and necrosis, oedema along white matter."""
+"""Shape of a synthetic glioma: irregular core, rim and necrosis, oedema along white matter."""
 
 import dataclasses
 
@@ -30,9 +30,7 @@ class Tumour:
     multifocal: bool
 
 
-def make_tumour(
-    rng: np.random.Generator, anatomy: anatomy_lib.Anatomy, spacing: float
-) -> Tumour:
+def make_tumour(rng: np.random.Generator, anatomy: anatomy_lib.Anatomy, spacing: float) -> Tumour:
     """Draws a tumour inside `anatomy`."""
     has_et = bool(rng.random() >= _WITHOUT_ET)
     multifocal = bool(rng.random() < _MULTIFOCAL)

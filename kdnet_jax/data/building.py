@@ -197,6 +197,6 @@ def _check_skipped(builder: case_builder.CaseBuilder, skip_bad_cases: bool) -> N
     skipped = store.read_metadata(pathlib.Path(builder.data_dir))["skipped"]
     if skipped and not skip_bad_cases:
         raise UserError(
-            f"{skipped[0]['error'].rstrip('.')}. The dataset was built without {len(skipped)} such cases; to "
-            "use it so, set data.skip_bad_cases (build_data: --skip_bad_cases)."
+            f"{skipped[0]['error'].rstrip('.')}. The dataset was built without {len(skipped)} such "
+            "cases; to use it so, set data.skip_bad_cases (build_data: --skip_bad_cases)."
         )

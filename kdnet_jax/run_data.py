@@ -1,0 +1,81 @@
+"""The cases of a run: built if missing, opened, and split."""
+
+import dataclasses
+import pathlib
+
+from ml_collections import config_dict
+
+from kdnet_jax import settings
+from kdnet_jax.data import building, splits, store
+from kdnet_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The cases of a run and who is in which part.
+
+    Attributes:
+        cases: the prepared cases.
+        split: case ids of train, validation and test.
+        convention: label values of the files that are written for these cases.
+    """
+
+    cases: store.CaseStore
+    split: splits.Split
+    convention: str
+
+    def indices(self, part: str) -> list[int]:
+        """Returns the positions in `cases` of the split's part ("train", "validation", "test")."""
+        position = {summary.case_id: i for i, summary in enumerate(self.cases.summaries)}
+        return [position[case_id] for case_id in getattr(self.split, part)]
+
+
+def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data:
+    """Builds the dataset if it is missing, opens it, and splits it."""
+    root = pathlib.Path(config.data.root)
+    if config.data.data_dir:
+        cases = building.build_brats(
+            root,
+            pathlib.Path(config.data.data_dir),
+            release=config.data.release,
+            modalities=values.data_modalities,
+            spacing=values.spacing,
+            orientation=config.data.orientation,
+            allow_skull=config.data.allow_skull,
+            label_convention=config.data.label_convention or None,
+            workers=config.data.workers,
+            skip_bad_cases=config.data.skip_bad_cases,
+        )
+    else:
+        if config.preset == "brats":
+            raise UserError(
+                "data.data_dir is empty: the brats preset needs scans. Give the folder with "
+                "--config.data.data_dir=DIR, or use the preset :phantom, which needs none."
+            )
+        if values.spacing is None:
+            raise UserError("data.spacing is 0: synthetic scans need a voxel size in mm.")
+        cases = building.build_phantom(root, spacing=values.spacing, **config.data.phantom)
+    for note in cases.notes:
+        print(f"note: {note}")
+    cases.cache_bytes, sentence = store.choose_cache_bytes(cases)
+    print(sentence)
+    return Data(cases, _split(config, cases), "brats2021")
+
+
+def _split(config: config_dict.ConfigDict, cases: store.CaseStore) -> splits.Split:
+    section = config.split
+    if section.file:
+        return splits.load_split(pathlib.Path(section.file), cases.summaries)
+    if section.folds:
+        return splits.make_split(
+            cases.summaries,
+            seed=section.seed,
+            folds=section.folds,
+            fold=section.fold,
+            validation_fraction=section.validation,
+        )
+    return splits.make_split(
+        cases.summaries,
+        seed=section.seed,
+        fractions=(section.train, section.validation, section.test),
+    )
