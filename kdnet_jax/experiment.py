@@ -26,7 +26,7 @@ from kdnet_jax import workdir as workdir_lib
 from kdnet_jax.data import loader
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, unet
-from kdnet_jax.reporting import progress, run_report
+from kdnet_jax.reporting import figures, progress, run_report
 
 
 def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
@@ -72,7 +72,7 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     report = run_report.write(
         workdir,
         data.cases,
-        channel=_shown_channel(values),
+        channel=values.data_modalities.index(figures.shown_sequence(values.modalities)),
         cavity=config.data.resection_cavity,
         others=others,
         synthetic=not config.data.data_dir,
@@ -243,12 +243,6 @@ def _step_fn(values: settings.Settings, mesh: Any, optimizer: Any, teacher: runs
     )
     teacher_params = jax.device_put(teacher.params, sharding.replicated(mesh))
     return lambda state, batch, root: step(state, teacher_params, batch, root)
-
-
-def _shown_channel(values: settings.Settings) -> int:
-    """The sequence that overlays show: T1ce where the network sees it, else its first."""
-    shown = "t1ce" if "t1ce" in values.modalities else values.modalities[0]
-    return values.data_modalities.index(shown)
 
 
 def _facts(config: config_dict.ConfigDict, data: run_data.Data) -> list[tuple[str, str]]:

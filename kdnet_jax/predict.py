@@ -212,12 +212,13 @@ def _draw(case: Any, classes: np.ndarray, job: Job) -> None:
     from kdnet_jax.data import geometry
     from kdnet_jax.reporting import figures
 
+    shown = figures.shown_sequence(case.modalities)
     figure = figures.overlay(
-        case.image[..., 0].astype(np.float32),
+        case.image[..., case.modalities.index(shown)].astype(np.float32),
         None,
         geometry.to_working(classes, case.geometry, 0),
-        case.geometry.spacing,
-        title=f"{job.name}: prediction",
+        spacing=case.geometry.spacing,
+        title=f"{job.name}, {shown}: prediction",
     )
     figures.save_png(figure, job.overlay)
 

@@ -1,9 +1,14 @@
 """Fixtures shared by all tests."""
 
+import dataclasses
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
+
+from tests.helpers import tiny_cases
 
 # Small CPU tests: one set of XLA threads per worker is enough, and no accelerator is claimed.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,3 +22,55 @@ def sample_dir() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no sample cases at {folder}; set KDNET_SAMPLE_DIR to a BraTS 2021 folder")
     return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A command that has run: how it ended, what it said, where it wrote."""
+
+    code: int
+    out: str
+    err: str
+    folder: pathlib.Path
+
+
+@pytest.fixture(scope="session")
+def command_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of commands: CPU, and a compilation cache that the whole session shares."""
+    cache = tmp_path_factory.mktemp("xla")
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Eight tiny cases in the layout of BraTS 2021."""
+    return tiny_cases.write_cohort(tmp_path_factory.mktemp("cohort"), 8)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder of the built datasets."""
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="session")
+def smoke_student(
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    command_env: dict[str, str],
+) -> Finished:
+    """A student, and the teacher it had to train, by the real command on the tiny cohort."""
+    folder = tmp_path_factory.mktemp("runs") / "student"
+    words = ["--config=configs/student.py:smoke", f"--config.data.data_dir={tiny_cohort}"]
+    words += [f"--config.data.root={built}", f"--workdir={folder}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kdnet_jax.main", *words],
+        cwd=pathlib.Path(__file__).parents[1],
+        env=command_env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr, folder)

@@ -6,6 +6,8 @@ Colours follow Okabe and Ito, whose hues stay apart for colour-blind readers.
 import base64
 import io
 import itertools
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from matplotlib import lines as mpl_lines
 from scipy import ndimage
 
 from kdnet_jax import conventions
+from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases
 from kdnet_jax.reporting import planes
 
@@ -30,6 +33,11 @@ _NOT_LOSSES: Final = ("step", "split", "epoch", "learning_rate", "gradient_norm"
 
 
 # --- A case ------------------------------------------------------------------------------------
+
+
+def shown_sequence(modalities: Sequence[str]) -> str:
+    """Returns the sequence that overlays show: T1ce where the network sees it, else its first."""
+    return "t1ce" if "t1ce" in modalities else modalities[0]
 
 
 def overlay(
@@ -256,6 +264,25 @@ def to_png_bytes(figure: mpl_figure.Figure, dpi: int = 110) -> bytes:
     # No date and version inside: equal figures give equal bytes.
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def save_png(figure: mpl_figure.Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
+    """Writes the figure as a PNG file, beside and then renamed; makes the folder if needed.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(to_png_bytes(figure, dpi))
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: the picture cannot be written ({error.strerror}). Give another place."
+        ) from error
 
 
 def to_data_uri(figure: mpl_figure.Figure, dpi: int = 110) -> str:

@@ -1,0 +1,157 @@
+"""Prediction of scans by a trained run: where masks go, what they hold, what is refused."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib import image as mpl_image
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _predict(
+    env: dict[str, str], checkpoint: pathlib.Path, *words: object
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kdnet_jax.predict", f"--checkpoint={checkpoint}", *map(str, words)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.fixture
+def scan(tiny_cohort: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of one T1ce scan."""
+    copy = tmp_path / "scan.nii.gz"
+    shutil.copy(tiny_cohort / "BraTS2021_00001" / "BraTS2021_00001_t1ce.nii.gz", copy)
+    return copy
+
+
+def _assert_on_grid(mask: pathlib.Path, scan: pathlib.Path) -> np.ndarray:
+    image, source = nib.load(mask), nib.load(scan)
+    assert image.shape == source.shape
+    np.testing.assert_allclose(image.affine, source.affine)
+    return np.asarray(image.dataobj)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values"),
+    [("brats2021", {0, 1, 2, 4}), ("brats2023", {0, 1, 2, 3}), ("decathlon", {0, 1, 2, 3})],
+)
+def test_one_scan(smoke_student, scan, tmp_path, command_env, labels: str, values: set) -> None:
+    mask, picture = tmp_path / "out" / "mask.nii.gz", tmp_path / "out" / "mask.png"
+    done = _predict(
+        command_env,
+        smoke_student.folder,
+        f"--input={scan}",
+        f"--output={mask}",
+        f"--overlay={picture}",
+        f"--labels={labels}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert "trained on t1ce" in done.stdout
+    assert set(np.unique(_assert_on_grid(mask, scan))) <= values
+    pixels = mpl_image.imread(picture)
+    assert pixels.std() > 0.05
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_several_scans_and_a_folder(smoke_student, tiny_cohort, scan, tmp_path, command_env):
+    out = tmp_path / "masks"
+    done = _predict(
+        command_env, smoke_student.folder, f"--input={scan}", tiny_cohort, f"--output={out}"
+    )
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in out.iterdir()}
+    assert names == {"scan.nii.gz"} | {f"BraTS2021_{i:05d}.nii.gz" for i in range(1, 9)}
+    _assert_on_grid(out / "scan.nii.gz", scan)
+
+
+def test_the_teacher_takes_the_folder_of_a_case(
+    smoke_student, tiny_cohort, scan, tmp_path, command_env
+) -> None:
+    case, mask = tiny_cohort / "BraTS2021_00001", tmp_path / "mask.nii.gz"
+    teacher = smoke_student.folder / "teacher"
+    done = _predict(command_env, teacher, f"--input={case}", f"--output={mask}")
+    assert done.returncode == 0, done.stderr
+    _assert_on_grid(mask, scan)
+
+
+# --- Mistakes ------------------------------------------------------------------------------------
+
+
+def _saved(path: pathlib.Path, data: np.ndarray) -> pathlib.Path:
+    nib.save(nib.Nifti1Image(data, np.diag([4.0, 4.0, 4.0, 1.0])), path)
+    return path
+
+
+def _brain() -> np.ndarray:
+    data = np.zeros((16, 16, 16), np.float32)
+    data[3:13, 3:13, 3:13] = np.random.default_rng(0).uniform(100, 200, (10, 10, 10))
+    return data
+
+
+def _bad_scans(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    holed = _brain()
+    holed[5, 5, 5] = np.nan
+    text = folder / "text.nii"
+    text.write_text("this is no scan", "utf-8")
+    return {
+        "absent": folder / "absent.nii.gz",
+        "text": text,
+        "flat": _saved(folder / "flat.nii.gz", _brain()[8]),
+        "series": _saved(folder / "series.nii.gz", np.stack([_brain()] * 3, axis=-1)),
+        "holed": _saved(folder / "holed.nii.gz", holed),
+        "constant": _saved(folder / "constant.nii.gz", np.full((16, 16, 16), 7.0, np.float32)),
+    }
+
+
+@pytest.mark.parametrize("name", ["absent", "text", "flat", "series", "holed", "constant"])
+def test_scans_that_cannot_be_used(smoke_student, tmp_path, command_env, name: str) -> None:
+    path, mask = _bad_scans(tmp_path)[name], tmp_path / "mask.nii.gz"
+    done = _predict(command_env, smoke_student.folder, f"--input={path}", f"--output={mask}")
+    _assert_refused(done, str(path))
+    assert not mask.exists()
+
+
+def _assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    for word in words:
+        assert word in done.stderr
+
+
+def test_places_that_do_not_fit(smoke_student, tiny_cohort, scan, tmp_path, command_env) -> None:
+    before = scan.read_bytes()
+    run, one = smoke_student.folder, f"--input={scan}"
+    other = tmp_path / "other" / scan.name
+    other.parent.mkdir()
+    shutil.copy(scan, other)
+    (tmp_path / "file").write_text("x", "utf-8")
+    _assert_refused(_predict(command_env, run, one, f"--output={scan}"), "the input itself")
+    _assert_refused(
+        _predict(command_env, run, one, f"--input={other}", f"--output={tmp_path}"), "'scan'"
+    )
+    _assert_refused(
+        _predict(command_env, run, f"--input={tiny_cohort}", f"--output={tmp_path / 'm.nii.gz'}"),
+        "8 inputs",
+    )
+    _assert_refused(
+        _predict(command_env, run, one, f"--output={tmp_path / 'file' / 'm.nii.gz'}"), "m.nii.gz"
+    )
+    assert scan.read_bytes() == before
+
+
+def test_a_checkpoint_that_is_none(scan, tmp_path, command_env) -> None:
+    done = _predict(command_env, tmp_path, f"--input={scan}", f"--output={tmp_path / 'm.nii.gz'}")
+    _assert_refused(done, str(tmp_path), "config.json")

@@ -1,0 +1,237 @@
+"""The loop: it learns, stops, resumes bit for bit, and refuses to save a NaN."""
+
+import json
+import os
+import pathlib
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from ml_collections import config_dict
+
+from configs import common
+from kdnet_jax import (
+    checkpoint,
+    evaluation,
+    experiment,
+    run_data,
+    runs,
+    settings,
+    sharding,
+    steps,
+    train,
+)
+from kdnet_jax.data import augment, cases, prepare
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import unet
+
+REGIONS = ("dice_et", "dice_tc", "dice_wt")
+
+
+# --- It learns -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_case(tiny_cohort: pathlib.Path) -> prepare.PreparedCase:
+    return prepare.prepare_case(cases.find_cases(tiny_cohort).cases[0], spacing=4.0)[0]
+
+
+def _centre(case: prepare.PreparedCase) -> dict[str, jax.Array]:
+    """The whole case as a batch of one, cut or padded to 32 voxels an axis."""
+    batch = {"image": case.image.astype("float32"), "label": case.label}
+    for key, value in batch.items():
+        value = value[:32, :32, :32]
+        widths = [(0, 32 - size) for size in value.shape[:3]] + [(0, 0)] * (value.ndim - 3)
+        batch[key] = jnp.pad(value, widths)[None]
+    return batch
+
+
+def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tuple[Any, float]:
+    """Trains one network on one case alone; returns its parameters and its worst Dice."""
+    config = common.base_config(role, "smoke")
+    config.model.widths = (8, 16)
+    if role == "student":
+        config.teacher.widths = config.model.widths
+    values = settings.read_settings(config)
+    mesh = sharding.make_mesh()
+    optimizer = optax.adam(1e-2)
+    shared = {
+        "network": runs.as_network(values),
+        "optimizer": optimizer,
+        "loss_options": values.loss,
+        "augment_options": augment.AugmentOptions("", 0.0, 0.0, 0.0),
+    }
+    params = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    state, batch, root = steps.init_state(params, optimizer), _centre(case), jax.random.key(1)
+    if teacher is None:
+        step = steps.jit_supervised(mesh, **shared)
+    else:
+        teacher_values = settings.read_settings(settings.teacher_config(config))
+        distil = steps.jit_distillation(
+            mesh,
+            teacher=runs.as_network(teacher_values),
+            options=values.distillation,
+            **shared,
+        )
+        step = lambda state, batch, root: distil(state, teacher, batch, root)  # noqa: E731
+    for _ in range(80):
+        state, _ = step(state, batch, root)
+    dice = evaluation.dice_on_working_grid(
+        runs.volume_predictor(values, config)(state.params),
+        values.network.head,
+        [case],
+        values.channels,
+        "background",
+    )
+    return state.params, min(dice.values())
+
+
+def test_teacher_and_its_student_learn_one_case_by_heart(tiny_case: prepare.PreparedCase) -> None:
+    teacher, teacher_dice = _memorise(tiny_case, "teacher")
+    assert teacher_dice > 0.95
+    before = checkpoint.content_hash(teacher)
+    _, student_dice = _memorise(tiny_case, "student", teacher)
+    assert student_dice > 0.95
+    assert checkpoint.content_hash(teacher) == before
+
+
+# --- It stops and resumes ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tiny_cohort: pathlib.Path, built: pathlib.Path) -> config_dict.ConfigDict:
+    config = common.base_config("baseline", "smoke")
+    config.data.data_dir, config.data.root = str(tiny_cohort), str(built)
+    config.augment.noise = 0.1
+    return config
+
+
+def _run(config: config_dict.ConfigDict, folder: pathlib.Path) -> None:
+    experiment.run(config, folder)
+
+
+def _rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if not k.startswith("time_")} for row in rows]
+
+
+def _hash(folder: pathlib.Path, which: str) -> str:
+    config = settings.read_config(folder)
+    values = settings.read_settings(config)
+    like = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    return checkpoint.content_hash(checkpoint.load_params(folder, like, which)[0])
+
+
+def _signal_at(monkeypatch: pytest.MonkeyPatch, call: int, number: int) -> None:
+    """Sends this process a signal within its `call`-th train step."""
+    original, calls = steps.jit_supervised, []
+
+    def jit(*args: Any, **options: Any) -> Callable[..., Any]:
+        step = original(*args, **options)
+
+        def counted(*values: Any) -> Any:
+            calls.append(None)
+            if len(calls) == call:
+                os.kill(os.getpid(), number)
+            return step(*values)
+
+        return counted
+
+    monkeypatch.setattr(steps, "jit_supervised", jit)
+
+
+@pytest.fixture(scope="module")
+def straight(
+    tiny_cohort: pathlib.Path, built: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """A baseline that trained without a stop."""
+    config = common.base_config("baseline", "smoke")
+    config.data.data_dir, config.data.root = str(tiny_cohort), str(built)
+    config.augment.noise = 0.1
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    _run(config, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("call", "number"), [(4, signal.SIGTERM), (2, signal.SIGINT)])
+def test_a_stopped_run_resumes_bit_for_bit(
+    config: config_dict.ConfigDict,
+    straight: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
+    number: int,
+) -> None:
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        _signal_at(patch, call, number)
+        with pytest.raises(train.Stopped) as stopped:
+            _run(config, tmp_path)
+    assert (stopped.value.step, stopped.value.signal) == (call, number)
+    assert signal.getsignal(number) is handler
+    assert (tmp_path / "checkpoints" / str(call)).is_dir()
+    _run(config, tmp_path)
+    for which in ("best", "latest"):
+        assert _hash(tmp_path, which) == _hash(straight, which)
+    assert _untimed(_rows(tmp_path)) == _untimed(_rows(straight))
+
+
+def test_rows_of_the_log(straight: pathlib.Path) -> None:
+    rows = _rows(straight)
+    training = [row for row in rows if row["split"] == "train"]
+    validation = [row for row in rows if row["split"] == "validation"]
+    assert [row["step"] for row in training] == [2, 3, 4, 6]
+    assert [row["step"] for row in validation] == [3, 6]
+    for row in training:
+        assert {"loss", "gradient_norm", "time_steps_per_second"} <= row.keys()
+    for row in validation:
+        mean = sum(row[key] for key in REGIONS) / 3
+        assert row["dice_mean"] == pytest.approx(mean)
+
+
+def test_a_nan_stops_and_is_never_saved(
+    config: config_dict.ConfigDict, tmp_path: pathlib.Path
+) -> None:
+    config.optimizer.learning_rate, config.optimizer.clip = 1e30, 0.0
+    with pytest.raises(UserError, match=r"step \d+: .*loss.* is not finite") as error:
+        _run(config, tmp_path)
+    assert "learning_rate" in str(error.value)
+    assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_early_stop(config: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
+    # So small a rate changes no parameter: no validation is better than the first.
+    config.optimizer.learning_rate = 1e-30
+    config.train.steps, config.train.validate_every, config.train.early_stop = 9, 1, 2
+    _run(config, tmp_path)
+    assert [row["step"] for row in _rows(tmp_path) if row["split"] == "validation"] == [1, 2, 3]
+
+
+def test_other_data_does_not_resume(
+    config: config_dict.ConfigDict,
+    straight: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    values = settings.read_settings(config)
+    data = run_data.open_data(config, values)
+    identity = {"split": data.split.hash, "data": "another", "teacher": ""}
+    with pytest.raises(UserError, match="was trained with data .* and now it is another"):
+        experiment._train(config, values, straight, data, None, identity)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("steps", 0), ("log_every", 0), ("validate_every", -1), ("save_minutes", 0.0)],
+)
+def test_impossible_budgets(key: str, value: float) -> None:
+    options = {"steps": 1, "log_every": 1, "validate_every": 1, "save_minutes": 1.0}
+    with pytest.raises(UserError, match=f"train.{key}"):
+        train.TrainOptions(**{**options, "early_stop": 0, key: value})
