@@ -29,8 +29,8 @@ def base_config(role: str, preset: str) -> config_dict.ConfigDict:
     preset = preset or "phantom"
     if preset not in PRESETS:
         raise UserError(
-            f"configs/{role}.py:{preset} is no preset{nearest(preset, PRESETS)}. There are "
-            f"{', '.join(PRESETS)}."
+            f"configs/{role}.py:{preset} is no preset{nearest(preset, PRESETS)} (there are "
+            f"{', '.join(PRESETS)})."
         )
     config = config_dict.create(**_sections(role, preset))
     _PRESET_CHANGES[preset](config)

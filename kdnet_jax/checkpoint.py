@@ -177,10 +177,11 @@ def content_hash(params: Any) -> str:
 
 
 def disk_error(error: OSError, where: pathlib.Path) -> Exception:
-    """Returns a UserError for a full or read-only disk, else the error itself."""
+    """Returns a UserError for a full disk or a place that cannot be, else the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"No space left on the disk for {where}. Free some and run again.")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    # The last two: a file stands where a folder is needed.
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
         return UserError(f"{where} cannot be written ({error.strerror}). Give another --workdir.")
     return error
 

@@ -19,14 +19,19 @@ def parse_flags(argv: list[str]) -> list[str]:
     # The libraries' own notes; --verbosity=0 brings them back.
     logging.set_verbosity(logging.WARNING)
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            # A config file that cannot be loaded is told only when its value is asked for.
+            _ = flags.FLAGS["config"].value.role
+        return rest
     except (flags.Error, errors.UserError) as error:
         message = str(error)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = _config_mistake(argv, error)
     except OSError as error:
+        given = [arg for arg in argv if arg.lstrip("-").startswith("config=")]
         message = (
-            f"{' '.join(argv[1:])}: the config file cannot be read "
+            f"{' '.join(given)}: the config file cannot be read "
             f"({str(error).strip().splitlines()[-1].strip()}). Give one such as "
             "--config=configs/student.py"
         )

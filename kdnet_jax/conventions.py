@@ -33,8 +33,8 @@ def read_modalities(text: str, key: str) -> tuple[str, ...]:
     for name in names:
         if name not in MODALITIES:
             raise UserError(
-                f"{key} holds {name!r}{nearest(name, MODALITIES)}. The sequences are "
-                f"{', '.join(MODALITIES)}."
+                f"{key} holds {name!r}{nearest(name, MODALITIES)} (the sequences are "
+                f"{', '.join(MODALITIES)})."
             )
     if not names or len(set(names)) < len(names):
         raise UserError(f"{key} is {text!r}: name each sequence once, separated by commas.")

@@ -142,7 +142,7 @@ def read_config(run: pathlib.Path) -> config_dict.ConfigDict:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return config_dict.ConfigDict(_tuples(values))
-    except (ValueError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:  # of JSON, or of what it holds
         raise UserError(f"{path} is damaged ({error}). Restore it or train again.") from error
 
 

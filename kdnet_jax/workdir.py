@@ -32,6 +32,8 @@ def check(folder: pathlib.Path, config: config_dict.ConfigDict) -> None:
         for key, was, now in settings.differences(settings.read_config(folder), config)
         if key not in OPERATIONAL
     ]
+    # Role, preset and seed say most of what is different.
+    changed.sort(key=lambda change: "." in change[0])
     if changed:
         listed = "; ".join(f"{key} was {was!r} and is now {now!r}" for key, was, now in changed[:5])
         more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""

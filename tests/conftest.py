@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -12,6 +13,9 @@ from tests.helpers import tiny_cases
 
 # Small CPU tests: one set of XLA threads per worker is enough, and no accelerator is claimed.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What one test or command compiled, the next finds; before JAX is imported.
+_XLA_CACHE = pathlib.Path(tempfile.gettempdir()) / f"kdnet_jax_tests_xla_{os.getuid()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_XLA_CACHE))
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +39,9 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def command_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of commands: CPU, and a compilation cache that the whole session shares."""
-    cache = tmp_path_factory.mktemp("xla")
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+def command_env() -> dict[str, str]:
+    """The environment of commands: that of the tests, with its compilation cache."""
+    return dict(os.environ)
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def test_synthetic_cases_become_a_dataset_or_scans(tmp_path: pathlib.Path) -> No
         ((), "give either --data_dir"),
         (("--phantom", "--data_dir=scans"), "give either --data_dir"),
         (("--data_dir=nowhere",), "nowhere"),
-        (("--data_dir=.", "--modalities=t1,flare"), "'flare' is unknown; did you mean 'flair'?"),
+        (("--data_dir=.", "--modalities=t1,flare"), "'flare'; did you mean 'flair'?"),
         (("--data_dir=.", "--spacing=1mm"), "--spacing=1mm: expected a size in mm"),
         (("--phantom", "--spacing=native"), "the phantom needs one number"),
         (("--data_dir=.", "--scans=x"), "--scans: needs --phantom"),

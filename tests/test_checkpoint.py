@@ -122,6 +122,7 @@ def test_the_hash_changes_with_anything() -> None:
         (errno.EDQUOT, "No space left"),
         (errno.EROFS, "cannot be written"),
         (errno.EACCES, "cannot be written"),
+        (errno.ENOTDIR, "cannot be written"),
     ],
 )
 def test_disk_errors_a_user_can_mend(number: int, words: str) -> None:

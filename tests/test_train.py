@@ -78,7 +78,7 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
             **shared,
         )
         step = lambda state, batch, root: distil(state, teacher, batch, root)  # noqa: E731
-    for _ in range(80):
+    for _ in range(50):
         state, _ = step(state, batch, root)
     dice = evaluation.dice_on_working_grid(
         runs.volume_predictor(values, config)(state.params),

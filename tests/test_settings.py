@@ -1,0 +1,42 @@
+"""Configs to values and JSON and back, and damaged files."""
+
+import pathlib
+
+import pytest
+
+from configs import common
+from kdnet_jax import settings
+from kdnet_jax.errors import UserError
+
+
+@pytest.mark.parametrize("role", settings.ROLES)
+def test_json_and_back(tmp_path: pathlib.Path, role: str) -> None:
+    config = common.base_config(role, "smoke")
+    (tmp_path / "config.json").write_text(settings.to_json(config), "utf-8")
+    restored = settings.read_config(tmp_path)
+    assert not settings.differences(config, restored)
+    assert settings.read_settings(restored) == settings.read_settings(config)
+
+
+def test_differences_name_dotted_keys() -> None:
+    ours, theirs = (common.base_config("baseline", "smoke") for _ in range(2))
+    theirs.train.steps = 7
+    assert settings.differences(ours, theirs) == [("train.steps", ours.train.steps, 7)]
+
+
+def test_channels_are_positions_among_the_data_s_sequences() -> None:
+    config = common.base_config("baseline", "smoke")
+    config.data.modalities, config.model.modalities = "t1ce,t2,flair", "t1ce,flair"
+    assert settings.read_settings(config).channels == (0, 2)
+
+
+def test_a_folder_that_is_no_run(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match=r"is no run of kdnet_jax"):
+        settings.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1, 2]"])
+def test_a_damaged_config(tmp_path: pathlib.Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text, "utf-8")
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        settings.read_config(tmp_path)
