@@ -22,12 +22,15 @@ import tqdm
 from absl import flags
 
 from kdnet_jax import cli, conventions
-from kdnet_jax.data import cases, geometry, nifti, prepare
+from kdnet_jax.data import cases, geometry, layouts, nifti, prepare
 from kdnet_jax.errors import EXIT_USER_ERROR, UserError
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans.", required=True)
 _RELEASE = flags.DEFINE_enum(
-    "release", cases.AUTO, [cases.AUTO, *cases.RELEASES], "Layout and labels; auto recognises them."
+    "release",
+    layouts.AUTO,
+    [layouts.AUTO, *layouts.RELEASES],
+    "Layout and labels; auto recognises them.",
 )
 _MODALITIES = flags.DEFINE_string(
     "modalities", ",".join(conventions.MODALITIES), "Sequences that every case must have."

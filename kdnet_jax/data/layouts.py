@@ -1,0 +1,297 @@
+"""Recognises releases by their layout: folder and file names, and nothing else."""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from kdnet_jax.errors import UserError
+
+NAMES: Final[dict[str, re.Pattern[str]]] = {
+    release: re.compile(pattern, re.IGNORECASE)
+    for release, pattern in {
+        "brats2018": r"Brats18_\w+_\d+",
+        "brats2019": r"BraTS19_\w+_\d+",
+        "brats2020": r"BraTS20_(?:Training|Validation)_\d+",
+        "brats2021": r"BraTS2021_\d+",
+        "brats2023": r"BraTS-(?P<task>GLI|MET|SSA|PED|MEN)-(?P<patient>\d+)-(?P<visit>\d+)",
+    }.items()
+}
+_DECATHLON_NAME: Final = re.compile(r"BRATS_\d+", re.IGNORECASE)
+_DECATHLON_FOLDERS: Final = ("imagestr", "imagests", "labelstr")
+RELEASES: Final = (*NAMES, "brats2024", "decathlon", "user")
+AUTO: Final = "auto"
+
+LABEL: Final = "label"
+SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
+    "t1": ("t1", "t1n", "t1w"),
+    "t1ce": ("t1ce", "t1c", "t1gd", "t1post"),
+    "t2": ("t2", "t2w"),
+    "flair": ("flair", "t2f", "fla"),
+    LABEL: ("seg", "segm", "segmentation", "label", "mask"),
+}
+SEQUENCES: Final = {name: key for key, names in SYNONYMS.items() for name in names}
+
+# The first post-treatment patients and visits of BraTS 2024's glioma set; earlier sets stay below.
+_FIRST_PATIENT_2024, _FIRST_VISIT_2024 = 2000, 100
+_USER_CONVENTION: Final = "brats2021"
+GRADES: Final = ("HGG", "LGG")
+_SIBLINGS: Final = {"brats2023": "brats2024", "brats2024": "brats2023"}  # names of one form
+_MAX_DEPTH: Final = 5  # folders below the root that are looked into
+SHOWN: Final = 5  # names in a message
+UNKNOWN: Final = "has a name that tells its sequence (t1, t1ce, t2, flair, and seg)."
+
+LAYOUTS: Final = """Known layouts:
+  BraTS 2018, 2019   {HGG,LGG}/Brats18_X_1/Brats18_X_1_{flair,t1,t1ce,t2,seg}.nii.gz
+  BraTS 2020         BraTS20_Training_001/BraTS20_Training_001_{flair,t1,t1ce,t2,seg}.nii.gz
+  BraTS 2021         BraTS2021_00000/BraTS2021_00000_{flair,t1,t1ce,t2,seg}.nii.gz
+  BraTS 2023, 2024   BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz
+  Decathlon          dataset.json, imagesTr/BRATS_001.nii.gz, labelsTr/BRATS_001.nii.gz
+  your own           CASE/{t1,t1ce,t2,flair,seg}.nii.gz, or CASE_{t1,t1ce,t2,flair,seg}.nii.gz"""
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A NIfTI file; `folder` and `stem` are those of the name that describes it."""
+
+    path: pathlib.Path
+    folder: pathlib.Path
+    stem: str
+
+    @property
+    def prefix(self) -> str:
+        """The name before the sequence."""
+        return self.stem[: max(0, len(self.stem) - len(self._token) - 1)]
+
+    @property
+    def sequence(self) -> str | None:
+        """A modality, `LABEL`, or None."""
+        return SEQUENCES.get(self._token.lower())
+
+    @property
+    def _token(self) -> str:
+        return re.split("[_-]", self.stem)[-1]
+
+
+Groups = dict[tuple[str, pathlib.Path], list[File]]
+
+
+# ------------------------------------------------------------------------- what is on the disk
+
+
+def check_folder(data_dir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the folder of the scans; a `UserError` says what else is there."""
+    if not os.fspath(data_dir):
+        raise UserError("data_dir is empty; give the folder that holds the scans")
+    root = pathlib.Path(os.path.abspath(pathlib.Path(data_dir).expanduser()))
+    if not root.exists():
+        raise UserError(f"{root}: no such folder; data_dir must be the folder of the scans")
+    if not root.is_dir():
+        raise UserError(
+            f"{root}: is a file; data_dir must be the folder of the scans (unpack an archive first)"
+        )
+    return root
+
+
+def list_files(root: pathlib.Path) -> tuple[list[File], list[str]]:
+    """Returns the NIfTI files under `root`, each once, with a note on those that are doubled."""
+    files: dict[tuple[pathlib.Path, str], File] = {}
+    doubled = []
+    for entry in _walk(root, 0, set()):
+        path, stem = pathlib.Path(entry.path), _stem(entry.name)
+        if stem is None:
+            continue
+        key = (path.parent, stem)
+        if key in files:
+            doubled.append(entry.name)
+        # Sorted, x.nii comes before x.nii.gz: the later, compressed copy is the one that stays.
+        files[key] = File(_inner_file(path) if entry.is_dir() else path, *key)
+    if not files:
+        names = sorted(os.listdir(root))
+        found = f"it holds {shown(names)}" if names else "it is empty"
+        raise UserError(f"{root}: no .nii or .nii.gz file is in it; {found}\n{LAYOUTS}")
+    notes = [f"there as .nii and as .nii.gz, the latter is used: {shown(doubled)}"]
+    return list(files.values()), notes if doubled else []
+
+
+def _walk(
+    folder: pathlib.Path, depth: int, seen: set[tuple[int, int]]
+) -> Iterator[os.DirEntry[str]]:
+    """Yields files, and folders that are named like a NIfTI file, in the order of their names."""
+    try:
+        identity = os.stat(folder)
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}); check it and its rights"
+        ) from error
+    # A link may lead back up: every folder is entered once.
+    if (key := (identity.st_dev, identity.st_ino)) in seen:
+        return
+    seen.add(key)
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        if not entry.is_dir() or _stem(entry.name) is not None:
+            yield entry
+        elif depth < _MAX_DEPTH:
+            yield from _walk(pathlib.Path(entry.path), depth + 1, seen)
+
+
+def _stem(name: str) -> str | None:
+    """Returns `name` without .nii or .nii.gz in any case of letters, None for another suffix."""
+    match = re.fullmatch(r"(.+)\.nii(?:\.gz)?", name, re.IGNORECASE)
+    return match[1] if match else None
+
+
+def _inner_file(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the one NIfTI file of a folder that is itself named like one (some copies)."""
+    inner = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    images = [path for path in inner if _stem(path.name) is not None and path.is_file()]
+    if len(images) != 1:
+        raise UserError(
+            f"{folder}: a folder with the name of a NIfTI file that holds {len(images)} NIfTI "
+            "files; expected exactly one. Unpack the release again"
+        )
+    return images[0]
+
+
+# ------------------------------------------------------------------------- which release it is
+
+
+def _group(files: Iterable[File], root: pathlib.Path) -> dict[str, Groups]:
+    """Returns release -> (case id, folder) -> files, of the files with a known name."""
+    groups: dict[str, Groups] = {}
+    for file in files:
+        known = _recognise(file, root)
+        if known:
+            release, case_id = known
+            # The Decathlon keeps the image and the label of a case in two folders.
+            folder = file.folder.parent if release == "decathlon" else file.folder
+            key = (case_id, folder)
+            groups.setdefault(release, {}).setdefault(key, []).append(file)
+    return groups
+
+
+def _recognise(file: File, root: pathlib.Path) -> tuple[str, str] | None:
+    in_decathlon = file.folder.name.lower() in _DECATHLON_FOLDERS
+    if in_decathlon and _DECATHLON_NAME.fullmatch(file.stem):
+        return "decathlon", file.stem
+    # The folder counts first: a file in it may be misnamed (BraTS20_Training_355).
+    for name in (file.folder.name, file.prefix):
+        for release, pattern in NAMES.items():
+            if match := pattern.fullmatch(name):
+                is_2024 = release == "brats2023" and _is_2024(match, file.folder, root)
+                return ("brats2024" if is_2024 else release), name
+    return None
+
+
+def _is_2024(match: re.Match[str], folder: pathlib.Path, root: pathlib.Path) -> bool:
+    """Whether names of the 2023 form belong to 2024: by a folder's name, or by the numbers."""
+    post_treatment = match["task"].upper() == "GLI" and (
+        int(match["patient"]) >= _FIRST_PATIENT_2024 or int(match["visit"]) >= _FIRST_VISIT_2024
+    )
+    folders = (root.name, *folder.relative_to(root).parts)
+    named = (
+        re.search(r"(?<!\d)2024(?!\d)", part)
+        for part in folders
+        if not NAMES["brats2023"].fullmatch(part)
+    )
+    return post_treatment or any(named)
+
+
+def choose_release(
+    release: str, files: Sequence[File], root: pathlib.Path
+) -> tuple[str, Groups, list[str]]:
+    """Returns the release, its files by case, and what to tell about the choice."""
+    groups = {} if release == "user" else _group(files, root)
+    counts = ", ".join(f"{name} ({len(cases)} cases)" for name, cases in sorted(groups.items()))
+    notes = []
+    if release == AUTO:
+        if len(groups) > 1:
+            raise UserError(
+                f"{root}: holds several releases: {counts}. They share patients (2018 is part of "
+                "2019, 2020, 2021, 2023 and the Decathlon), so they must not be mixed. Give the "
+                "folder of one of them, or choose one with --release (--config.data.release)"
+            )
+        release = next(iter(groups), "user")
+        if release in _SIBLINGS:
+            notes.append(
+                f"the names stand for {release} (2024 starts at patient 02000 or visit 100, or has "
+                f"2024 in a folder's name); --release={_SIBLINGS[release]} forces the other"
+            )
+    if release == "user":
+        return release, _user_groups(files, root), notes
+    sibling = _SIBLINGS.get(release, release)
+    chosen = groups.get(release) or groups.get(sibling)
+    if not chosen:
+        raise UserError(
+            f"{root}: no case of {release}; found {counts or 'no name of a known release'}. Choose "
+            "what is there with --release (--config.data.release)\n" + LAYOUTS
+        )
+    if release not in groups:
+        notes.append(f"the names stand for {sibling}; {release} was taken, as asked")
+    _check_paediatric(release, chosen, notes)
+    return release, chosen, notes
+
+
+def _check_paediatric(release: str, chosen: Groups, notes: list[str]) -> None:
+    """Refuses BraTS-PED 2024, whose labels are other tissues under the same numbers."""
+    cases = [case_id for case_id, _ in chosen if case_id.upper().startswith("BRATS-PED-")]
+    meaning = "in 2024 the labels of BraTS-PED mean 1 ET, 2 non-enhancing, 3 cyst, 4 edema"
+    if cases and release == "brats2024":
+        raise UserError(
+            f"{cases[0]} and {len(cases) - 1} more: {meaning}, which are not the classes of the "
+            "other sets. Leave the PED cases out, or use the PED set of 2023 (--release=brats2023)"
+        )
+    if cases and release == "brats2023":
+        notes.append(f"{len(cases)} BraTS-PED cases are read as of 2023; {meaning}")
+
+
+def _user_groups(files: Iterable[File], root: pathlib.Path) -> Groups:
+    """Takes a folder as a case, or, where a sequence is in it more than once, each prefix."""
+    folders: dict[pathlib.Path, list[File]] = {}
+    for file in files:
+        if file.sequence:
+            folders.setdefault(file.folder, []).append(file)
+    groups: Groups = {}
+    for folder, members in folders.items():
+        sequences = [file.sequence for file in members]
+        flat = folder == root or len(set(sequences)) < len(sequences)
+        for file in members:
+            name = (flat and file.prefix) or folder.name
+            groups.setdefault((name, folder), []).append(file)
+    return groups
+
+
+def check_unique(groups: Groups) -> None:
+    """Refuses a case id that stands in two folders."""
+    folders: dict[str, pathlib.Path] = {}
+    for case_id, folder in groups:
+        if case_id in folders:
+            raise UserError(
+                f"case {case_id} is there twice: in {folders[case_id]} and in {folder}. Remove one "
+                "or give the folder of one copy; the files of a case belong in one folder"
+            )
+        folders[case_id] = folder
+
+
+def label_convention_of(release: str, asked: str | None) -> tuple[str, list[str]]:
+    """Returns what the label values of a release mean, and a note where it was chosen."""
+    if asked is not None:
+        return asked, [f"label values are read as those of {asked}, as asked"]
+    if release != "user":
+        return release, []
+    return _USER_CONVENTION, [
+        f"no release was recognised: label values are read as those of {_USER_CONVENTION} "
+        "(1 NCR, 2 ED, 4 ET); --config.data.label_convention says otherwise"
+    ]
+
+
+def shown(names: Sequence[str]) -> str:
+    """Returns the first few names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
