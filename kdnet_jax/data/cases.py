@@ -229,7 +229,8 @@ def _with_modalities(
     if bad:
         raise UserError(
             f"{root}: sequences are missing in {len(bad)} of {len(found)} cases: "
-            f"{layouts.shown(bad)}. Complete or remove these cases, or ask for fewer (--config.data.modalities)"
+            f"{layouts.shown(bad)}. Complete or remove these cases, or ask for fewer "
+            "(--config.data.modalities)"
         )
     wanted = [name for name in conventions.MODALITIES if name in modalities]
     return [

@@ -58,8 +58,8 @@ def _from_patients_csv(found: list["Case"], root: pathlib.Path, notes: list[str]
     missing = [case.case_id for case in found if not rows.get(case.case_id, {}).get("patient_id")]
     if missing:
         raise UserError(
-            f"{path}: no patient for {layouts.shown(missing)}; expected a row with case_id and patient_id "
-            "for every case"
+            f"{path}: no patient for {layouts.shown(missing)}; expected a row with case_id and "
+            "patient_id for every case"
         )
     grades = {case_id: row.get("grade", "").upper() for case_id, row in rows.items()}
     for case_id, grade in grades.items():
