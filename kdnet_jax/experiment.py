@@ -148,7 +148,7 @@ def evaluate(
         data.indices("test"),
         channels=tuple(data.cases.modalities.index(name) for name in run.settings.modalities),
         cavity=run.config.data.resection_cavity,
-        convention=data.convention,
+        convention=data.cases.label_convention,
         folder=folder,
         about={
             "role": run.config.role,
@@ -158,7 +158,7 @@ def evaluate(
             "teacher": None,
             **about,
             **key,
-            "labels": data.convention,
+            "labels": data.cases.label_convention,
             "post_processing": "none",
             "hd95": "the larger of the two directed 95th percentiles of the surface distances",
             "nsd_tolerance_mm": surface.DEFAULT_TOLERANCE_MM,

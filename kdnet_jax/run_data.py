@@ -17,12 +17,10 @@ class Data:
     Attributes:
         cases: the prepared cases.
         split: case ids of train, validation and test.
-        convention: label values of the files that are written for these cases.
     """
 
     cases: store.CaseStore
     split: splits.Split
-    convention: str
 
     def indices(self, part: str) -> list[int]:
         """Returns the positions in `cases` of the split's part ("train", "validation", "test")."""
@@ -59,7 +57,7 @@ def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data
         print(f"note: {note}")
     cases.cache_bytes, sentence = store.choose_cache_bytes(cases)
     print(sentence)
-    return Data(cases, _split(config, cases), "brats2021")
+    return Data(cases, _split(config, cases))
 
 
 def _split(config: config_dict.ConfigDict, cases: store.CaseStore) -> splits.Split:

@@ -1,6 +1,5 @@
 """Fixtures shared by all tests."""
 
-import dataclasses
 import os
 import pathlib
 import subprocess
@@ -9,7 +8,7 @@ import tempfile
 
 import pytest
 
-from tests.helpers import tiny_cases
+from tests.helpers import commands, tiny_cases
 
 # Small CPU tests: one set of XLA threads per worker is enough, and no accelerator is claimed.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -26,16 +25,6 @@ def sample_dir() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no sample cases at {folder}; set KDNET_SAMPLE_DIR to a BraTS 2021 folder")
     return folder
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A command that has run: how it ended, what it said, where it wrote."""
-
-    code: int
-    out: str
-    err: str
-    folder: pathlib.Path
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +51,7 @@ def smoke_student(
     built: pathlib.Path,
     tmp_path_factory: pytest.TempPathFactory,
     command_env: dict[str, str],
-) -> Finished:
+) -> commands.Finished:
     """A student, and the teacher it had to train, by the real command on the tiny cohort."""
     folder = tmp_path_factory.mktemp("runs") / "student"
     words = ["--config=configs/student.py:smoke", f"--config.data.data_dir={tiny_cohort}"]
@@ -76,4 +65,4 @@ def smoke_student(
         timeout=300,
         check=False,
     )
-    return Finished(done.returncode, done.stdout, done.stderr, folder)
+    return commands.Finished(done.returncode, done.stdout, done.stderr, folder)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +20,7 @@ from ml_collections import config_dict
 from configs import common
 from kdnet_jax import experiment, runs
 from kdnet_jax.errors import UserError
-from tests.helpers import tiny_cases
+from tests.helpers import commands, tiny_cases
 
 ROOT = pathlib.Path(__file__).parents[1]
 COLUMNS = (
@@ -44,7 +45,7 @@ def _main(env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
 # --- A whole run ---------------------------------------------------------------------------------
 
 
-def test_the_student_runs_and_says_nothing_odd(smoke_student) -> None:
+def test_the_student_runs_and_says_nothing_odd(smoke_student: commands.Finished) -> None:
     assert smoke_student.code == 0, smoke_student.err
     said = (smoke_student.out + smoke_student.err).lower()
     assert not [word for word in NOISE if word in said.replace(str(smoke_student.folder), "")]
@@ -52,7 +53,7 @@ def test_the_student_runs_and_says_nothing_odd(smoke_student) -> None:
 
 
 @pytest.mark.parametrize("part", ["", "teacher"])
-def test_a_run_s_folder(smoke_student, part: str) -> None:
+def test_a_run_s_folder(smoke_student: commands.Finished, part: str) -> None:
     folder = smoke_student.folder / part
     for name in ("config.json", "split.json", "metrics.jsonl", "evaluation/summary.json"):
         assert (folder / name).is_file(), name
@@ -68,7 +69,9 @@ def test_a_run_s_folder(smoke_student, part: str) -> None:
     assert not leftovers
 
 
-def test_predictions_lie_on_the_scan_s_grid(smoke_student, tiny_cohort: pathlib.Path) -> None:
+def test_predictions_lie_on_the_scan_s_grid(
+    smoke_student: commands.Finished, tiny_cohort: pathlib.Path
+) -> None:
     masks = sorted((smoke_student.folder / "predictions").iterdir())
     assert len(masks) == 2
     for path in masks:
@@ -80,14 +83,14 @@ def test_predictions_lie_on_the_scan_s_grid(smoke_student, tiny_cohort: pathlib.
         assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 4}
 
 
-def test_the_report_shows_teacher_and_student(smoke_student) -> None:
+def test_the_report_shows_teacher_and_student(smoke_student: commands.Finished) -> None:
     text = (smoke_student.folder / "report.html").read_text("utf-8")
     assert "teacher (t1, t1ce, t2, flair): test Dice" in text
     assert "student (t1ce): test Dice" in text
     assert "python -m kdnet_jax.predict" in text
 
 
-def test_the_student_holds_no_teacher(smoke_student) -> None:
+def test_the_student_holds_no_teacher(smoke_student: commands.Finished) -> None:
     student = runs.load_run(smoke_student.folder)
     stored = "".join(
         path.read_text("utf-8", errors="ignore")
@@ -98,7 +101,12 @@ def test_the_student_holds_no_teacher(smoke_student) -> None:
     assert student.config.role == "student"
 
 
-def test_the_same_command_again_is_quick(smoke_student, tiny_cohort, built, command_env) -> None:
+def test_the_same_command_again_is_quick(
+    smoke_student: commands.Finished,
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    command_env: dict[str, str],
+) -> None:
     started = time.monotonic()
     before = (smoke_student.folder / "evaluation" / "cases.csv").stat().st_mtime_ns
     done = _main(
@@ -115,7 +123,10 @@ def test_the_same_command_again_is_quick(smoke_student, tiny_cohort, built, comm
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(
-    tiny_cohort, built, command_env, tmp_path
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    command_env: dict[str, str],
+    tmp_path: pathlib.Path,
 ) -> None:
     folder = tmp_path / "run"
     words = [
@@ -159,20 +170,24 @@ def config(tiny_cohort: pathlib.Path, built: pathlib.Path) -> config_dict.Config
 
 
 @pytest.fixture
-def student(tiny_cohort, built, smoke_student) -> config_dict.ConfigDict:
+def student(
+    tiny_cohort: pathlib.Path, built: pathlib.Path, smoke_student: commands.Finished
+) -> config_dict.ConfigDict:
     """A student of the teacher that `smoke_student` trained."""
     config = _on(common.base_config("student", "smoke"), tiny_cohort, built)
     config.teacher.checkpoint = str(smoke_student.folder / "teacher")
     return config
 
 
-def _on(config: config_dict.ConfigDict, data_dir: pathlib.Path, root: pathlib.Path):
+def _on(
+    config: config_dict.ConfigDict, data_dir: str | pathlib.Path, root: str | pathlib.Path
+) -> config_dict.ConfigDict:
     config.data.data_dir, config.data.root = str(data_dir), str(root)
     return config
 
 
 def test_a_given_teacher_is_used_and_must_stay_the_same(
-    student, smoke_student, tmp_path: pathlib.Path
+    student: config_dict.ConfigDict, smoke_student: commands.Finished, tmp_path: pathlib.Path
 ) -> None:
     folder, teacher = tmp_path / "run", tmp_path / "teacher"
     shutil.copytree(smoke_student.folder / "teacher", teacher)
@@ -204,7 +219,7 @@ def test_a_given_teacher_is_used_and_must_stay_the_same(
     ],
 )
 def test_a_teacher_that_cannot_teach(
-    student, tmp_path: pathlib.Path, key: str, value: object, words: str
+    student: config_dict.ConfigDict, tmp_path: pathlib.Path, key: str, value: object, words: str
 ) -> None:
     with student.unlocked():
         student.update_from_flattened_dict({key: value})
@@ -232,7 +247,7 @@ def test_a_teacher_that_cannot_teach(
     ],
 )
 def test_wrong_values_are_named(
-    config, tmp_path: pathlib.Path, key: str, value: object, words: str
+    config: config_dict.ConfigDict, tmp_path: pathlib.Path, key: str, value: object, words: str
 ) -> None:
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=words):
@@ -275,7 +290,12 @@ def _label(case: pathlib.Path) -> None:
     [(_cut, "t1ce"), (_drop, "t1ce"), (_text, "t1ce"), (_shift, "t1ce"), (_label, "7")],
     ids=["truncated", "missing sequence", "text", "grids", "labels"],
 )
-def test_spoilt_cases_are_named(config, tmp_path: pathlib.Path, spoil, words: str) -> None:
+def test_spoilt_cases_are_named(
+    config: config_dict.ConfigDict,
+    tmp_path: pathlib.Path,
+    spoil: Callable[[pathlib.Path], None],
+    words: str,
+) -> None:
     tiny_cases.write_cohort(tmp_path / "data", 4, edge=16, radius=4.0, spacing=8.0)
     spoil(tmp_path / "data" / "BraTS2021_00003")
     config.data.data_dir, config.data.root = str(tmp_path / "data"), str(tmp_path / "built")
@@ -285,7 +305,7 @@ def test_spoilt_cases_are_named(config, tmp_path: pathlib.Path, spoil, words: st
     assert not (tmp_path / "run").exists()
 
 
-def test_folders_without_cases(config, tmp_path: pathlib.Path) -> None:
+def test_folders_without_cases(config: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
     for name, content in (("absent", None), ("empty", ""), ("unknown", "scan.txt")):
         folder = tmp_path / name
         if content is not None:
@@ -297,27 +317,31 @@ def test_folders_without_cases(config, tmp_path: pathlib.Path) -> None:
             experiment.run(config, tmp_path / "run")
 
 
-def test_a_folder_of_another_config(config, smoke_student) -> None:
+def test_a_folder_of_another_config(
+    config: config_dict.ConfigDict, smoke_student: commands.Finished
+) -> None:
     with pytest.raises(UserError, match="holds a run of another config: role was 'student'"):
         experiment.run(config, smoke_student.folder)
 
 
-def test_a_teacher_that_is_no_run(student, tmp_path: pathlib.Path) -> None:
+def test_a_teacher_that_is_no_run(student: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
     student.teacher.checkpoint = str(tmp_path)
     with pytest.raises(UserError, match=r"is no run of kdnet_jax"):
         experiment.run(student, tmp_path / "run")
 
 
-def test_a_workdir_below_a_file(config, tmp_path: pathlib.Path) -> None:
+def test_a_workdir_below_a_file(config: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("x", "utf-8")
     with pytest.raises(UserError, match="file"):
         experiment.run(config, tmp_path / "file" / "run")
 
 
-def test_a_full_disk(config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(
+    config: config_dict.ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*unused: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match="[Nn]o space left|disk is full"):
+    with pytest.raises(UserError, match=r"[Nn]o space left|disk is full"):
         experiment.run(config, tmp_path / "run")

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from matplotlib import image as mpl_image
 
+from tests.helpers import commands
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -47,7 +49,14 @@ def _assert_on_grid(mask: pathlib.Path, scan: pathlib.Path) -> np.ndarray:
     ("labels", "values"),
     [("brats2021", {0, 1, 2, 4}), ("brats2023", {0, 1, 2, 3}), ("decathlon", {0, 1, 2, 3})],
 )
-def test_one_scan(smoke_student, scan, tmp_path, command_env, labels: str, values: set) -> None:
+def test_one_scan(
+    smoke_student: commands.Finished,
+    scan: pathlib.Path,
+    tmp_path: pathlib.Path,
+    command_env: dict[str, str],
+    labels: str,
+    values: set,
+) -> None:
     mask, picture = tmp_path / "out" / "mask.nii.gz", tmp_path / "out" / "mask.png"
     done = _predict(
         command_env,
@@ -66,7 +75,13 @@ def test_one_scan(smoke_student, scan, tmp_path, command_env, labels: str, value
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_several_scans_and_a_folder(smoke_student, tiny_cohort, scan, tmp_path, command_env):
+def test_several_scans_and_a_folder(
+    smoke_student: commands.Finished,
+    tiny_cohort: pathlib.Path,
+    scan: pathlib.Path,
+    tmp_path: pathlib.Path,
+    command_env: dict[str, str],
+) -> None:
     out = tmp_path / "masks"
     done = _predict(
         command_env, smoke_student.folder, f"--input={scan}", tiny_cohort, f"--output={out}"
@@ -78,7 +93,11 @@ def test_several_scans_and_a_folder(smoke_student, tiny_cohort, scan, tmp_path, 
 
 
 def test_the_teacher_takes_the_folder_of_a_case(
-    smoke_student, tiny_cohort, scan, tmp_path, command_env
+    smoke_student: commands.Finished,
+    tiny_cohort: pathlib.Path,
+    scan: pathlib.Path,
+    tmp_path: pathlib.Path,
+    command_env: dict[str, str],
 ) -> None:
     case, mask = tiny_cohort / "BraTS2021_00001", tmp_path / "mask.nii.gz"
     teacher = smoke_student.folder / "teacher"
@@ -136,11 +155,17 @@ def _mistakes(run: pathlib.Path, cohort: pathlib.Path, folder: pathlib.Path) -> 
 _NAMES = ("absent", "text", "flat", "series", "holed", "constant", "onto itself", "one name")
 _NAMES += ("one file", "below a file", "four sequences", "no run")
 
+# Name -> (how the command ended, what it must say)
+Refused = dict[str, tuple[subprocess.CompletedProcess[str], str]]
+
 
 @pytest.fixture(scope="module")
 def refused(
-    smoke_student, tiny_cohort, command_env, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[subprocess.CompletedProcess[str], str]]:
+    smoke_student: commands.Finished,
+    tiny_cohort: pathlib.Path,
+    command_env: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Refused:
     """Every mistake's end and the words it must say; two commands at a time."""
     folder = tmp_path_factory.mktemp("mistakes")
     mistakes = _mistakes(smoke_student.folder, tiny_cohort, folder)
@@ -159,7 +184,7 @@ def refused(
 
 
 @pytest.mark.parametrize("name", _NAMES)
-def test_a_mistake_is_one_plain_message(refused, name: str) -> None:
+def test_a_mistake_is_one_plain_message(refused: Refused, name: str) -> None:
     done, words = refused[name]
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: "), done.stderr

@@ -78,7 +78,7 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
             **shared,
         )
         step = lambda state, batch, root: distil(state, teacher, batch, root)  # noqa: E731
-    for _ in range(50):
+    for _ in range(80):
         state, _ = step(state, batch, root)
     dice = evaluation.dice_on_working_grid(
         runs.volume_predictor(values, config)(state.params),
@@ -223,7 +223,7 @@ def test_other_data_does_not_resume(
     values = settings.read_settings(config)
     data = run_data.open_data(config, values)
     identity = {"split": data.split.hash, "data": "another", "teacher": ""}
-    with pytest.raises(UserError, match="was trained with data .* and now it is another"):
+    with pytest.raises(UserError, match=r"was trained with data .* and now it is another"):
         experiment._train(config, values, straight, data, None, identity)
 
 

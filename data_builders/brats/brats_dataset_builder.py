@@ -11,18 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from kdnet_jax import conventions
-from kdnet_jax.data import case_builder, cases, geometry, prepare
-
-RELEASES = (
-    "brats2018",
-    "brats2019",
-    "brats2020",
-    "brats2021",
-    "brats2023",
-    "brats2024",
-    "decathlon",
-    "user",
-)
+from kdnet_jax.data import case_builder, cases, geometry, layouts, prepare
 
 # Bytes of records per byte of the scans, at the scans' own voxel size. BraTS 2021 takes 1.1; the
 # rest is for scans that compress better than their z-scored float16 form.
@@ -34,7 +23,7 @@ class BratsConfig(tfds.core.BuilderConfig):
     """A release and the way it is prepared.
 
     Attributes:
-        release: one of `RELEASES`.
+        release: one of `layouts.RELEASES`.
         modalities: the sequences of the image, in the order of `conventions.MODALITIES`.
         spacing: working voxel size in mm, one or one per SPL axis; None keeps each scan's own.
         orientation: see `prepare.prepare_case`.
@@ -60,7 +49,9 @@ class Builder(case_builder.CaseBuilder):
     RELEASE_NOTES: ClassVar = {
         "1.0.0": "Oriented, brain-cropped, z-scored volumes with their geometry."
     }
-    BUILDER_CONFIGS: ClassVar = [BratsConfig(name=release, release=release) for release in RELEASES]
+    BUILDER_CONFIGS: ClassVar = [
+        BratsConfig(name=release, release=release) for release in layouts.RELEASES
+    ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Register for the release, download it and unpack it; give its folder as manual_dir. "
         "The README of this builder lists the addresses and the layouts."
@@ -74,6 +65,11 @@ class Builder(case_builder.CaseBuilder):
     def modalities(self) -> tuple[str, ...]:
         """The sequences of every image."""
         return tuple(self.builder_config.modalities)
+
+    @property
+    def label_convention(self) -> str:
+        """That of the cohort's own segmentations."""
+        return self._cohort.cases[0].convention
 
     def _jobs(self, dl_manager: tfds.download.DownloadManager) -> list[case_builder.Job]:
         config = self.builder_config

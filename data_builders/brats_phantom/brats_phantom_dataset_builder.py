@@ -45,6 +45,11 @@ class Builder(case_builder.CaseBuilder):
         """The sequences of every image: all four."""
         return conventions.MODALITIES
 
+    @property
+    def label_convention(self) -> str:
+        """That of `phantom.write_scans`."""
+        return "brats2021"
+
     def _jobs(self, dl_manager: tfds.download.DownloadManager) -> list[case_builder.Job]:
         del dl_manager
         config = self.builder_config

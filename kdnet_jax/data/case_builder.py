@@ -28,7 +28,7 @@ from kdnet_jax.errors import UserError
 
 # To be raised by whoever changes what `prepare` returns or how `store` records it: datasets that
 # were built before are then built anew.
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 CASES_PER_SHARD = 16
 # Left free on the disk at least, so that a build never fills it to the last byte.
 DISK_RESERVE = 256 * 2**20
@@ -92,6 +92,11 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     @abc.abstractmethod
     def modalities(self) -> tuple[str, ...]:
         """The sequences of every image."""
+
+    @property
+    @abc.abstractmethod
+    def label_convention(self) -> str:
+        """Label values of files that are written for these cases (`labels.LABEL_CONVENTIONS`)."""
 
     @abc.abstractmethod
     def _jobs(self, dl_manager: tfds.download.DownloadManager) -> list[Job]:
@@ -160,6 +165,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             "fingerprint": fingerprint(content),
             "record_version": RECORD_VERSION,
             "modalities": list(self.modalities),
+            "label_convention": self.label_convention,
             "notes": self._notes,
             "skipped": self._skipped,
             "cases": [dataclasses.asdict(summary) for summary in self._summaries],

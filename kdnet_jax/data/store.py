@@ -126,6 +126,7 @@ class CaseStore:
         summaries: one per case, in the order of the indices.
         fingerprint: names the content: equal fingerprints mean equal cases and preparation.
         notes: what the build had to tell about the cases.
+        label_convention: label values of files that are written for these cases.
         folder: where the records lie, None for records in memory.
         cache_bytes: decoded cases are kept up to this size, the longest unused is dropped first.
 
@@ -135,6 +136,7 @@ class CaseStore:
         summaries: from the build's metadata; None decodes every case once.
         fingerprint: from the build's metadata; None hashes the case ids.
         notes: see above.
+        label_convention: see above.
         folder: see above.
         cache_bytes: see above.
     """
@@ -147,6 +149,7 @@ class CaseStore:
         summaries: Sequence[CaseSummary] | None = None,
         fingerprint: str | None = None,
         notes: Sequence[str] = (),
+        label_convention: str = "kdnet",
         folder: pathlib.Path | None = None,
         cache_bytes: int = 0,
     ) -> None:
@@ -154,6 +157,7 @@ class CaseStore:
         self.modalities = tuple(modalities)
         self.cache_bytes = cache_bytes
         self.notes = list(notes)
+        self.label_convention = label_convention
         self.folder = folder
         self._cache: OrderedDict[int, prepare.PreparedCase] = OrderedDict()
         self._cached_bytes = 0
@@ -221,6 +225,7 @@ def open_store(builder: tfds.core.DatasetBuilder, *, cache_bytes: int = 0) -> Ca
         summaries=[_summary_from_json(row) for row in metadata["cases"]],
         fingerprint=metadata["fingerprint"],
         notes=metadata["notes"],
+        label_convention=metadata["label_convention"],
         folder=folder,
         cache_bytes=cache_bytes,
     )

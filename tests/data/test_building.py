@@ -23,7 +23,7 @@ from array_record.python import array_record_module
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
 from kdnet_jax import conventions
-from kdnet_jax.data import building, case_builder, cases, loader, prepare, store
+from kdnet_jax.data import building, case_builder, cases, layouts, loader, prepare, store
 from kdnet_jax.errors import UserError
 
 SIZE = 24
@@ -365,7 +365,7 @@ def valid_tags() -> Sequence[str]:
 
 
 def test_there_is_a_config_for_every_release() -> None:
-    assert set(brats_dataset_builder.Builder.builder_configs) == set(cases.RELEASES)
+    assert set(brats_dataset_builder.Builder.builder_configs) == set(layouts.RELEASES)
 
 
 def test_a_named_config_builds_from_manual_dir(tmp_path: pathlib.Path, scans: pathlib.Path) -> None:

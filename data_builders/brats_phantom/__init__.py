@@ -1,0 +1,1 @@
+"""Synthetic glioma cases in MNI152 anatomy as prepared cases (TFDS)."""
