@@ -79,7 +79,7 @@ def test_synthetic_cases_become_a_dataset_or_scans(tmp_path: pathlib.Path) -> No
         (("--data_dir=.", "--spacing=1mm"), "--spacing=1mm: expected a size in mm"),
         (("--phantom", "--spacing=native"), "the phantom needs one number"),
         (("--data_dir=.", "--scans=x"), "--scans: needs --phantom"),
-        (("--phantom", "scans"), "scans: is not understood"),
+        (("--phantom", "scans"), "'scans' belongs to no flag"),
     ],
 )
 def test_mistakes_are_told_in_one_message(
