@@ -21,6 +21,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raises UserError unless the value of a config's `key` is one of `choices`."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise UserError(
+            f"{key} is {value!r}: choose one of {', '.join(choices)}{nearest(str(value), choices)}"
+        )
+
+
 def exit_on_user_error(command: Callable[[], None]) -> None:
     """Runs a command; a `UserError` becomes its message on standard error and exit code 2."""
     try:

@@ -6,7 +6,7 @@ from typing import Literal
 import optax
 import optax.contrib
 
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +38,7 @@ class OptimizerOptions:
     def __post_init__(self) -> None:
         """Raises UserError for an unknown name or a number outside its range."""
         for key, allowed in _CHOICES.items():
-            if getattr(self, key) not in allowed:
-                raise UserError(
-                    f"optimizer.{key} is {getattr(self, key)!r}: choose one of "
-                    f"{', '.join(allowed)}."
-                )
+            check_choice(f"optimizer.{key}", getattr(self, key), allowed)
         if self.learning_rate <= 0:
             raise UserError(f"optimizer.learning_rate is {self.learning_rate}: give more than 0.")
         for key in ("warmup", "weight_decay", "clip"):

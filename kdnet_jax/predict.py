@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from kdnet_jax import cli, conventions
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, check_choice
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a run", required=True)
 _INPUT = flags.DEFINE_multi_string(
@@ -56,10 +56,7 @@ def main(argv: list[str]) -> None:
     from kdnet_jax import runs
     from kdnet_jax.data import labels
 
-    if _LABELS.value not in labels.LABEL_CONVENTIONS:
-        raise UserError(
-            f"--labels={_LABELS.value}: choose one of {', '.join(labels.LABEL_CONVENTIONS)}."
-        )
+    check_choice("--labels", _LABELS.value, labels.LABEL_CONVENTIONS)
     run = runs.load_run(pathlib.Path(_CHECKPOINT.value))
     modalities = run.settings.modalities
     print(

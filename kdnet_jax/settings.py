@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from kdnet_jax import conventions, optimizers, steps, train
 from kdnet_jax.data import augment
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import unet
 
@@ -62,8 +62,7 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
     Raises:
         UserError: for the first value that cannot be.
     """
-    if config.role not in ROLES:
-        raise UserError(f"role is {config.role!r}: choose one of {', '.join(ROLES)}.")
+    check_choice("role", config.role, ROLES)
     data_modalities = conventions.read_modalities(config.data.modalities, "data.modalities")
     modalities = conventions.read_modalities(config.model.modalities, "model.modalities")
     absent = [name for name in modalities if name not in data_modalities]
@@ -78,10 +77,7 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
     unet.check_patch(window, network, "inference.patch")
     if not 0 <= config.inference.overlap < 1:
         raise UserError(f"inference.overlap is {config.inference.overlap}: give 0 to below 1.")
-    if config.loss.form not in LOSS_FORMS:
-        raise UserError(
-            f"loss.form is {config.loss.form!r}: choose one of {', '.join(LOSS_FORMS)}."
-        )
+    check_choice("loss.form", config.loss.form, LOSS_FORMS)
     if config.data.spacing < 0:
         raise UserError(f"data.spacing is {config.data.spacing}: give mm, or 0 for the scan's own.")
     kd = config.get("distillation")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import segmentation
 from kdnet_jax.models import heads
 
@@ -54,11 +54,7 @@ class DistillationOptions:
     def __post_init__(self) -> None:
         """Raises UserError for a value outside its range."""
         for key, allowed in _CHOICES.items():
-            if getattr(self, key) not in allowed:
-                raise UserError(
-                    f"distillation.{key} is {getattr(self, key)!r}: choose one of "
-                    f"{', '.join(allowed)}."
-                )
+            check_choice(f"distillation.{key}", getattr(self, key), allowed)
         if not 0 <= self.kd_weight <= 1:
             raise UserError(f"distillation.kd_weight is {self.kd_weight}: give 0 to 1.")
         if self.latent_weight < 0:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdnet_jax import conventions
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import layers
 
 
@@ -52,10 +52,7 @@ class UNetConfig:
         if len(self.widths) < 2 or min(self.widths) < 1:
             raise UserError(f"model.widths is {self.widths}: give at least two positive numbers.")
         for key, allowed in _CHOICES.items():
-            if getattr(self, key) not in allowed:
-                raise UserError(
-                    f"model.{key} is {getattr(self, key)!r}: choose one of {', '.join(allowed)}."
-                )
+            check_choice(f"model.{key}", getattr(self, key), allowed)
         for key in ("blocks", "last_blocks"):
             if getattr(self, key) < 1:
                 raise UserError(f"model.{key} is {getattr(self, key)}: give at least 1.")
