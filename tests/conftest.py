@@ -19,9 +19,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_XLA_CACHE))
 
 @pytest.fixture(scope="session")
 def sample_dir() -> pathlib.Path:
-    """Ten real BraTS 2021 cases: $KDNET_SAMPLE_DIR, or ../shared/brats2021_sample."""
-    default = pathlib.Path(__file__).parents[2] / "shared" / "brats2021_sample"
-    folder = pathlib.Path(os.environ.get("KDNET_SAMPLE_DIR", default))
+    """Real BraTS 2021 cases: $KDNET_SAMPLE_DIR, or a folder brats2021_sample near the checkout."""
+    near = pathlib.Path(__file__).parents[2].glob("*/brats2021_sample")
+    folder = pathlib.Path(os.environ.get("KDNET_SAMPLE_DIR", next(near, "brats2021_sample")))
     if not folder.is_dir():
         pytest.skip(f"no sample cases at {folder}; set KDNET_SAMPLE_DIR to a BraTS 2021 folder")
     return folder
