@@ -5,7 +5,7 @@ student gains over it comes from its teacher (Hu, Maillard et al., MICCAI 2020, 
 same way).
 
     python -m kdnet_jax.main --config=configs/baseline.py
-        the synthetic cohort; about @BASELINE_MINUTES@ on 2 CPU cores
+        the synthetic cohort; about 3 minutes on 2 CPU cores
     python -m kdnet_jax.main --config=configs/baseline.py:brats --config.data.data_dir=DIR
         the paper's scale; days on one GPU, not measured
     python -m kdnet_jax.main --config=configs/baseline.py:smoke
