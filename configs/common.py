@@ -41,7 +41,8 @@ def base_config(role: str, preset: str) -> config_dict.ConfigDict:
         config.teacher = {
             "checkpoint": "",
             "modalities": ",".join(conventions.MODALITIES),
-            "widths": config.model.widths,
+            # Empty: the student's.
+            "widths": (),
             "steps": _TEACHER_STEPS[preset],
         }
     if role == "teacher":

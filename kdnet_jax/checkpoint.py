@@ -35,6 +35,7 @@ class Progress:
         stale_validations: validations since the best.
         seconds: time trained so far.
         identity: what the run must still be when it resumes: hashes of split, data and teacher.
+        teacher_path: where a student's teacher lay when the run began; it may move.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Progress:
     stale_validations: int
     seconds: float
     identity: dict[str, str]
+    teacher_path: str = ""
 
 
 class RunCheckpoints:
@@ -79,8 +81,8 @@ class RunCheckpoints:
     ) -> None:
         self._checkpointer.close()
 
-    def save(self, state: steps.TrainState, progress: Progress) -> None:
-        """Saves in the background; `Progress.step` must not have been saved before.
+    def save(self, state: steps.TrainState, progress: Progress, *, overwrite: bool = False) -> None:
+        """Saves in the background; only with `overwrite` may `Progress.step` be there already.
 
         Raises:
             UserError: if the disk is full.
@@ -93,6 +95,7 @@ class RunCheckpoints:
                     "optimizer": {"step": state.step, "opt_state": state.opt_state},
                 },
                 force=True,
+                overwrite=overwrite,
                 metrics=None if progress.score is None else {"score": progress.score},
                 custom_metadata=dataclasses.asdict(progress),
             )

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +66,19 @@ def run(main: Callable[[list[str]], Any]) -> None:
     """Runs a command whose mistakes are `UserError`s."""
     from absl import app
 
-    app.run(lambda argv: errors.exit_on_user_error(lambda: main(argv)), flags_parser=parse_flags)
+    def guarded(argv: list[str]) -> None:
+        try:
+            errors.exit_on_user_error(lambda: main(argv))
+        except KeyboardInterrupt:
+            exit_on_interrupt()
+
+    app.run(guarded, flags_parser=parse_flags)
+
+
+def exit_on_interrupt() -> None:
+    """Ends a command after ^C; files are written beside and renamed, so none is half-written."""
+    print("interrupted. The same command goes on from what is finished.", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
 
 
 def enable_compilation_cache() -> None:

@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class UnknownLayoutError(UserError):
+    """A folder of scans in which no layout is recognised."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the known name closest to `name`, else an empty text."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import nibabel as nib
@@ -24,7 +24,7 @@ CASES_FILE, SUMMARY_FILE = "cases.csv", "summary.json"
 def dice_on_working_grid(
     probabilities: Callable[[Any], Any],
     head: heads.Head,
-    cases: Sequence[prepare.PreparedCase],
+    cases: Iterable[prepare.PreparedCase],
     channels: Sequence[int],
     cavity: str,
 ) -> dict[str, float]:

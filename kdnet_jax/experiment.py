@@ -36,6 +36,13 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         UserError: for everything that the user can mend, as early as it can be known.
         train.Stopped: after SIGINT or SIGTERM, when everything is saved.
     """
+    try:
+        _run(config, workdir)
+    except OSError as error:
+        raise checkpoint.disk_error(error, workdir) from error
+
+
+def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     # -- Everything that can be wrong without reading data -----------------------------------
     values = settings.read_settings(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
@@ -44,6 +51,9 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     own = {workdir: config}
     if teacher_folder and not config.teacher.checkpoint:
         own[teacher_folder] = settings.teacher_config(config)
+    if teacher_folder:
+        teacher_config = own.get(teacher_folder) or settings.read_run(teacher_folder)[0]
+        teachers.check_settings(teacher_folder, teacher_config, config)
     for folder, each in own.items():
         workdir_lib.check(folder, each)
 
@@ -63,8 +73,9 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         if teacher_folder in own:
             print(f"No teacher is given (--config.teacher.checkpoint): {teacher_folder} is trained")
             train_and_evaluate(own[teacher_folder], teacher_folder, data, None)
+        else:
+            teachers.check_split(teacher_folder, data)
         teacher = runs.load_run(teacher_folder)
-        teachers.check(teacher, values, data)
 
     # -- The run itself ----------------------------------------------------------------------
     train_and_evaluate(config, workdir, data, teacher)
@@ -185,14 +196,14 @@ def _train(
     )
     params = unet.init_params(values.network, len(values.modalities), init_key)
     state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
-    validation = [data.cases[index] for index in data.indices("validation")]
+    validation = data.indices("validation")
     predictor = runs.volume_predictor(values, config)
 
     def validate(params: Any) -> dict[str, float]:
         return evaluation.dice_on_working_grid(
             predictor(params),
             values.network.head,
-            validation,
+            (data.cases[index] for index in validation),
             values.channels,
             config.data.resection_cavity,
         )
@@ -221,6 +232,7 @@ def _train(
                 identity=identity,
                 log=log,
                 description=config.role,
+                teacher_path=os.fspath(teacher.folder) if teacher else "",
             )
 
 

@@ -30,6 +30,8 @@ def main(argv: list[str]) -> None:
     except train.Stopped as stop:
         print(f"{stop}. Everything is saved; the same command goes on from there.", file=sys.stderr)
         sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:
+        cli.exit_on_interrupt()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from kdnet_jax import cli, conventions
-from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a run", required=True)
 _INPUT = flags.DEFINE_multi_string(
@@ -114,7 +114,7 @@ def _scans_of_folder(
 
     try:
         cohort = cases.find_cases(folder, "auto", modalities, labelled=False)
-    except UserError as error:
+    except UnknownLayoutError as error:
         files = sorted(
             path
             for path in folder.iterdir()
@@ -134,11 +134,14 @@ def _scans_of_folder(
 
 
 def _warn_of_name(path: pathlib.Path, modality: str) -> None:
+    from kdnet_jax.data import layouts
+
     ending = _stem(path).lower().replace("-", "_").rsplit("_", 1)[-1]
-    if ending in conventions.MODALITIES and ending != modality:
+    sequence = layouts.SEQUENCES.get(ending, modality)
+    if sequence != modality:
         print(
-            f"warning: {path} is called {ending}, but the network was trained on {modality}. Its "
-            "mask means nothing if it is."
+            f"warning: {path} is named as {sequence}, but the network was trained on {modality}. "
+            "Its mask means nothing if it is."
         )
 
 
@@ -159,14 +162,18 @@ def plan(
         raise UserError(
             f"--output={output} is one file, but there are {len(scans)} inputs. Give a folder."
         )
-    if overlay and single and overlay.suffix.lower() != ".png":
-        raise UserError(f"--overlay={overlay}: the name of the picture must end in .png.")
+    one_picture = overlay is not None and (single or overlay.suffix.lower() == ".png")
+    if one_picture and (len(scans) > 1 or overlay.suffix.lower() != ".png"):
+        raise UserError(
+            f"--overlay={overlay}: give a name that ends in .png for one scan, or a folder for "
+            "several."
+        )
     jobs = [
         Job(
             name,
             images,
             output if single else output / f"{name}.nii.gz",
-            overlay if single or overlay is None else overlay / f"{name}.png",
+            overlay if one_picture or overlay is None else overlay / f"{name}.png",
         )
         for name, images in scans
     ]

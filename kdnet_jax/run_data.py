@@ -52,12 +52,31 @@ def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data
             )
         if values.spacing is None:
             raise UserError("data.spacing is 0: synthetic scans need a voxel size in mm.")
-        cases = building.build_phantom(root, spacing=values.spacing, **config.data.phantom)
+        cases = building.build_phantom(
+            root,
+            spacing=values.spacing,
+            workers=config.data.workers,
+            **config.data.phantom,
+        )
+        if values.data_modalities != cases.modalities:
+            raise UserError(
+                f"data.modalities is {config.data.modalities}, but every synthetic case has "
+                f"{','.join(cases.modalities)}. Leave it so, and choose what a network sees with "
+                "--config.model.modalities."
+            )
     for note in cases.notes:
         print(f"note: {note}")
     cases.cache_bytes, sentence = store.choose_cache_bytes(cases)
     print(sentence)
-    return Data(cases, _split(config, cases))
+    split = _split(config, cases)
+    empty = [part for part, ids in split.parts.items() if not ids]
+    if empty:
+        raise UserError(
+            f"the split leaves no case for {' and '.join(empty)}: a run trains, chooses its best "
+            "checkpoint by validation and is scored on test. Give each a share: "
+            "--config.split.train, .validation and .test, or --config.split.file."
+        )
+    return Data(cases, split)
 
 
 def _split(config: config_dict.ConfigDict, cases: store.CaseStore) -> splits.Split:

@@ -13,7 +13,6 @@ from ml_collections import config_dict
 
 from kdnet_jax import checkpoint, inference, settings, steps
 from kdnet_jax.data import geometry as geometry_lib
-from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads, unet
 
 
@@ -49,14 +48,7 @@ def load_run(folder: pathlib.Path) -> Run:
     Raises:
         UserError: if the folder is no run, or its checkpoint does not fit its config.
     """
-    config = settings.read_config(folder)
-    try:
-        values = settings.read_settings(config)
-    except (KeyError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'config.json'} is not of this version of kdnet_jax ({error}). Use the "
-            "version that wrote it, or train again."
-        ) from error
+    config, values = settings.read_run(folder)
     like = jax.eval_shape(
         lambda: unet.init_params(values.network, len(values.modalities), jax.random.key(0))
     )

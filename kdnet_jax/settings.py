@@ -1,4 +1,4 @@
-"""From a config to checked values: the only file, besides `experiment.py`, that reads a config.
+"""From a config to checked values.
 
 Everything that can be wrong in a config alone is found here, before any data is read.
 """
@@ -11,12 +11,13 @@ from typing import Any
 from ml_collections import config_dict
 
 from kdnet_jax import conventions, optimizers, steps, train
-from kdnet_jax.data import augment
+from kdnet_jax.data import augment, labels
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import unet
 
 ROLES = ("teacher", "baseline", "student")
+_PLANES = {"auto": None, "true": True, "false": False}
 LOSS_FORMS = ("dice_ce", "dice_bce")
 
 
@@ -77,6 +78,10 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
     unet.check_patch(window, network, "inference.patch")
     if not 0 <= config.inference.overlap < 1:
         raise UserError(f"inference.overlap is {config.inference.overlap}: give 0 to below 1.")
+    check_choice("data.resection_cavity", config.data.resection_cavity, labels.CAVITY_CHOICES)
+    for key, value in (("seed", config.seed), ("split.seed", config.split.seed)):
+        if value < 0:
+            raise UserError(f"{key} is {value}: give 0 or more.")
     check_choice("loss.form", config.loss.form, LOSS_FORMS)
     if config.data.spacing < 0:
         raise UserError(f"data.spacing is {config.data.spacing}: give mm, or 0 for the scan's own.")
@@ -99,7 +104,9 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
 def network_config(model: config_dict.ConfigDict) -> unet.UNetConfig:
     """Returns the network that the `model` section of a config describes."""
     values = {key: value for key, value in model.items() if key != "modalities"}
-    values["planes"] = {"auto": None, "true": True, "false": False}[str(model.planes).lower()]
+    planes = str(model.planes).lower()
+    check_choice("model.planes", planes, _PLANES)
+    values["planes"] = _PLANES[planes]
     return unet.UNetConfig(**values)
 
 
@@ -113,7 +120,7 @@ def teacher_config(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     del teacher["teacher"]
     teacher.role = "teacher"
     teacher.model.modalities = config.teacher.modalities
-    teacher.model.widths = config.teacher.widths
+    teacher.model.widths = config.teacher.widths or config.model.widths
     teacher.train.steps = config.teacher.steps
     return teacher
 
@@ -140,6 +147,22 @@ def read_config(run: pathlib.Path) -> config_dict.ConfigDict:
         return config_dict.ConfigDict(_tuples(values))
     except (AttributeError, TypeError, ValueError) as error:  # of JSON, or of what it holds
         raise UserError(f"{path} is damaged ({error}). Restore it or train again.") from error
+
+
+def read_run(run: pathlib.Path) -> tuple[config_dict.ConfigDict, Settings]:
+    """Reads the config of a run's folder, and its values.
+
+    Raises:
+        UserError: if the folder is no run, or one of another version.
+    """
+    config = read_config(run)
+    try:
+        return config, read_settings(config)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{run / 'config.json'} is not of this version of kdnet_jax ({error}). Use the "
+            "version that wrote it, or train again."
+        ) from error
 
 
 def _tuples(values: Any) -> Any:

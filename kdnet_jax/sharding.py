@@ -37,6 +37,8 @@ def make_mesh(data: int = -1, space: int = 1) -> Mesh:
 def check_batch(mesh: Mesh, batch: int, patch: Sequence[int]) -> None:
     """Raises UserError if the mesh cannot divide the batch, or the depth of its patches, evenly."""
     data, space = mesh.shape["data"], mesh.shape["space"]
+    if batch < 1:
+        raise UserError(f"loader.batch is {batch}: give at least 1.")
     if batch % data:
         raise UserError(
             f"loader.batch is {batch}, but the mesh has {data} devices on its data axis. Set "

@@ -73,6 +73,7 @@ def train(
     identity: dict[str, str],
     log: progress_lib.MetricsLog,
     description: str,
+    teacher_path: str = "",
 ) -> checkpoint.Progress:
     """Trains until the last step, an early stop or a signal; resumes where the run stopped.
 
@@ -88,6 +89,7 @@ def train(
         identity: what the run is; it must not change when it resumes.
         log: the run's metrics.
         description: what the progress bar says.
+        teacher_path: where a student's teacher lies, for the record.
 
     Returns:
         The progress at the end.
@@ -97,11 +99,17 @@ def train(
         Stopped: after a signal, when everything is saved.
     """
     # -- Resume ------------------------------------------------------------------------------
-    progress = checkpoint.Progress(0, batches.get_state(), None, None, 0, 0.0, identity)
+    progress = checkpoint.Progress(
+        0, batches.get_state(), None, None, 0, 0.0, identity, teacher_path
+    )
     if checkpoints.latest_step() is not None:
         state, progress = checkpoints.restore(state)
         _check_identity(progress.identity, identity, checkpoints.folder)
         batches.set_state(progress.loader)
+        if _is_due(progress.step, options) and progress.score is None:
+            # A signal came at a step that was due: it was saved at once, and is validated now.
+            progress = _validated(progress, validate(state.params), log)
+            checkpoints.save(state, progress, overwrite=True)
     started = time.monotonic() - progress.seconds
     last_save = time.monotonic()
     pending: list[tuple[int, steps.Metrics]] = []
@@ -122,7 +130,7 @@ def train(
             bar.update(float(pending[-2][1]["loss"]) if len(pending) > 1 else None)
 
             # -- Log, validate, save ---------------------------------------------------------
-            validating = step % options.validate_every == 0 or step == options.steps
+            validating = _is_due(step, options)
             minutes = (time.monotonic() - last_save) / 60
             saving = validating or stop.requested or minutes >= options.save_minutes
             if saving or step % options.log_every == 0:
@@ -147,6 +155,10 @@ def train(
                 raise Stopped(step, stop.requested)
     checkpoints.wait()
     return progress
+
+
+def _is_due(step: int, options: TrainOptions) -> bool:
+    return step % options.validate_every == 0 or step == options.steps
 
 
 def _out_of_patience(progress: checkpoint.Progress, options: TrainOptions) -> bool:
@@ -181,8 +193,8 @@ def _log_steps(
         if broken:
             raise UserError(
                 f"step {step}: {', '.join(broken)} is not finite. Nothing of it was saved. Lower "
-                "--config.optimizer.learning_rate or set --config.optimizer.clip, and run again: "
-                "it resumes from the last checkpoint."
+                "--config.optimizer.learning_rate or --config.optimizer.clip, and train again in a "
+                "new --workdir."
             )
     means = {
         name: sum(float(metrics[name]) for _, metrics in fetched) / len(fetched)

@@ -12,6 +12,9 @@ from kdnet_jax.errors import UserError
 CONFIG, SPLIT = "config.json", "split.json"
 # Settings that change how fast a run goes or how often it looks, but not what it computes.
 OPERATIONAL = (
+    # What these two name is guarded by the hash of its content.
+    "data.data_dir",
+    "teacher.checkpoint",
     "data.root",
     "data.workers",
     "loader.threads",

@@ -15,7 +15,7 @@ from kdnet_jax.losses import distillation
 from kdnet_jax.models import unet
 
 CONFIG = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1)
-NO_AUGMENT = augment.AugmentOptions(flip_axes="", scale=0, shift=0)
+NO_AUGMENT = augment.AugmentOptions(flip_axes="", scale=0.0, shift=0.0)
 STUDENT_CHANNEL = 1
 ROOT = jax.random.key(5)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from kdnet_jax import conventions
 from kdnet_jax.data import labels, layouts, patients
-from kdnet_jax.errors import UserError, nearest
+from kdnet_jax.errors import UnknownLayoutError, UserError, nearest
 
 Source = pathlib.Path | tuple[pathlib.Path, int]
 
@@ -82,7 +82,7 @@ def find_cases(
         found = [_case(release, case_id, files, notes) for (case_id, _), files in groups.items()]
     found = [dataclasses.replace(case, convention=convention) for case in found if case.images]
     if not found:
-        raise UserError(
+        raise UnknownLayoutError(
             f"{root}: none of its {len(files)} NIfTI files {layouts.UNKNOWN}\n{layouts.LAYOUTS}"
         )
     unused = len(files) - sum(len(set(patients.case_files(case))) for case in found)

@@ -6,13 +6,15 @@ import numpy as np
 from jaxtyping import Bool, Num, UInt8
 
 from kdnet_jax import conventions
-from kdnet_jax.errors import UserError, nearest
+from kdnet_jax.errors import UserError, check_choice, nearest
 
 _NCR, _ED, _ET = 1, 2, 3
 _CHALLENGE_WITH_4: Final = {0: 0, 1: _NCR, 2: _ED, 4: _ET}
 
 # Value in the file -> class. BraTS wrote ET as 4 until 2021 and as 3 from 2023 on; the 2024 glioma
 # release uses 4 for the resection cavity. The Decathlon's 1 is edema and its 2 the core.
+# What a resection cavity may count as in training and scores.
+CAVITY_CHOICES: Final = ("background", "NCR")
 LABEL_CONVENTIONS: Final[dict[str, dict[int, int]]] = {
     "brats2018": _CHALLENGE_WITH_4,
     "brats2019": _CHALLENGE_WITH_4,
@@ -69,10 +71,7 @@ def map_cavity(
     Raises:
         UserError: `choice` is neither "background" nor "NCR".
     """
-    if choice not in ("background", "NCR"):
-        raise UserError(
-            f'the resection cavity is to become {choice!r}; expected "background" or "NCR"'
-        )
+    check_choice("data.resection_cavity", choice, CAVITY_CHOICES)
     target = conventions.CLASSES.index(choice)
     return np.where(classes == conventions.RESECTION_CAVITY, np.uint8(target), classes)
 

@@ -21,11 +21,16 @@ def with_patients(
     grades = _name_mapping(found, release, root) if release in layouts.NAMES else {}
     changed = []
     for case in found:
-        match = layouts.NAMES["brats2023"].fullmatch(case.case_id)
-        patient = case.case_id[: match.end("patient")] if match else case.case_id
+        patient = patient_of(case.case_id)
         grade = grades.get(case.case_id) or _folder_grade(case, root)
         changed.append(dataclasses.replace(case, patient_id=patient, grade=grade))
     return changed
+
+
+def patient_of(case_id: str) -> str:
+    """Returns the patient that a case's name tells: BraTS 2023's without the time point."""
+    match = layouts.NAMES["brats2023"].fullmatch(case_id)
+    return case_id[: match.end("patient")] if match else case_id
 
 
 def _folder_grade(case: "Case", root: pathlib.Path) -> str | None:

@@ -269,7 +269,8 @@ def find_brain(
     if not allow_skull:
         raise UserError(
             f"{name}: {reason}: the skull seems to be on. Expected a skull-stripped scan: strip it "
-            "with HD-BET or SynthStrip, or allow the skull (allow_skull=True) to go on as it is"
+            "with HD-BET or SynthStrip, or go on as it is with --allow_skull "
+            "(--config.data.allow_skull=true)"
         )
     return mask, [*notes, f"{name}: {reason}; used with its skull, as asked"]
 

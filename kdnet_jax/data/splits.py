@@ -171,8 +171,8 @@ def _check_fractions(fractions: Sequence[float]) -> None:
     good = len(fractions) == len(PARTS) and all(0 <= share <= 1 for share in fractions)
     if not good or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(
-            f"split.fractions is {tuple(fractions)}; expected three shares (train, validation, "
-            "test) from 0 to 1 with the sum 1, such as (0.7, 0.1, 0.2)"
+            f"split.train, .validation and .test are {tuple(fractions)}; expected three "
+            "shares from 0 to 1 with the sum 1, such as (0.7, 0.1, 0.2)"
         )
 
 
@@ -184,8 +184,7 @@ def _check_folds(folds: int, fold: int, validation_fraction: float, patients: in
         )
     if not 0 <= validation_fraction < 1:
         raise UserError(
-            f"split.validation_fraction is {validation_fraction}; expected a share of at least 0 "
-            "and below 1"
+            f"split.validation is {validation_fraction}; expected a share of at least 0 and below 1"
         )
     if patients < folds:
         raise UserError(
@@ -201,8 +200,8 @@ def _check_filled(part_of: Mapping[str, str], wanted: Mapping[str, float], patie
         listed = ", ".join(f"{count} {part}" for part, count in counts.items())
         raise UserError(
             f"split: no patient is left for {' and '.join(empty) or 'any part'}: {patients} "
-            f"patients give {listed}. Add cases, or change split.fractions, split.folds or "
-            "split.validation_fraction (a share of 0 leaves a part out on purpose)"
+            f"patients give {listed}. Add cases, or change split.train, .validation, .test "
+            "or split.folds"
         )
 
 
