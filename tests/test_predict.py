@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib import image as mpl_image
 
-from tests.helpers import commands
+from tests.helpers import commands, tiny_cases
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -190,3 +190,19 @@ def test_a_mistake_is_one_plain_message(refused: Refused, name: str) -> None:
     assert done.stderr.startswith("error: "), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert words in done.stderr
+
+
+def test_a_case_without_the_sequence_is_refused_and_not_guessed(tmp_path: pathlib.Path) -> None:
+    """Predict and the other commands define the same flags, so it is imported in a process."""
+    case = tiny_cases.write_cohort(tmp_path / "scans", 1)
+    for path in case.rglob("*_t1ce.nii.gz"):
+        path.unlink()
+    code = (
+        "import pathlib, sys; from kdnet_jax import predict; "
+        "predict.find_scans([pathlib.Path(sys.argv[1])], ('t1ce',))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(case)], capture_output=True, text=True, check=False
+    )
+    assert "no case has t1ce" in done.stderr
+    assert "is taken as a scan" not in done.stdout

@@ -1,6 +1,7 @@
 """Configs to values and JSON and back, and damaged files."""
 
 import pathlib
+import re
 
 import pytest
 
@@ -28,6 +29,24 @@ def test_channels_are_positions_among_the_data_s_sequences() -> None:
     config = common.base_config("baseline", "smoke")
     config.data.modalities, config.model.modalities = "t1ce,t2,flair", "t1ce,flair"
     assert settings.read_settings(config).channels == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("model.planes", "yes", "model.planes is 'yes': choose one of auto, true, false"),
+        ("data.resection_cavity", "tumour", "choose one of background, NCR"),
+        ("split.seed", -1, "split.seed is -1: give 0 or more"),
+        ("seed", -2, "seed is -2: give 0 or more"),
+        ("inference.overlap", 1.0, "inference.overlap is 1.0"),
+        ("model.modalities", "t1cee", "did you mean 't1ce'"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(key: str, value: object, words: str) -> None:
+    config = common.base_config("baseline", "smoke")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=re.escape(words)):
+        settings.read_settings(config)
 
 
 def test_a_folder_that_is_no_run(tmp_path: pathlib.Path) -> None:

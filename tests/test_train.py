@@ -161,7 +161,11 @@ def straight(
     return folder
 
 
-@pytest.mark.parametrize(("call", "number"), [(4, signal.SIGTERM), (2, signal.SIGINT)])
+# Steps 3 and 6 are due for validation: it is made up for when the run resumes.
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [(4, signal.SIGTERM), (2, signal.SIGINT), (3, signal.SIGTERM), (6, signal.SIGTERM)],
+)
 def test_a_stopped_run_resumes_bit_for_bit(
     config: config_dict.ConfigDict,
     straight: pathlib.Path,

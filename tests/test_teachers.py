@@ -1,0 +1,65 @@
+"""A teacher that does not fit is found before anything is trained, and leaks are by patient."""
+
+import pathlib
+import types
+
+import pytest
+
+from configs import common
+from kdnet_jax import experiment, settings, teachers
+from kdnet_jax.data import splits, store
+from kdnet_jax.errors import UserError
+
+VISITS = ["BraTS-GLI-00001-000", "BraTS-GLI-00001-001", "BraTS-GLI-00002-000"]
+
+
+def _split(train: list[str], validation: list[str], test: list[str]) -> splits.Split:
+    return splits.Split(tuple(train), tuple(validation), tuple(test), "unused")
+
+
+def _data(test: list[str]) -> types.SimpleNamespace:
+    summaries = [store.CaseSummary(name, name[:-4], None) for name in VISITS[1:]]
+    cases = types.SimpleNamespace(summaries=summaries)
+    return types.SimpleNamespace(cases=cases, split=_split([], [], test))
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_another_visit_of_a_test_patient_is_a_leak(tmp_path: pathlib.Path, part: str) -> None:
+    known = {"train": [], "validation": [], "test": []} | {part: [VISITS[0]]}
+    (tmp_path / "split.json").write_text(str(known).replace("'", '"'), "utf-8")
+    with pytest.raises(UserError, match=r"1 patients of this run's test cases.*BraTS-GLI-00001"):
+        teachers.check_split(tmp_path, _data([VISITS[1]]))
+    teachers.check_split(tmp_path, _data([VISITS[2]]))
+
+
+def test_an_own_teacher_that_cannot_fit_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
+    config = common.base_config("student", "smoke")
+    config.teacher.widths = (4, 16)
+    with pytest.raises(UserError, match="their bottlenecks cannot be compared"):
+        experiment.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_own_teacher_has_the_student_s_widths(tmp_path: pathlib.Path) -> None:
+    config = common.base_config("student", "smoke")
+    config.model.widths = (4, 8, 16)
+    teacher = settings.teacher_config(config)
+    teachers.check_settings(tmp_path, teacher, config)
+    assert teacher.model.widths == (4, 8, 16)
+
+
+def test_another_choice_for_the_cavity_is_refused(tmp_path: pathlib.Path) -> None:
+    config = common.base_config("student", "smoke")
+    teacher = settings.teacher_config(config)
+    teacher.data.resection_cavity = "NCR"
+    with pytest.raises(UserError, match=r"config\.data\.resection_cavity=NCR"):
+        teachers.check_settings(tmp_path, teacher, config)
+
+
+def test_synthetic_cases_have_all_sequences(tmp_path: pathlib.Path) -> None:
+    config = common.base_config("baseline", "smoke")
+    config.data.root, config.data.phantom.cases = str(tmp_path / "datasets"), 3
+    config.data.modalities = "t1ce"
+    with pytest.raises(UserError, match="every synthetic case has t1,t1ce,t2,flair"):
+        experiment.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
