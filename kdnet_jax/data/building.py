@@ -175,7 +175,8 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
 
 def _remove_leftovers(datasets: pathlib.Path) -> None:
     """Removes the temporary folders of killed builds; what another process builds is locked."""
-    for leftover in datasets.glob("*/incomplete.*"):
+    # Not `.config/`, where TFDS renames a file of its own that other builds may hold just now.
+    for leftover in datasets.glob("[!.]*/incomplete.*"):
         lock = (leftover.parent / _LOCK_FILE).open("w")
         with lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
