@@ -59,7 +59,7 @@ def find_cases(
 
     Args:
         data_dir: the root of a release, or up to two folders above it.
-        release: one of `RELEASES`; "auto" recognises it by names.
+        release: one of `layouts.RELEASES`; "auto" recognises it by names.
         modalities: the sequences that every case must have; others are ignored.
         labelled: leave out cases without a segmentation.
         label_convention: what label values mean, a key of `labels.LABEL_CONVENTIONS`; None takes
