@@ -153,5 +153,5 @@ def test_a_network_over_a_whole_volume() -> None:
     predict = inference.make_predict(model.apply, "regions", mirror=False)
     image = normal(4, 6, 4, 1)
     actual = inference.sliding_window(lambda w: predict(params, w), image, (4, 6, 4))
-    expected = jax.nn.sigmoid(model.apply(params, image[None])[0])[0]
+    expected = jax.nn.sigmoid(model.apply(params, jnp.asarray(image[None]))[0])[0]
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
