@@ -1,22 +1,21 @@
-"""Synthetic gliomas in real anatomy, a pure function of (seed, index). They prove nothing clinical.
+"""Synthetic gliomas in real anatomy, a pure function of (seed, index).
 
-    python -m data_builders.brats_phantom.phantom --figure=FILE.png
-
-draws two cases with all sequences and the reference.
+They prove nothing clinical.
 """
 
 import dataclasses
 import pathlib
 
 import numpy as np
-from absl import app, flags
 from jaxtyping import Float, Int16, UInt8
 
 from data_builders.brats_phantom import anatomy, contrast, tumour
 from kdnet_jax.data import labels as label_lib
 from kdnet_jax.data import nifti
+from kdnet_jax.errors import UserError
 
-_FIGURE = flags.DEFINE_string("figure", None, "Where to draw two cases (.png)")
+# The template has voxels of 1 mm; above 10 mm the brain is too few voxels for a tumour.
+_FINEST_MM, _COARSEST_MM = 1.0, 10.0
 # Numbers the random streams: the same anatomy whatever the tumour draws.
 _ANATOMY, _TUMOUR, _IMAGES = range(3)
 
@@ -50,8 +49,12 @@ def generate(seed: int, index: int, spacing: float) -> PhantomCase:
     Args:
         seed: of the cohort, 0 or more.
         index: of the case in it.
-        spacing: edge of the cubic voxels in mm.
+        spacing: edge of the cubic voxels in mm, 1 to 10.
+
+    Raises:
+        UserError: a negative seed, or voxels that are too fine or too coarse.
     """
+    _check(seed, spacing)
     streams = [np.random.default_rng([seed, index, name]) for name in range(3)]
     body = anatomy.make_anatomy(streams[_ANATOMY], spacing)
     lesion = tumour.make_tumour(streams[_TUMOUR], body, spacing)
@@ -65,6 +68,16 @@ def generate(seed: int, index: int, spacing: float) -> PhantomCase:
         has_et=lesion.has_et,
         multifocal=lesion.multifocal,
     )
+
+
+def _check(seed: int, spacing: float) -> None:
+    if seed < 0:
+        raise UserError(f"seed: {seed} was given, 0 or more was expected")
+    if not _FINEST_MM <= spacing <= _COARSEST_MM:
+        raise UserError(
+            f"spacing: {spacing:g} mm was given; a synthetic case has voxels of "
+            f"{_FINEST_MM:g} to {_COARSEST_MM:g} mm"
+        )
 
 
 def _stored(volume: np.ndarray) -> np.ndarray:
@@ -83,7 +96,12 @@ def write_scans(folder: pathlib.Path, *, seed: int, cases: int, spacing: float) 
     """Writes a cohort as NIfTI files in the layout and with the labels of BraTS 2021.
 
     `<folder>/phantom-0003/phantom-0003_t1ce.nii.gz`, and so on with t1, t2, flair and seg.
+
+    Raises:
+        UserError: no case was asked for, or one that `generate` refuses.
     """
+    if cases < 1:
+        raise UserError(f"cases: {cases} was given, a number above 0 was expected")
     for index in range(cases):
         case = generate(seed, index, spacing)
         for name, image in case.images.items():
@@ -91,15 +109,3 @@ def write_scans(folder: pathlib.Path, *, seed: int, cases: int, spacing: float) 
             nifti.write_image(path, image, case.affine)
         path = folder / case.case_id / f"{case.case_id}_seg.nii.gz"
         nifti.write_mask(path, label_lib.from_classes(case.labels, "brats2021"), case.affine)
-
-
-def main(argv: list[str]) -> None:
-    """Draws the contact sheet."""
-    del argv
-    from data_builders.brats_phantom import sheet
-
-    sheet.draw(pathlib.Path(_FIGURE.value), [generate(0, index, 1.0) for index in (0, 4)])
-
-
-if __name__ == "__main__":
-    app.run(main)

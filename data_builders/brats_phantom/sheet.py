@@ -1,29 +1,35 @@
-"""Contact sheet of phantom cases: every sequence beside the same slice with the reference."""
+"""Contact sheet of phantom cases: every sequence beside the same slice with the reference.
 
-import os
+    python -m data_builders.brats_phantom.sheet --figure=FILE.png
+
+draws two cases.
+"""
+
 import pathlib
-import typing
 from collections.abc import Sequence
 
 import nibabel as nib
 import numpy as np
+from absl import flags
 from jaxtyping import Shaped
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import lines as mpl_lines
 
-from kdnet_jax import conventions
+from data_builders.brats_phantom import phantom
+from kdnet_jax import cli, conventions
+from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import figures, planes
 
-# `python -m ...phantom` imports this module: importing it back would define its flags twice.
-if typing.TYPE_CHECKING:
-    from data_builders.brats_phantom import phantom
+_FIGURE = flags.DEFINE_string("figure", None, "Where to draw two cases (.png).")
+# One at the ventricles and one at the tentorium, of seed 0.
+_SHOWN = (0, 4)
 
 _AXIAL = 0
 _PANEL_INCHES = 2.9
 
 
-def draw(path: pathlib.Path, cases: Sequence["phantom.PhantomCase"]) -> None:
+def draw(path: pathlib.Path, cases: Sequence[phantom.PhantomCase]) -> None:
     """Writes a PNG: two rows per case, the sequences plain and with the regions outlined.
 
     The slice is the axial one with the most tumour; the patient's right is on the left.
@@ -39,10 +45,10 @@ def draw(path: pathlib.Path, cases: Sequence["phantom.PhantomCase"]) -> None:
     for panel, name in zip(grid[0], conventions.MODALITIES, strict=True):
         panel.set_title(name, color="white", fontsize=13)
     _legend(figure)
-    _write(path, figures.to_png_bytes(figure))
+    figures.save_png(figure, path)
 
 
-def _draw_case(panels: np.ndarray, case: "phantom.PhantomCase") -> None:
+def _draw_case(panels: np.ndarray, case: phantom.PhantomCase) -> None:
     spacing = tuple(float(mm) for mm in nib.affines.voxel_sizes(case.affine)[::-1])
     classes = _to_spl(case.labels)
     for column, name in zip(panels.T, conventions.MODALITIES, strict=True):
@@ -83,11 +89,14 @@ def _legend(figure: mpl_figure.Figure) -> None:
     )
 
 
-def _write(path: pathlib.Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+def main(argv: list[str]) -> None:
+    """Draws two cases of 1 mm."""
+    cli.refuse_arguments(argv)
+    path = pathlib.Path(_FIGURE.value or "")
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--figure={_FIGURE.value or ''}: expected a file that ends in .png")
+    draw(path, [phantom.generate(0, index, 1.0) for index in _SHOWN])
+
+
+if __name__ == "__main__":
+    cli.run(main)

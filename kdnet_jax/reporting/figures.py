@@ -4,6 +4,7 @@ Colours follow Okabe and Ito, whose hues stay apart for colour-blind readers.
 """
 
 import base64
+import contextlib
 import io
 import itertools
 import os
@@ -279,7 +280,8 @@ def save_png(figure: mpl_figure.Figure, path: str | os.PathLike[str], dpi: int =
         beside.write_bytes(to_png_bytes(figure, dpi))
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise UserError(
             f"{path}: the picture cannot be written ({error.strerror}). Give another place."
         ) from error

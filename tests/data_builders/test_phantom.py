@@ -1,6 +1,8 @@
 """Synthetic cases: the same every time, plausible, and where their headers say they are."""
 
 import pathlib
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +13,7 @@ from scipy import stats
 from data_builders.brats_phantom import anatomy, phantom, sheet, tumour
 from kdnet_jax import conventions
 from kdnet_jax.data import cases as case_lib
+from kdnet_jax.errors import UserError
 
 NCR, ED, ET = tumour.NCR, tumour.ED, tumour.ET
 
@@ -149,3 +152,37 @@ def test_sheet_is_a_picture_and_nothing_else(
     sheet.draw(tmp_path / "new" / "sheet.png", cohort[:1])
     assert (tmp_path / "new" / "sheet.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sheet.png"]
+
+
+def test_sheet_that_cannot_be_written_is_told(
+    tmp_path: pathlib.Path, cohort: list[phantom.PhantomCase]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="cannot be written"):
+        sheet.draw(tmp_path / "file" / "sheet.png", cohort[:1])
+
+
+@pytest.mark.parametrize(
+    ("seed", "spacing", "message"),
+    [(-1, 3.0, "seed: -1"), (0, 0.5, "0.5 mm"), (0, 30.0, "30 mm"), (0, float("nan"), "nan mm")],
+)
+def test_what_cannot_be_made_is_refused(seed: int, spacing: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        phantom.generate(seed, 0, spacing)
+
+
+def test_no_cases_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="cases: 0"):
+        phantom.write_scans(tmp_path, seed=0, cases=0, spacing=3.0)
+
+
+@pytest.mark.parametrize("options", [[], ["--figure=sheet.jpg"], ["sheet.png"]])
+def test_sheet_command_refuses_in_one_line(options: list[str], tmp_path: pathlib.Path) -> None:
+    root = pathlib.Path(phantom.__file__).parents[2]
+    command = [sys.executable, "-m", "data_builders.brats_phantom.sheet", *options]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
