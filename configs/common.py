@@ -21,7 +21,7 @@ STUDENT_SEQUENCE = "t1ce"
 
 
 def base_config(role: str, preset: str) -> config_dict.ConfigDict:
-    """Returns the config of a role ("teacher", "baseline", "student") for a preset.
+    """Returns the config of a role ("teacher", "baseline", "student") or a "study" for a preset.
 
     Raises:
         UserError: for an unknown preset.
@@ -35,7 +35,17 @@ def base_config(role: str, preset: str) -> config_dict.ConfigDict:
     config = config_dict.create(**_sections(role, preset))
     _PRESET_CHANGES[preset](config)
     config.inference.patch = config.inference.patch or config.loader.patch
-    if role == "student":
+    if role == "study":
+        config.study = {
+            # Each seed trains its own teacher, baseline and student.
+            "seeds": 2 if preset == "smoke" else 3,
+            # Every case is tested once in k folds; 0: the one split of `split`.
+            "folds": {"phantom": 0, "brats": 5, "smoke": 2}[preset],
+        }
+        if preset == "phantom":
+            config.data.phantom.cases = 100
+            config.split.train, config.split.validation, config.split.test = 0.4, 0.1, 0.5
+    if role in ("student", "study"):
         config.distillation = _fields(distillation.DistillationOptions())
         # A teacher that has to be trained first differs from the student in these alone.
         config.teacher = {

@@ -20,13 +20,14 @@ def main(argv: list[str]) -> None:
     """Runs the experiment that the flags describe."""
     cli.refuse_arguments(argv)
     # Imported here: a mistake in the flags is told before the seconds that this takes.
-    from kdnet_jax import experiment, train
+    from kdnet_jax import experiment, studies, train
 
     config = _CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.role}-{config.preset}")
     cli.enable_compilation_cache()
+    run = studies.run if config.role == "study" else experiment.run
     try:
-        errors.exit_on_user_error(lambda: experiment.run(config, workdir))
+        errors.exit_on_user_error(lambda: run(config, workdir))
     except train.Stopped as stop:
         print(f"{stop}. Everything is saved; the same command goes on from there.", file=sys.stderr)
         sys.exit(128 + stop.signal)

@@ -1,0 +1,102 @@
+"""A study: teacher, baseline and student over folds and seeds, each a run of its own."""
+
+import dataclasses
+import pathlib
+
+import jax
+from ml_collections import config_dict
+
+from kdnet_jax import evaluation, experiment, settings
+from kdnet_jax import workdir as workdir_lib
+from kdnet_jax.errors import UserError
+
+# The order in which the parts of a fold and seed are run: the student needs its teacher.
+ROLES = settings.ROLES
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One run of a study.
+
+    Attributes:
+        role: "teacher", "baseline" or "student".
+        fold: which fold is tested; `None` in a study with one split.
+        seed: of its training.
+        folder: where it lies.
+        config: its config, that of the role's own file with the study's values.
+    """
+
+    role: str
+    fold: int | None
+    seed: int
+    folder: pathlib.Path
+    config: config_dict.ConfigDict
+
+
+def parts(config: config_dict.ConfigDict, workdir: pathlib.Path) -> list[Part]:
+    """Returns the runs of a study, in the order in which they are run.
+
+    Raises:
+        UserError: for a number of seeds or folds that cannot be.
+    """
+    if config.study.seeds < 1:
+        raise UserError(f"study.seeds is {config.study.seeds}: give 1 or more.")
+    if config.study.folds == 1 or config.study.folds < 0:
+        raise UserError(
+            f"study.folds is {config.study.folds}: give 2 or more, or 0 for the one split of "
+            "--config.split."
+        )
+    folds = range(config.study.folds) if config.study.folds else [None]
+    return [
+        _part(config, workdir, role, fold, config.seed + offset)
+        # All seeds of one fold, then the next: a study that is stopped early compares something.
+        for fold in folds
+        for offset in range(config.study.seeds)
+        for role in ROLES
+    ]
+
+
+def _part(
+    config: config_dict.ConfigDict, workdir: pathlib.Path, role: str, fold: int | None, seed: int
+) -> Part:
+    folder = workdir if fold is None else workdir / f"fold-{fold}"
+    folder = folder / f"seed-{seed}"
+    student = config_dict.ConfigDict(config.to_dict())
+    del student["study"]
+    student.role, student.seed = "student", seed
+    if fold is not None:
+        student.split.folds, student.split.fold = config.study.folds, fold
+    student.teacher.checkpoint = str(folder / "teacher")
+    return Part(role, fold, seed, folder / role, _of_role(student, role))
+
+
+def _of_role(student: config_dict.ConfigDict, role: str) -> config_dict.ConfigDict:
+    if role == "teacher":
+        return settings.teacher_config(student)
+    if role == "student":
+        return student
+    baseline = config_dict.ConfigDict(student.to_dict())
+    del baseline["distillation"]
+    del baseline["teacher"]
+    baseline.role = "baseline"
+    return baseline
+
+
+def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+    """Runs every part that is not finished.
+
+    Raises:
+        UserError: for everything that the user can mend, before the first part is trained.
+        train.Stopped: after SIGINT or SIGTERM, when everything is saved.
+    """
+    planned = parts(config, workdir)
+    for part in planned:
+        settings.read_settings(part.config)
+        workdir_lib.check(part.folder, part.config)
+    for number, part in enumerate(planned, 1):
+        print(f"--- {number} of {len(planned)}: {part.folder}")
+        if evaluation.read_summary(part.folder):
+            print(f"{part.folder}: finished")
+            continue
+        experiment.run(part.config, part.folder)
+        jax.clear_caches()  # the programs of a part serve no other
