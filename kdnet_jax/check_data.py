@@ -1,29 +1,32 @@
 """Reads every case of a folder and says what is there and what is wrong.
 
-    python -m kdnet_jax.check_data --data_dir=DIR [--release=auto] [--output=FILE.csv]
+    python -m kdnet_jax.check_data --data_dir=DIR [--release=auto] [--output=CASES.csv]
+        [--problems=PROBLEMS.csv] [--figure=SHEET.png]
 
-Exits with 0 if every case can be used and with 2 if one cannot.
+Exits with 0 if nothing has to be mended (warnings may stand), with 1 if something has, and with 2
+if the command cannot be run as it was given.
 """
 
 import csv
 import dataclasses
 import io
+import itertools
 import os
 import pathlib
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
-from typing import Final
+from typing import Any, Final
 
-import nibabel as nib
 import numpy as np
 import tqdm
 from absl import flags
+from matplotlib import figure as mpl_figure
 
 from kdnet_jax import cli, conventions
-from kdnet_jax.data import cases, geometry, layouts, nifti, prepare
-from kdnet_jax.errors import EXIT_USER_ERROR, UserError
+from kdnet_jax.data import case_checks, cases, cohort_checks, geometry, layouts, problems
+from kdnet_jax.errors import UserError
+from kdnet_jax.reporting import contact_sheet, data_summary, figures
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans.", required=True)
 _RELEASE = flags.DEFINE_enum(
@@ -43,55 +46,12 @@ _LABEL_CONVENTION = flags.DEFINE_string(
 )
 _ALLOW_SKULL = flags.DEFINE_bool("allow_skull", False, "Take scans that are not skull-stripped.")
 _OUTPUT = flags.DEFINE_string("output", None, "CSV file for a row per case.")
+_PROBLEMS = flags.DEFINE_string("problems", None, "CSV file for a row per problem.")
+_FIGURE = flags.DEFINE_string("figure", None, "PNG file for a contact sheet of the cases.")
 _WORKERS = flags.DEFINE_integer("workers", 2, "Cases read at once.", lower_bound=1)
 
-TINY_ET_VOXELS: Final = 50  # BraTS 2023's lesion-wise scores ignore lesions of up to 50 voxels
-
-
-@dataclasses.dataclass(frozen=True)
-class CaseReport:
-    """A row of the table: what was found in a case, or why it cannot be used (`problem`).
-
-    `grid` and `spacing_mm` (per stored axis) are those of the file; `ncr`, `ed`, `et` count voxels.
-    """
-
-    case: str
-    patient: str
-    grade: str = ""
-    grid: str = ""
-    spacing_mm: str = ""
-    orientation: str = ""
-    label_values: str = ""
-    ncr: int | None = None
-    ed: int | None = None
-    et: int | None = None
-    notes: str = ""
-    problem: str = ""
-
-
-def check_case(
-    case: cases.Case, orientation: str = geometry.HEADER, allow_skull: bool = False
-) -> CaseReport:
-    """Reads one case as training would; a `UserError` becomes its `problem`."""
-    report = CaseReport(case.case_id, case.patient_id, case.grade or "")
-    try:
-        prepared, notes = prepare.prepare_case(
-            case, spacing=None, orientation=orientation, allow_skull=allow_skull
-        )
-        values = np.unique(nifti.read_labels(case.label).data) if case.label else []
-    except UserError as error:
-        return dataclasses.replace(report, problem=str(error))
-    way = prepared.geometry
-    voxels = np.bincount(prepared.reference.ravel(), minlength=4) if case.label else [0] * 4
-    return dataclasses.replace(
-        report,
-        grid="x".join(map(str, way.shape)),
-        spacing_mm="x".join(f"{mm:.3g}" for mm in nib.affines.voxel_sizes(way.affine)),
-        orientation="".join(nib.aff2axcodes(way.affine)),
-        label_values=" ".join(f"{value:g}" for value in values),
-        notes="; ".join(notes),
-        **dict(zip(("ncr", "ed", "et"), map(int, voxels[1:4]), strict=True)),
-    )
+EXIT_TO_MEND: Final = 1
+SHEET_CASES: Final = 24  # on the contact sheet
 
 
 def check_cases(
@@ -100,103 +60,155 @@ def check_cases(
     *,
     allow_skull: bool = False,
     workers: int = 2,
-) -> list[CaseReport]:
-    """Reads all cases, `workers` at a time, with a progress bar; in the order of `found`."""
+) -> tuple[list[data_summary.CaseReport], list[problems.Problem]]:
+    """Reads all cases, `workers` at a time, with a progress bar.
+
+    Returns:
+        A row per case in the order of `found`, and the problems of the files and of the cases
+        beside each other. The rows do not have the problems yet (see `data_summary.with_problems`).
+    """
+
+    def check(
+        case: cases.Case,
+    ) -> tuple[data_summary.CaseReport, list[problems.Problem], cohort_checks.Content]:
+        reading = case_checks.read_case(case, orientation, allow_skull)
+        content = case_checks.content(reading, orientation)
+        return data_summary.describe(reading), reading.problems, content
+
     with futures.ThreadPoolExecutor(workers) as pool:
-        reports = pool.map(lambda case: check_case(case, orientation, allow_skull), found)
-        return list(tqdm.tqdm(reports, total=len(found), desc="checking", unit="case"))
+        checked = list(tqdm.tqdm(pool.map(check, found), "checking", len(found), unit="case"))
+    reports = [report for report, _, _ in checked]
+    rows = list(itertools.chain.from_iterable(own for _, own, _ in checked))
+    rows += cohort_checks.doubled([content for _, _, content in checked])
+    return reports, rows + _odd_orientations(reports, found, orientation)
 
 
-def odd_orientations(reports: Iterable[CaseReport]) -> dict[str, str]:
-    """Returns case -> orientation of the cases whose header differs from that of most."""
-    stated = {report.case: report.orientation for report in reports if report.orientation}
-    if not stated:
-        return {}
-    usual, _ = Counter(stated.values()).most_common(1)[0]
-    return {case: code for case, code in stated.items() if code != usual}
-
-
-def summary(cohort: cases.Cohort, reports: Sequence[CaseReport]) -> str:
-    """Returns the text that the command prints: notes, a table, and every problem by case."""
-    usable = [report for report in reports if not report.problem]
-    rows = {
-        "release": cohort.release,
-        "cases": f"{len(reports)}, usable {len(usable)}",
-        "patients": str(len({report.patient for report in reports})),
-        "grades": _counted(report.grade or "unknown" for report in reports),
-        "grids": _counted(report.grid for report in usable),
-        "spacings (mm)": _counted(report.spacing_mm for report in usable),
-        "orientations": _counted(report.orientation for report in usable),
-        "label values": _counted(report.label_values for report in usable),
-        "without tumour": _named(r.case for r in usable if not (r.ncr or r.ed or r.et)),
-        "without ET": _named(r.case for r in usable if not r.et),
-        f"ET below {TINY_ET_VOXELS} voxels": _named(
-            r.case for r in usable if r.et and r.et < TINY_ET_VOXELS
-        ),
-    }
-    lines = [f"note: {note}" for note in cohort.notes]
-    lines += [f"note: {report.notes}" for report in usable if report.notes]
-    lines += ["", *(f"{name:<22}{text}" for name, text in rows.items()), ""]
-    lines += [
-        f"odd: {case}: its header says {code}, unlike most cases. If its voxels are stored like "
-        "those of the others, the header is wrong: repair it, or set "
-        "--config.data.orientation=LPS for all"
-        for case, code in odd_orientations(reports).items()
+def _odd_orientations(
+    reports: Sequence[data_summary.CaseReport], found: Sequence[cases.Case], orientation: str
+) -> list[problems.Problem]:
+    """Returns a warning for each case whose header is not that of most, unless it is overridden."""
+    if orientation != geometry.HEADER:
+        return []
+    stated = [report.orientation for report in reports]
+    return [
+        problems.Problem(
+            found[place].case_id,
+            str(case_checks.folder_of(found[place])),
+            problems.WARNING,
+            f"its header says {stated[place]}, most cases have {usual}",
+            "Look at it in a viewer. If its voxels are stored like those of the others, the header "
+            "is wrong: repair it, or set --orientation for all (--config.data.orientation)",
+        )
+        for place, usual in cohort_checks.odd_orientations(stated).items()
     ]
-    lines += [f"unusable: {report.case}: {report.problem}" for report in reports if report.problem]
-    return "\n".join(lines)
 
 
-def _counted(texts: Iterable[str]) -> str:
-    return ", ".join(f"{text} ({count})" for text, count in Counter(texts).most_common())
+def sheet(
+    found: Sequence[cases.Case],
+    rows: Sequence[problems.Problem],
+    title: str,
+    orientation: str = geometry.HEADER,
+    workers: int = 2,
+) -> mpl_figure.Figure:
+    """Reads up to `SHEET_CASES` cases again, those with errors and warnings first; draws them."""
+    own = {case.case_id: [row for row in rows if row.case == case.case_id] for case in found}
+    ranks = {"error": 0, "warning": 1, "": 2}
+    ordered = sorted(found, key=lambda case: ranks[_worst(own[case.case_id])])[:SHEET_CASES]
+
+    def draw(case: cases.Case) -> contact_sheet.Row:
+        reading = case_checks.read_case(case, orientation, True)
+        return _sheet_row(reading, own[case.case_id], orientation)
+
+    with futures.ThreadPoolExecutor(workers) as pool:
+        drawn = list(tqdm.tqdm(pool.map(draw, ordered), "drawing", len(ordered), unit="case"))
+    names = [name for name in conventions.MODALITIES if any(name in c.images for c in found)]
+    return contact_sheet.draw(drawn, names, len(found), title)
 
 
-def _named(names: Iterable[str]) -> str:
-    listed = list(names)
-    return f"{len(listed)}" + (f" ({', '.join(listed)})" if listed else "")
+def _worst(rows: Iterable[problems.Problem]) -> str:
+    return min((row.severity for row in rows), default="")  # "error" sorts before "warning"
 
 
-def write_csv(reports: Sequence[CaseReport], path: str | os.PathLike[str]) -> None:
-    """Writes a row per case, beside the file and then renamed.
+def _sheet_row(
+    reading: case_checks.Reading, rows: Sequence[problems.Problem], orientation: str
+) -> contact_sheet.Row:
+    def spl(volume: np.ndarray) -> np.ndarray:
+        return geometry.orient(volume, reading.affine, orientation)
+
+    return contact_sheet.make_row(
+        reading.case.case_id,
+        _worst(rows),
+        [_short(row) for row in sorted(rows, key=lambda row: row.severity)],
+        {name: spl(volume) for name, volume in reading.scores.items()},
+        None if reading.classes is None else spl(reading.classes),
+        (1.0,) * 3 if reading.affine is None else geometry.spacing_spl(reading.affine, orientation),
+    )
+
+
+def _short(row: problems.Problem) -> str:
+    """Returns the finding, with the file's name where it is not that of the case's folder."""
+    name = pathlib.Path(row.file).name
+    return row.finding if name == row.case else f"{name}: {row.finding}"
+
+
+def write_csv(rows: Sequence[Any], row_type: type, path: str | os.PathLike[str], flag: str) -> None:
+    """Writes a row per dataclass, beside the file and then renamed; `flag` is named in messages.
 
     Raises:
         UserError: the file cannot be written.
     """
     path = pathlib.Path(path)
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(CaseReport)])
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(row_type)])
     writer.writeheader()
-    writer.writerows(dataclasses.asdict(report) for report in reports)
+    writer.writerows(dataclasses.asdict(row) for row in rows)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         beside.write_text(text.getvalue(), encoding="utf-8", newline="")
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); see --output") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}); see {flag}") from error
+
+
+def _check_outputs(paths: Mapping[str, str | None]) -> None:
+    """Refuses, before an hour of reading, a file that cannot be written."""
+    for flag, path in paths.items():
+        if path and pathlib.Path(path).is_dir():
+            raise UserError(f"{flag}={path}: is a folder; give the name of a file")
+        if path and not pathlib.Path(path).absolute().parent.is_dir():
+            raise UserError(f"{flag}={path}: its folder does not exist; make it or name another")
 
 
 def main(argv: list[str]) -> None:
     """Checks the data that the flags name."""
     cli.refuse_arguments(argv)
     geometry.check_orientation(_ORIENTATION.value)
-    cohort = cases.find_cases(
+    _check_outputs(
+        {"--output": _OUTPUT.value, "--problems": _PROBLEMS.value, "--figure": _FIGURE.value}
+    )
+    cohort, rows = cases.survey_cases(
         _DATA_DIR.value,
         _RELEASE.value,
         conventions.read_modalities(_MODALITIES.value, "--modalities"),
         label_convention=_LABEL_CONVENTION.value,
     )
-    reports = check_cases(
-        cohort.cases,
-        _ORIENTATION.value,
-        allow_skull=_ALLOW_SKULL.value,
-        workers=_WORKERS.value,
+    reports, more = check_cases(
+        cohort.cases, _ORIENTATION.value, allow_skull=_ALLOW_SKULL.value, workers=_WORKERS.value
     )
-    print(summary(cohort, reports))
+    rows += more
+    reports = data_summary.with_problems(reports, rows)
+    print(data_summary.summary(cohort, reports, rows))
     if _OUTPUT.value:
-        write_csv(reports, _OUTPUT.value)
-    if any(report.problem for report in reports):
-        sys.exit(EXIT_USER_ERROR)
+        write_csv(reports, data_summary.CaseReport, _OUTPUT.value, "--output")
+    if _PROBLEMS.value:
+        write_csv(rows, problems.Problem, _PROBLEMS.value, "--problems")
+    if _FIGURE.value and cohort.cases:
+        title = f"{cohort.release}: {_DATA_DIR.value}"
+        figure = sheet(cohort.cases, rows, title, _ORIENTATION.value, _WORKERS.value)
+        figures.save_png(figure, _FIGURE.value, dpi=100)
+    if any(row.severity == problems.ERROR for row in rows):
+        sys.exit(EXIT_TO_MEND)
 
 
 if __name__ == "__main__":

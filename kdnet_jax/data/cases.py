@@ -6,13 +6,12 @@ layouts.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
 
 from kdnet_jax import conventions
-from kdnet_jax.data import labels, layouts, patients
+from kdnet_jax.data import decathlon, labels, layouts, patients, problems
 from kdnet_jax.errors import UnknownLayoutError, UserError, nearest
 
 Source = pathlib.Path | tuple[pathlib.Path, int]
@@ -71,16 +70,65 @@ def find_cases(
     """
     _check_arguments(release, modalities, label_convention)
     root = layouts.check_folder(data_dir)
-    files, notes = layouts.list_files(root)
-    release, groups, more = layouts.choose_release(release, files, root)
-    layouts.check_unique(groups)
-    convention, meaning = layouts.label_convention_of(release, label_convention)
-    notes += more + meaning
-    if release == "decathlon":
-        found = _decathlon_cases(groups, notes)
-    else:
-        found = [_case(release, case_id, files, notes) for (case_id, _), files in groups.items()]
-    found = [dataclasses.replace(case, convention=convention) for case in found if case.images]
+    cohort = _find(root, release, label_convention, problems.refuse)
+    found = _labelled(cohort.cases, root, cohort.notes) if labelled else cohort.cases
+    found = _with_modalities(found, root, modalities, problems.refuse)
+    return _told(cohort, _refuse_incomplete(found, root), root)
+
+
+def survey_cases(
+    data_dir: str | os.PathLike[str],
+    release: str = layouts.AUTO,
+    modalities: Sequence[str] = conventions.MODALITIES,
+    label_convention: str | None = None,
+) -> tuple[Cohort, list[problems.Problem]]:
+    """Finds all that looks like a case, of all releases, and lists what `find_cases` would refuse.
+
+    A case may lack sequences or its segmentation, or stand there twice.
+
+    Raises:
+        UserError: there is no such folder, nothing in it is recognised, or an argument is wrong.
+    """
+    _check_arguments(release, modalities, label_convention)
+    root = layouts.check_folder(data_dir)
+    listed: list[problems.Problem] = []
+
+    def report(error: UserError, case: str, file: object) -> None:
+        listed.append(problems.from_error(error, case, file))
+
+    try:
+        cohort = _find(root, release, label_convention, report)
+    except UnknownLayoutError as error:
+        if not listed:
+            raise
+        report(error, "", root)
+        return Cohort(release, [], []), listed
+    if not any(case.label for case in cohort.cases):
+        report(_unlabelled(cohort.cases, root), "", root)
+    found = _with_modalities(cohort.cases, root, modalities, report)
+    folders = [patients.case_files(case)[0].parent for case in cohort.cases]
+    listed += _incomplete(found, folders)
+    return _told(cohort, found, root), listed
+
+
+def _find(
+    root: pathlib.Path, release: str, label_convention: str | None, report: problems.Report
+) -> Cohort:
+    """Returns the cases of all releases that are taken, whole or not."""
+    files, notes = layouts.list_files(root, report)
+    chosen, more = layouts.choose_release(release, files, root, report)
+    notes += more
+    found = []
+    for name, groups in chosen.items():
+        layouts.check_unique(groups, report)
+        convention, meaning = layouts.label_convention_of(name, label_convention)
+        notes += meaning
+        cases = _cases_of(name, groups, notes, report)
+        bare = [case.case_id for case in cases if not case.images and case.label]
+        if bare:
+            notes.append(f"have a segmentation but no sequence, not used: {layouts.shown(bare)}")
+        cases = [dataclasses.replace(case, convention=convention) for case in cases if case.images]
+        found += _with_patients(cases, name, root, notes, report)
     if not found:
         raise UnknownLayoutError(
             f"{root}: none of its {len(files)} NIfTI files {layouts.UNKNOWN}\n{layouts.LAYOUTS}"
@@ -88,10 +136,13 @@ def find_cases(
     unused = len(files) - sum(len(set(patients.case_files(case))) for case in found)
     if unused:
         notes.append(f"{unused} other NIfTI files under {root} are not used")
-    found = patients.with_patients(found, release, root, notes)
-    found = _labelled(found, root, notes) if labelled else found
-    cases = sorted(_with_modalities(found, root, modalities), key=lambda case: case.case_id)
-    return Cohort(release, cases, [f"{release}: {len(cases)} cases under {root}", *notes])
+    return Cohort(", ".join(chosen), found, notes)
+
+
+def _told(cohort: Cohort, cases: list[Case], root: pathlib.Path) -> Cohort:
+    """Returns the cohort with these cases in order, and their number as its first note."""
+    notes = [f"{cohort.release}: {len(cases)} cases under {root}", *cohort.notes]
+    return Cohort(cohort.release, sorted(cases, key=lambda case: case.case_id), notes)
 
 
 def _check_arguments(release: str, modalities: Sequence[str], convention: str | None) -> None:
@@ -122,7 +173,31 @@ def _check_arguments(release: str, modalities: Sequence[str], convention: str | 
 # ------------------------------------------------------------------------- the files of a case
 
 
-def _case(release: str, case_id: str, group: Sequence[layouts.File], notes: list[str]) -> Case:
+def _cases_of(
+    release: str, groups: layouts.Groups, notes: list[str], report: problems.Report
+) -> list[Case]:
+    if release == "decathlon":
+        return _decathlon_cases(groups, notes, report)
+    return [_case(release, case_id, files, notes, report) for (case_id, _), files in groups.items()]
+
+
+def _with_patients(
+    found: list[Case], release: str, root: pathlib.Path, notes: list[str], report: problems.Report
+) -> list[Case]:
+    try:
+        return patients.with_patients(found, release, root, notes)
+    except UserError as error:
+        report(error, "", root)
+        return found
+
+
+def _case(
+    release: str,
+    case_id: str,
+    group: Sequence[layouts.File],
+    notes: list[str],
+    report: problems.Report,
+) -> Case:
     """Returns the case of a folder; its convention, patient and grade are filled in later."""
     paths = {}
     for sequence in layouts.SYNONYMS:
@@ -130,12 +205,13 @@ def _case(release: str, case_id: str, group: Sequence[layouts.File], notes: list
         own = [file for file in candidates if file.prefix.lower() in ("", case_id.lower())]
         if len(own or candidates) > 1:
             names = ", ".join(file.path.name for file in own or candidates)
-            raise UserError(
+            message = (
                 f"{group[0].folder}: {names} are all taken for {sequence} of {case_id}; expected "
                 "one file. Remove or rename the others"
             )
+            report(UserError(message), case_id, group[0].folder)
         if candidates and not own and release != "user":
-            _check_foreign(candidates[0], case_id)
+            _check_foreign(candidates[0], case_id, report)
             notes.append(f"{case_id}: {candidates[0].path.name} is taken as its {sequence}")
         if candidates:
             paths[sequence] = (own or candidates)[0].path
@@ -143,56 +219,32 @@ def _case(release: str, case_id: str, group: Sequence[layouts.File], notes: list
     return Case(case_id, case_id, None, paths, label, release)
 
 
-def _check_foreign(file: layouts.File, case_id: str) -> None:
+def _check_foreign(file: layouts.File, case_id: str, report: problems.Report) -> None:
     if any(pattern.fullmatch(file.prefix) for pattern in layouts.NAMES.values()):
-        raise UserError(
-            f"{file.path}: lies in the folder of {case_id} but has the name of another case; "
-            "put it where it belongs"
+        message = (
+            f"{file.path}: lies in the folder of {case_id} but has the name of another case. "
+            "Put it where it belongs"
         )
+        report(UserError(message), case_id, file.path)
 
 
-def _decathlon_cases(groups: layouts.Groups, notes: list[str]) -> list[Case]:
+def _decathlon_cases(
+    groups: layouts.Groups, notes: list[str], report: problems.Report
+) -> list[Case]:
     """Returns the cases of the Decathlon, whose sequences are the channels of one file."""
-    channels = {folder: _decathlon_channels(folder, notes) for _, folder in groups}
+    channels = {}
+    for folder in dict.fromkeys(folder for _, folder in groups):
+        try:
+            channels[folder] = decathlon.read_channels(folder, notes)
+        except UserError as error:
+            report(error, "", folder / "dataset.json")
     cases = []
     for (case_id, folder), files in groups.items():
         paths = {file.folder.name.lower()[:6]: file.path for file in files}
-        image = paths.get("images")
-        images = {name: (image, i) for name, i in channels[folder].items()} if image else {}
+        image, known = paths.get("images"), channels.get(folder, {})
+        images = {name: (image, i) for name, i in known.items()} if image else {}
         cases.append(Case(case_id, case_id, None, images, paths.get("labels"), "decathlon"))
     return cases
-
-
-def _decathlon_channels(folder: pathlib.Path, notes: list[str]) -> dict[str, int]:
-    """Returns modality -> channel as dataset.json has it; refuses what is not the Decathlon's."""
-    path = folder / "dataset.json"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        names = {int(channel): name for channel, name in description["modality"].items()}
-        edema = str(description["labels"]["1"])
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: missing; it says which channel is which sequence. Copy it from the "
-            "Decathlon's Task01_BrainTumour"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: is not the Decathlon's description ({type(error).__name__}: {error}); "
-            'expected JSON with "modality" and "labels". Copy it from Task01_BrainTumour'
-        ) from error
-    found = [layouts.SEQUENCES.get(str(names[channel]).lower()) for channel in sorted(names)]
-    if sorted(names) != [0, 1, 2, 3] or set(found) != set(conventions.MODALITIES):
-        raise UserError(
-            f'{path}: "modality" is {description["modality"]}; expected the channels 0 to 3 named '
-            "FLAIR, T1w, T1gd and T2w"
-        )
-    if edema.lower() not in ("edema", "oedema"):
-        raise UserError(
-            f'{path}: "labels" says that 1 is {edema!r}; expected edema, as in Task01_BrainTumour'
-        )
-    if found != ["flair", "t1", "t1ce", "t2"]:
-        notes.append(f"{path}: the channels are {', '.join(found)}, not the published order")
-    return {modality: found.index(modality) for modality in conventions.MODALITIES}
 
 
 # ------------------------------------------------------------------------- what was asked for
@@ -201,39 +253,72 @@ def _decathlon_channels(folder: pathlib.Path, notes: list[str]) -> dict[str, int
 def _labelled(found: list[Case], root: pathlib.Path, notes: list[str]) -> list[Case]:
     kept = [case for case in found if case.label is not None]
     if not kept:
-        raise UserError(
-            f"{root}: none of the {len(found)} cases has a segmentation (a file that ends in seg, "
-            "label or mask; labelsTr for the Decathlon). Expected the training part of a release"
-        )
+        raise _unlabelled(found, root)
     left = [case.case_id for case in found if case.label is None]
     if left:
         notes.append(f"left out for want of a segmentation: {layouts.shown(left)}")
     return kept
 
 
+def _unlabelled(found: list[Case], root: pathlib.Path) -> UserError:
+    return UserError(
+        f"{root}: none of the {len(found)} cases has a segmentation (a file that ends in seg, "
+        "label or mask; labelsTr for the Decathlon). Expected the training part of a release"
+    )
+
+
 def _with_modalities(
-    found: list[Case], root: pathlib.Path, modalities: Sequence[str]
+    found: list[Case], root: pathlib.Path, modalities: Sequence[str], report: problems.Report
 ) -> list[Case]:
-    """Keeps the wanted sequences; refuses cases that lack one."""
+    """Keeps the wanted sequences, as far as a case has them."""
     there = [name for name in conventions.MODALITIES if any(name in case.images for case in found)]
     absent = [name for name in modalities if name not in there]
     if absent:
-        raise UserError(
+        message = (
             f"{root}: no case has {', '.join(absent)}; there are {', '.join(there)}. "
             "Choose among these with --modalities (--config.data.modalities)"
         )
-    lacking = {
-        case.case_id: [name for name in modalities if name not in case.images] for case in found
-    }
-    bad = [f"{case_id} ({', '.join(names)})" for case_id, names in lacking.items() if names]
+        report(UserError(message), "", root)
+    wanted = [name for name in there if name in modalities]
+    return [
+        dataclasses.replace(
+            case, images={name: case.images[name] for name in wanted if name in case.images}
+        )
+        for case in found
+    ]
+
+
+def _lacking(found: list[Case]) -> dict[int, list[str]]:
+    """Returns the place of each incomplete case -> the sequences that it lacks and others have."""
+    there = [name for name in conventions.MODALITIES if any(name in case.images for case in found)]
+    lacking = {i: [m for m in there if m not in case.images] for i, case in enumerate(found)}
+    return {i: names for i, names in lacking.items() if names}
+
+
+def _refuse_incomplete(found: list[Case], root: pathlib.Path) -> list[Case]:
+    bad = [f"{found[i].case_id} ({', '.join(names)})" for i, names in _lacking(found).items()]
     if bad:
         raise UserError(
             f"{root}: sequences are missing in {len(bad)} of {len(found)} cases: "
             f"{layouts.shown(bad)}. Complete or remove these cases, or ask for fewer "
             "(--config.data.modalities)"
         )
-    wanted = [name for name in conventions.MODALITIES if name in modalities]
+    return found
+
+
+def _incomplete(found: list[Case], folders: list[pathlib.Path]) -> list[problems.Problem]:
+    """Returns a row for each incomplete case; `folders` are those of the cases."""
+    remedy = (
+        "Add the file (docs/data.md has the names), remove the case, or do without the sequence "
+        "(--modalities, --config.data.modalities)"
+    )
     return [
-        dataclasses.replace(case, images={name: case.images[name] for name in wanted})
-        for case in found
+        problems.Problem(
+            found[i].case_id,
+            str(folders[i]),
+            problems.ERROR,
+            f"no file for {', '.join(names)}; expected one, as in the other cases",
+            remedy,
+        )
+        for i, names in _lacking(found).items()
     ]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from kdnet_jax.data import problems
 from kdnet_jax.errors import UserError
 
 NAMES: Final[dict[str, re.Pattern[str]]] = {
@@ -95,19 +96,24 @@ def check_folder(data_dir: str | os.PathLike[str]) -> pathlib.Path:
     return root
 
 
-def list_files(root: pathlib.Path) -> tuple[list[File], list[str]]:
-    """Returns the NIfTI files under `root`, each once, with a note on those that are doubled."""
+def list_files(root: pathlib.Path, report: problems.Report) -> tuple[list[File], list[str]]:
+    """Returns the NIfTI files under `root`, each once, with a note on those that are doubled.
+
+    Raises:
+        UserError: there is none.
+    """
     files: dict[tuple[pathlib.Path, str], File] = {}
     doubled = []
-    for entry in _walk(root, 0, set()):
+    for entry in _walk(root, 0, set(), report):
         path, stem = pathlib.Path(entry.path), _stem(entry.name)
-        if stem is None:
+        inner = _inner_file(path, report) if entry.is_dir() else path
+        if stem is None or inner is None:
             continue
         key = (path.parent, stem)
         if key in files:
             doubled.append(entry.name)
         # Sorted, x.nii comes before x.nii.gz: the later, compressed copy is the one that stays.
-        files[key] = File(_inner_file(path) if entry.is_dir() else path, *key)
+        files[key] = File(inner, *key)
     if not files:
         names = sorted(os.listdir(root))
         found = f"it holds {shown(names)}" if names else "it is empty"
@@ -117,7 +123,7 @@ def list_files(root: pathlib.Path) -> tuple[list[File], list[str]]:
 
 
 def _walk(
-    folder: pathlib.Path, depth: int, seen: set[tuple[int, int]]
+    folder: pathlib.Path, depth: int, seen: set[tuple[int, int]], report: problems.Report
 ) -> Iterator[os.DirEntry[str]]:
     """Yields files, and folders that are named like a NIfTI file, in the order of their names."""
     try:
@@ -125,9 +131,9 @@ def _walk(
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be read ({error.strerror}); check it and its rights"
-        ) from error
+        message = f"{folder}: cannot be read ({error.strerror}). Check it and its rights"
+        report(UserError(message), "", folder)
+        return
     # A link may lead back up: every folder is entered once.
     if (key := (identity.st_dev, identity.st_ino)) in seen:
         return
@@ -138,7 +144,7 @@ def _walk(
         if not entry.is_dir() or _stem(entry.name) is not None:
             yield entry
         elif depth < _MAX_DEPTH:
-            yield from _walk(pathlib.Path(entry.path), depth + 1, seen)
+            yield from _walk(pathlib.Path(entry.path), depth + 1, seen, report)
 
 
 def _stem(name: str) -> str | None:
@@ -147,15 +153,17 @@ def _stem(name: str) -> str | None:
     return match[1] if match else None
 
 
-def _inner_file(folder: pathlib.Path) -> pathlib.Path:
+def _inner_file(folder: pathlib.Path, report: problems.Report) -> pathlib.Path | None:
     """Returns the one NIfTI file of a folder that is itself named like one (some copies)."""
     inner = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     images = [path for path in inner if _stem(path.name) is not None and path.is_file()]
     if len(images) != 1:
-        raise UserError(
+        message = (
             f"{folder}: a folder with the name of a NIfTI file that holds {len(images)} NIfTI "
             "files; expected exactly one. Unpack the release again"
         )
+        report(UserError(message), "", folder)
+        return None
     return images[0]
 
 
@@ -204,49 +212,71 @@ def _is_2024(match: re.Match[str], folder: pathlib.Path, root: pathlib.Path) -> 
 
 
 def choose_release(
-    release: str, files: Sequence[File], root: pathlib.Path
-) -> tuple[str, Groups, list[str]]:
-    """Returns the release, its files by case, and what to tell about the choice."""
+    release: str, files: Sequence[File], root: pathlib.Path, report: problems.Report
+) -> tuple[dict[str, Groups], list[str]]:
+    """Returns release -> its files by case, and what to tell about the choice.
+
+    More than one release is there only where `report` lets the search go on.
+
+    Raises:
+        UserError: the release asked for is not there.
+    """
     groups = {} if release == "user" else _group(files, root)
     counts = ", ".join(f"{name} ({len(cases)} cases)" for name, cases in sorted(groups.items()))
-    notes = []
-    if release == AUTO:
-        if len(groups) > 1:
-            raise UserError(
-                f"{root}: holds several releases: {counts}. They share patients (2018 is part of "
-                "2019, 2020, 2021, 2023 and the Decathlon), so they must not be mixed. Give the "
-                "folder of one of them, or choose one with --release (--config.data.release)"
-            )
-        release = next(iter(groups), "user")
-        if release in _SIBLINGS:
-            notes.append(
-                f"the names stand for {release} (2024 starts at patient 02000 or visit 100, or has "
-                f"2024 in a folder's name); --release={_SIBLINGS[release]} forces the other"
-            )
-    if release == "user":
-        return release, _user_groups(files, root), notes
-    sibling = _SIBLINGS.get(release, release)
-    chosen = groups.get(release) or groups.get(sibling)
+    if release == AUTO and len(groups) > 1:
+        message = (
+            f"{root}: holds several releases: {counts}. They share patients (2018 is part of "
+            "2019, 2020, 2021, 2023 and the Decathlon), so they must not be mixed. Give the "
+            "folder of one of them, or choose one with --release (--config.data.release)"
+        )
+        report(UserError(message), "", root)
+    notes = _sibling_notes(groups) if release == AUTO else []
+    if release == "user" or (release == AUTO and not groups):
+        return {"user": _user_groups(files, root)}, notes
+    chosen = groups if release == AUTO else {release: _forced(release, groups, root, counts)}
+    if release != AUTO and release not in groups:
+        notes.append(f"the names stand for {_SIBLINGS[release]}; {release} was taken, as asked")
+    for name, cases in chosen.items():
+        _check_paediatric(name, cases, root, notes, report)
+    return chosen, notes
+
+
+def _sibling_notes(releases: Iterable[str]) -> list[str]:
+    return [
+        f"the names stand for {release} (2024 starts at patient 02000 or visit 100, or has "
+        f"2024 in a folder's name); --release={_SIBLINGS[release]} forces the other"
+        for release in releases
+        if release in _SIBLINGS
+    ]
+
+
+def _forced(release: str, groups: dict[str, Groups], root: pathlib.Path, counts: str) -> Groups:
+    """Returns the files of the release asked for, or of the one that shares its names."""
+    chosen = groups.get(release) or groups.get(_SIBLINGS.get(release, release))
     if not chosen:
         raise UserError(
             f"{root}: no case of {release}; found {counts or 'no name of a known release'}. Choose "
             "what is there with --release (--config.data.release)\n" + LAYOUTS
         )
-    if release not in groups:
-        notes.append(f"the names stand for {sibling}; {release} was taken, as asked")
-    _check_paediatric(release, chosen, notes)
-    return release, chosen, notes
+    return chosen
 
 
-def _check_paediatric(release: str, chosen: Groups, notes: list[str]) -> None:
+def _check_paediatric(
+    release: str,
+    chosen: Groups,
+    root: pathlib.Path,
+    notes: list[str],
+    report: problems.Report,
+) -> None:
     """Refuses BraTS-PED 2024, whose labels are other tissues under the same numbers."""
     cases = [case_id for case_id, _ in chosen if case_id.upper().startswith("BRATS-PED-")]
     meaning = "in 2024 the labels of BraTS-PED mean 1 ET, 2 non-enhancing, 3 cyst, 4 edema"
     if cases and release == "brats2024":
-        raise UserError(
+        message = (
             f"{cases[0]} and {len(cases) - 1} more: {meaning}, which are not the classes of the "
             "other sets. Leave the PED cases out, or use the PED set of 2023 (--release=brats2023)"
         )
+        report(UserError(message), "", root)
     if cases and release == "brats2023":
         notes.append(f"{len(cases)} BraTS-PED cases are read as of 2023; {meaning}")
 
@@ -267,15 +297,16 @@ def _user_groups(files: Iterable[File], root: pathlib.Path) -> Groups:
     return groups
 
 
-def check_unique(groups: Groups) -> None:
+def check_unique(groups: Groups, report: problems.Report) -> None:
     """Refuses a case id that stands in two folders."""
     folders: dict[str, pathlib.Path] = {}
     for case_id, folder in groups:
         if case_id in folders:
-            raise UserError(
+            message = (
                 f"case {case_id} is there twice: in {folders[case_id]} and in {folder}. Remove one "
                 "or give the folder of one copy; the files of a case belong in one folder"
             )
+            report(UserError(message), case_id, folder)
         folders[case_id] = folder
 
 

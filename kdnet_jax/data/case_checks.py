@@ -1,0 +1,270 @@
+"""Reads all files of one case and lists everything that is wrong with them.
+
+`prepare.prepare_case`, which training uses, stops at the first problem. What it refuses is an error
+here, found by the same functions; what it repairs or takes as it is, is a warning.
+"""
+
+import dataclasses
+import pathlib
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from kdnet_jax import conventions
+from kdnet_jax.data import (
+    cases,
+    cohort_checks,
+    geometry,
+    labels,
+    nifti,
+    patients,
+    prepare,
+    problems,
+)
+from kdnet_jax.errors import UserError
+
+Affine = Float[np.ndarray, "4 4"]
+_ONE_GRID = "Register and resample the files of a case to one grid, or repair the wrong header"
+_LOOK = "Open the case in a viewer; repair the file if this is wrong"
+# Reference contours end at the brain; a label turned over, or of another case, does not.
+_MIN_TUMOUR_IN_BRAIN = 0.5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reading:
+    """What could be read of a case.
+
+    Attributes:
+        case: the files.
+        problems: all that is wrong, in the order of the files.
+        shape: the grid that most files share, or None without any.
+        affine: of that grid.
+        scores: modality -> z-scores on that grid, 0 outside of the brain; readable files only.
+        classes: 0 to 3 and the resection cavity, on that grid, or None.
+        label_values: as stored.
+    """
+
+    case: cases.Case
+    problems: list[problems.Problem]
+    shape: tuple[int, ...] | None = None
+    affine: Affine | None = None
+    scores: Mapping[str, Float32[np.ndarray, "x y z"]] = dataclasses.field(default_factory=dict)
+    classes: UInt8[np.ndarray, "x y z"] | None = None
+    label_values: tuple[int | float, ...] = ()
+
+
+class _Notebook:
+    """Collects the problems of one case, each once."""
+
+    def __init__(self, case_id: str) -> None:
+        self._case = case_id
+        self._rows: dict[problems.Problem, None] = {}
+
+    @property
+    def rows(self) -> list[problems.Problem]:
+        return list(self._rows)
+
+    def refuse(self, error: UserError, file: object) -> None:
+        self._rows[problems.from_error(error, self._case, file)] = None
+
+    def error(self, file: object, finding: str, remedy: str) -> None:
+        row = problems.Problem(self._case, str(file), problems.ERROR, finding, remedy)
+        self._rows[row] = None
+
+    def warn(self, file: object, finding: str, remedy: str = _LOOK) -> None:
+        row = problems.Problem(self._case, str(file), problems.WARNING, finding, remedy)
+        self._rows[row] = None
+
+
+def read_case(
+    case: cases.Case, orientation: str = geometry.HEADER, allow_skull: bool = False
+) -> Reading:
+    """Reads a case, however broken it is; `orientation` and `allow_skull` as in `prepare_case`."""
+    book = _Notebook(case.case_id)
+    if not case.images:  # It lacks all wanted sequences, which finding it has told.
+        return Reading(case, [])
+    volumes = _read_images(case, book)
+    label = _read_label(case, book)
+    members = volumes if label is None else volumes | {nifti.LABEL: label}
+    if not members:
+        return Reading(case, book.rows)
+    shape, affine = _usual_grid(members, case, book)
+    _orientation_note(affine, orientation, case, book)
+    found = {name: _scores(volume, affine, allow_skull, book) for name, volume in volumes.items()}
+    scores = {name: s for name, s in found.items() if s is not None and s.shape == shape}
+    classes = None if label is None else _classes(label, case, book)
+    if classes is not None and classes.shape != shape:
+        classes = None
+    _check_content(scores, classes, case, book)
+    values = () if label is None else tuple(np.unique(label.data).tolist())
+    return Reading(case, book.rows, shape, affine, scores, classes, values)
+
+
+# --------------------------------------------------------------------------------------- files
+
+
+def _read_images(case: cases.Case, book: _Notebook) -> dict[str, nifti.Volume]:
+    by_file: dict[pathlib.Path, dict[str, cases.Source]] = {}
+    for modality, source in case.images.items():
+        path = source[0] if isinstance(source, tuple) else source
+        by_file.setdefault(path, {})[modality] = source
+    volumes = {}
+    for path, sources in by_file.items():
+        try:
+            volumes |= prepare.read_images(sources)
+        except UserError as error:
+            book.refuse(error, path)
+    return {name: volumes[name] for name in conventions.MODALITIES if name in volumes}
+
+
+def _read_label(case: cases.Case, book: _Notebook) -> nifti.Volume | None:
+    if case.label is None:
+        book.warn(
+            folder_of(case),
+            "no segmentation: the case is left out of training",
+            "Add the segmentation if there is one; otherwise nothing",
+        )
+        return None
+    try:
+        return nifti.read_labels(case.label)
+    except UserError as error:
+        book.refuse(error, case.label)
+        return None
+
+
+def folder_of(case: cases.Case) -> pathlib.Path:
+    """Returns the folder of a case's first file; "." where it has none of the wanted ones."""
+    files = patients.case_files(case)
+    return files[0].parent if files else pathlib.Path()
+
+
+# ---------------------------------------------------------------------------------------- grid
+
+
+def _usual_grid(
+    members: Mapping[str, nifti.Volume], case: cases.Case, book: _Notebook
+) -> tuple[tuple[int, ...], Affine]:
+    """Returns the shape and the affine of most files, and notes those that have others."""
+    usual, _ = Counter(volume.data.shape for volume in members.values()).most_common(1)[0]
+    for volume in members.values():
+        if volume.data.shape != usual:
+            found, expected = (" x ".join(map(str, s)) for s in (volume.data.shape, usual))
+            finding = f"has {found} voxels; the other files of the case have {expected}"
+            book.error(volume.path, finding, _ONE_GRID)
+    affines = {name: v.affine for name, v in members.items() if v.data.shape == usual}
+    affine, notes, refused = nifti.agree(affines, usual)
+    for name in refused:
+        found, expected = (np.round(a[:3], 3).tolist() for a in (affines[name], affine))
+        finding = (
+            "its header places the voxels elsewhere than the other files of the case do: affine "
+            f"{found}, expected {expected}"
+        )
+        book.error(members[name].path, finding, _ONE_GRID)
+    for note in notes:
+        book.warn(folder_of(case), note)
+    return usual, affine
+
+
+def _orientation_note(affine: Affine, orientation: str, case: cases.Case, book: _Notebook) -> None:
+    if orientation == geometry.HEADER and nifti.is_identity(affine):
+        book.warn(
+            folder_of(case),
+            "the affine is the identity, so the header may be lost: the voxels are taken as stored "
+            "in RAS with 1 mm",
+            "If that is wrong, repair the headers, or set --orientation, such as LPS "
+            "(--config.data.orientation)",
+        )
+
+
+# ----------------------------------------------------------------------------------- intensities
+
+
+def _scores(
+    volume: nifti.Volume, affine: Affine, allow_skull: bool, book: _Notebook
+) -> Float32[np.ndarray, "x y z"] | None:
+    """Returns z-scores within the brain, and those of a head that is refused for its skull."""
+    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    name = str(volume.path)
+    for allowed in dict.fromkeys((allow_skull, True)):
+        try:
+            mask, notes = prepare.find_brain(volume.data, voxel_ml, name, allowed)
+            if allowed == allow_skull:
+                for note in notes:
+                    book.warn(volume.path, note.removeprefix(f"{name}: "))
+            return prepare.z_score(volume.data, mask, name)
+        except UserError as error:
+            book.refuse(error, volume.path)
+    return None
+
+
+def _classes(
+    label: nifti.Volume, case: cases.Case, book: _Notebook
+) -> UInt8[np.ndarray, "x y z"] | None:
+    try:
+        classes = labels.to_classes(label.data, case.convention, label.path)
+    except UserError as error:
+        book.refuse(error, label.path)
+        return None
+    if not classes.any():
+        book.warn(
+            label.path,
+            "the segmentation is empty: no voxel is tumour",
+            "Keep the case if the patient has no tumour; otherwise replace the segmentation",
+        )
+    return classes
+
+
+def _check_content(
+    scores: Mapping[str, Float32[np.ndarray, "x y z"]],
+    classes: UInt8[np.ndarray, "x y z"] | None,
+    case: cases.Case,
+    book: _Notebook,
+) -> None:
+    """Looks whether the label lies in the brain and the sequences are what their names say."""
+    if classes is not None and classes.any() and scores:
+        tumour = classes > 0
+        share = np.logical_or.reduce([volume[tumour] != 0 for volume in scores.values()]).mean()
+        if share < _MIN_TUMOUR_IN_BRAIN:
+            finding = f"only {share:.0%} of the segmented tumour lie within the brain"
+            remedy = "Check that it belongs to this case and is stored in its orientation"
+            book.warn(case.label, finding, remedy)
+    measured = cohort_checks.contrast(scores, classes)
+    if measured is None:
+        return
+    copies = cohort_checks.copied(measured)
+    for one, other in copies:
+        book.error(
+            folder_of(case),
+            f"{one} and {other} are the same image; expected two sequences",
+            "Replace the one that is a copy by the scan that belongs there, or remove the case",
+        )
+    pair = None if copies else cohort_checks.swapped(measured)
+    if pair:
+        book.warn(
+            folder_of(case),
+            f"{' and '.join(pair)} seem to be swapped: their contrasts fit each other's name",
+            "Look at both in a viewer; rename the files if they are swapped",
+        )
+
+
+# ---------------------------------------------------------------------------------- who it is
+
+
+def content(reading: Reading, orientation: str = geometry.HEADER) -> cohort_checks.Content:
+    """Returns what identifies the case by its voxels (see `cohort_checks.doubled`)."""
+    way = (reading.affine, orientation)
+    prints = {}
+    for modality, scores in reading.scores.items():
+        turned = cohort_checks.fingerprint(geometry.orient(scores, *way))
+        stored = geometry.unorient(turned, turned.shape, *way)
+        prints[modality] = np.stack([turned.ravel(), stored.ravel()])
+    keys = set()
+    if reading.classes is not None:
+        both = (geometry.orient(reading.classes, *way), reading.classes)
+        keys = {cohort_checks.label_key(classes) for classes in both}
+    case = reading.case
+    return cohort_checks.Content(
+        case.case_id, case.patient_id, str(folder_of(case)), prints, frozenset(keys - {None})
+    )

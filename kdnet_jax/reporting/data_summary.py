@@ -1,0 +1,133 @@
+"""What `check_data` prints about a collection: a table, and every problem in one line."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import nibabel as nib
+
+from kdnet_jax.data import case_checks, cases, layouts, problems
+
+TINY_ET_VOXELS: Final = 50  # BraTS 2023's lesion-wise scores ignore lesions of up to 50 voxels
+_LISTED_EACH: Final = 5  # problems of one text that are printed one by one
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseReport:
+    """A row of the table: what was found in a case.
+
+    `grid` and `spacing_mm` (per stored axis) are those of the file; `ncr`, `ed`, `et` count voxels.
+    `notes` are the warnings, `problem` the errors.
+    """
+
+    case: str
+    patient: str
+    grade: str = ""
+    grid: str = ""
+    spacing_mm: str = ""
+    orientation: str = ""
+    label_values: str = ""
+    ncr: int | None = None
+    ed: int | None = None
+    et: int | None = None
+    notes: str = ""
+    problem: str = ""
+
+
+def describe(reading: case_checks.Reading) -> CaseReport:
+    """Returns the row of a case, as far as its files could be read."""
+    case, classes, affine = reading.case, reading.classes, reading.affine
+    report = CaseReport(case.case_id, case.patient_id, case.grade or "")
+    if affine is None:
+        return report
+    counts = [None] * 3 if classes is None else [int((classes == k).sum()) for k in (1, 2, 3)]
+    return dataclasses.replace(
+        report,
+        grid="x".join(map(str, reading.shape)),
+        spacing_mm="x".join(f"{mm:.3g}" for mm in nib.affines.voxel_sizes(affine)),
+        orientation="".join(nib.aff2axcodes(affine)),
+        label_values=" ".join(f"{value:g}" for value in reading.label_values),
+        **dict(zip(("ncr", "ed", "et"), counts, strict=True)),
+    )
+
+
+def with_problems(
+    reports: Sequence[CaseReport], rows: Sequence[problems.Problem]
+) -> list[CaseReport]:
+    """Fills in the notes and the problem of each row."""
+
+    def told(case: str, severity: str) -> str:
+        own = [row for row in rows if row.case == case and row.severity == severity]
+        return "; ".join(dict.fromkeys(f"{row.file}: {row.finding}" for row in own))
+
+    return [
+        dataclasses.replace(
+            report,
+            notes=told(report.case, problems.WARNING),
+            problem=told(report.case, problems.ERROR),
+        )
+        for report in reports
+    ]
+
+
+def summary(
+    cohort: cases.Cohort, reports: Sequence[CaseReport], rows: Sequence[problems.Problem]
+) -> str:
+    """Returns the text that the command prints: notes, a table, and every problem."""
+    bad = {row.case for row in rows if row.severity == problems.ERROR}
+    labelled = [report for report in reports if report.et is not None]
+    lines = {
+        "release": cohort.release,
+        "cases": f"{len(reports)}, without error {sum(r.case not in bad for r in reports)}",
+        "patients": str(len({report.patient for report in reports})),
+        "grades": _counted(report.grade or "unknown" for report in reports),
+        "grids": _counted(report.grid for report in reports),
+        "spacings (mm)": _counted(report.spacing_mm for report in reports),
+        "orientations": _counted(report.orientation for report in reports),
+        "label values": _counted(report.label_values for report in labelled),
+        "without tumour": _named(r.case for r in labelled if not (r.ncr or r.ed or r.et)),
+        "without ET": _named(r.case for r in labelled if not r.et),
+        f"ET below {TINY_ET_VOXELS} voxels": _named(
+            r.case for r in labelled if r.et and r.et < TINY_ET_VOXELS
+        ),
+    }
+    text = [f"note: {note}" for note in cohort.notes]
+    text += ["", *(f"{name:<22}{value}" for name, value in lines.items()), ""]
+    return "\n".join([*text, *_listed(rows), _verdict(rows)])
+
+
+def _counted(texts: Iterable[str]) -> str:
+    counts = Counter(text or "not readable" for text in texts)
+    return ", ".join(f"{text} ({count})" for text, count in counts.most_common())
+
+
+def _named(names: Iterable[str]) -> str:
+    listed = list(names)
+    return f"{len(listed)}" + (f" ({', '.join(listed)})" if listed else "")
+
+
+def _listed(rows: Sequence[problems.Problem]) -> list[str]:
+    """Returns the problems, errors first; what many cases share is told once."""
+    groups: dict[tuple[str, str, str], list[problems.Problem]] = {}
+    for row in sorted(rows, key=lambda row: row.severity != problems.ERROR):
+        groups.setdefault((row.severity, row.finding, row.remedy), []).append(row)
+    lines = []
+    for (severity, finding, remedy), members in groups.items():
+        if len(members) > _LISTED_EACH:
+            names = layouts.shown([row.case for row in members])
+            lines.append(f"{severity}: {len(members)} cases ({names}): {finding}. {remedy}")
+        else:
+            lines += [_line(row) for row in members]
+    return lines
+
+
+def _line(row: problems.Problem) -> str:
+    case = f"{row.case}: " if row.case else ""
+    return f"{row.severity}: {case}{row.file}: {row.finding}. {row.remedy}"
+
+
+def _verdict(rows: Sequence[problems.Problem]) -> str:
+    errors = [row for row in rows if row.severity == problems.ERROR]
+    warnings = f"{len(rows) - len(errors)} to look at (warnings)"
+    return f"\n{len(errors)} problems to mend (errors), {warnings}."
