@@ -1,0 +1,152 @@
+"""Reads the masks of cases, and says what is wrong with them before anything is computed."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Num, UInt8
+
+from kdnet_jax.data import labels, nifti, problems, segmentations
+from kdnet_jax.errors import UserError
+
+_MOST_VALUES: Final = 16  # a mask with more of them is none
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What was read in a file: its grid and values, or the problem that it has."""
+
+    shape: tuple[int, ...] = ()
+    affine: nifti.Affine | None = None
+    values: frozenset[int] = frozenset()
+    problem: str | None = None
+
+
+def read_content(path: pathlib.Path) -> Content:
+    """Reads a mask and says what it holds; a mistake in the file becomes its `problem`."""
+    try:
+        volume = nifti.read_labels(path)
+    except UserError as error:
+        return Content(problem=str(error))
+    values, counts = np.unique(volume.data, return_counts=True)
+    problem = _not_labels(values, counts)
+    if problem:
+        return Content(volume.data.shape, volume.affine, problem=f"{path}: {problem}")
+    return Content(volume.data.shape, volume.affine, frozenset(map(int, values.tolist())))
+
+
+def _not_labels(values: Num[np.ndarray, " n"], counts: Num[np.ndarray, " n"]) -> str | None:
+    broken = ~np.isfinite(values) | (values != np.round(values))
+    if broken.any():
+        some = ", ".join(f"{value:.4g}" for value in values[broken][:3])
+        return (
+            f"holds values that are no whole numbers ({some}, in {counts[broken].sum()} voxels): "
+            "probabilities, or a mask that was resampled with interpolation. Expected a label "
+            "map; take the most probable class, and resample masks with nearest neighbour"
+        )
+    if len(values) > _MOST_VALUES:
+        return f"holds {len(values)} different values. Expected a label map of tumour classes"
+    return None
+
+
+def check_pairs(
+    pairs: Iterable[segmentations.Pair],
+    contents: Mapping[pathlib.Path, Content],
+    *,
+    ignore_affine: bool,
+) -> list[problems.Problem]:
+    """Returns what is wrong with the files of each pair, and between them.
+
+    Args:
+        pairs: the cases.
+        contents: what every file of them holds.
+        ignore_affine: take voxel i of the prediction as voxel i of the reference, wherever the
+            prediction's header places it.
+    """
+    listed = []
+    for pair in pairs:
+        broken = [
+            problems.from_error(UserError(contents[path].problem), pair.case_id, path)
+            for path in (pair.reference, pair.prediction)
+            if contents[path].problem
+        ]
+        # Without a shape, a file could not be read at all.
+        readable = all(contents[path].shape for path in (pair.reference, pair.prediction))
+        listed += broken + (_check_grid(pair, contents, ignore_affine) if readable else [])
+    return listed
+
+
+def _check_grid(
+    pair: segmentations.Pair, contents: Mapping[pathlib.Path, Content], ignore_affine: bool
+) -> list[problems.Problem]:
+    reference, prediction = contents[pair.reference], contents[pair.prediction]
+
+    def problem(finding: str, remedy: str) -> list[problems.Problem]:
+        path = str(pair.prediction)
+        return [problems.Problem(pair.case_id, path, problems.ERROR, finding, remedy)]
+
+    if reference.shape != prediction.shape:
+        return problem(
+            f"its grid is {_grid(prediction)}, that of its reference {pair.reference.name} is "
+            f"{_grid(reference)}",
+            "Predict on the scan's own grid, or resample the mask to it with nearest neighbour",
+        )
+    apart = displacement(reference.affine, prediction.affine, reference.shape)
+    if ignore_affine or apart < nifti.SAME_PLACE_MM:
+        return []
+    return problem(
+        f"its header places voxels up to {apart:.1f} mm from where that of its reference "
+        f"{pair.reference.name} has them: {_place(prediction)}, against {_place(reference)}",
+        "If only the header was lost or changed and the voxels are in the reference's order, "
+        "--ignore_affine takes the reference's header for both; else resample the mask",
+    )
+
+
+def displacement(first: nifti.Affine, second: nifti.Affine, shape: Sequence[int]) -> float:
+    """Returns by how many mm two affines place a voxel apart, at the worst corner."""
+    corners = np.stack(np.meshgrid(*[(0, size - 1) for size in shape]), axis=-1)
+    apart = nib.affines.apply_affine(first - second, corners)
+    return float(np.linalg.norm(apart, axis=-1).max())
+
+
+def _grid(content: Content) -> str:
+    sizes = nib.affines.voxel_sizes(content.affine)
+    return f"{_times(content.shape)} of {_times(sizes)} mm"
+
+
+def _place(content: Content) -> str:
+    if nifti.is_identity(content.affine):
+        return "an identity affine"
+    axes = "".join(nib.aff2axcodes(content.affine))
+    origin = ", ".join(f"{mm:g}" for mm in content.affine[:3, 3].round(2) + 0.0)
+    return f"{axes}, {_times(nib.affines.voxel_sizes(content.affine))} mm, origin {origin}"
+
+
+def _times(numbers: Iterable[float | int]) -> str:
+    return " x ".join(f"{number:.4g}" for number in numbers)
+
+
+# ------------------------------------------------------------------------- reading a pair
+
+
+def read_pair(
+    pair: segmentations.Pair, reference_labels: str, prediction_labels: str, cavity: str
+) -> tuple[UInt8[np.ndarray, "x y z"], UInt8[np.ndarray, "x y z"], tuple[float, float, float]]:
+    """Returns the classes of reference and prediction, and the spacing of the reference in mm.
+
+    Args:
+        pair: on one grid.
+        reference_labels: a key of `labels.LABEL_CONVENTIONS`.
+        prediction_labels: the same.
+        cavity: what a resection cavity counts as in both (`labels.map_cavity`).
+    """
+    reference, prediction = nifti.read_labels(pair.reference), nifti.read_labels(pair.prediction)
+    classes = [
+        labels.map_cavity(labels.to_classes(volume.data, convention, volume.path), cavity)
+        for volume, convention in ((reference, reference_labels), (prediction, prediction_labels))
+    ]
+    spacing = tuple(nib.affines.voxel_sizes(reference.affine).tolist())
+    return (*classes, spacing)

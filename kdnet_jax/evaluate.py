@@ -1,0 +1,124 @@
+"""Scores segmentations made by any tool against references.
+
+    python -m kdnet_jax.evaluate --predictions=DIR --references=DIR --output=DIR
+
+Cases are matched by id. All that is wrong with the files is listed before anything is computed,
+and ends the command with 2. `docs/evaluation.md` has the rules.
+"""
+
+import os
+import pathlib
+from typing import Final
+
+from absl import flags
+
+from kdnet_jax import cli, mask_evaluation, postprocessing, scoring
+from kdnet_jax.data import label_recognition, labels, layouts, segmentations, splits
+from kdnet_jax.errors import UserError, nearest
+
+_CONVENTIONS: Final = (label_recognition.AUTO, *labels.LABEL_CONVENTIONS)
+_PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of masks to score.", required=True)
+_REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for evaluation/.", required=True)
+_PREDICTION_LABELS = flags.DEFINE_enum(
+    "prediction_labels", label_recognition.AUTO, _CONVENTIONS, "Label values of the predictions."
+)
+_REFERENCE_LABELS = flags.DEFINE_enum(
+    "reference_labels", label_recognition.AUTO, _CONVENTIONS, "Label values of the references."
+)
+_CASES = flags.DEFINE_string(
+    "cases", None, "Cases to score: ids with commas, or a part of a split such as split.json:test."
+)
+_ALLOW_MISSING = flags.DEFINE_bool(
+    "allow_missing", False, "Leave out cases that have no prediction."
+)
+_IGNORE_AFFINE = flags.DEFINE_bool(
+    "ignore_affine",
+    False,
+    "Take voxel i of a prediction as voxel i of its reference, whatever the headers say.",
+)
+_RESECTION_CAVITY = flags.DEFINE_enum(
+    "resection_cavity", "background", ["background", "ncr"], "What a resection cavity counts as."
+)
+_SMALL_ET_ML = flags.DEFINE_float(
+    "small_et_ml", 0.0, "Also score with ET of a smaller total volume as NCR; 0 for off."
+)
+_MIN_COMPONENT_ML = flags.DEFINE_float(
+    "min_component_ml", 0.0, "Also score without smaller components of tumour; 0 for off."
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "Cases at once; by default the number of cores, 8 at most.", lower_bound=1
+)
+
+
+def main(argv: list[str]) -> None:
+    """Scores what the flags name."""
+    cli.refuse_arguments(argv)
+    rules = postprocessing.Rules(_SMALL_ET_ML.value, _MIN_COMPONENT_ML.value)
+    wanted = read_cases(_CASES.value)
+    predictions = segmentations.find_masks(_PREDICTIONS.value, "--predictions")
+    references = segmentations.find_masks(_REFERENCES.value, "--references")
+    about = {
+        "predictions": os.fspath(predictions.folder),
+        "references": os.fspath(references.folder),
+        "cases_asked": _CASES.value,
+    }
+    output = pathlib.Path(_OUTPUT.value)
+    mask_evaluation.check_output(output, about)
+    workers = _WORKERS.value or scoring.default_workers()
+    inputs = mask_evaluation.check_inputs(
+        predictions,
+        references,
+        wanted,
+        prediction_labels=_PREDICTION_LABELS.value,
+        reference_labels=_REFERENCE_LABELS.value,
+        allow_missing=_ALLOW_MISSING.value,
+        ignore_affine=_IGNORE_AFFINE.value,
+        workers=workers,
+    )
+    about |= {
+        "labels": inputs.prediction_labels.convention,
+        "reference_labels": inputs.reference_labels.convention,
+        "resection_cavity": _RESECTION_CAVITY.value,
+        "ignore_affine": _IGNORE_AFFINE.value,
+        "left_out": inputs.left_out,
+    }
+    cavity = "NCR" if _RESECTION_CAVITY.value == "ncr" else "background"
+    scored = scoring.score_pairs(
+        (mask_evaluation.task(pair, inputs, cavity) for pair in inputs.pairs),
+        rules,
+        workers=min(workers, len(inputs.pairs)),
+        total=len(inputs.pairs),
+    )
+    mask_evaluation.write(output, scored, rules, about)
+    print(mask_evaluation.table(scored, rules))
+    if inputs.left_out:
+        print(f"Left out, without a prediction: {layouts.shown(inputs.left_out)}")
+    print(f"Scores: {output / 'evaluation'}")
+
+
+def read_cases(text: str | None) -> list[str] | None:
+    """Returns the case ids of --cases, None where it is not given.
+
+    Raises:
+        UserError: no case, one that is named twice, or a split or part that there is not.
+    """
+    if text is None:
+        return None
+    path, colon, part = text.rpartition(":")
+    if colon or text.lower().endswith(".json"):
+        if part not in splits.PARTS:
+            raise UserError(
+                f"--cases={text}{nearest(part, splits.PARTS)}: expected a split and one of its "
+                f"parts {', '.join(splits.PARTS)}, such as split.json:test"
+            )
+        named = list(splits.load_split(path).parts[part])
+    else:
+        named = [name.strip() for name in text.split(",") if name.strip()]
+    if not named or len(set(named)) < len(named):
+        raise UserError(f"--cases={text}: expected at least one case, and each of them once")
+    return named
+
+
+if __name__ == "__main__":
+    cli.run(main)

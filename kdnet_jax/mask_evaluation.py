@@ -1,0 +1,258 @@
+"""Scores two folders of masks: all checks first, then the scores, then the files and the table."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+# What imports JAX is imported where it is used: the worker processes import this file too.
+from kdnet_jax import conventions, postprocessing, scoring
+from kdnet_jax.data import (
+    label_recognition,
+    layouts,
+    mask_checks,
+    nifti,
+    problems,
+    segmentations,
+)
+from kdnet_jax.errors import UserError
+from kdnet_jax.metrics import cases as case_metrics
+from kdnet_jax.metrics import surface
+
+# An evaluation may replace one that has the same of these in its summary.
+_INPUTS: Final = ("predictions", "references", "cases_asked")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is scored, after all checks.
+
+    Attributes:
+        pairs: the masks of each case, by case id.
+        prediction_labels: what the values of the predictions mean.
+        reference_labels: what those of the references mean.
+        left_out: cases without a prediction.
+    """
+
+    pairs: list[segmentations.Pair]
+    prediction_labels: label_recognition.Recognised
+    reference_labels: label_recognition.Recognised
+    left_out: list[str]
+
+
+# ------------------------------------------------------------------------- before it computes
+
+
+def check_inputs(
+    predictions: segmentations.Found,
+    references: segmentations.Found,
+    wanted: Sequence[str] | None,
+    *,
+    prediction_labels: str,
+    reference_labels: str,
+    allow_missing: bool,
+    ignore_affine: bool,
+    workers: int,
+) -> Inputs:
+    """Matches and reads all masks, and prints what was found and taken.
+
+    Args:
+        predictions: the masks to score.
+        references: what they are scored against.
+        wanted: the cases to score; None takes all that have a reference.
+        prediction_labels: a label convention or `label_recognition.AUTO`.
+        reference_labels: the same.
+        allow_missing: leave out cases without a prediction.
+        ignore_affine: see `mask_checks.check_pairs`.
+        workers: files read at once.
+
+    Raises:
+        UserError: with everything that is wrong, one line for each file.
+    """
+    if predictions.folder == references.folder:
+        raise UserError(
+            f"--predictions and --references are one folder, {predictions.folder}, which would "
+            "score every mask against itself"
+        )
+    pairs, left_out, listed, notes = segmentations.match(
+        references, predictions, wanted, allow_missing=allow_missing
+    )
+    contents = read_contents(pairs, workers)
+    listed += mask_checks.check_pairs(pairs, contents, ignore_affine=ignore_affine)
+    taken = [
+        _recognised(found, side, asked, pairs, contents, listed)
+        for found, side, asked in (
+            (predictions, "prediction", prediction_labels),
+            (references, "reference", reference_labels),
+        )
+    ]
+    if listed:
+        raise UserError(_listing(listed))
+    for found, its in zip((predictions, references), taken, strict=True):
+        print(f"{found.folder}: labels of {its.convention} ({its.why})")
+    bare = [pair.case_id for pair in pairs if nifti.is_identity(contents[pair.reference].affine)]
+    if bare:
+        notes.append(f"no voxel size in the header, taken as 1 mm: {layouts.shown(bare)}")
+    for note in [*predictions.notes, *references.notes, *notes]:
+        print(f"note: {note}")
+    return Inputs(pairs, *taken, left_out)
+
+
+def _recognised(
+    found: segmentations.Found,
+    side: str,
+    asked: str,
+    pairs: Sequence[segmentations.Pair],
+    contents: Mapping[pathlib.Path, mask_checks.Content],
+    listed: list[problems.Problem],
+) -> label_recognition.Recognised | None:
+    """Returns the labels of one side, or adds to `listed` why they cannot be told."""
+    paths = [getattr(pair, side) for pair in pairs]
+    held = {path: contents[path].values for path in paths if not contents[path].problem}
+    if not held:
+        return None  # There is a problem with every file, and it is listed.
+    try:
+        release = segmentations.release_of(found) if side == "reference" else None
+        return label_recognition.recognise(asked, f"--{side}_labels", found.folder, held, release)
+    except UserError as error:
+        listed.append(problems.from_error(error, "", found.folder))
+        return None
+
+
+def read_contents(
+    pairs: Sequence[segmentations.Pair], workers: int
+) -> dict[pathlib.Path, mask_checks.Content]:
+    """Reads every mask once."""
+    paths = [path for pair in pairs for path in (pair.reference, pair.prediction)]
+    contents = scoring.map_cases(
+        mask_checks.read_content,
+        paths,
+        case_id=os.fspath,
+        workers=min(workers, max(len(paths), 1)),
+        total=len(paths),
+        description="checking",
+        unit="file",
+    )
+    return dict(zip(paths, contents, strict=True))
+
+
+def _listing(listed: Sequence[problems.Problem]) -> str:
+    rows = []
+    for row in listed:
+        remedy = f" {row.remedy}." if row.remedy else ""
+        rows.append(f"{row.case + ': ' if row.case else ''}{row.file}: {row.finding}.{remedy}")
+    count = f"{len(rows)} problems" if len(rows) > 1 else "a problem"
+    return "\n  ".join([f"{count} with the masks; nothing was computed", *rows])
+
+
+def check_output(output: pathlib.Path, about: Mapping[str, Any]) -> None:
+    """Refuses a folder that holds something else than an evaluation of the same inputs.
+
+    Raises:
+        UserError: it does, or it is a file.
+    """
+    from kdnet_jax import evaluation
+
+    other = "Choose another --output"
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={output}: is a file; expected a folder. {other}")
+    if (output / "config.json").exists():
+        raise UserError(f"--output={output}: is a run's folder, with its own evaluation. {other}")
+    present = evaluation.read_summary(output)
+    if present is None:
+        if (output / evaluation.FOLDER).exists():
+            raise UserError(f"{output / evaluation.FOLDER}: is not from this command. {other}")
+        return
+    for key in _INPUTS:
+        if present.get(key) != about[key]:
+            raise UserError(
+                f"--output={output}: holds an evaluation whose {key} is {present.get(key)}, not "
+                f"{about[key]}. {other}, or remove that one"
+            )
+
+
+def task(pair: segmentations.Pair, inputs: Inputs, cavity: str) -> scoring.Task:
+    """Returns how a worker loads a case."""
+    conventions_of = (inputs.reference_labels.convention, inputs.prediction_labels.convention)
+    return scoring.Task(pair.case_id, functools.partial(_load, pair, *conventions_of, cavity))
+
+
+def _load(*arguments: Any) -> scoring.Masks:
+    return scoring.Masks(*mask_checks.read_pair(*arguments))
+
+
+# ------------------------------------------------------------------------- what it leaves
+
+
+def write(
+    output: pathlib.Path,
+    scored: scoring.Scored,
+    rules: postprocessing.Rules,
+    about: Mapping[str, Any],
+) -> None:
+    """Writes evaluation/, with postprocessed/ in it where a rule is on.
+
+    Only the files of an evaluation are replaced; others in the folder are left.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from kdnet_jax import evaluation, provenance
+
+    about = {**about, "hd95": surface.HD95_DEFINITION, "provenance": provenance.collect()}
+    beside = output / f".{evaluation.FOLDER}.part"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        plain = about | {"post_processing": evaluation.NO_POST_PROCESSING}
+        evaluation.write_scores(beside, scored.plain, plain)
+        if rules != postprocessing.Rules():
+            processed = about | {"post_processing": rules.text()}
+            evaluation.write_scores(beside / evaluation.POSTPROCESSED, scored.processed, processed)
+        _move_scores(beside, output / evaluation.FOLDER)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); see --output") from error
+
+
+def _move_scores(new: pathlib.Path, old: pathlib.Path) -> None:
+    """Replaces the scores in `old`; a former post-processing's go, other files stay."""
+    from kdnet_jax import evaluation
+
+    for folder in (evaluation.POSTPROCESSED, "."):
+        (old / folder).mkdir(parents=True, exist_ok=True)
+        for name in (evaluation.CASES_FILE, evaluation.SUMMARY_FILE):
+            (old / folder / name).unlink(missing_ok=True)
+            if (new / folder / name).exists():
+                os.replace(new / folder / name, old / folder / name)
+    if not any((old / evaluation.POSTPROCESSED).iterdir()):
+        (old / evaluation.POSTPROCESSED).rmdir()
+    shutil.rmtree(new)
+
+
+def table(scored: scoring.Scored, rules: postprocessing.Rules) -> str:
+    """Returns mean and median of each metric and region, with post-processing beside without."""
+    columns = [case_metrics.summarise(scored.plain)]
+    if rules != postprocessing.Rules():
+        columns.append(case_metrics.summarise(scored.processed))
+    head = f"mean (median) of {columns[0]['cases']} cases"
+    if len(columns) > 1:
+        head += f"; after the arrow with post-processing ({rules.text()})"
+    rows = [("", *conventions.REGIONS)]
+    for metric in case_metrics.METRICS:
+        cells = (
+            " -> ".join(_cell(column["regions"][region][metric]) for column in columns)
+            for region in conventions.REGIONS
+        )
+        rows.append((metric, *cells))
+    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
+    padded = ("".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join([head, *padded])
+
+
+def _cell(statistics: Mapping[str, Any]) -> str:
+    if statistics["mean"] is None:
+        return "undefined"
+    return f"{statistics['mean']:.3f} ({statistics['median']:.3f})"

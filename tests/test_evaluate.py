@@ -1,0 +1,273 @@
+"""Scoring the segmentations of any tool, by the command as a user runs it."""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kdnet_jax import evaluate, evaluation, mask_evaluation, postprocessing, scoring
+from kdnet_jax.data import label_recognition, labels, segmentations, splits
+from kdnet_jax.errors import UserError
+from kdnet_jax.metrics import cases as case_metrics
+from tests.helpers import commands
+
+DATASET_JSON = {
+    "labels": {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "ET": [3]},
+    "regions_class_order": [1, 2, 3],
+}
+
+
+def _references(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    return {path.parent.name: path for path in sorted(folder.glob("*/*_seg.nii.gz"))}
+
+
+def _predicted(path: pathlib.Path) -> nib.Nifti1Image:
+    """A reference as BraTS 2021 writes it, moved by a voxel: what a good tool might predict."""
+    image = nib.load(path)
+    return nib.Nifti1Image(np.roll(np.asarray(image.dataobj), 1, axis=0), image.affine)
+
+
+def _write_predictions(
+    references: pathlib.Path,
+    folder: pathlib.Path,
+    convention: str,
+    name: str = "{}.nii.gz",
+    dtype: type = np.uint8,
+) -> pathlib.Path:
+    """Writes predictions as another tool does: its labels, names and type."""
+    folder.mkdir(parents=True)
+    for case_id, path in _references(references).items():
+        image = _predicted(path)
+        classes = labels.to_classes(np.asarray(image.dataobj), "brats2021")
+        values = labels.from_classes(classes, convention).astype(dtype)
+        nib.save(nib.Nifti1Image(values, image.affine), folder / name.format(case_id))
+    return folder
+
+
+def _expected(references: pathlib.Path) -> list[case_metrics.RegionScore]:
+    rows = []
+    for case_id, path in _references(references).items():
+        both = [
+            labels.to_classes(np.asarray(image.dataobj), "brats2021")
+            for image in (nib.load(path), _predicted(path))
+        ]
+        spacing = nib.load(path).header.get_zooms()
+        rows += case_metrics.score_case(case_id, *both, tuple(map(float, spacing)))
+    return rows
+
+
+def _same(first: list[Any], second: list[Any]) -> bool:
+    return list(map(repr, first)) == list(map(repr, second))  # NaN is not equal to itself
+
+
+def _run(predictions: object, references: object, output: object, env: Any, *more: str) -> Any:
+    words = (f"--predictions={predictions}", f"--references={references}", f"--output={output}")
+    return commands.run("evaluate", *words, *more, env=env)
+
+
+def test_nnunet_s_predictions_are_scored_with_and_without_post_processing(
+    tiny_cohort, tmp_path, command_env
+) -> None:
+    predictions = _write_predictions(tiny_cohort, tmp_path / "nnunet", "decathlon")
+    (predictions / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    (predictions / "plans.json").write_text("{}")
+    done = _run(
+        predictions, tiny_cohort, tmp_path / "out", command_env, "--small_et_ml=999", "--workers=2"
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert f"labels of decathlon (as {predictions / 'dataset.json'} says)" in done.stdout
+    assert "labels of brats2021 (the names are those of brats2021)" in done.stdout
+    assert "plans.json" in done.stdout
+    assert "->" in done.stdout
+    assert _same(evaluation.read_scores(tmp_path / "out"), _expected(tiny_cohort))
+    processed = evaluation.read_scores(tmp_path / "out", postprocessed=True)
+    assert all(row.pred_empty for row in processed if row.region == "ET")
+    summary = evaluation.read_summary(tmp_path / "out")
+    assert summary["predictions"] == str(predictions)
+    assert (summary["labels"], summary["reference_labels"]) == ("decathlon", "brats2021")
+    assert (summary["left_out"], summary["post_processing"]) == ([], "none")
+    assert summary["cases"] == 8
+    assert "95th" in summary["hd95"]
+    assert (
+        "ET below 999 ml"
+        in evaluation.read_summary(tmp_path / "out", postprocessed=True)["post_processing"]
+    )
+
+
+def test_all_problems_come_in_one_list_before_anything_is_computed(
+    tiny_cohort, tmp_path, command_env
+) -> None:
+    predictions = _write_predictions(
+        tiny_cohort, tmp_path / "tool", "brats2023", "{}_pred.nii.gz", np.float32
+    )
+    paths = sorted(predictions.iterdir())
+    paths[0].unlink()
+    shutil.copy(paths[1], predictions / paths[1].name.replace("_pred", "-seg"))
+    image = nib.load(paths[2])
+    nib.save(nib.Nifti1Image(image.get_fdata()[:-1], image.affine), paths[2])
+    image = nib.load(paths[3])
+    nib.save(nib.Nifti1Image(image.get_fdata(), np.eye(4)), paths[3])
+    image = nib.load(paths[4])
+    nib.save(nib.Nifti1Image(image.get_fdata() * 0.9, image.affine), paths[4])
+    paths[5].write_bytes(paths[5].read_bytes()[:200])
+
+    done = _run(predictions, tiny_cohort, tmp_path / "out", command_env)
+
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "7 problems" in done.stderr
+    for text in (
+        "no prediction for 1 case: BraTS2021_00001",
+        "BraTS2021_00002: ",
+        "31 x 32 x 32",
+        "an identity affine",
+        "no whole numbers",
+        f"{paths[5]}: ",
+        "cannot be told",
+    ):
+        assert text in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def _score(inputs: mask_evaluation.Inputs) -> list[case_metrics.RegionScore]:
+    tasks = [mask_evaluation.task(pair, inputs, "background") for pair in inputs.pairs]
+    return scoring.score_pairs(tasks, postprocessing.Rules(), workers=1, total=len(tasks)).plain
+
+
+def test_a_run_s_own_predictions_score_as_the_run_says(smoke_student, tiny_cohort) -> None:
+    run = smoke_student.folder
+    inputs = _checked(run, tiny_cohort, wanted=evaluate.read_cases(f"{run / 'split.json'}:test"))
+    assert _same(_score(inputs), evaluation.read_scores(run))
+
+
+def test_a_folder_is_not_scored_against_itself(tiny_cohort) -> None:
+    with pytest.raises(UserError, match="one folder"):
+        _checked(tiny_cohort, tiny_cohort)
+
+
+@pytest.mark.parametrize("convention", ["brats2023", "decathlon"])
+def test_real_cases_score_alike_in_any_convention(sample_dir, tmp_path, convention) -> None:
+    some = tmp_path / "references"
+    case = sorted(path for path in sample_dir.iterdir() if path.is_dir())[1]
+    (some / case.name).mkdir(parents=True)
+    for path in case.glob("*seg.nii.gz"):
+        (some / case.name / path.name).symlink_to(path)
+    predictions = _write_predictions(some, tmp_path / "tool", convention, dtype=np.float32)
+
+    inputs = _checked(predictions, some, prediction_labels=convention)
+
+    assert _same(_score(inputs), _expected(some))
+
+
+def _checked(
+    predictions: pathlib.Path, references: pathlib.Path, **options: Any
+) -> mask_evaluation.Inputs:
+    given = {
+        "prediction_labels": label_recognition.AUTO,
+        "reference_labels": label_recognition.AUTO,
+        "wanted": None,
+        "allow_missing": False,
+        "ignore_affine": False,
+        "workers": 1,
+    }
+    return mask_evaluation.check_inputs(
+        segmentations.find_masks(predictions, "--predictions"),
+        segmentations.find_masks(references, "--references"),
+        **given | options,
+    )
+
+
+def test_missing_cases_can_be_left_out_and_lost_headers_ignored(tiny_cohort, tmp_path) -> None:
+    predictions = _write_predictions(tiny_cohort, tmp_path / "tool", "brats2021")
+    (predictions / "BraTS2021_00003.nii.gz").unlink()
+    for path in predictions.iterdir():
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), np.eye(4)), path)
+
+    with pytest.raises(UserError, match="8 problems"):
+        _checked(predictions, tiny_cohort)
+    inputs = _checked(predictions, tiny_cohort, allow_missing=True, ignore_affine=True)
+
+    assert inputs.left_out == ["BraTS2021_00003"]
+    row = _score(inputs)[0]
+    # The reference's spacing of 4 mm counts, not the lost header's.
+    assert row.volume_pred_mm3 > 0
+    assert row.volume_pred_mm3 % 64 == 0
+
+
+# ------------------------------------------------------------------------- flags and output
+
+
+def test_cases_are_named_or_a_part_of_a_split(tmp_path) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"train": ["a"], "validation": [], "test": ["c", "b"]}))
+    assert evaluate.read_cases(None) is None
+    assert evaluate.read_cases("b, a") == ["b", "a"]
+    assert evaluate.read_cases(f"{path}:test") == list(splits.load_split(path).test)
+    for bad in (f"{path}", f"{path}:tests", f"{path}:validation", ",", "a,a", "gone.json:test"):
+        with pytest.raises(UserError, match=r"--cases=|no such file"):
+            evaluate.read_cases(bad)
+
+
+@pytest.fixture(scope="module")
+def scored() -> scoring.Scored:
+    """Of one case of three voxels: ET found, and taken for NCR by the post-processing."""
+    reference = np.array([[[3, 1, 2]]], np.uint8)
+    found = (np.array([[row]], np.uint8) for row in ([3, 1, 0], [1, 1, 0]))
+    return scoring.Scored(
+        *(case_metrics.score_case("a", reference, each, (1.0, 1.0, 1.0)) for each in found)
+    )
+
+
+ABOUT = {"predictions": "/p", "references": "/r", "cases_asked": None}
+ON = postprocessing.Rules(small_et_ml=0.1)
+
+
+def _files(folder: pathlib.Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_evaluation_replaces_one_of_the_same_inputs_and_nothing_else(scored, tmp_path) -> None:
+    ours = {"evaluation/cases.csv", "evaluation/summary.json"}
+    more = {f"evaluation/postprocessed/{name}" for name in ("cases.csv", "summary.json")}
+    foreign = tmp_path / "evaluation" / "notes.txt"
+    mask_evaluation.write(tmp_path, scored, ON, ABOUT)
+    assert _files(tmp_path) == ours | more
+
+    foreign.write_text("mine")
+    mask_evaluation.check_output(tmp_path, ABOUT)
+    mask_evaluation.write(tmp_path, scored, postprocessing.Rules(), ABOUT)
+    assert _files(tmp_path) == ours | {"evaluation/notes.txt"}
+    assert os.listdir(tmp_path) == ["evaluation"]
+
+    with pytest.raises(UserError, match="whose references is /r, not /other"):
+        mask_evaluation.check_output(tmp_path, ABOUT | {"references": "/other"})
+
+
+def test_other_folders_are_refused_as_output(tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "foreign" / "evaluation").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for name, message in (("run", "run's folder"), ("foreign", "not from"), ("file", "is a file")):
+        with pytest.raises(UserError, match=message):
+            mask_evaluation.check_output(tmp_path / name, ABOUT)
+    mask_evaluation.check_output(tmp_path / "new", ABOUT)
+
+
+def test_the_table_shows_mean_and_median_side_by_side(scored) -> None:
+    lines = mask_evaluation.table(scored, ON).splitlines()
+    dice = next(line for line in lines if line.startswith("dice"))
+    # TC is found whole; WT lacks one of three voxels: 2 x 2 / 5.
+    assert dice.split() == [
+        "dice",
+        *("1.000", "(1.000)", "->", "0.000", "(0.000)"),
+        *("1.000", "(1.000)", "->", "1.000", "(1.000)"),
+        *("0.800", "(0.800)", "->", "0.800", "(0.800)"),
+    ]
+    assert "->" not in mask_evaluation.table(scored, postprocessing.Rules())
