@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import nibabel as nib
@@ -94,7 +94,7 @@ def _check_grid(
             f"{_grid(reference)}",
             "Predict on the scan's own grid, or resample the mask to it with nearest neighbour",
         )
-    apart = displacement(reference.affine, prediction.affine, reference.shape)
+    apart = nifti.displacement(reference.affine, prediction.affine, reference.shape)
     if ignore_affine or apart < nifti.SAME_PLACE_MM:
         return []
     return problem(
@@ -103,13 +103,6 @@ def _check_grid(
         "If only the header was lost or changed and the voxels are in the reference's order, "
         "--ignore_affine takes the reference's header for both; else resample the mask",
     )
-
-
-def displacement(first: nifti.Affine, second: nifti.Affine, shape: Sequence[int]) -> float:
-    """Returns by how many mm two affines place a voxel apart, at the worst corner."""
-    corners = np.stack(np.meshgrid(*[(0, size - 1) for size in shape]), axis=-1)
-    apart = nib.affines.apply_affine(first - second, corners)
-    return float(np.linalg.norm(apart, axis=-1).max())
 
 
 def _grid(content: Content) -> str:

@@ -300,7 +300,7 @@ def agree(
     """
     known = [name for name in affines if not is_identity(affines[name])] or list(affines)
     off = {
-        name: {other: _displacement(affines[name], affines[other], shape) for other in affines}
+        name: {other: displacement(affines[name], affines[other], shape) for other in affines}
         for name in known
     }
     backers = {name: sum(mm < SAME_PLACE_MM for mm in off[name].values()) for name in known}
@@ -327,8 +327,8 @@ def is_identity(affine: Affine) -> bool:
     return np.array_equal(affine, np.eye(4))
 
 
-def _displacement(first: Affine, second: Affine, shape: tuple[int, ...]) -> float:
+def displacement(first: Affine, second: Affine, shape: tuple[int, ...]) -> float:
     """Returns by how many mm two affines place a voxel apart, at the worst corner."""
     corners = np.array(list(itertools.product(*((0, size - 1) for size in shape))))
-    apart = nib.affines.apply_affine(first, corners) - nib.affines.apply_affine(second, corners)
+    apart = nib.affines.apply_affine(first - second, corners)
     return float(np.linalg.norm(apart, axis=1).max())

@@ -68,11 +68,6 @@ def test_a_flipped_header_says_by_how_much_at_the_worst_corner(tmp_path) -> None
     assert "LPI" in problem.finding
 
 
-def test_displacement_is_that_of_the_farthest_corner() -> None:
-    turned = AFFINE @ np.diag([1.0, 1.5, 1, 1])  # y of 3 mm instead of 2: 1 mm a voxel
-    assert mask_checks.displacement(AFFINE, turned, (2, 6, 4)) == pytest.approx(5)
-
-
 @pytest.mark.parametrize("bad", [0.5, np.nan, np.inf])
 def test_values_that_are_no_whole_numbers(tmp_path, bad) -> None:
     data = CLASSES.astype(np.float32)

@@ -272,3 +272,9 @@ def test_label_follows_the_images() -> None:
     np.testing.assert_array_equal(affine, AFFINE)
     assert "header of label" in notes[0]
     assert refused == []
+
+
+def test_displacement_is_that_of_the_farthest_corner() -> None:
+    affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+    stretched = affine @ np.diag([1.0, 1.5, 1.0, 1.0])  # y of 3 mm instead of 2: 1 mm a voxel
+    assert nifti.displacement(affine, stretched, (2, 6, 4)) == pytest.approx(5)
