@@ -2,6 +2,10 @@
 
     python -m kdnet_jax.evaluate --predictions=DIR --references=DIR --output=DIR
 
+or the segmentations that one or several runs make of the cases in --references:
+
+    python -m kdnet_jax.evaluate --checkpoint=RUN --references=DIR --output=DIR
+
 Cases are matched by id. All that is wrong with the files is listed before anything is computed,
 and ends the command with 2. `docs/evaluation.md` has the rules.
 """
@@ -17,7 +21,16 @@ from kdnet_jax.data import label_recognition, labels, layouts, segmentations, sp
 from kdnet_jax.errors import UserError, nearest
 
 _CONVENTIONS: Final = (label_recognition.AUTO, *labels.LABEL_CONVENTIONS)
-_PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of masks to score.", required=True)
+_PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of masks to score.")
+_CHECKPOINT = flags.DEFINE_multi_string(
+    "checkpoint",
+    None,
+    "Instead of --predictions: runs that segment the cases first, their probabilities averaged. "
+    "Several times, with commas, or as a pattern.",
+)
+_ALLOW_SEEN = flags.DEFINE_bool(
+    "allow_seen_cases", False, "With --checkpoint: also score cases that a run was trained on."
+)
 _REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for evaluation/.", required=True)
 _PREDICTION_LABELS = flags.DEFINE_enum(
@@ -56,21 +69,30 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     rules = postprocessing.Rules(_SMALL_ET_ML.value, _MIN_COMPONENT_ML.value)
     wanted = read_cases(_CASES.value)
-    predictions = segmentations.find_masks(_PREDICTIONS.value, "--predictions")
+    if bool(_PREDICTIONS.value) == bool(_CHECKPOINT.value):
+        raise UserError(
+            "give --predictions=DIR, a folder of masks, or --checkpoint=RUN, which makes them; "
+            f"{'both were' if _CHECKPOINT.value else 'neither was'} given"
+        )
+    output = pathlib.Path(_OUTPUT.value)
     references = segmentations.find_masks(_REFERENCES.value, "--references")
     about = {
-        "predictions": os.fspath(predictions.folder),
+        "predictions": _PREDICTIONS.value or _CHECKPOINT.value,
         "references": os.fspath(references.folder),
         "cases_asked": _CASES.value,
     }
-    output = pathlib.Path(_OUTPUT.value)
     mask_evaluation.check_output(output, about)
+    masks, prediction_labels = _PREDICTIONS.value, _PREDICTION_LABELS.value
+    if _CHECKPOINT.value:
+        masks, prediction_labels, members = segment(output, wanted)
+        about |= {"members": members, "seen_cases_allowed": _ALLOW_SEEN.value}
+    predictions = segmentations.find_masks(masks, "--predictions")
     workers = _WORKERS.value or scoring.default_workers()
     inputs = mask_evaluation.check_inputs(
         predictions,
         references,
         wanted,
-        prediction_labels=_PREDICTION_LABELS.value,
+        prediction_labels=prediction_labels,
         reference_labels=_REFERENCE_LABELS.value,
         allow_missing=_ALLOW_MISSING.value,
         ignore_affine=_IGNORE_AFFINE.value,
@@ -95,6 +117,28 @@ def main(argv: list[str]) -> None:
     if inputs.left_out:
         print(f"Left out, without a prediction: {layouts.shown(inputs.left_out)}")
     print(f"Scores: {output / 'evaluation'}")
+
+
+def segment(
+    output: pathlib.Path, wanted: list[str] | None
+) -> tuple[pathlib.Path, str, dict[str, str]]:
+    """Segments the cases of --references with the runs of --checkpoint.
+
+    Returns:
+        The folder of the masks, what their values mean, and run -> hash of its parameters.
+    """
+    # Imported here: the worker processes import this file, and need no JAX.
+    from kdnet_jax import cohort_segmentation, ensembles
+    from kdnet_jax.data import cases
+
+    ensemble = ensembles.load_ensemble(ensembles.find_runs(_CHECKPOINT.value))
+    cohort = cases.find_cases(_REFERENCES.value, layouts.AUTO, ensemble.modalities)
+    cli.enable_compilation_cache()
+    folder = cohort_segmentation.segment(
+        ensemble, cohort, output, wanted=wanted, allow_seen=_ALLOW_SEEN.value
+    )
+    members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
+    return folder, cohort_segmentation.LABELS, members
 
 
 def read_cases(text: str | None) -> list[str] | None:

@@ -4,13 +4,16 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import nibabel as nib
+import numpy as np
 import tqdm
+from jaxtyping import Float, UInt8
 
-from kdnet_jax import conventions, runs
+from kdnet_jax import conventions, postprocessing, provenance, runs
 from kdnet_jax.data import labels, nifti, prepare, store
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap
@@ -18,6 +21,15 @@ from kdnet_jax.models import heads
 
 FOLDER = "evaluation"
 PREDICTIONS = "predictions"
+# Within FOLDER: the scores after post-processing, and the shown cases' probabilities x 255.
+POSTPROCESSED = "postprocessed"
+PROBABILITIES = f"{FOLDER}/probabilities"
+NO_POST_PROCESSING = "none"
+# The same for every run; the threshold that it leads to is the run's own.
+POST_PROCESSING = "small ET to NCR, the threshold chosen on the run's validation cases"
+# Raised when what is scored changes: a run that was evaluated by an older version is done again.
+VERSION = 2
+WORST = 10
 CASES_FILE, SUMMARY_FILE = "cases.csv", "summary.json"
 
 
@@ -46,7 +58,8 @@ def evaluate(
     probabilities: Callable[[Any], Any],
     head: heads.Head,
     cases: store.CaseStore,
-    indices: Sequence[int],
+    test: Sequence[int],
+    validation: Sequence[int],
     *,
     channels: Sequence[int],
     cavity: str,
@@ -57,14 +70,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predicts whole test cases on their own grids, scores them, and writes everything.
 
-    `evaluation/cases.csv`, `evaluation/summary.json` and `predictions/<case>.nii.gz` appear
-    together at the end; an interrupted evaluation leaves the former ones.
+    `evaluation/` with `cases.csv`, `summary.json`, the same two after post-processing and the
+    probabilities of the cases that the report shows, and `predictions/<case>.nii.gz` (without
+    post-processing) appear together at the end; an interrupted evaluation leaves the former ones.
 
     Args:
         probabilities: the network's sequences "d h w m" to probabilities "d h w k".
         head: what the channels of the output are.
         cases: the prepared cases.
-        indices: which of them are scored.
+        test: which of them are scored.
+        validation: which of them the threshold of the post-processing is chosen on.
         channels: positions of the network's sequences among the cases'.
         cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
         convention: labels of the predictions' files.
@@ -75,32 +90,111 @@ def evaluate(
     Returns:
         The content of `summary.json`.
     """
+    started = time.monotonic()
     beside = folder / f".{FOLDER}.part"
     shutil.rmtree(beside, ignore_errors=True)
-    (beside / PREDICTIONS).mkdir(parents=True)
-    scores = []
-    for index in tqdm.tqdm(indices, desc=description, unit="case"):
-        case = cases[index]
-        probs = probabilities(case.image[..., list(channels)])
-        predicted = runs.segmentation_on_scan(probs, head, case.geometry)
-        nifti.write_mask(
-            beside / PREDICTIONS / f"{case.case_id}.nii.gz",
-            labels.from_classes(predicted, convention),
-            case.geometry.affine,
+    for name in (PREDICTIONS, FOLDER, PROBABILITIES):
+        (beside / name).mkdir(parents=True)
+
+    def predicted(indices: Sequence[int], what: str) -> Iterator[_Predicted]:
+        for index in tqdm.tqdm(indices, desc=f"{description}: {what}", unit="case"):
+            case = cases[index]
+            probs = probabilities(case.image[..., list(channels)])
+            yield _Predicted(
+                case,
+                np.asarray(probs),
+                runs.segmentation_on_scan(probs, head, case.geometry),
+                labels.map_cavity(case.reference, cavity),
+            )
+
+    rules = postprocessing.choose_small_et(
+        (each.reference, each.classes, each.spacing)
+        for each in predicted(validation, "post-processing, on validation")
+    )
+    plain: list[case_metrics.RegionScore] = []
+    processed: list[case_metrics.RegionScore] = []
+    for each in predicted(test, "test"):
+        _write_prediction(beside, each, convention)
+        scored = (each.case.case_id, each.reference)
+        plain += case_metrics.score_case(*scored, each.classes, each.spacing)
+        corrected = postprocessing.apply(each.classes, each.spacing, rules)
+        # Most cases are left as they are, and scoring one takes a while.
+        changed = not np.array_equal(corrected, each.classes)
+        processed += (
+            case_metrics.score_case(*scored, corrected, each.spacing) if changed else plain[-3:]
         )
-        scores += case_metrics.score_case(
-            case.case_id,
-            labels.map_cavity(case.reference, cavity),
-            predicted,
-            tuple(nib.affines.voxel_sizes(case.geometry.affine)),
-        )
-    summary = case_metrics.summarise(scores) | about
-    (beside / FOLDER).mkdir()
-    case_metrics.write_cases_csv(beside / FOLDER / CASES_FILE, scores)
-    (beside / FOLDER / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    _drop_probabilities(beside / PROBABILITIES, keep=shown_cases(plain))
+    about = about | {
+        "evaluate_seconds": round(time.monotonic() - started, 1),
+        "peak_memory_gib": round(provenance.peak_memory_gib(), 2),
+    }
+    summary = write_scores(beside / FOLDER, plain, about | {"post_processing": NO_POST_PROCESSING})
+    write_scores(
+        beside / FOLDER / POSTPROCESSED,
+        processed,
+        about
+        | {"post_processing": f"{rules.text()}, chosen on {len(validation)} validation cases"},
+    )
     for name in (PREDICTIONS, FOLDER):
         _replace_folder(beside / name, folder / name)
     beside.rmdir()
+    return summary
+
+
+class _Predicted(NamedTuple):
+    """A case, the network's answer on the working grid, and both class maps on the scan's own."""
+
+    case: prepare.PreparedCase
+    probabilities: Float[np.ndarray, "d h w k"]
+    classes: UInt8[np.ndarray, "x y z"]
+    reference: UInt8[np.ndarray, "x y z"]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size of the scan's own grid, mm."""
+        return tuple(nib.affines.voxel_sizes(self.case.geometry.affine).tolist())
+
+
+def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -> None:
+    name = each.case.case_id
+    nifti.write_mask(
+        beside / PREDICTIONS / f"{name}.nii.gz",
+        labels.from_classes(each.classes, convention),
+        each.case.geometry.affine,
+    )
+    np.savez_compressed(
+        beside / PROBABILITIES / f"{name}.npz",
+        probabilities=np.round(each.probabilities * 255).astype(np.uint8),
+    )
+
+
+def shown_cases(scores: Sequence[case_metrics.RegionScore]) -> list[str]:
+    """Returns the cases that a report shows, worst first by mean Dice over the regions.
+
+    They are the ten worst, the median and the best.
+    """
+    by_case: dict[str, list[float]] = {}
+    for score in scores:
+        by_case.setdefault(score.case, []).append(score.dice)
+    ordered = sorted(by_case, key=lambda case: (np.mean(by_case[case]), case))
+    return list(dict.fromkeys([*ordered[:WORST], ordered[len(ordered) // 2], ordered[-1]]))
+
+
+def _drop_probabilities(folder: pathlib.Path, keep: Sequence[str]) -> None:
+    """Removes all but the shown cases': on full-size scans they are megabytes each."""
+    for path in folder.iterdir():
+        if path.stem not in keep:
+            path.unlink()
+
+
+def write_scores(
+    folder: pathlib.Path, scores: Sequence[case_metrics.RegionScore], about: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes `cases.csv` and `summary.json` into a new folder; returns the summary."""
+    folder.mkdir(exist_ok=True)
+    summary = case_metrics.summarise(scores) | about
+    case_metrics.write_cases_csv(folder / CASES_FILE, scores)
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     return summary
 
 
@@ -110,12 +204,27 @@ def _replace_folder(new: pathlib.Path, old: pathlib.Path) -> None:
     os.replace(new, old)
 
 
-def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
+def read_summary(folder: pathlib.Path, *, postprocessed: bool = False) -> dict[str, Any] | None:
     """Returns the summary of a run's evaluation, `None` if it has none."""
-    path = folder / FOLDER / SUMMARY_FILE
+    path = _scores_folder(folder, postprocessed) / SUMMARY_FILE
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
-def read_scores(folder: pathlib.Path) -> list[case_metrics.RegionScore]:
+def read_scores(
+    folder: pathlib.Path, *, postprocessed: bool = False
+) -> list[case_metrics.RegionScore]:
     """Returns the rows of a run's `cases.csv`."""
-    return case_metrics.read_cases_csv(folder / FOLDER / CASES_FILE)
+    return case_metrics.read_cases_csv(_scores_folder(folder, postprocessed) / CASES_FILE)
+
+
+def read_probabilities(folder: pathlib.Path, case_id: str) -> Float[np.ndarray, "d h w k"] | None:
+    """Returns a shown case's probabilities on the working grid, to 1/255; `None` if not kept."""
+    path = folder / PROBABILITIES / f"{case_id}.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return stored["probabilities"].astype(np.float32) / 255
+
+
+def _scores_folder(folder: pathlib.Path, postprocessed: bool) -> pathlib.Path:
+    return folder / FOLDER / POSTPROCESSED if postprocessed else folder / FOLDER

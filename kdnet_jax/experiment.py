@@ -72,10 +72,10 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     if teacher_folder is not None:
         if teacher_folder in own:
             print(f"No teacher is given (--config.teacher.checkpoint): {teacher_folder} is trained")
-            train_and_evaluate(own[teacher_folder], teacher_folder, data, None)
+            teacher = train_and_evaluate(own[teacher_folder], teacher_folder, data, None)
         else:
             teachers.check_split(teacher_folder, data)
-        teacher = runs.load_run(teacher_folder)
+            teacher = runs.load_run(teacher_folder)
 
     # -- The run itself ----------------------------------------------------------------------
     train_and_evaluate(config, workdir, data, teacher)
@@ -99,8 +99,12 @@ def train_and_evaluate(
     folder: pathlib.Path,
     data: run_data.Data,
     teacher: runs.Run | None,
-) -> None:
-    """Trains one network to its budget (or resumes it) and scores its best checkpoint on test."""
+) -> runs.Run:
+    """Trains one network to its budget (or resumes it) and scores its best checkpoint on test.
+
+    Returns:
+        The run, with its best checkpoint.
+    """
     values = settings.read_settings(config)
     identity = {
         "split": data.split.hash,
@@ -113,6 +117,7 @@ def train_and_evaluate(
     if teacher:
         about["teacher"] = {"path": os.fspath(teacher.folder), "hash": teacher.params_hash}
     evaluate(best, folder, data, about)
+    return best
 
 
 def teacher_evaluation(
@@ -135,8 +140,9 @@ def teacher_evaluation(
     return folder
 
 
-def _evaluation_key(run: runs.Run, data: run_data.Data) -> dict[str, str]:
+def _evaluation_key(run: runs.Run, data: run_data.Data) -> dict[str, str | int]:
     return {
+        "evaluation_version": evaluation.VERSION,
         "params_hash": run.params_hash,
         "split_hash": data.split.hash,
         "data_fingerprint": data.cases.fingerprint,
@@ -157,6 +163,7 @@ def evaluate(
         run.settings.network.head,
         data.cases,
         data.indices("test"),
+        data.indices("validation"),
         channels=tuple(data.cases.modalities.index(name) for name in run.settings.modalities),
         cavity=run.config.data.resection_cavity,
         convention=data.cases.label_convention,
@@ -170,9 +177,7 @@ def evaluate(
             **about,
             **key,
             "labels": data.cases.label_convention,
-            "post_processing": "none",
-            "hd95": "the larger of the two directed 95th percentiles of the surface distances",
-            "nsd_tolerance_mm": surface.DEFAULT_TOLERANCE_MM,
+            "hd95": surface.HD95_DEFINITION,
             "provenance": provenance.collect(),
         },
         description=f"evaluate {run.config.role}",
@@ -219,6 +224,8 @@ def _train(
         resumed = checkpoints.latest_step()
         if resumed is not None:
             print(f"{folder}: resuming from step {resumed} of {values.train.steps}")
+        if resumed != values.train.steps:
+            provenance.record_start(folder, resumed or 0)
         with progress.MetricsLog(folder, resume_step=resumed or 0) as log:
             return train.train(
                 _step_fn(values, mesh, optimizer, teacher),

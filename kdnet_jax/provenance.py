@@ -1,12 +1,15 @@
 """What a reader needs to repeat a number: versions, commit, machine."""
 
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
+import resource
 import shlex
 import subprocess
 import sys
+import time
 
 import jax
 
@@ -27,6 +30,22 @@ def collect() -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "command": command(),
     }
+
+
+def record_start(folder: pathlib.Path, step: int) -> None:
+    """Adds a line on this start of a training to the run's `starts.jsonl`.
+
+    A run that was resumed may have been trained by several commits or machines: each has its line.
+    """
+    with (folder / "starts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "time": time.strftime("%FT%T%z")} | collect()) + "\n")
+
+
+def peak_memory_gib() -> float:
+    """Returns the most main memory that this process ever held, GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes.
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
 def commit() -> str:

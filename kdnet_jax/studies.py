@@ -6,9 +6,10 @@ import pathlib
 import jax
 from ml_collections import config_dict
 
-from kdnet_jax import evaluation, experiment, settings
+from kdnet_jax import evaluation, experiment, provenance, settings
 from kdnet_jax import workdir as workdir_lib
 from kdnet_jax.errors import UserError
+from kdnet_jax.reporting import run_report, study_report
 
 # The order in which the parts of a fold and seed are run: the student needs its teacher.
 ROLES = settings.ROLES
@@ -83,7 +84,7 @@ def _of_role(student: config_dict.ConfigDict, role: str) -> config_dict.ConfigDi
 
 
 def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-    """Runs every part that is not finished.
+    """Runs every part that is not finished, compares the roles and writes the study's report.
 
     Raises:
         UserError: for everything that the user can mend, before the first part is trained.
@@ -95,8 +96,43 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         workdir_lib.check(part.folder, part.config)
     for number, part in enumerate(planned, 1):
         print(f"--- {number} of {len(planned)}: {part.folder}")
-        if evaluation.read_summary(part.folder):
+        if is_finished(part):
             print(f"{part.folder}: finished")
             continue
         experiment.run(part.config, part.folder)
-        jax.clear_caches()  # the programs of a part serve no other
+        jax.clear_caches()  # The programs of a part serve no other.
+    sides = {role: [part.folder for part in planned if part.role == role] for role in ROLES}
+    report = study_report.write(
+        workdir,
+        sides,
+        facts=_facts(config, planned),
+        synthetic=not config.data.data_dir,
+    )
+    print(f"Report: {report}")
+
+
+def is_finished(part: Part) -> bool:
+    """Says whether a part is trained, evaluated by this version, and reported."""
+    summary = evaluation.read_summary(part.folder) or {}
+    return (
+        summary.get("evaluation_version") == evaluation.VERSION
+        and (part.folder / run_report.FILE).is_file()
+    )
+
+
+def _facts(config: config_dict.ConfigDict, planned: list[Part]) -> list[tuple[str, str]]:
+    summaries = [evaluation.read_summary(part.folder) for part in planned]
+    hours = sum(each["train_seconds"] + each["evaluate_seconds"] for each in summaries) / 3600
+    splits = dict.fromkeys(each["split_hash"][:16] for each in summaries)
+    return [
+        ("Config", f"configs/study.py:{config.preset}"),
+        ("Folds", str(config.study.folds) if config.study.folds else "one split"),
+        ("Seeds", ", ".join(dict.fromkeys(str(part.seed) for part in planned))),
+        ("Runs", str(len(planned))),
+        ("Cases", config.data.data_dir or "synthetic cohort brats_phantom"),
+        ("Student's sequence", config.model.modalities),
+        ("Steps, teacher / student", f"{config.teacher.steps} / {config.train.steps}"),
+        ("Training and evaluation, together", f"{hours:.2f} h"),
+        ("Splits", ", ".join(splits)),
+        *provenance.collect().items(),
+    ]

@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 import pytest
@@ -56,13 +54,5 @@ def smoke_student(
     folder = tmp_path_factory.mktemp("runs") / "student"
     words = ["--config=configs/student.py:smoke", f"--config.data.data_dir={tiny_cohort}"]
     words += [f"--config.data.root={built}", f"--workdir={folder}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "kdnet_jax.main", *words],
-        cwd=pathlib.Path(__file__).parents[1],
-        env=command_env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = commands.run("main", *words, env=command_env)
     return commands.Finished(done.returncode, done.stdout, done.stderr, folder)

@@ -140,6 +140,29 @@ def _score(inputs: mask_evaluation.Inputs) -> list[case_metrics.RegionScore]:
     return scoring.score_pairs(tasks, postprocessing.Rules(), workers=1, total=len(tasks)).plain
 
 
+def _segment(checkpoint: object, references: object, output: object, env: Any, *more: str) -> Any:
+    words = (f"--checkpoint={checkpoint}", f"--references={references}", f"--output={output}")
+    return commands.run("evaluate", *words, *more, env=env)
+
+
+def test_a_checkpoint_segments_the_cases_that_it_has_not_seen(
+    smoke_student: Any, tiny_cohort: pathlib.Path, tmp_path: pathlib.Path, command_env: Any
+) -> None:
+    run, out = smoke_student.folder, tmp_path / "out"
+    refused = _segment(run, tiny_cohort, out, command_env)
+    assert refused.returncode == 2
+    assert "trained or chosen on 6 of the 8 cases" in refused.stderr
+    assert not out.exists()
+
+    done = _segment(run, tiny_cohort, out, command_env, f"--cases={run}/split.json:test")
+    assert done.returncode == 0, done.stderr
+    ours = (out / "evaluation" / "cases.csv").read_text("utf-8")
+    assert ours == (run / "evaluation" / "cases.csv").read_text("utf-8")
+    summary = json.loads((out / "evaluation" / "summary.json").read_text("utf-8"))
+    own = json.loads((run / "evaluation" / "summary.json").read_text("utf-8"))
+    assert summary["members"] == {str(run): own["params_hash"]}
+
+
 def test_a_run_s_own_predictions_score_as_the_run_says(smoke_student, tiny_cohort) -> None:
     run = smoke_student.folder
     inputs = _checked(run, tiny_cohort, wanted=evaluate.read_cases(f"{run / 'split.json'}:test"))

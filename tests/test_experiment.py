@@ -22,24 +22,12 @@ from kdnet_jax import experiment, runs
 from kdnet_jax.errors import UserError
 from tests.helpers import commands, tiny_cases
 
-ROOT = pathlib.Path(__file__).parents[1]
 COLUMNS = (
     "case,region,dice,hd95_mm,nsd,sensitivity,specificity,volume_ref_mm3,volume_pred_mm3,"
-    "ref_empty,pred_empty"
+    "ref_empty,pred_empty,nsd_2mm,lesion_dice,lesion_hd95_mm,lesions_ref,lesions_pred,"
+    "lesions_missed,lesions_false"
 )
 NOISE = ("warning", "error", "traceback", "orbax", "absl", "xla", "tensorflow")
-
-
-def _main(env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kdnet_jax.main", *words],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 # --- A whole run ---------------------------------------------------------------------------------
@@ -85,8 +73,8 @@ def test_predictions_lie_on_the_scan_s_grid(
 
 def test_the_report_shows_teacher_and_student(smoke_student: commands.Finished) -> None:
     text = (smoke_student.folder / "report.html").read_text("utf-8")
-    assert "teacher (t1, t1ce, t2, flair): test Dice" in text
-    assert "student (t1ce): test Dice" in text
+    assert "The teacher (t1, t1ce, t2, flair) reaches a mean test Dice of" in text
+    assert "The student (t1ce) reaches a mean test Dice of" in text
     assert "python -m kdnet_jax.predict" in text
 
 
@@ -101,25 +89,24 @@ def test_the_student_holds_no_teacher(smoke_student: commands.Finished) -> None:
     assert student.config.role == "student"
 
 
-def test_the_same_command_again_is_quick(
+def test_the_same_command_again_repeats_nothing(
     smoke_student: commands.Finished,
     tiny_cohort: pathlib.Path,
     built: pathlib.Path,
     command_env: dict[str, str],
 ) -> None:
-    started = time.monotonic()
     before = (smoke_student.folder / "evaluation" / "cases.csv").stat().st_mtime_ns
-    done = _main(
-        command_env,
+    done = commands.run(
+        "main",
         "--config=configs/student.py:smoke",
         f"--config.data.data_dir={tiny_cohort}",
         f"--config.data.root={built}",
         f"--workdir={smoke_student.folder}",
+        env=command_env,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("already evaluated") == 2
     assert (smoke_student.folder / "evaluation" / "cases.csv").stat().st_mtime_ns == before
-    assert time.monotonic() - started < 60
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(
@@ -139,7 +126,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     ]
     with subprocess.Popen(
         [sys.executable, "-m", "kdnet_jax.main", *words],
-        cwd=ROOT,
+        cwd=commands.ROOT,
         env=command_env,
         stderr=subprocess.PIPE,
         text=True,
@@ -152,7 +139,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert process.returncode == 143, said
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
-    again = _main(command_env, *words)
+    again = commands.run("main", *words, env=command_env)
     assert again.returncode == 0, again.stderr
     assert "resuming from step" in again.stdout
     steps = [json.loads(line)["step"] for line in log.read_text("utf-8").splitlines()]

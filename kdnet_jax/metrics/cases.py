@@ -13,7 +13,7 @@ from jaxtyping import Integer
 
 from kdnet_jax import conventions
 from kdnet_jax.errors import UserError
-from kdnet_jax.metrics import overlap, surface
+from kdnet_jax.metrics import boxes, lesions, overlap, surface
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +25,20 @@ class RegionScore:
       region: "ET", "TC" or "WT".
       dice: Both empty 1, exactly one empty 0.
       hd95_mm: Both empty 0, exactly one empty 373.12866 (see `surface.hd95`).
-      nsd: Normalised surface Dice at the tolerance given to `score_case`.
+      nsd: Normalised surface Dice at 1 mm.
       sensitivity: NaN, an empty cell, where the reference is empty.
       specificity: NaN, an empty cell, where the reference fills the grid.
       volume_ref_mm3: Volume of the reference.
       volume_pred_mm3: Volume of the prediction.
       ref_empty: Whether the reference has no voxel of the region.
       pred_empty: Whether the prediction has none.
+      nsd_2mm: Normalised surface Dice at 2 mm.
+      lesion_dice: Lesion-wise Dice of BraTS 2023 (see `lesions`); no lesion on either side 1.
+      lesion_hd95_mm: Lesion-wise HD95 of BraTS 2023; no lesion on either side 0.
+      lesions_ref: Lesions of the reference that count (more than 50 mm³).
+      lesions_pred: Components of the prediction.
+      lesions_missed: Lesions of `lesions_ref` that no component touches.
+      lesions_false: Components that touch no lesion.
     """
 
     case: str
@@ -45,10 +52,27 @@ class RegionScore:
     volume_pred_mm3: float
     ref_empty: bool
     pred_empty: bool
+    nsd_2mm: float
+    lesion_dice: float
+    lesion_hd95_mm: float
+    lesions_ref: int
+    lesions_pred: int
+    lesions_missed: int
+    lesions_false: int
 
 
 COLUMNS: Final = tuple(field.name for field in dataclasses.fields(RegionScore))
-METRICS: Final = ("dice", "hd95_mm", "nsd", "sensitivity", "specificity")
+METRICS: Final = (
+    "dice",
+    "hd95_mm",
+    "nsd",
+    "nsd_2mm",
+    "lesion_dice",
+    "lesion_hd95_mm",
+    "sensitivity",
+    "specificity",
+)
+COUNTS: Final = ("lesions_ref", "lesions_pred", "lesions_missed", "lesions_false")
 _NUMBERS: Final = (*METRICS, "volume_ref_mm3", "volume_pred_mm3")
 _BOOLEANS: Final = {"true": True, "false": False}
 
@@ -58,7 +82,6 @@ def score_case(
     reference_classes: Integer[np.ndarray, "..."],
     prediction_classes: Integer[np.ndarray, "..."],
     spacing: surface.Spacing,
-    tolerance: float = surface.DEFAULT_TOLERANCE_MM,
 ) -> list[RegionScore]:
     """Scores one case on the whole grid that it is given on.
 
@@ -67,7 +90,6 @@ def score_case(
       reference_classes: Classes 0..3 "d h w"; a resection cavity (4) is no tumour.
       prediction_classes: The same, on the same grid.
       spacing: mm per axis.
-      tolerance: Tolerance of the normalised surface Dice in mm.
 
     Returns:
       A row per region, in the order of `conventions.REGIONS`.
@@ -82,8 +104,15 @@ def score_case(
         )
     _check_classes(case_id, "reference", reference_classes)
     _check_classes(case_id, "prediction", prediction_classes)
+    # Every region lies within WT, so outside of its box there is nothing to measure.
+    tumour = (
+        conventions.region_mask(each, "WT") for each in (reference_classes, prediction_classes)
+    )
+    box = boxes.bounding_box(np.logical_or(*tumour))
+    reference, prediction = reference_classes[box], prediction_classes[box]
+    outside = reference_classes.size - reference.size
     return [
-        _score_region(case_id, region, reference_classes, prediction_classes, spacing, tolerance)
+        _score_region(case_id, region, reference, prediction, spacing, outside)
         for region in conventions.REGIONS
     ]
 
@@ -105,24 +134,33 @@ def _score_region(
     reference_classes: Integer[np.ndarray, "d h w"],
     prediction_classes: Integer[np.ndarray, "d h w"],
     spacing: surface.Spacing,
-    tolerance: float,
+    outside: int,
 ) -> RegionScore:
     reference = conventions.region_mask(reference_classes, region)
     prediction = conventions.region_mask(prediction_classes, region)
-    distances = surface.surface_distances(reference, prediction, spacing)
+    surfaces = surface.surface_voxels(reference), surface.surface_voxels(prediction)
+    distances = surface.between(*surfaces, spacing)
+    by_lesion = lesions.score(reference, prediction, spacing, surfaces)
     voxel = math.prod(spacing)
     return RegionScore(
         case=case_id,
         region=region,
         dice=overlap.dice(reference, prediction),
         hd95_mm=distances.hd95(),
-        nsd=distances.nsd(tolerance),
+        nsd=distances.nsd(1.0),
         sensitivity=overlap.sensitivity(reference, prediction),
-        specificity=overlap.specificity(reference, prediction),
+        specificity=overlap.specificity(reference, prediction, outside),
         volume_ref_mm3=float(np.count_nonzero(reference) * voxel),
         volume_pred_mm3=float(np.count_nonzero(prediction) * voxel),
         ref_empty=not reference.any(),
         pred_empty=not prediction.any(),
+        nsd_2mm=distances.nsd(2.0),
+        lesion_dice=by_lesion.dice,
+        lesion_hd95_mm=by_lesion.hd95_mm,
+        lesions_ref=by_lesion.ref,
+        lesions_pred=by_lesion.pred,
+        lesions_missed=by_lesion.missed,
+        lesions_false=by_lesion.false,
     )
 
 
@@ -140,12 +178,12 @@ def write_cases_csv(path: str | os.PathLike, scores: Iterable[RegionScore]) -> N
     os.replace(beside, path)
 
 
-def _cell(value: str | float | bool) -> str:
+def _cell(value: str | float | int | bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(float(value))
-    return value
+    return str(value)
 
 
 def read_cases_csv(path: str | os.PathLike) -> list[RegionScore]:
@@ -161,7 +199,8 @@ def read_cases_csv(path: str | os.PathLike) -> list[RegionScore]:
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(
-                    f"{path}: column(s) {', '.join(missing)} missing; expected {','.join(COLUMNS)}"
+                    f"{path}: column(s) {', '.join(missing)} missing; expected the columns "
+                    f"{','.join(COLUMNS)}. A file of an older version lacks some: evaluate again"
                 )
             scores = [_parse_row(path, reader.line_num, row) for row in reader]
     except FileNotFoundError:
@@ -173,14 +212,16 @@ def read_cases_csv(path: str | os.PathLike) -> list[RegionScore]:
 def _parse_row(path: str | os.PathLike, line: int, row: dict[str, str]) -> RegionScore:
     try:
         numbers = {name: float(row[name] or "nan") for name in _NUMBERS}
+        counts = {name: int(row[name]) for name in COUNTS}
         flags = {name: _BOOLEANS[row[name].lower()] for name in ("ref_empty", "pred_empty")}
         conventions.REGION_CLASSES[row["region"]]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}, line {line}: cannot read the cell with {error}; expected numbers, "
-            "true or false for ref_empty and pred_empty, and ET, TC or WT for region"
+            f"{path}, line {line}: cannot read the cell with {error}; expected numbers "
+            "(whole ones for lesions), true or false for ref_empty and pred_empty, and ET, TC or "
+            "WT for region"
         ) from error
-    return RegionScore(case=row["case"], region=row["region"], **numbers, **flags)
+    return RegionScore(case=row["case"], region=row["region"], **numbers, **counts, **flags)
 
 
 def _refuse_doubles(path: str | os.PathLike, scores: Sequence[RegionScore]) -> None:
@@ -202,9 +243,10 @@ def summarise(scores: Sequence[RegionScore]) -> dict:
 
     Returns:
       {"cases": number of cases, "mean_dice": mean over the regions of the mean Dice,
-      "regions": {region: {"cases", "ref_empty", "pred_empty": counts, and for each metric
-      {"mean", "sd" (n - 1), "median", "count" (cases where it is defined)}}}}. The penalty of
-      HD95 for an empty mask is part of its mean, so the median stands beside it.
+      "regions": {region: {"cases", "ref_empty", "pred_empty": counts, for each metric {"mean",
+      "sd" (n - 1), "median", "count" (cases where it is defined)}, and for each of `COUNTS` the
+      sum over the cases}}}. The penalty of HD95 for an empty mask is part of its mean, so the
+      median stands beside it.
     """
     regions = {
         region: _summarise_region([score for score in scores if score.region == region])
@@ -224,6 +266,7 @@ def _summarise_region(scores: Sequence[RegionScore]) -> dict:
         "ref_empty": sum(score.ref_empty for score in scores),
         "pred_empty": sum(score.pred_empty for score in scores),
         **{name: _statistics([getattr(score, name) for score in scores]) for name in METRICS},
+        **{name: sum(getattr(score, name) for score in scores) for name in COUNTS},
     }
 
 

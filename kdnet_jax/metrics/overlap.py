@@ -14,17 +14,20 @@ def dice(reference: Mask, prediction: Mask) -> float:
 
 def sensitivity(reference: Mask, prediction: Mask) -> float:
     """Returns |R∩P| / |R|: the share of the reference that was found; NaN if R is empty."""
-    return _share(prediction, reference)
+    size = np.count_nonzero(reference)
+    return float(np.count_nonzero(reference & prediction) / size) if size else float("nan")
 
 
-def specificity(reference: Mask, prediction: Mask) -> float:
+def specificity(reference: Mask, prediction: Mask, outside: int = 0) -> float:
     """Returns |¬R∩¬P| / |¬R|; NaN if the reference fills the grid.
 
     It grows with the background around the brain, so it compares on equal grids only.
+
+    Args:
+      reference: Mask of the reference.
+      prediction: Mask on the same grid.
+      outside: Voxels of the grid that were cut off because both masks are empty there.
     """
-    return _share(~prediction, ~reference)
-
-
-def _share(part: Mask, whole: Mask) -> float:
-    size = np.count_nonzero(whole)
-    return float(np.count_nonzero(part & whole) / size) if size else float("nan")
+    negative = np.count_nonzero(~reference) + outside
+    both = np.count_nonzero(~(reference | prediction)) + outside
+    return float(both / negative) if negative else float("nan")

@@ -21,7 +21,12 @@ Spacing = tuple[float, float, float]
 
 # Okabe and Ito's hues, light enough to stand out on grey and black.
 REGION_COLOURS: Final = {"ET": "#FF6A13", "TC": "#F0E442", "WT": "#56B4E9"}
+# In points: in grey the regions are still told apart.
+REGION_WIDTHS: Final = {"ET": 2.3, "TC": 1.8, "WT": 1.4}
 LINE_STYLES: Final = {"reference": "solid", "prediction": (0, (3.0, 1.8))}
+# Iso-levels of a probability. The one in the middle is where a region begins to be predicted.
+LEVELS: Final = (0.1, 0.5, 0.9)
+LEVEL_STYLES: Final = {0.1: (0, (1.0, 1.6)), 0.5: "solid", 0.9: (0, (6.0, 1.6, 1.0, 1.6))}
 _MARGIN_MM: Final = 6.0
 
 
@@ -105,19 +110,21 @@ def pixel(spacing: Spacing, axis: int) -> tuple[float, float]:
     return spacing[:axis] + spacing[axis + 1 :]
 
 
-def panels(box: Sequence[slice], spacing: Spacing) -> tuple[mpl_figure.Figure, np.ndarray]:
-    """Returns a black figure with 2 x 3 axes that show the box's planes at one scale."""
+def panels(
+    box: Sequence[slice], spacing: Spacing, rows: int
+) -> tuple[mpl_figure.Figure, np.ndarray]:
+    """Returns a black figure with rows x 3 axes that show the box's planes at one scale."""
     depth, height, width = (
         (side.stop - side.start) * step for side, step in zip(box, spacing, strict=True)
     )
     widths, tallest = (width, width, height), max(depth, height)
     inches_per_mm = 10.5 / sum(widths)
     head, foot, gap = 0.75, 0.75, 0.12
-    rows = 2 * tallest * inches_per_mm + gap
-    figure = mpl_figure.Figure(figsize=(10.5 + 4 * gap, rows + head + foot), facecolor="black")
+    height = rows * tallest * inches_per_mm + (rows - 1) * gap
+    figure = mpl_figure.Figure(figsize=(10.5 + 4 * gap, height + head + foot), facecolor="black")
     full_width, full_height = figure.get_size_inches()
     grid = figure.subplots(
-        2,
+        rows,
         3,
         gridspec_kw={
             "width_ratios": widths,
@@ -179,10 +186,35 @@ def outline(
                 mask.astype(np.float32),
                 levels=[0.5],
                 colors=[REGION_COLOURS[region]],
-                linewidths=1.5,
+                linewidths=REGION_WIDTHS[region],
                 linestyles=[LINE_STYLES[name]],
             )
-            contours.set_path_effects([patheffects.withStroke(linewidth=2.3, foreground="#0008")])
+            rim = patheffects.withStroke(linewidth=REGION_WIDTHS[region] + 1.2, foreground="#000b")
+            contours.set_path_effects([rim])
+
+
+def probability_lines(
+    panel: mpl_axes.Axes,
+    probability: Float[np.ndarray, "rows columns"],
+    pixel_mm: tuple[float, float],
+    region: str,
+) -> None:
+    """Draws the iso-levels of a region's probability on a slice as drawn."""
+    padded = np.pad(probability, 1)
+    rows, columns = (
+        (np.arange(size) - 0.5) * step for size, step in zip(padded.shape, pixel_mm, strict=True)
+    )
+    for level in LEVELS:
+        if padded.max() > level:
+            panel.contour(
+                columns,
+                rows,
+                padded,
+                levels=[level],
+                colors=[REGION_COLOURS[region]],
+                linewidths=0.7 * REGION_WIDTHS[region],
+                linestyles=[LEVEL_STYLES[level]],
+            )
 
 
 def mark_edges(panel: mpl_axes.Axes, plane: Plane) -> None:

@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from kdnet_jax import conventions, evaluation
-from kdnet_jax.data import geometry, labels, nifti, store
+from kdnet_jax.data import geometry, labels, nifti, prepare, store
 from kdnet_jax.metrics import cases as case_metrics
-from kdnet_jax.reporting import figures, html, progress
+from kdnet_jax.reporting import charts, figures, html, progress, run_facts, score_tables, viewer
 
 FILE = "report.html"
-_RANKS = ("best", "median", "worst")
+
+Scores = Sequence[case_metrics.RegionScore]
 
 
 def write(
@@ -40,17 +42,21 @@ def write(
         The report's path.
     """
     summary = evaluation.read_summary(folder)
-    summaries = {role: evaluation.read_summary(other) for role, other in others.items()}
-    scores = {role: evaluation.read_scores(other) for role, other in others.items()}
-    summaries[summary["role"]] = summary
-    scores[summary["role"]] = evaluation.read_scores(folder)
+    folders = {**others, summary["role"]: folder}
+    summaries = {role: evaluation.read_summary(each) for role, each in folders.items()}
+    processed = {
+        role: evaluation.read_summary(each, postprocessed=True) for role, each in folders.items()
+    }
+    scores = {role: evaluation.read_scores(each) for role, each in folders.items()}
+    shown = evaluation.shown_cases(scores[summary["role"]])
     report = html.Report(
         title=f"KD-Net {summary['role']}: {', '.join(summary['modalities'])}",
-        summary=[dice_sentence(role, each) for role, each in summaries.items()],
-        facts=[*facts, *_facts(summary)],
-        runs=summaries,
-        pictures=_pictures(folder, others, scores),
-        cases=_case_views(folder, cases, channel, cavity, scores[summary["role"]]),
+        summary=run_facts.sentences(summaries, processed, scores, summary["role"]),
+        tables=[_results(folders, scores, processed)],
+        pictures=_pictures(folders, scores),
+        cases=_case_views(folder, cases, channel, cavity, scores[summary["role"]], shown),
+        cases_note=_cases_note(summary, len(shown)),
+        facts=[*facts, *run_facts.rows(summary)],
         commands=[
             ("Repeat this run", summary["provenance"]["command"]),
             (
@@ -65,65 +71,85 @@ def write(
     return folder / FILE
 
 
-def dice_sentence(role: str, summary: Mapping[str, Any]) -> str:
-    """Returns one line with the test Dice of each region."""
-    dice = ", ".join(
-        f"{region} {row['dice']['mean']:.3f}" for region, row in summary["regions"].items()
-    )
-    return (
-        f"{role} ({', '.join(summary['modalities'])}): test Dice {dice}, "
-        f"mean {summary['mean_dice']:.3f} over {summary['cases']} cases"
-    )
-
-
-def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [
-        ("Best checkpoint", f"step {summary['step']} of {summary['steps']}"),
-        ("Training time", f"{summary['train_seconds'] / 60:.1f} min"),
-        ("Parameters", f"{summary['parameters']:,}"),
-        ("Split", summary["split_hash"][:16]),
-        ("Data", summary["data_fingerprint"][:16]),
-        ("Post-processing", summary["post_processing"]),
-        ("HD95", summary["hd95"]),
-    ]
-    if summary["teacher"]:
-        teacher = summary["teacher"]
-        rows.append(("Teacher", f"{teacher['path']} ({teacher['hash'][:16]})"))
-    return rows + list(summary["provenance"].items())
+def _results(
+    folders: Mapping[str, pathlib.Path],
+    scores: Mapping[str, Scores],
+    processed: Mapping[str, Mapping[str, Any] | None],
+) -> html.Table:
+    """Returns the table of scores, each run without and with post-processing where it has both."""
+    runs: dict[str, Scores] = {}
+    rules = []
+    for role, folder in folders.items():
+        runs[role] = scores[role]
+        after = processed[role]
+        if after:
+            runs[f"{role}\npost-processed"] = evaluation.read_scores(folder, postprocessed=True)
+            rules.append(f"{role}: {run_facts.post_processing(after)}")
+    note = f"Post-processing: {'; '.join(rules)}." if rules else ""
+    return score_tables.results(runs, note)
 
 
 def _pictures(
-    folder: pathlib.Path,
-    others: Mapping[str, pathlib.Path],
-    scores: Mapping[str, Sequence[case_metrics.RegionScore]],
+    folders: Mapping[str, pathlib.Path], scores: Mapping[str, Scores]
 ) -> list[html.Picture]:
     pictures = [
         html.Picture(
-            figures.dice_plot(scores),
+            charts.case_plot(scores, charts.DICE),
             "Dice of each test case, by region and run",
             "Dice of each test case; the bar is the mean, a line joins the same case.",
-        )
+        ),
+        html.Picture(
+            charts.case_plot(scores, charts.HD95),
+            "HD95 of each test case, by region and run",
+            "HD95 of each test case in mm, on a scale that is logarithmic above 1 mm; the bar is "
+            "the median, a line joins the same case. 373 mm stands for an empty mask.",
+        ),
     ]
-    own = [role for role in scores if role not in others]
-    for role, each in {own[0]: folder, **others}.items():
-        rows = progress.read_metrics(each / progress.METRICS_FILE)
-        caption = f"{role}: loss terms and validation Dice over the steps."
-        pictures.append(html.Picture(figures.curves(rows), caption, caption))
+    for role, folder in reversed(folders.items()):
+        log = folder / progress.METRICS_FILE
+        if not log.is_file():  # a teacher from elsewhere may have come without
+            continue
+        rows = progress.read_metrics(log)
+        caption = (
+            f"Training of the {role}: the loss, each of its terms on its own scale (thin: as "
+            "logged, thick: running mean) and the Dice on validation cases."
+        )
+        alt = f"Loss terms and validation Dice of the {role} over the steps"
+        pictures.append(html.Picture(charts.curves(rows), alt, caption))
     return pictures
 
 
-def ranked(scores: Sequence[case_metrics.RegionScore]) -> dict[str, str]:
-    """Returns the ids of the best, median and worst case by mean Dice over the regions."""
-    by_case: dict[str, list[float]] = {}
-    for score in scores:
-        by_case.setdefault(score.case, []).append(score.dice)
-    ordered = sorted(by_case, key=lambda case: (-np.mean(by_case[case]), case))
-    picks = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
-    chosen: dict[str, str] = {}
-    for rank, case in zip(_RANKS, picks, strict=True):
-        if case not in chosen.values():
-            chosen[rank] = case
-    return chosen
+# --- Cases -------------------------------------------------------------------------------------
+
+
+def _cases_note(summary: Mapping[str, Any], shown: int) -> str:
+    if shown == summary["cases"]:
+        which = f"All {shown} test cases, the worst first, by mean Dice over the regions."
+    else:
+        which = (
+            f"The {evaluation.WORST} worst of {summary['cases']} test cases by mean Dice over the "
+            "regions, the worst first, then the median and the best case."
+        )
+    return (
+        f"{which} In the pictures each plane is the one with most tumour of the reference. Solid "
+        "line: reference; dashed line: prediction. Where probabilities were kept, a further row "
+        "shows where that of a region passes 0.1, 0.5 and 0.9: far apart, the network is unsure "
+        "of the border. Slices are those of the working grid."
+    )
+
+
+def ranks(scores: Scores, shown: Sequence[str]) -> list[str]:
+    """Returns why each shown case is shown: "worst", "2nd worst", ..., "median", "best"."""
+    means = run_facts.case_means(scores)
+    ordered = sorted(means, key=lambda case: (means[case], case))
+    words = {case: f"{_ordinal(place)} worst" for place, case in enumerate(ordered, start=1)}
+    words |= {ordered[len(ordered) // 2]: "median", ordered[-1]: "best", ordered[0]: "worst"}
+    return [words[case] for case in shown]
+
+
+def _ordinal(number: int) -> str:
+    suffix = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number // 10 % 10 != 1 else 0, "th")
+    return f"{number}{suffix}"
 
 
 def _case_views(
@@ -131,30 +157,75 @@ def _case_views(
     cases: store.CaseStore,
     channel: int,
     cavity: str,
-    scores: Sequence[case_metrics.RegionScore],
+    scores: Scores,
+    shown: Sequence[str],
 ) -> list[html.CaseView]:
     position = {summary.case_id: i for i, summary in enumerate(cases.summaries)}
     convention = evaluation.read_summary(folder)["labels"]
     views = []
-    for rank, case_id in ranked(scores).items():
+    for rank, case_id in zip(ranks(scores, shown), shown, strict=True):
         case = cases[position[case_id]]
         path = folder / evaluation.PREDICTIONS / f"{case_id}.nii.gz"
         predicted = labels.to_classes(nifti.read_labels(path).data, convention, path)
-        picture = figures.overlay(
-            case.image[..., channel].astype(np.float32),
-            labels.map_cavity(case.label, cavity),
-            geometry.to_working(predicted, case.geometry, 0),
-            spacing=case.geometry.spacing,
-            title=f"{case_id}, {case.modalities[channel]}",
+        probabilities = evaluation.read_probabilities(folder, case_id)
+        views.append(
+            case_view(
+                rank,
+                case,
+                channel,
+                labels.map_cavity(case.label, cavity),
+                geometry.to_working(predicted, case.geometry, 0),
+                None if probabilities is None else region_probabilities(probabilities),
+                [score for score in scores if score.case == case_id],
+            )
         )
-        facts = [
-            (f"Dice {score.region}", f"{score.dice:.3f}")
-            for score in scores
-            if score.case == case_id
-        ]
-        alt = f"{rank} case {case_id}: reference and prediction as contours in three planes"
-        views.append(html.CaseView(rank, case_id, html.Picture(picture, alt), facts))
     return views
+
+
+def case_view(
+    rank: str,
+    case: prepare.PreparedCase,
+    channel: int,
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    probabilities: np.ndarray | None,
+    scores: Scores,
+) -> html.CaseView:
+    """Returns a case as the page shows it; all volumes are on the working grid."""
+    image = case.image[..., channel].astype(np.float32)
+    modality = case.modalities[channel]
+    picture = figures.overlay(
+        image,
+        reference,
+        predicted,
+        spacing=case.geometry.spacing,
+        title=f"{case.case_id}, {modality}",
+        probabilities=probabilities,
+    )
+    dice = ", ".join(f"{score.region} {score.dice:.3f}" for score in scores)
+    alt = (
+        f"{case.case_id}, {modality}: reference and prediction as outlines on an axial, a coronal "
+        f"and a sagittal slice. Dice {dice}."
+    )
+    slices = viewer.build(image, reference, predicted, probabilities, spacing=case.geometry.spacing)
+    table = score_tables.of_case(case.case_id, scores)
+    return html.CaseView(rank, case.case_id, html.Picture(picture, alt), table, slices)
+
+
+def region_probabilities(
+    probabilities: Float[np.ndarray, "d h w k"],
+) -> Float[np.ndarray, "d h w r"]:
+    """Returns the probability of each region, in the order of `conventions.REGIONS`.
+
+    A network with a softmax gives one channel per class; a region is the sum of its classes.
+    """
+    if probabilities.shape[-1] == len(conventions.REGIONS):
+        return probabilities
+    sums = [
+        probabilities[..., list(conventions.REGION_CLASSES[region])].sum(axis=-1)
+        for region in conventions.REGIONS
+    ]
+    return np.stack(sums, axis=-1)
 
 
 def region_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,7 +1,12 @@
-"""What tests know of a command that has run."""
+"""Runs the project's commands as a user does, and keeps what they said."""
 
 import dataclasses
 import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,3 +17,18 @@ class Finished:
     out: str
     err: str
     folder: pathlib.Path
+
+
+def run(
+    module: str, *words: object, env: Mapping[str, str], timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m kdnet_jax.<module> WORDS` in the checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", f"kdnet_jax.{module}", *map(str, words)],
+        cwd=ROOT,
+        env=dict(env),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

@@ -16,14 +16,19 @@ from kdnet_jax.metrics import cases
 ISO = (1.0, 1.0, 1.0)
 HEADER = (
     "case,region,dice,hd95_mm,nsd,sensitivity,specificity,"
-    "volume_ref_mm3,volume_pred_mm3,ref_empty,pred_empty"
+    "volume_ref_mm3,volume_pred_mm3,ref_empty,pred_empty,"
+    "nsd_2mm,lesion_dice,lesion_hd95_mm,lesions_ref,lesions_pred,lesions_missed,lesions_false"
 )
+
+OLD = HEADER[: HEADER.index(",nsd_2mm")]
+TAIL = ",1,1,1,1,1,1,1"
 
 
 def score(
     case: str = "a", region: str = "ET", dice: float = 0.5, **changes: Any
 ) -> cases.RegionScore:
-    row = cases.RegionScore(case, region, dice, 3.25, 0.7, 0.6, 0.99, 120.0, 80.0, False, False)
+    first = (3.25, 0.7, 0.6, 0.99, 120.0, 80.0, False, False)
+    row = cases.RegionScore(case, region, dice, *first, 0.8, 0.4, 9.5, 2, 3, 1, 1)
     return dataclasses.replace(row, **changes)
 
 
@@ -47,19 +52,29 @@ def test_cases_without_tumour() -> None:
     nothing, tumour = np.zeros((2, 3, 3, 3), np.uint8)
     tumour[1, 1, 1] = 3
     for row in cases.score_case("none", nothing, nothing, ISO):
-        assert (row.dice, row.hd95_mm, row.nsd, row.specificity) == (1.0, 0.0, 1.0, 1.0)
+        assert (row.dice, row.hd95_mm, row.nsd, row.nsd_2mm) == (1.0, 0.0, 1.0, 1.0)
+        assert (row.lesion_dice, row.lesion_hd95_mm, row.specificity) == (1.0, 0.0, 1.0)
         assert row.ref_empty
         assert row.pred_empty
         assert math.isnan(row.sensitivity)
     for row in cases.score_case("false alarm", nothing, tumour, ISO):
         assert (row.dice, row.nsd, row.ref_empty, row.pred_empty) == (0.0, 0.0, True, False)
+        assert (row.lesion_dice, row.lesion_hd95_mm, row.lesions_false) == (0.0, 374.0, 1)
+        assert row.specificity == pytest.approx(26 / 27)
 
 
-def test_tolerance_is_passed_on() -> None:
-    reference, prediction = np.zeros((2, 3, 3, 5), np.uint8)
+def test_the_tolerances_are_1_and_2_mm() -> None:
+    reference, prediction = np.zeros((2, 3, 3, 9), np.uint8)
     reference[1, 1, 1], prediction[1, 1, 3] = 3, 3
-    assert cases.score_case("a", reference, prediction, ISO)[0].nsd == 0.0
-    assert cases.score_case("a", reference, prediction, ISO, tolerance=2.0)[0].nsd == 1.0
+    for step, expected in (
+        (0.4, (1, 1)),
+        (0.5, (1, 1)),
+        (0.6, (0, 1)),
+        (1.0, (0, 1)),
+        (1.1, (0, 0)),
+    ):
+        row = cases.score_case("a", reference, prediction, (1.0, 1.0, step))[0]
+        assert (row.nsd, row.nsd_2mm) == expected
 
 
 def test_other_grids_and_values_are_refused() -> None:
@@ -92,7 +107,10 @@ def test_csv_round_trip(tmp_path: pathlib.Path) -> None:
     cases.write_cases_csv(path, rows)
     text = path.read_text(encoding="utf-8")
     assert text.splitlines()[0] == HEADER
-    assert text.splitlines()[2] == "a,WT,0.5,373.12866,0.7,,0.99,120.0,80.0,true,false"
+    assert (
+        text.splitlines()[2]
+        == "a,WT,0.5,373.12866,0.7,,0.99,120.0,80.0,true,false,0.8,0.4,9.5,2,3,1,1"
+    )
     back = cases.read_cases_csv(path)
     assert back[0] == rows[0]
     assert math.isnan(back[1].sensitivity)
@@ -106,11 +124,13 @@ def test_csv_round_trip(tmp_path: pathlib.Path) -> None:
     ("text", "message"),
     [
         ("case,dice\na,1\n", "region, hd95_mm"),
-        (f"{HEADER}\na,ET,good,1,1,1,1,1,1,true,true\n", "line 2: .*good"),
-        (f"{HEADER}\na,ET,1,1,1,1,1,1,1,maybe,true\n", "line 2: .*maybe"),
-        (f"{HEADER}\na,XX,1,1,1,1,1,1,1,true,true\n", "line 2: .*XX"),
+        (f"{HEADER}\na,ET,good,1,1,1,1,1,1,true,true{TAIL}\n", "line 2: .*good"),
+        (f"{HEADER}\na,ET,1,1,1,1,1,1,1,maybe,true{TAIL}\n", "line 2: .*maybe"),
+        (f"{HEADER}\na,XX,1,1,1,1,1,1,1,true,true{TAIL}\n", "line 2: .*XX"),
+        (f"{HEADER}\na,ET,1,1,1,1,1,1,1,true,true,1,1,1,1.5,1,1,1\n", "line 2: .*1.5"),
         (f"{HEADER}\na,ET,1,1\n", "line 2"),
-        (f"{HEADER}\n" + "a,ET,1,1,1,1,1,1,1,true,true\n" * 2, "case a, region ET"),
+        (f"{OLD}\na,ET,1,1,1,1,1,1,1,true,true\n", "nsd_2mm, .*lesions_false missing.*again"),
+        (f"{HEADER}\n" + f"a,ET,1,1,1,1,1,1,1,true,true{TAIL}\n" * 2, "case a, region ET"),
     ],
 )
 def test_bad_csv_is_named(tmp_path: pathlib.Path, text: str, message: str) -> None:
@@ -150,5 +170,7 @@ def test_summary_counts_what_is_defined() -> None:
     assert tc["dice"] == {"mean": None, "sd": None, "median": None, "count": 0}
     assert summary["regions"]["WT"]["dice"]["sd"] is None
     assert summary["mean_dice"] == pytest.approx((0.6 + 0.9) / 2)
+    assert (et["lesions_ref"], et["lesions_false"], tc["lesions_pred"]) == (6, 3, 0)
+    assert et["lesion_dice"]["count"] == 3
     json.dumps(summary, allow_nan=False)
     assert cases.summarise([])["mean_dice"] is None

@@ -1,7 +1,6 @@
 """Surface distances against brute force, hand-derived values and properties."""
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -123,16 +122,3 @@ def test_symmetric_and_blind_to_translation_axis_order_and_scale(
     if small[0].any() and small[1].any():
         doubled = tuple(2 * step for step in spacing)
         assert surface.hd95(*small, doubled) == pytest.approx(2 * value)
-
-
-def test_a_large_tumour_is_measured_quickly() -> None:
-    grid = np.ogrid[:155, :240, :240]
-    masks = [
-        sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, (35, 45, 40), strict=True))
-        < 1
-        for centre in ((80, 120, 120), (84, 117, 125))
-    ]
-    start = time.process_time()
-    value = surface.hd95(*masks, ISO)
-    assert 3 < value < 9
-    assert time.process_time() - start < 3  # about 0.3 s; the limit is for a busy machine

@@ -1,14 +1,14 @@
-"""The overlay's orientation, slices and outlines by construction; curves and dots by their data."""
+"""The overlay's orientation, slices and outlines by construction."""
 
-import dataclasses
+import base64
 import io
 
 import numpy as np
 import pytest
+from matplotlib import colors
 from matplotlib import figure as mpl_figure
 from PIL import Image
 
-from kdnet_jax.metrics import cases
 from kdnet_jax.reporting import figures, planes
 
 SHAPE = (20, 30, 24)
@@ -159,42 +159,40 @@ def test_reference_is_solid_and_prediction_dashed() -> None:
     ]
 
 
-def test_curves_show_every_term_and_nothing_else() -> None:
-    rows = [
-        {
-            "step": s,
-            "split": "train",
-            "loss": 1 / s,
-            "kd_dice": float("nan") if s == 2 else 0.5,
-            "time_steps_per_second": 3.0,
-            "learning_rate": 1e-3,
-        }
-        for s in range(1, 5)
-    ] + [{"step": 4, "split": "validation", "loss": 0.4, "dice_et": 0.1, "dice_wt": 0.7}]
-    losses, dice = figures.curves(rows).axes
-    assert losses.get_legend_handles_labels()[1] == ["loss", "kd_dice", "loss, validation"]
-    assert dice.get_legend_handles_labels()[1] == ["ET", "WT"]
-    assert dice.lines[1].get_xydata().tolist() == [[4, 0.7]]
-    kd_dice = next(line for line in losses.lines if line.get_label() == "kd_dice")
-    assert kd_dice.get_xdata().tolist() == [1, 3, 4]
-    assert figures.curves([]).axes
-
-
-def test_dice_plot_shows_every_case_and_the_mean() -> None:
-    row = cases.RegionScore("a", "ET", 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, False, False)
-    student = [row, dataclasses.replace(row, case="b", dice=1.0, ref_empty=True)]
-    teacher = [dataclasses.replace(row, dice=0.9)]
-    panel = figures.dice_plot({"teacher": teacher, "student": student}).axes[0]
-    dots = [np.asarray(dots.get_offsets())[:, 1].tolist() for dots in panel.collections]
-    assert dots == [[0.9], [0.5, 1.0]]
-    assert [text.get_text() for text in panel.texts] == ["0.900", "0.750"]
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["teacher", "student"]
-    joined = [line.get_ydata().tolist() for line in panel.lines if len(set(line.get_ydata())) > 1]
-    assert joined == [[0.9, 0.5]]
+def test_probabilities_stand_in_a_third_row_at_their_levels() -> None:
+    place = (slice(3, 6), slice(10, 20), slice(8, 16))
+    probabilities = np.zeros((*SHAPE, 3), np.float32)
+    probabilities[(*place, 2)] = 0.6  # WT alone, and never as sure as 0.9
+    figure = figures.overlay(
+        head(),
+        classes_at(*place),
+        None,
+        spacing=SPACING,
+        title="case",
+        probabilities=probabilities,
+    )
+    assert len(figure.axes) == 9
+    for panel in figure.axes[6:]:
+        colours = {tuple(np.round(line.get_edgecolor()[0], 3)) for line in panel.collections}
+        assert colours == {tuple(np.round(colors.to_rgba(planes.REGION_COLOURS["WT"]), 3))}
+        assert len(panel.collections) == 2
+    outer, half = (line.get_paths()[0].vertices for line in figure.axes[6].collections)
+    # Linear between 0 and 0.6 over one voxel of 2 mm: 0.1 is crossed 1/6 of the way.
+    assert outer[:, 0].min() == pytest.approx((7.5 + 1 / 6) * 2.0, abs=1e-4)
+    assert half[:, 0].min() == pytest.approx((7.5 + 5 / 6) * 2.0, abs=1e-4)
+    texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert "probability 0.9" in texts
 
 
 def test_png_is_a_picture_and_repeats() -> None:
     first, second = (figures.to_png_bytes(draw(head(), None), dpi=40) for _ in range(2))
     assert first == second
     assert Image.open(io.BytesIO(first)).format == "PNG"
-    assert figures.to_data_uri(figures.curves([])).startswith("data:image/png;base64,iVBOR")
+
+
+def test_data_address_holds_the_whole_figure() -> None:
+    figure = draw(head(), None)
+    address = figures.to_data_uri(figure)
+    assert address.startswith("data:image/webp;base64,")
+    picture = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
+    assert picture.size == figures.pixels(figure)

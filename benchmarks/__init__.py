@@ -1,0 +1,1 @@
+"""Measurements that the documents quote; run as `python -m benchmarks.NAME`."""

@@ -1,0 +1,84 @@
+"""Segments the cases of a labelled cohort with one or several runs, to be scored as any tool's."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Collection, Sequence
+
+import tqdm
+
+from kdnet_jax import ensembles
+from kdnet_jax.data import cases, labels, layouts, nifti, patients, prepare
+from kdnet_jax.errors import UserError
+
+FOLDER = "predictions"
+LABELS = "brats2021"  # of the masks' values
+
+
+def segment(
+    ensemble: ensembles.Ensemble,
+    cohort: cases.Cohort,
+    output: pathlib.Path,
+    *,
+    wanted: Sequence[str] | None,
+    allow_seen: bool,
+) -> pathlib.Path:
+    """Writes `predictions/<case>.nii.gz`, each on its scan's own grid, all at once at the end.
+
+    Args:
+        ensemble: whose probabilities are averaged.
+        cohort: the cases.
+        output: the folder for `predictions/`.
+        wanted: ids of the cases to segment; None takes all.
+        allow_seen: also take cases that a member was trained or chosen on.
+
+    Returns:
+        The folder of the masks.
+
+    Raises:
+        UserError: a wanted case is not there, a member has seen a case, or a file cannot be used.
+    """
+    chosen = _choose(cohort, wanted)
+    if not allow_seen:
+        _refuse_seen(chosen, ensemble)
+    beside = output / f".{FOLDER}.part"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for case in tqdm.tqdm(chosen, "segmenting", unit="case"):
+        prepared, _ = prepare.prepare_case(case, spacing=ensemble.spacing)
+        classes = ensemble.segment(prepared).classes
+        nifti.write_mask(
+            beside / f"{case.case_id}.nii.gz",
+            labels.from_classes(classes, LABELS),
+            prepared.geometry.affine,
+        )
+    shutil.rmtree(output / FOLDER, ignore_errors=True)
+    os.replace(beside, output / FOLDER)
+    return output / FOLDER
+
+
+def _choose(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Case]:
+    if wanted is None:
+        return list(cohort.cases)
+    known = {case.case_id: case for case in cohort.cases}
+    absent = [name for name in wanted if name not in known]
+    if absent:
+        raise UserError(
+            f"--cases names {layouts.shown(absent)}, which --references does not have; it has "
+            f"{len(known)} cases such as {min(known)}."
+        )
+    return [known[name] for name in wanted]
+
+
+def _refuse_seen(chosen: Collection[cases.Case], ensemble: ensembles.Ensemble) -> None:
+    """Refuses patients that a member knows: their scores would say nothing about others."""
+    seen = {patients.patient_of(name): run for name, run in ensemble.trained_cases().items()}
+    known = [case for case in chosen if patients.patient_of(case.case_id) in seen]
+    if known:
+        run = seen[patients.patient_of(known[0].case_id)]
+        raise UserError(
+            f"{run} was trained or chosen on {len(known)} of the {len(chosen)} cases, such as "
+            f"{known[0].case_id}: their scores would flatter it. Name the cases that it has not "
+            f"seen, such as --cases={run / ensembles.SPLIT_FILE}:test; or, if these are other "
+            "patients with the same names, give --allow_seen_cases."
+        )
