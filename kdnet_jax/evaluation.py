@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, UInt8
 
-from kdnet_jax import conventions, postprocessing, provenance, runs
+from kdnet_jax import conventions, ensembles, postprocessing, provenance
 from kdnet_jax.data import labels, nifti, prepare, store
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap
@@ -55,13 +55,11 @@ def dice_on_working_grid(
 
 
 def evaluate(
-    probabilities: Callable[[Any], Any],
-    head: heads.Head,
+    network: ensembles.Ensemble,
     cases: store.CaseStore,
     test: Sequence[int],
     validation: Sequence[int],
     *,
-    channels: Sequence[int],
     cavity: str,
     convention: str,
     folder: pathlib.Path,
@@ -75,12 +73,10 @@ def evaluate(
     post-processing) appear together at the end; an interrupted evaluation leaves the former ones.
 
     Args:
-        probabilities: the network's sequences "d h w m" to probabilities "d h w k".
-        head: what the channels of the output are.
+        network: what is scored.
         cases: the prepared cases.
         test: which of them are scored.
         validation: which of them the threshold of the post-processing is chosen on.
-        channels: positions of the network's sequences among the cases'.
         cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
         convention: labels of the predictions' files.
         folder: the run's folder.
@@ -99,13 +95,8 @@ def evaluate(
     def predicted(indices: Sequence[int], what: str) -> Iterator[_Predicted]:
         for index in tqdm.tqdm(indices, desc=f"{description}: {what}", unit="case"):
             case = cases[index]
-            probs = probabilities(case.image[..., list(channels)])
-            yield _Predicted(
-                case,
-                np.asarray(probs),
-                runs.segmentation_on_scan(probs, head, case.geometry),
-                labels.map_cavity(case.reference, cavity),
-            )
+            reference = labels.map_cavity(case.reference, cavity)
+            yield _Predicted(case, network.segment(case), reference)
 
     rules = postprocessing.choose_small_et(
         (each.reference, each.classes, each.spacing)
@@ -142,12 +133,16 @@ def evaluate(
 
 
 class _Predicted(NamedTuple):
-    """A case, the network's answer on the working grid, and both class maps on the scan's own."""
+    """A case, what the network says of it, and the reference on the scan's own grid."""
 
     case: prepare.PreparedCase
-    probabilities: Float[np.ndarray, "d h w k"]
-    classes: UInt8[np.ndarray, "x y z"]
+    prediction: ensembles.Prediction
     reference: UInt8[np.ndarray, "x y z"]
+
+    @property
+    def classes(self) -> UInt8[np.ndarray, "x y z"]:
+        """The predicted classes on the scan's own grid."""
+        return self.prediction.classes
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -164,7 +159,7 @@ def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -
     )
     np.savez_compressed(
         beside / PROBABILITIES / f"{name}.npz",
-        probabilities=np.round(each.probabilities * 255).astype(np.uint8),
+        probabilities=np.round(each.prediction.probabilities * 255).astype(np.uint8),
     )
 
 

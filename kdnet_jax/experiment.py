@@ -1,6 +1,7 @@
 """One run from its config to its report: data, split, teacher, training, evaluation, report."""
 
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ from ml_collections import config_dict
 
 from kdnet_jax import (
     checkpoint,
+    ensembles,
     evaluation,
     optimizers,
     provenance,
@@ -23,7 +25,7 @@ from kdnet_jax import (
     train,
 )
 from kdnet_jax import workdir as workdir_lib
-from kdnet_jax.data import loader
+from kdnet_jax.data import familiarity, loader
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, unet
 from kdnet_jax.reporting import figures, progress, run_report
@@ -159,12 +161,10 @@ def evaluate(
         print(f"{folder}: already evaluated")
         return
     evaluation.evaluate(
-        run.probabilities,
-        run.settings.network.head,
+        ensembles.Ensemble((run,), mirror=run.config.inference.mirror),
         data.cases,
         data.indices("test"),
         data.indices("validation"),
-        channels=tuple(data.cases.modalities.index(name) for name in run.settings.modalities),
         cavity=run.config.data.resection_cavity,
         convention=data.cases.label_convention,
         folder=folder,
@@ -226,6 +226,9 @@ def _train(
             print(f"{folder}: resuming from step {resumed} of {values.train.steps}")
         if resumed != values.train.steps:
             provenance.record_start(folder, resumed or 0)
+        if familiarity.read(folder) is None:
+            sample = training[:: math.ceil(len(training) / familiarity.SAMPLE)]
+            familiarity.write(folder, familiarity.measure(data.cases[i] for i in sample))
         with progress.MetricsLog(folder, resume_step=resumed or 0) as log:
             return train.train(
                 _step_fn(values, mesh, optimizer, teacher),

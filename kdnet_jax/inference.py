@@ -8,31 +8,72 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
+from jax.scipy import special as jsp
 from jaxtyping import Array, Float
+from scipy import special
 
 from kdnet_jax.models import heads
 
 # (parameters, windows "b d h w m") -> probabilities "b d h w k"
 Predict = Callable[[Any, Array], Array]
+_FLIPS = np.array(list(itertools.product([False, True], repeat=3)))
 
 
-def make_predict(apply: Callable[..., Any], head: heads.Head, mirror: bool) -> Predict:
-    """Jits the network's probabilities, averaged over the 8 mirror images if `mirror`."""
-    flips = (
-        [axes for count in range(4) for axes in itertools.combinations((1, 2, 3), count)]
-        if mirror
-        else [()]
-    )
+def make_predict(
+    apply: Callable[..., Any], head: heads.Head, mirror: bool, entropies: bool = False
+) -> Predict:
+    """Jits the network's probabilities, averaged over the 8 mirror images if `mirror`.
+
+    With `entropies`, one more channel holds the mean of the images' `entropy`.
+    """
+
+    def answer(params: Any, windows: Array) -> Array:
+        probs = heads.probabilities(apply(params, windows)[0], head)
+        if not entropies:
+            return probs
+        return jnp.concatenate([probs, entropy(probs, head, jsp.entr)[..., None]], axis=-1)
 
     @jax.jit
     def predict(params: Any, windows: Array) -> Array:
-        total = jnp.zeros(())
-        for axes in flips:
-            logits, _ = apply(params, jnp.flip(windows, axes))
-            total = total + jnp.flip(heads.probabilities(logits, head), axes)
-        return total / len(flips)
+        if not mirror:
+            return answer(params, windows)
+
+        # A scan, and the flips as data: the network is compiled once and not eight times, and one
+        # image's activations are gone before the next begins.
+        def add(total: Array, flips: Array) -> tuple[Array, None]:
+            return total + _flip(answer(params, _flip(windows, flips)), flips), None
+
+        zeros = jnp.zeros(jax.eval_shape(answer, params, windows).shape)
+        return jax.lax.scan(add, zeros, _FLIPS)[0] / len(_FLIPS)
 
     return predict
+
+
+def _flip(windows: Array, flips: Array) -> Array:
+    for axis in range(3):
+        windows = jnp.where(flips[axis], jnp.flip(windows, axis + 1), windows)
+    return windows
+
+
+def entropy(
+    probs: Float[Any, "*grid k"], head: heads.Head, entr: Callable[[Any], Any] = special.entr
+) -> Float[Any, "*grid"]:
+    """Returns the entropy in nats of the classes (at most ln 4), or summed over the regions.
+
+    Each region is a yes or no of its own, of at most ln 2. Channel by channel: one volume at a
+    time besides the result.
+
+    Args:
+        probs: probabilities of the classes, or of the regions.
+        head: which of the two.
+        entr: -p ln p, 0 at 0; of SciPy, or of `jax.scipy.special` on the device.
+    """
+    total = 0.0
+    for channel in range(probs.shape[-1]):
+        share = probs[..., channel]
+        total = total + entr(share) + (entr(1 - share) if head == "regions" else 0.0)
+    return total
 
 
 @functools.lru_cache(maxsize=4)
@@ -60,29 +101,42 @@ def sliding_window(
     image: Float[np.ndarray, "d h w m"],
     patch: Sequence[int],
     overlap: float = 0.5,
+    *,
+    batch: int = 1,
+    progress: bool = False,
 ) -> Float[np.ndarray, "d h w k"]:
     """Returns the probabilities of a whole volume of any size.
 
-    Windows are predicted one at a time with one compiled shape and blended by Gaussian weights. A
-    volume smaller than the window is padded with 0 (background), split evenly on both sides; a
-    window that covers the volume gives exactly one forward pass.
+    Windows are blended by Gaussian weights. `predict` sees one shape only: the last batch is filled
+    up with windows of 0. A volume smaller than the window is padded with 0 (background), split
+    evenly on both sides; a window that covers the volume gives exactly one forward pass.
+
+    The sums are held on the host, k + 1 float32 volumes whatever the number of windows: on the
+    device they would be compiled anew for each size of scan, which takes longer than it saves
+    (`docs/prediction.md`).
 
     Args:
-        predict: "1 d h w m" of the window's size to probabilities "1 d h w k".
+        predict: "b d h w m" of `batch` windows to probabilities "b d h w k".
         image: the prepared case, its sequences already chosen.
         patch: the window's edges in voxels.
         overlap: share of a window that its neighbour covers too, 0 to below 1.
+        batch: windows at once.
+        progress: show a bar on a terminal.
     """
     patch = tuple(patch)
     missing = [max(edge - size, 0) for edge, size in zip(patch, image.shape[:3], strict=True)]
     before = [gap // 2 for gap in missing]
-    padded = np.pad(
-        np.asarray(image, np.float32),
-        [(b, gap - b) for b, gap in zip(before, missing, strict=True)] + [(0, 0)],
-    )
-    blended = _blend(predict, padded, patch, overlap)
-    inside = tuple(slice(b, b + size) for b, size in zip(before, image.shape[:3], strict=True))
-    return blended[inside]
+    if any(missing):
+        width = [(b, gap - b) for b, gap in zip(before, missing, strict=True)]
+        padded = np.pad(image, [*width, (0, 0)])
+    else:
+        padded = image
+    blended = _blend(predict, padded, patch, overlap, batch, progress)
+    return blended[_box(before, image.shape[:3])]
+
+
+def _box(corner: Sequence[int], edges: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(start, start + edge) for start, edge in zip(corner, edges, strict=True))
 
 
 def _blend(
@@ -90,18 +144,27 @@ def _blend(
     image: Float[np.ndarray, "d h w m"],
     patch: tuple[int, ...],
     overlap: float,
+    batch: int,
+    progress: bool,
 ) -> Float[np.ndarray, "d h w k"]:
-    starts = [
-        window_starts(size, edge, overlap)
-        for size, edge in zip(image.shape[:3], patch, strict=True)
-    ]
-    weight = gaussian_window(patch)
-    total, weights = None, np.zeros(image.shape[:3], np.float32)
-    for corner in itertools.product(*starts):
-        window = tuple(slice(s, s + edge) for s, edge in zip(corner, patch, strict=True))
-        probs = np.asarray(predict(image[window][None])[0])
-        if total is None:
-            total = np.zeros((*image.shape[:3], probs.shape[-1]), np.float32)
-        total[window] += probs * weight[..., None]
-        weights[window] += weight
-    return total / weights[..., None]
+    axes = zip(image.shape[:3], patch, strict=True)
+    corners = list(itertools.product(*(window_starts(size, edge, overlap) for size, edge in axes)))
+    weight = gaussian_window(patch)[..., None]
+    total, weights = None, np.zeros((*image.shape[:3], 1), np.float32)
+    # `None`: no bar where standard error is no terminal.
+    bar = tqdm.tqdm(total=len(corners), unit="window", leave=False, disable=not progress or None)
+    with bar:
+        for first in range(0, len(corners), batch):
+            boxes = [_box(corner, patch) for corner in corners[first : first + batch]]
+            windows = np.zeros((batch, *patch, image.shape[-1]), np.float32)
+            for row, box in enumerate(boxes):
+                windows[row] = image[box]
+            probs = np.asarray(predict(windows))
+            if total is None:
+                total = np.zeros((*image.shape[:3], probs.shape[-1]), np.float32)
+            for row, box in enumerate(boxes):
+                total[box] += probs[row] * weight
+                weights[box] += weight
+            bar.update(len(boxes))
+    total /= weights
+    return total

@@ -1,7 +1,6 @@
 """A finished (or running) run as others use it: its network, its parameters, what it is."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -35,11 +34,6 @@ class Run:
     params: Any
     step: int
     params_hash: str
-
-    @functools.cached_property
-    def probabilities(self) -> Callable[[Float[np.ndarray, "d h w m"]], Any]:
-        """Whole-volume prediction: the network's own sequences to probabilities "d h w k"."""
-        return volume_predictor(self.settings, self.config)(self.params)
 
 
 def load_run(folder: pathlib.Path) -> Run:
@@ -90,7 +84,10 @@ def segmentation_on_scan(
     if head == "softmax":
         return geometry_lib.back_to_scan(probs, geometry)
     decided = [
-        geometry_lib.back_to_scan(np.stack([1 - channel, channel], axis=-1), geometry)
-        for channel in np.moveaxis(probs, -1, 0)
+        geometry_lib.threshold_to_scan(probs[..., channel], geometry)
+        for channel in range(probs.shape[-1])
     ]
-    return heads.to_classes(np.stack(decided, axis=-1).astype(np.float32), head)
+    classes = np.empty(geometry.shape, np.uint8)
+    for plane, masks in enumerate(zip(*decided, strict=True)):  # not all as float32 at once
+        classes[plane] = heads.to_classes(np.stack(masks, axis=-1).astype(np.float32), head)
+    return classes

@@ -43,7 +43,15 @@ def test_the_student_runs_and_says_nothing_odd(smoke_student: commands.Finished)
 @pytest.mark.parametrize("part", ["", "teacher"])
 def test_a_run_s_folder(smoke_student: commands.Finished, part: str) -> None:
     folder = smoke_student.folder / part
-    for name in ("config.json", "split.json", "metrics.jsonl", "evaluation/summary.json"):
+    for name in (
+        "config.json",
+        "split.json",
+        "training_data.json",
+        "starts.jsonl",
+        "metrics.jsonl",
+        "evaluation/summary.json",
+        "evaluation/postprocessed/summary.json",
+    ):
         assert (folder / name).is_file(), name
     assert list(folder.glob("events.out.tfevents.*"))
     assert any(path.name.isdigit() for path in (folder / "checkpoints").iterdir())

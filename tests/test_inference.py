@@ -100,6 +100,22 @@ def test_a_volume_smaller_than_the_window_is_padded_with_background_on_both_side
     np.testing.assert_array_equal(windows[0], np.pad(image, ((1, 1), (0, 1), (0, 0), (0, 0))))
 
 
+@pytest.mark.parametrize("batch", [1, 3, 8, 11])
+def test_any_batch_of_windows_gives_the_same_by_one_shape(batch: int) -> None:
+    image, shapes = normal(6, 5, 7, 1), set()
+
+    def predict(windows: np.ndarray) -> jax.Array:
+        shapes.add(windows.shape)
+        # Depends on the place in the window and on nothing of the other windows.
+        return local(jnp.asarray(windows) * jnp.arange(4.0)[:, None])
+
+    expected = inference.sliding_window(predict, image, (4, 4, 4), 0.5)
+    shapes.clear()
+    actual = inference.sliding_window(predict, image, (4, 4, 4), 0.5, batch=batch)
+    np.testing.assert_array_equal(actual, expected)
+    assert shapes == {(batch, 4, 4, 4, 1)}
+
+
 def test_without_overlap_every_voxel_has_one_window() -> None:
     count = itertools.count()
 
@@ -144,6 +160,54 @@ def test_mirroring_is_the_mean_over_the_eight_flips(head: heads.Head) -> None:
     np.testing.assert_allclose(mirrored, expected, rtol=1e-5)
     plain = inference.make_predict(apply, head, mirror=False)(2.0, windows)
     np.testing.assert_allclose(plain, heads.probabilities(apply(2.0, windows)[0], head), rtol=1e-5)
+
+
+def test_entropy_by_hand() -> None:
+    classes = np.array([[0.25] * 4, [1, 0, 0, 0], [0.5, 0.5, 0, 0]], np.float32)
+    expected = [np.log(4), 0, np.log(2)]
+    np.testing.assert_allclose(inference.entropy(classes, "softmax"), expected, rtol=1e-6)
+    regions = np.array([[0.5, 0.5, 0.5], [1, 0, 1], [0.9, 0, 0]], np.float32)
+    expected = [3 * np.log(2), 0, -0.9 * np.log(0.9) - 0.1 * np.log(0.1)]
+    np.testing.assert_allclose(inference.entropy(regions, "regions"), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["softmax", "regions"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_last_channel_is_the_mean_entropy_of_the_images(head: heads.Head, mirror: bool) -> None:
+    ramp = jnp.asarray(normal(2, 4, 6, 4))
+
+    def apply(params: Any, windows: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        return params * windows * ramp, {}
+
+    windows = normal(1, 2, 4, 6, 1)
+    flips = [
+        axes for n in range(4 if mirror else 1) for axes in itertools.combinations((1, 2, 3), n)
+    ]
+    answers = [
+        np.flip(heads.probabilities(apply(2.0, np.flip(windows, axes))[0], head), axes)
+        for axes in flips
+    ]
+    got = inference.make_predict(apply, head, mirror, entropies=True)(2.0, windows)
+    np.testing.assert_allclose(got[..., :-1], np.mean(answers, axis=0), rtol=1e-5, atol=1e-6)
+    expected = np.mean([inference.entropy(answer, head) for answer in answers], axis=0)
+    np.testing.assert_allclose(got[..., -1], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_window_over_the_volume_is_a_plain_pass_of_the_network(mirror: bool) -> None:
+    config = unet.UNetConfig(widths=(2, 2), blocks=1, last_blocks=1)
+    model, params = unet.UNet(config), unet.init_params(config, 1, jax.random.key(0))
+    image = normal(4, 6, 4, 1)
+    predict = inference.make_predict(model.apply, "softmax", mirror)
+    actual = inference.sliding_window(lambda w: predict(params, w), image, (4, 6, 4), batch=2)
+    flips = [
+        axes for n in range(4 if mirror else 1) for axes in itertools.combinations((1, 2, 3), n)
+    ]
+    plain = [
+        np.flip(jax.nn.softmax(model.apply(params, jnp.flip(image[None], axes))[0]), axes)[0]
+        for axes in flips
+    ]
+    np.testing.assert_allclose(actual, np.mean(plain, axis=0), rtol=1e-4, atol=1e-6)
 
 
 def test_a_network_over_a_whole_volume() -> None:

@@ -1,5 +1,7 @@
 """Prediction of scans by a trained run: where masks go, what they hold, what is refused."""
 
+import csv
+import json
 import pathlib
 import shutil
 import subprocess
@@ -11,6 +13,9 @@ import numpy as np
 import pytest
 from matplotlib import image as mpl_image
 
+from kdnet_jax import conventions, prediction_jobs, prediction_outputs
+from kdnet_jax.data import geometry
+from kdnet_jax.errors import UserError
 from tests.helpers import commands, tiny_cases
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -193,16 +198,139 @@ def test_a_mistake_is_one_plain_message(refused: Refused, name: str) -> None:
 
 
 def test_a_case_without_the_sequence_is_refused_and_not_guessed(tmp_path: pathlib.Path) -> None:
-    """Predict and the other commands define the same flags, so it is imported in a process."""
     case = tiny_cases.write_cohort(tmp_path / "scans", 1)
     for path in case.rglob("*_t1ce.nii.gz"):
         path.unlink()
-    code = (
-        "import pathlib, sys; from kdnet_jax import predict; "
-        "predict.find_scans([pathlib.Path(sys.argv[1])], ('t1ce',))"
+    with pytest.raises(UserError, match="no case has t1ce"):
+        prediction_jobs.find_scans([case], ("t1ce",))
+    with pytest.raises(UserError, match="no such file"):
+        prediction_jobs.find_scans([tmp_path / "absent.nii.gz"], ("t1ce",))
+
+
+def _plan(tmp_path: pathlib.Path, names: list[str], output: str, **options: object) -> list:
+    scans = [(name, {"t1ce": tmp_path / f"{name}.nii.gz"}) for name in names]
+    return prediction_jobs.plan(scans, tmp_path / output, **options)
+
+
+def test_where_the_files_go(tmp_path: pathlib.Path) -> None:
+    everything = {"probabilities": True, "uncertainty": True}
+    (job,) = _plan(tmp_path, ["scan"], "mask.nii.gz", **everything)
+    assert [path.name for path in job.outputs] == [
+        "mask.nii.gz",
+        "mask_prob.nii.gz",
+        "mask_prob.json",
+        "mask_entropy.nii.gz",
+        "mask_mutual_information.nii.gz",
+    ]
+    first, second = _plan(tmp_path, ["a", "b"], "out", overlay=tmp_path / "png", **everything)
+    assert first.probabilities == tmp_path / "out" / "a_prob.nii.gz"
+    assert second.overlay == tmp_path / "png" / "b.png"
+
+
+@pytest.mark.parametrize(
+    ("names", "output", "options", "words"),
+    [
+        (["a", "a_prob"], "out", {"probabilities": True}, "a_prob.nii.gz would be written twice"),
+        (["a"], "a.nii.gz", {}, "is the input itself"),
+        (["a_prob"], ".", {"probabilities": True}, "is the input itself"),
+        (["x"], "m.nii.gz", {"volumes": pathlib.Path("v.txt")}, "ends in .csv or .json"),
+        (["a", "b"], "m.nii.gz", {}, "is one file, but there are 2 inputs"),
+        (["a", "b"], "out", {"overlay": pathlib.Path("o.png")}, "a folder for several"),
+    ],
+)
+def test_outputs_that_collide_are_refused_before_the_first(
+    tmp_path: pathlib.Path, names: list[str], output: str, options: dict, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        _plan(tmp_path, names, output, **options)
+
+
+# --- What is written beside the mask --------------------------------------------------------------
+
+
+def test_probabilities_on_the_scans_grid(tmp_path: pathlib.Path) -> None:
+    affine = np.array([[-2.0, 0, 0, 5], [0, 0, 1, 6], [0, 1.5, 0, 7], [0, 0, 0, 1]])
+    way = geometry.make_geometry((6, 8, 10), affine, box=((1, 7), (2, 9), (0, 5)))
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.ones(4), way.working_shape).astype(np.float32)
+    path = tmp_path / "new" / "x_prob.nii.gz"
+    prediction_outputs.write_probabilities(path, probs, way, conventions.CLASSES)
+    image = nib.load(path)
+    np.testing.assert_allclose(image.affine, affine)
+    np.testing.assert_allclose(image.header.get_qform(), affine, atol=1e-5)
+    for channel in range(4):
+        expected = geometry.map_to_scan(probs[..., channel], way, outside=float(channel == 0))
+        np.testing.assert_allclose(image.dataobj[..., channel], expected, atol=1e-5)
+    assert [each.name for each in path.parent.iterdir()] == ["x_prob.nii.gz"]
+
+
+def test_volumes_as_csv_and_json(tmp_path: pathlib.Path) -> None:
+    classes = np.zeros((4, 4, 4), np.uint8)
+    classes[0], classes[1, 0], classes[1, 1] = 2, 1, 3  # 16 ED, 4 NCR, 4 ET
+    ml = prediction_outputs.volumes_ml(classes, np.diag([-2.0, 5.0, 5.0, 1]))  # 0.05 ml a voxel
+    assert ml == pytest.approx({"ET": 0.2, "TC": 0.4, "WT": 1.2})
+    row = prediction_outputs.ScanVolumes("s,1", ml, (2.0, 5.0, 5.0), "m.nii", ("odd", "old"))
+    about = {"kdnet_jax": "1", "checkpoints": ["a", "b"]}
+    table, document = tmp_path / "v.csv", tmp_path / "v.json"
+    prediction_outputs.write_volumes(table, [row, row], about)
+    prediction_outputs.write_volumes(document, [row], about)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    assert float(rows[1]["wt_ml"]) == pytest.approx(1.2)
+    assert rows[0]["scan"] == "s,1"
+    assert rows[0]["checkpoints"] == "a;b"
+    content = json.loads(document.read_text())
+    assert content["checkpoints"] == ["a", "b"]
+    assert content["scans"][0]["ml"]["ET"] == pytest.approx(0.2)
+    assert content["scans"][0]["warnings"] == ["odd", "old"]
+
+
+def test_everything_at_once_and_a_head_with_its_skull(
+    smoke_student: commands.Finished,
+    scan: pathlib.Path,
+    tmp_path: pathlib.Path,
+    command_env: dict[str, str],
+) -> None:
+    head = tmp_path / "head.nii.gz"
+    image = nib.load(scan)
+    noise = np.random.default_rng(0).integers(1, 50, image.shape)
+    nib.save(nib.Nifti1Image((image.get_fdata() + noise).astype(np.int16), image.affine), head)
+    out, table = tmp_path / "out", tmp_path / "volumes.csv"
+    done = _predict(
+        command_env,
+        smoke_student.folder,
+        *(f"--input={scan}", f"--input={head}", f"--output={out}", f"--volumes={table}"),
+        *("--mirror", "--uncertainty", "--probabilities", "--window_batch=2"),
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(case)], capture_output=True, text=True, check=False
-    )
-    assert "no case has t1ce" in done.stderr
-    assert "is taken as a scan" not in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: head: " in done.stdout
+    assert "HD-BET or SynthStrip" in done.stdout
+    assert "WARNING: scan: head" not in done.stdout
+    assert done.stdout.count("network compiled in") == 1
+    assert done.stdout.count("prepare ") >= 2
+    names = {path.name for path in out.iterdir()}
+    suffixes = (".nii.gz", "_prob.nii.gz", "_prob.json", "_entropy.nii.gz")
+    suffixes += ("_mutual_information.nii.gz",)
+    assert names == {f"{name}{suffix}" for name in ("scan", "head") for suffix in suffixes}
+    mask = _assert_on_grid(out / "scan.nii.gz", scan)
+    likely = nib.load(out / "scan_prob.nii.gz").get_fdata().argmax(-1)
+    assert (np.array([0, 1, 2, 4])[likely] == mask).mean() > 0.999
+    entropy = nib.load(out / "scan_entropy.nii.gz").get_fdata()
+    disagreement = nib.load(out / "scan_mutual_information.nii.gz").get_fdata()
+    assert 0 < entropy.max() <= np.log(4) + 1e-6
+    assert (disagreement <= entropy + 1e-6).all()
+    with table.open(newline="") as file:
+        assert [row["scan"] for row in csv.DictReader(file)] == ["scan", "head"]
+
+
+def test_uncertainty_needs_several_answers(
+    smoke_student: commands.Finished,
+    scan: pathlib.Path,
+    tmp_path: pathlib.Path,
+    command_env: dict[str, str],
+) -> None:
+    words = (f"--input={scan}", f"--output={tmp_path / 'm.nii'}", "--uncertainty")
+    done = _predict(command_env, smoke_student.folder, *words)
+    assert done.returncode == 2
+    assert "give --mirror, or several checkpoints" in done.stderr

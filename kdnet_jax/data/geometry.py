@@ -8,21 +8,22 @@ half-pixel convention): no resampling shifts the anatomy.
 """
 
 import dataclasses
-import functools
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float, Num, Shaped, UInt8
+from jaxtyping import Bool, Float, Num, Shaped, UInt8
 from nibabel import orientations
+from numpy.typing import DTypeLike
 from scipy import ndimage
 
 from kdnet_jax.errors import UserError
 
 CANONICAL = ("S", "P", "L")
 HEADER = "header"  # the value of `orientation` that means: as the affine says
+SLAB_VOXELS = 2**23  # a resampling yields so many voxels at a time, 32 MiB of float32
 SAME_SPACING_MM = 1e-3  # two spacings that differ by no more are one: nothing is resampled
 
 Triple = tuple[float, float, float]
@@ -208,31 +209,56 @@ def _resample(
 
     The Gaussian's width, (factor - 1) / 2 voxels, is that of scikit-image and MONAI.
     """
+    result = np.empty(shape, np.float32)
+    for planes, values in _resample_slabs(volume, source, target, shape):
+        result[planes] = values
+    return result
+
+
+def _resample_slabs(
+    volume: Shaped[np.ndarray, "d h w"], source: Triple, target: Triple, shape: Shape
+) -> Iterator[tuple[slice, Float[np.ndarray, "s H W"]]]:
+    """Yields (planes, values there) of what `_resample` returns: bounded memory on a large grid."""
     factor = np.divide(target, source)
     smooth = np.asarray(volume, np.float32)
     if np.any(factor > 1):
         sigma = np.maximum(0.0, (factor - 1) / 2)
         smooth = ndimage.gaussian_filter(smooth, sigma, mode="nearest")
     offset = (np.array(volume.shape) - 1) / 2 - factor * (np.array(shape) - 1) / 2
-    return ndimage.affine_transform(
-        smooth, factor, offset, output_shape=shape, order=1, mode="nearest"
-    )
+    thickness = max(1, SLAB_VOXELS // (shape[1] * shape[2]))
+    for start in range(0, shape[0], thickness):
+        stop = min(start + thickness, shape[0])
+        yield (
+            slice(start, stop),
+            ndimage.affine_transform(
+                smooth,
+                factor,
+                offset + factor * (start, 0, 0),
+                output_shape=(stop - start, *shape[1:]),
+                order=1,
+                mode="nearest",
+            ),
+        )
+
+
+# (planes of the first axis, values there)
+Slabs = Iterable[tuple[slice, Num[np.ndarray, "s h w"]]]
 
 
 def _argmax(
-    channel: Callable[[int], Float[np.ndarray, "d h w"]], classes: Sequence[int], shape: Shape
+    channel: Callable[[int], Slabs], classes: Sequence[int], shape: Shape
 ) -> UInt8[np.ndarray, "d h w"]:
-    """Returns the class with the largest `channel(class)` per voxel, one channel at a time.
+    """Returns the class with the largest `channel(class)` per voxel.
 
-    The first of equals wins, as in `np.argmax`.
+    The first of equals wins, as in `np.argmax`. One volume of float32 is held, and a slab.
     """
     best = np.full(shape, -np.inf, np.float32)
     result = np.zeros(shape, np.uint8)
     for value in classes:
-        candidate = channel(value)
-        wins = candidate > best
-        best[wins] = candidate[wins]
-        result[wins] = value
+        for planes, candidate in channel(value):
+            wins = candidate > best[planes]
+            np.copyto(best[planes], candidate, where=wins)
+            result[planes][wins] = value
     return result
 
 
@@ -244,7 +270,7 @@ def _resample_classes(
     Nearest-neighbour would drop or double thin structures by where they happen to lie on the grid.
     """
     present = [int(value) for value in np.unique(labels)]
-    return _argmax(lambda c: _resample(labels == c, source, target, shape), present, shape)
+    return _argmax(lambda c: _resample_slabs(labels == c, source, target, shape), present, shape)
 
 
 def to_working(
@@ -278,7 +304,7 @@ def back_to_scan(
     """Brings the network's answer from the working grid to the scan's own grid, as class map.
 
     Probabilities are resampled before the largest is taken, which gives smoother borders than
-    resampling a finished mask. Only one channel at a time is held at the scan's resolution.
+    resampling a finished mask. One float32 volume of the scan's grid is held, whatever k.
 
     Args:
         array: probabilities "d h w k", or a class map "d h w", on the working grid.
@@ -287,29 +313,69 @@ def back_to_scan(
     Returns:
         Classes on the scan's own voxel grid; 0 outside of the box.
     """
-    if array.shape[:3] != geometry.working_shape or array.ndim not in (3, 4):
-        raise ValueError(f"array of shape {array.shape}, working grid {geometry.working_shape}")
-    back = functools.partial(
-        _resample, source=geometry.spacing, target=geometry.native_spacing, shape=geometry.box_shape
-    )
-    resampled = geometry.native_spacing != geometry.spacing
     if array.ndim == 4:
-        pick = (lambda c: back(array[..., c])) if resampled else (lambda c: array[..., c])
-        mask = _argmax(pick, range(array.shape[-1]), geometry.box_shape)
-    elif resampled:
+        channels = range(array.shape[-1])
+        mask = _argmax(lambda c: _slabs_back(array[..., c], geometry), channels, geometry.box_shape)
+    elif geometry.native_spacing != geometry.spacing:
+        _check_working(array, geometry)
         mask = _resample_classes(
             array, geometry.spacing, geometry.native_spacing, geometry.box_shape
         )
     else:
+        _check_working(array, geometry)
         mask = array.astype(np.uint8)
-    return mask_to_scan(mask, geometry)
+    return place(mask, geometry)
 
 
-def mask_to_scan(
-    mask: UInt8[np.ndarray, "d h w"], geometry: Geometry
-) -> UInt8[np.ndarray, "x y z"]:
-    """Places a class map of the cropped, unresampled SPL box on the scan's own grid."""
-    whole = np.zeros(geometry.shape, np.uint8)
+def threshold_to_scan(
+    probability: Float[np.ndarray, "d h w"], geometry: Geometry
+) -> Bool[np.ndarray, "x y z"]:
+    """Returns where a region's probability is above 1/2 on the scan's own grid."""
+    mask = np.zeros(geometry.box_shape, bool)
+    for planes, values in _slabs_back(probability, geometry):
+        mask[planes] = values > 0.5
+    return place(mask, geometry)
+
+
+def map_to_scan(
+    values: Float[np.ndarray, "d h w"],
+    geometry: Geometry,
+    *,
+    outside: float = 0.0,
+    dtype: DTypeLike = np.float32,
+) -> Float[np.ndarray, "x y z"]:
+    """Brings one map, such as a probability, to the scan's own grid by linear interpolation.
+
+    Args:
+        values: on the working grid.
+        geometry: the way that `to_working` took.
+        outside: the value outside of the box.
+        dtype: of the result.
+    """
+    box = np.empty(geometry.box_shape, dtype)
+    for planes, slab in _slabs_back(values, geometry):
+        box[planes] = slab
+    return place(box, geometry, outside)
+
+
+def _check_working(array: Num[np.ndarray, "d h w"], geometry: Geometry) -> None:
+    if array.shape != geometry.working_shape:
+        raise ValueError(f"array of shape {array.shape}, working grid {geometry.working_shape}")
+
+
+def _slabs_back(values: Num[np.ndarray, "d h w"], geometry: Geometry) -> Slabs:
+    """Returns a map of the working grid on the box of the scan's voxels, slab by slab."""
+    _check_working(values, geometry)
+    if geometry.native_spacing == geometry.spacing:
+        return [(slice(None), values)]
+    return _resample_slabs(values, geometry.spacing, geometry.native_spacing, geometry.box_shape)
+
+
+def place(
+    box: Shaped[np.ndarray, "d h w"], geometry: Geometry, outside: float = 0.0
+) -> Shaped[np.ndarray, "x y z"]:
+    """Places a map of the cropped, unresampled SPL box on the scan's own grid."""
+    whole = np.full(geometry.shape, outside, box.dtype)
     spl = orient(whole, geometry.affine, geometry.orientation)  # a view: filling it fills `whole`
-    spl[tuple(slice(start, stop) for start, stop in geometry.box)] = mask
+    spl[tuple(slice(start, stop) for start, stop in geometry.box)] = box
     return whole

@@ -8,7 +8,7 @@ the crop depends on all of them.
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +18,8 @@ from kdnet_jax import conventions
 from kdnet_jax.data import cases, geometry, labels, nifti
 from kdnet_jax.errors import UserError
 
+# In the note on a head that was taken as it is: `predict` makes a warning of it.
+SKULL_ON = "the skull seems to be on"
 # z-scores are cut here, so that a metal artefact neither overflows float16 nor rules a batch.
 MAX_Z = 10.0
 # A brain without its skull is below 2000 ml, a head above 3000.
@@ -107,8 +109,37 @@ def prepare_case(
             a sequence is empty or not skull-stripped.
     """
     geometry.check_orientation(orientation)
-    volumes = read_images(case.images)
-    reference = None if case.label is None else nifti.read_labels(case.label)
+    return prepare_files(
+        case,
+        read_files(case),
+        spacing=spacing,
+        orientation=orientation,
+        allow_skull=allow_skull,
+    )
+
+
+class CaseFiles(NamedTuple):
+    """The files of a case, read: the sequences in the project's order, and the reference."""
+
+    images: dict[str, nifti.Volume]
+    reference: nifti.Volume | None
+
+
+def read_files(case: cases.Case) -> CaseFiles:
+    """Reads what `prepare_files` prepares.
+
+    Raises:
+        UserError: a file cannot be used, or has no such channel.
+    """
+    images = read_images(case.images)
+    return CaseFiles(images, None if case.label is None else nifti.read_labels(case.label))
+
+
+def prepare_files(
+    case: cases.Case, files: CaseFiles, *, spacing: Spacing, orientation: str, allow_skull: bool
+) -> tuple[PreparedCase, list[str]]:
+    """Checks and prepares files that were read; see `prepare_case`."""
+    volumes, reference = files
     members = volumes if reference is None else volumes | {nifti.LABEL: reference}
     affine, notes = nifti.common_affine(members)
     notes += _orientation_notes(affine, orientation)
@@ -126,24 +157,18 @@ def prepare_case(
     return prepared, [f"{case.case_id}: {note}" for note in notes + more]
 
 
-def prepare_scan(
-    images: Mapping[str, cases.Source],
-    *,
-    spacing: Spacing,
-    orientation: str = geometry.HEADER,
-    allow_skull: bool = False,
-) -> tuple[PreparedCase, list[str]]:
-    """Prepares scans without a reference, such as the one sequence at the bedside.
+def unlabelled_case(images: Mapping[str, cases.Source]) -> cases.Case:
+    """Returns scans without a reference, such as the one sequence at the bedside, as a case.
 
     Args:
         images: modality -> file, or (file, channel).
-        spacing: see `prepare_case`, which does the work.
-        orientation: see `prepare_case`.
-        allow_skull: see `prepare_case`.
+
+    Raises:
+        UserError: the first file is no NIfTI by its name.
     """
     path = nifti.check_suffix(_path_and_channel(next(iter(images.values())))[0])
     name = path.name[: path.name.lower().rfind(".nii")]
-    case = cases.Case(
+    return cases.Case(
         case_id=name,
         patient_id=name,
         grade=None,
@@ -151,7 +176,6 @@ def prepare_scan(
         label=None,
         convention="kdnet",
     )
-    return prepare_case(case, spacing=spacing, orientation=orientation, allow_skull=allow_skull)
 
 
 # ------------------------------------------------------------------------------------- files
@@ -268,16 +292,16 @@ def find_brain(
         return mask, notes
     if not allow_skull:
         raise UserError(
-            f"{name}: {reason}: the skull seems to be on. Expected a skull-stripped scan: strip it "
+            f"{name}: {reason}: {SKULL_ON}. Expected a skull-stripped scan: strip it "
             "with HD-BET or SynthStrip, or go on as it is with --allow_skull "
             "(--config.data.allow_skull=true)"
         )
-    return mask, [*notes, f"{name}: {reason}; used with its skull, as asked"]
+    return mask, [*notes, f"{name}: {reason}: {SKULL_ON}. The scan was used as it is"]
 
 
 def _background(volume: Num[np.ndarray, "x y z"], name: str) -> tuple[float | None, list[str]]:
     """Returns the value of the background, None if there is none, and a note if it is not 0."""
-    faces = [volume.take(side, axis).ravel() for axis in range(3) for side in (0, -1)]
+    faces = [np.moveaxis(volume, axis, 0)[side].ravel() for axis in range(3) for side in (0, -1)]
     border = np.concatenate(faces)
     if np.count_nonzero(border == 0) >= ZERO_BORDER * border.size:
         return 0.0, []
@@ -312,8 +336,12 @@ def z_score(
             f"{name}: every voxel of the brain is {inside[0]:g}; the file holds a mask or an empty "
             "sequence, expected intensities"
         )
+    # In place: of a large head this is the largest array of all.
+    inside -= inside.mean()
+    inside /= deviation
+    np.clip(inside, -MAX_Z, MAX_Z, out=inside)
     scores = np.zeros(volume.shape, np.float32)
-    scores[mask] = np.clip((inside - inside.mean()) / deviation, -MAX_Z, MAX_Z)
+    scores[mask] = inside
     return scores
 
 

@@ -65,7 +65,7 @@ def test_round_trip_with_crop_is_exact(codes: str) -> None:
         geometry.unorient(geometry.orient(mask, affine), mask.shape, affine), mask
     )
     way = geometry.make_geometry(mask.shape, affine, box=((1, 4), (0, 5), (2, 5)))
-    inside = geometry.mask_to_scan(np.ones(way.box_shape, np.uint8), way).astype(bool)
+    inside = geometry.place(np.ones(way.box_shape, np.uint8), way).astype(bool)
     assert inside.sum() == np.prod(way.box_shape)
     back = geometry.back_to_scan(geometry.to_working(mask, way, order=0), way)
     np.testing.assert_array_equal(back, np.where(inside, mask, 0))
@@ -86,7 +86,7 @@ def test_round_trip_property(data: st.DataObject) -> None:
         start = data.draw(st.integers(0, size - 1))
         box.append((start, data.draw(st.integers(start + 1, size))))
     way = geometry.make_geometry(shape, affine, box=tuple(box), orientation=orientation)
-    inside = geometry.mask_to_scan(np.ones(way.box_shape, np.uint8), way).astype(bool)
+    inside = geometry.place(np.ones(way.box_shape, np.uint8), way).astype(bool)
     working = geometry.to_working(mask, way, order=0)
     expected = np.where(inside, mask, 0)
     np.testing.assert_array_equal(geometry.back_to_scan(working, way), expected)
@@ -201,3 +201,29 @@ def test_wrong_shapes_are_refused() -> None:
         geometry.back_to_scan(np.zeros((4, 5, 6), np.uint8), way)
     with pytest.raises(ValueError, match="no scan of shape"):
         geometry.unorient(np.zeros((2, 3, 4)), (4, 5, 6), np.eye(4))
+
+
+@pytest.mark.parametrize("slab", [1, 60, 10**9])
+def test_the_way_back_is_the_same_in_slabs_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, slab: int
+) -> None:
+    way = geometry.make_geometry((9, 8, 7), np.diag([-1.0, 1.5, 2.5, 1]), spacing=1.7)
+    probs = np.random.default_rng(0).dirichlet(np.ones(4), way.working_shape).astype(np.float32)
+    maps = [geometry.map_to_scan(probs[..., c], way) for c in range(4)]
+    monkeypatch.setattr(geometry, "SLAB_VOXELS", slab)
+    for channel, expected in enumerate(maps):
+        actual = geometry.map_to_scan(probs[..., channel], way)
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
+    np.testing.assert_allclose(sum(maps), 1, atol=1e-5)
+    np.testing.assert_array_equal(geometry.back_to_scan(probs, way), np.argmax(maps, axis=0))
+    np.testing.assert_array_equal(
+        geometry.threshold_to_scan(probs[..., 0], way), maps[0] > np.float32(0.5)
+    )
+
+
+def test_a_map_outside_of_the_box() -> None:
+    way = geometry.make_geometry((4, 4, 4), np.eye(4), box=((1, 3), (0, 4), (2, 4)))
+    values = np.random.default_rng(0).random(way.working_shape).astype(np.float32)
+    whole = geometry.map_to_scan(values, way, outside=1.0)
+    assert (whole == 1).sum() == 64 - 16
+    np.testing.assert_array_equal(geometry.orient(whole, way.affine)[1:3, :, 2:4], values)

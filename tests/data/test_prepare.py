@@ -93,7 +93,7 @@ def test_a_sequence_does_not_depend_on_the_others(files: Files, tmp_path: pathli
     files.images["t1ce"][:, :, :7] = 0
     everything = files.write(tmp_path)
     case, _ = _prepare(everything)
-    alone, _ = prepare.prepare_scan({"t1ce": everything.images["t1ce"]}, spacing=None)
+    alone, _ = _scan({"t1ce": everything.images["t1ce"]})
     assert alone.case_id == "case_t1ce"
     assert alone.label is None
     assert alone.reference is None
@@ -280,6 +280,10 @@ def test_background_that_is_not_zero(files: Files, tmp_path: pathlib.Path) -> No
     )
 
 
+def _scan(images: dict) -> tuple[prepare.PreparedCase, list[str]]:
+    return prepare.prepare_case(prepare.unlabelled_case(images), spacing=None)
+
+
 def test_skull_on_by_noise_at_the_border(files: Files, tmp_path: pathlib.Path) -> None:
     files.images["t2"] += np.random.default_rng(1).integers(0, 9, SHAPE).astype(np.int16)
     case = files.write(tmp_path)
@@ -287,7 +291,7 @@ def test_skull_on_by_noise_at_the_border(files: Files, tmp_path: pathlib.Path) -
         _prepare(case)
     prepared, notes = _prepare(case, allow_skull=True)
     assert prepared.image.shape[:3] == SHAPE[::-1]
-    assert "used with its skull, as asked" in notes[0]
+    assert "the skull seems to be on. The scan was used as it is" in notes[0]
 
 
 def test_skull_on_by_volume(files: Files, tmp_path: pathlib.Path) -> None:
@@ -326,20 +330,20 @@ def test_channels_of_one_file(files: Files, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "BRATS_001.nii.gz"
     nib.save(nib.Nifti1Image(np.stack([files.images[m] for m in order], -1), AFFINE), path)
     sources = {name: (path, channel) for channel, name in enumerate(order)}
-    case, _ = prepare.prepare_scan(sources, spacing=None)
+    case, _ = _scan(sources)
     assert case.modalities == MODALITIES
     assert case.case_id == "BRATS_001"
     np.testing.assert_array_equal(case.image, plain.image)
     with pytest.raises(UserError, match=r"has 4 channel\(s\); channel 4"):
-        prepare.prepare_scan({"t1": (path, 4)}, spacing=None)
+        _scan({"t1": (path, 4)})
     with pytest.raises(UserError, match="expected a volume of 3 dim"):
-        prepare.prepare_scan({"t1": path}, spacing=None)
+        _scan({"t1": path})
 
 
 def test_first_channel_of_a_plain_file(files: Files, tmp_path: pathlib.Path) -> None:
     path = files.write(tmp_path).images["t2"]
-    with_channel, _ = prepare.prepare_scan({"t2": (path, 0)}, spacing=None)
-    without, _ = prepare.prepare_scan({"t2": path}, spacing=None)
+    with_channel, _ = _scan({"t2": (path, 0)})
+    without, _ = _scan({"t2": path})
     np.testing.assert_array_equal(with_channel.image, without.image)
 
 

@@ -1,0 +1,277 @@
+"""Several runs, such as folds or seeds, that segment together: their probabilities are averaged.
+
+One run is the ensemble of one; there is no other way from a run to a segmentation of a scan.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import glob
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from kdnet_jax import inference, runs
+from kdnet_jax.data import prepare, splits
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import heads, unet
+
+SPLIT_FILE = "split.json"
+# Parts of a split that a network has learned or was chosen from.
+_SEEN_PARTS = ("train", "validation")
+
+# Times a stage, such as "network": used as `with stage("network"):`.
+Stage = Callable[[str], contextlib.AbstractContextManager]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What an ensemble says of a case.
+
+    Attributes:
+        classes: on the scan's own grid.
+        probabilities: of the head's outputs, on the working grid.
+        entropy: of the averaged probabilities, in nats (`inference.entropy`), on the working grid;
+            `None` unless asked for.
+        mutual_information: what of it is disagreement: the entropy less the mean entropy of the
+            single answers (members, mirror images, overlapping windows); likewise.
+    """
+
+    classes: UInt8[np.ndarray, "x y z"]
+    probabilities: Float[np.ndarray, "d h w k"]
+    entropy: Float[np.ndarray, "d h w"] | None = None
+    mutual_information: Float[np.ndarray, "d h w"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Runs that agree on sequences, spacing, outputs and windows.
+
+    Attributes:
+        members: the runs.
+        mirror: average over the 8 mirror images.
+        window_batch: windows at once.
+    """
+
+    members: tuple[runs.Run, ...]
+    mirror: bool
+    window_batch: int = 1
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The sequences that it needs."""
+        return self.members[0].settings.modalities
+
+    @property
+    def spacing(self) -> float | None:
+        """The working voxel size in mm; `None` keeps the scan's own."""
+        return self.members[0].settings.spacing
+
+    @property
+    def head(self) -> heads.Head:
+        """What the outputs are."""
+        return self.members[0].settings.network.head
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs: classes or regions."""
+        return self.members[0].settings.network.outputs
+
+    @property
+    def disagreeing(self) -> bool:
+        """Whether a voxel has several answers wherever it lies."""
+        return self.mirror or len(self.members) > 1
+
+    def compile(self, *, uncertainty: bool = False) -> float:
+        """Compiles what `segment` needs, once for scans of any size; returns the seconds."""
+        started = time.monotonic()
+        for member in self.members:
+            self._program(member.settings.network, uncertainty)
+        return time.monotonic() - started
+
+    @functools.cached_property
+    def _programs(self) -> dict[Any, Callable[[Any, Array], Array]]:
+        return {}
+
+    def _program(self, network: unet.UNetConfig, entropies: bool) -> Callable[[Any, Array], Array]:
+        """Returns the one program of a network: members of one form share it."""
+        key = (network, entropies)
+        if key not in self._programs:
+            member = next(each for each in self.members if each.settings.network == network)
+            predict = inference.make_predict(
+                unet.UNet(network).apply, self.head, self.mirror, entropies
+            )
+            shape = (self.window_batch, *member.settings.window, len(self.modalities))
+            windows = jax.ShapeDtypeStruct(shape, np.float32)
+            self._programs[key] = predict.lower(member.params, windows).compile()
+        return self._programs[key]
+
+    def _answers(
+        self, image: Float[np.ndarray, "d h w m"], entropies: bool, progress: bool
+    ) -> Float[np.ndarray, "d h w k"]:
+        """Returns the mean over members, mirror images and windows, in one pass over the volume."""
+        programs = [self._program(each.settings.network, entropies) for each in self.members]
+
+        def predict(windows: Array) -> Array:
+            total = programs[0](self.members[0].params, windows)
+            for program, member in zip(programs[1:], self.members[1:], strict=True):
+                total = total + program(member.params, windows)
+            return total / len(self.members)
+
+        return inference.sliding_window(
+            predict,
+            image,
+            self.members[0].settings.window,
+            self.members[0].config.inference.overlap,
+            batch=self.window_batch,
+            progress=progress,
+        )
+
+    def segment(
+        self,
+        case: prepare.PreparedCase,
+        *,
+        uncertainty: bool = False,
+        progress: bool = False,
+        stage: Stage = contextlib.nullcontext,
+    ) -> Prediction:
+        """Segments a case that was prepared at the ensemble's spacing.
+
+        Args:
+            case: its sequences may be more than the networks see.
+            uncertainty: also entropy and mutual information.
+            progress: show a bar of windows on a terminal.
+            stage: times "network" and "back".
+
+        Raises:
+            UserError: the case lacks a sequence.
+        """
+        if absent := [name for name in self.modalities if name not in case.modalities]:
+            raise UserError(
+                f"{case.case_id}: has {', '.join(case.modalities)}, but the network needs "
+                f"{', '.join(absent)}."
+            )
+        channels = [case.modalities.index(name) for name in self.modalities]
+        with stage("network"):
+            image = (
+                case.image
+                if channels == [*range(case.image.shape[-1])]
+                else (case.image[..., channels])
+            )
+            answers = self._answers(image, uncertainty, progress)
+        with stage("back"):
+            probs = answers[..., : len(self.outputs)]
+            classes = runs.segmentation_on_scan(probs, self.head, case.geometry)
+        if not uncertainty:
+            return Prediction(classes, probs)
+        entropy = inference.entropy(probs, self.head)
+        # Not below 0 but for rounding: entropy is concave.
+        disagreement = np.maximum(entropy - answers[..., -1], 0)
+        return Prediction(classes, probs, entropy, disagreement)
+
+    def trained_cases(self) -> dict[str, pathlib.Path]:
+        """Returns the ids of all cases that a member was trained or chosen on, and its folder.
+
+        Raises:
+            UserError: a run's split cannot be read.
+        """
+        seen: dict[str, pathlib.Path] = {}
+        for member in self.members:
+            split = splits.load_split(member.folder / SPLIT_FILE)
+            for part in _SEEN_PARTS:
+                for case_id in split.parts[part]:
+                    seen.setdefault(case_id, member.folder)
+        return seen
+
+
+def load_ensemble(
+    folders: Sequence[pathlib.Path], *, mirror: bool | None = None, window_batch: int = 1
+) -> Ensemble:
+    """Reads runs that are to segment together.
+
+    Args:
+        folders: of the runs.
+        mirror: average over mirror images; `None` as the runs' configs say.
+        window_batch: windows at once.
+
+    Raises:
+        UserError: no folder, one that is no run or is there twice, or runs that cannot be averaged.
+    """
+    if not folders:
+        raise UserError("no checkpoint is given: name the folder of at least one run.")
+    members = tuple(runs.load_run(folder) for folder in folders)
+    for index, member in enumerate(members):
+        _check_agreement(members[0], member, mirror)
+        for other in members[:index]:
+            if other.params_hash == member.params_hash:
+                raise UserError(
+                    f"{other.folder} and {member.folder} are the same network (equal parameters): "
+                    "it would count twice. Name each run once."
+                )
+    if mirror is None:
+        mirror = bool(members[0].config.inference.mirror)
+    return Ensemble(members, mirror, window_batch)
+
+
+def _check_agreement(first: runs.Run, other: runs.Run, mirror: bool | None) -> None:
+    ours, theirs = _must_agree(first, mirror), _must_agree(other, mirror)
+    for what, value in ours.items():
+        if theirs[what] != value:
+            raise UserError(
+                f"{first.folder} and {other.folder} cannot be averaged: their {what} differ "
+                f"({value} and {theirs[what]}). Name runs of one kind."
+            )
+
+
+def _must_agree(run: runs.Run, mirror: bool | None) -> dict[str, str]:
+    values = run.settings
+    agree = {
+        "sequences (model.modalities)": ", ".join(values.modalities),
+        "spacings (data.spacing)": f"{values.spacing:g} mm" if values.spacing else "the scan's own",
+        "outputs (model.head)": ", ".join(values.network.outputs),
+        "windows (inference.patch)": "x".join(map(str, values.window)),
+        "overlaps (inference.overlap)": str(run.config.inference.overlap),
+    }
+    # A choice made for all members need not be in their configs.
+    if mirror is None:
+        agree["mirrors (inference.mirror)"] = str(run.config.inference.mirror)
+    return agree
+
+
+def find_runs(words: Sequence[str]) -> list[pathlib.Path]:
+    """Returns the folders that the values of --checkpoint name: paths, with commas, or patterns.
+
+    Of what a pattern such as `runs/fold-*` matches, only runs are taken.
+
+    Raises:
+        UserError: a pattern matches no run, or a run is named twice.
+    """
+    folders: list[pathlib.Path] = []
+    for word in words:
+        # A name that exists is taken as it is, whatever signs it holds.
+        parts = [word] if pathlib.Path(word).exists() else word.split(",")
+        for part in filter(None, (part.strip() for part in parts)):
+            folders += _matches(part)
+    resolved = [folder.resolve() for folder in folders]
+    for folder in folders:
+        if resolved.count(folder.resolve()) > 1:
+            raise UserError(f"--checkpoint names {folder} twice: it would count twice.")
+    return folders
+
+
+def _matches(pattern: str) -> list[pathlib.Path]:
+    if pathlib.Path(pattern).exists() or not glob.has_magic(pattern):
+        return [pathlib.Path(pattern)]
+    found = [pathlib.Path(path) for path in sorted(glob.glob(pattern))]
+    folders = [folder for folder in found if (folder / "config.json").is_file()]
+    if not folders:
+        raise UserError(
+            f"--checkpoint={pattern} matches no run (a folder with a config.json; it matches "
+            f"{len(found)} paths)."
+        )
+    return folders

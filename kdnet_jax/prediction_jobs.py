@@ -1,0 +1,195 @@
+"""Which scans `predict` segments, and where each of its files goes: settled before the first."""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Sequence
+
+from kdnet_jax.data import cases, layouts
+from kdnet_jax.errors import UnknownLayoutError, UserError
+
+_NIFTI = (".nii", ".nii.gz")
+_TABLES = (".csv", ".json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One scan to segment.
+
+    Attributes:
+        name: what the scan is called.
+        images: sequence -> file, or (file, channel).
+        output: where the mask goes.
+        overlay: where the picture goes, or `None`.
+        probabilities: where the probabilities go, or `None`; beside them, `.json`, what they are.
+        entropy: where the entropy goes, or `None`.
+        mutual_information: likewise.
+    """
+
+    name: str
+    images: dict[str, cases.Source]
+    output: pathlib.Path
+    overlay: pathlib.Path | None = None
+    probabilities: pathlib.Path | None = None
+    entropy: pathlib.Path | None = None
+    mutual_information: pathlib.Path | None = None
+
+    @property
+    def outputs(self) -> list[pathlib.Path]:
+        """All files that are written."""
+        paths = [self.output, self.overlay, self.probabilities]
+        paths += [description(self.probabilities)] if self.probabilities else []
+        return [path for path in [*paths, self.entropy, self.mutual_information] if path]
+
+
+def description(probabilities: pathlib.Path) -> pathlib.Path:
+    """Returns the file beside a file of probabilities that says what its channels are."""
+    return probabilities.with_name(f"{stem(probabilities)}.json")
+
+
+def find_scans(
+    inputs: list[pathlib.Path], modalities: tuple[str, ...]
+) -> list[tuple[str, dict[str, cases.Source]]]:
+    """Returns (name, sequence -> file) of every scan or case that the inputs name.
+
+    A file is a scan of the network's one sequence. In a folder, cases in a known layout are taken
+    by their sequence; where there is none and the network has one sequence, each NIfTI file is a
+    scan.
+
+    Raises:
+        UserError: for a missing path, an empty folder, or one file where several are needed.
+    """
+    found = []
+    for path in inputs:
+        if path.is_dir():
+            found += _scans_of_folder(path, modalities)
+        elif len(modalities) > 1:
+            raise UserError(
+                f"{path}: this network needs {', '.join(modalities)} of each case. Give the folder "
+                "of the case, or of the cases."
+            )
+        elif not path.exists():
+            raise UserError(f"--input={path}: there is no such file or folder.")
+        else:
+            _warn_of_name(path, modalities[0])
+            found.append((stem(path), {modalities[0]: path}))
+    names = [name for name, _ in found]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise UserError(
+            f"Several inputs are called {doubled[0]!r}, so their masks would overwrite each other. "
+            "Rename them, or predict them one by one."
+        )
+    return found
+
+
+def _scans_of_folder(
+    folder: pathlib.Path, modalities: tuple[str, ...]
+) -> list[tuple[str, dict[str, cases.Source]]]:
+    try:
+        cohort = cases.find_cases(folder, "auto", modalities, labelled=False)
+    except UnknownLayoutError as error:
+        files = sorted(
+            path
+            for path in folder.iterdir()
+            if path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+        )
+        if len(modalities) > 1 or not files:
+            raise UserError(f"--input={folder}: {error}") from error
+        print(f"{folder}: no known layout; each of its {len(files)} files is taken as a scan")
+        for path in files:
+            _warn_of_name(path, modalities[0])
+        return [(stem(path), {modalities[0]: path}) for path in files]
+    for note in cohort.notes:
+        print(f"note: {note}")
+    return [
+        (case.case_id, {name: case.images[name] for name in modalities}) for case in cohort.cases
+    ]
+
+
+def _warn_of_name(path: pathlib.Path, modality: str) -> None:
+    ending = stem(path).lower().replace("-", "_").rsplit("_", 1)[-1]
+    sequence = layouts.SEQUENCES.get(ending, modality)
+    if sequence != modality:
+        print(
+            f"warning: {path} is named as {sequence}, but the network was trained on {modality}. "
+            "Its mask means nothing if it is."
+        )
+
+
+def stem(path: pathlib.Path) -> str:
+    """Returns a NIfTI file's name without its ending."""
+    return path.name[: path.name.lower().rfind(".nii")] or path.name
+
+
+def plan(
+    scans: Sequence[tuple[str, dict[str, cases.Source]]],
+    output: pathlib.Path,
+    *,
+    overlay: pathlib.Path | None = None,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    volumes: pathlib.Path | None = None,
+) -> list[Job]:
+    """Says where every file goes, before the first is made.
+
+    Args:
+        scans: name, and sequence -> file.
+        output: the mask of one scan, or a folder.
+        overlay: the picture of one scan, or a folder.
+        probabilities: also `<mask>_prob.nii.gz`.
+        uncertainty: also `<mask>_entropy.nii.gz` and `<mask>_mutual_information.nii.gz`.
+        volumes: the table of all scans.
+
+    Raises:
+        UserError: a file name does not fit, or a file would overwrite an input or another output.
+    """
+    single = len(scans) == 1 and output.name.lower().endswith(_NIFTI)
+    if len(scans) > 1 and output.name.lower().endswith(_NIFTI):
+        raise UserError(
+            f"--output={output} is one file, but there are {len(scans)} inputs. Give a folder."
+        )
+    one_picture = overlay is not None and (single or overlay.suffix.lower() == ".png")
+    if one_picture and (len(scans) > 1 or overlay.suffix.lower() != ".png"):
+        raise UserError(
+            f"--overlay={overlay}: give a name that ends in .png for one scan, or a folder for "
+            "several."
+        )
+    if volumes is not None and volumes.suffix.lower() not in _TABLES:
+        raise UserError(f"--volumes={volumes}: give a name that ends in .csv or .json.")
+    jobs = []
+    for name, images in scans:
+        mask = output if single else output / f"{name}.nii.gz"
+        beside = {
+            kind: mask.with_name(f"{stem(mask)}_{suffix}.nii.gz") if wanted else None
+            for kind, suffix, wanted in (
+                ("probabilities", "prob", probabilities),
+                ("entropy", "entropy", uncertainty),
+                ("mutual_information", "mutual_information", uncertainty),
+            )
+        }
+        picture = overlay if one_picture or overlay is None else overlay / f"{name}.png"
+        jobs.append(Job(name, images, mask, picture, **beside))
+    _check_collisions(jobs, volumes)
+    return jobs
+
+
+def _check_collisions(jobs: Sequence[Job], volumes: pathlib.Path | None) -> None:
+    outputs = [*itertools.chain.from_iterable(job.outputs for job in jobs)]
+    outputs += [volumes] if volumes else []
+    sources = {
+        os.path.realpath(source[0] if isinstance(source, tuple) else source)
+        for job in jobs
+        for source in job.images.values()
+    }
+    taken: set[str] = set()
+    for path in outputs:
+        real = os.path.realpath(path)
+        if real in sources:
+            raise UserError(f"{path} would be written, but it is the input itself: choose another.")
+        if real in taken:
+            raise UserError(
+                f"{path} would be written twice. Rename the inputs, or predict them one by one."
+            )
+        taken.add(real)

@@ -1,0 +1,158 @@
+"""What `predict` writes besides the mask: probability maps, and the table of volumes.
+
+Every file is written beside and renamed.
+"""
+
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from kdnet_jax import conventions
+from kdnet_jax.data import geometry as geometry_lib
+from kdnet_jax.errors import UserError
+
+# NIfTI has no float16. 16 bits and a slope, which every reader applies, are as exact and smaller
+# than float32.
+_STEPS = 65535
+# Probabilities hardly compress better at higher levels, and take several times as long.
+_COMPRESSION = 1
+
+
+def write_probabilities(
+    path: pathlib.Path,
+    probs: Float[np.ndarray, "d h w k"],
+    geometry: geometry_lib.Geometry,
+    channels: Sequence[str],
+) -> None:
+    """Writes probabilities on the scan's own grid as a 4-D NIfTI, one channel at a time.
+
+    They are stored to 1 / 65535. Outside of the brain's box the background is 1, all else 0.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint16)
+    header.set_data_shape((*geometry.shape, len(channels)))
+    header.set_xyzt_units("mm")
+    header["pixdim"][1:4] = nib.affines.voxel_sizes(geometry.affine)
+    header.set_qform(geometry.affine, code="scanner")
+    header.set_sform(geometry.affine, code="scanner")
+    header.set_slope_inter(1 / _STEPS, 0)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    header["descrip"] = f"probability of {','.join(channels)}"[:79].encode()
+
+    def write(file: IO[bytes]) -> None:
+        # The four bytes say that no header extension follows.
+        file.write(header.binaryblock + bytes(4))
+        for index, channel in enumerate(channels):
+            outside = float(channel == conventions.CLASSES[0])
+            values = geometry_lib.map_to_scan(probs[..., index], geometry, outside=outside)
+            for plane in np.moveaxis(values, 2, 0):  # the last stored axis is the slowest
+                stored = np.round(np.clip(plane, 0, 1) * _STEPS).astype("<u2")
+                file.write(stored.tobytes(order="F"))
+
+    _write(path, write, compress=True)
+
+
+def _write(path: pathlib.Path, write: Callable[[IO[bytes]], None], *, compress: bool) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with (
+                gzip.open(beside, "wb", compresslevel=_COMPRESSION)
+                if compress
+                else beside.open("wb") as file
+            ):
+                write(file)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    _write(path, lambda file: file.write(text.encode()), compress=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanVolumes:
+    """A row of the table of volumes.
+
+    Attributes:
+        scan: the scan's name.
+        ml: region -> volume, ml.
+        spacing_mm: voxel size of the scan, in the order of its stored axes.
+        mask: the mask's file.
+        warnings: what was unlike training.
+    """
+
+    scan: str
+    ml: dict[str, float]
+    spacing_mm: tuple[float, ...]
+    mask: str
+    warnings: tuple[str, ...]
+
+
+def volumes_ml(
+    classes: UInt8[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]
+) -> dict[str, float]:
+    """Returns the volume of each region in ml."""
+    voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+    counts = np.bincount(classes.ravel(), minlength=len(conventions.CLASSES))
+    return {
+        region: float(sum(counts[value] for value in values)) * voxel_ml
+        for region, values in conventions.REGION_CLASSES.items()
+    }
+
+
+def write_volumes(path: pathlib.Path, rows: Sequence[ScanVolumes], about: dict[str, Any]) -> None:
+    """Writes the table as .json, or as .csv with what `about` holds in every row.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if path.suffix.lower() == ".json":
+        content = about | {"scans": [dataclasses.asdict(row) for row in rows]}
+        write_text(path, json.dumps(content, indent=1) + "\n")
+        return
+    flat = [
+        {"scan": row.scan}
+        | {f"{region.lower()}_ml": round(volume, 4) for region, volume in row.ml.items()}
+        | {
+            "spacing_mm": " x ".join(f"{size:.6g}" for size in row.spacing_mm),
+            "mask": row.mask,
+            "warnings": " | ".join(row.warnings),
+        }
+        | {
+            key: ";".join(value) if isinstance(value, list) else value
+            for key, value in about.items()
+        }
+        for row in rows
+    ]
+
+    def write(file: IO[bytes]) -> None:
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        writer = csv.DictWriter(text, list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
+        text.detach()
+
+    _write(path, write, compress=False)

@@ -1,0 +1,151 @@
+"""One scan from its files to its mask and whatever else was asked for, with what it took."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import UInt8
+
+from kdnet_jax import ensembles, prediction_jobs, prediction_outputs
+from kdnet_jax.data import familiarity, geometry, labels, nifti, prepare
+from kdnet_jax.reporting import figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What holds for all scans.
+
+    Attributes:
+        convention: label values of the masks.
+        orientation: see `prepare.prepare_case`.
+        uncertainty: entropy and mutual information too.
+        usual: `familiarity.measure` of the training cases, or `None`.
+        about: what made the masks, for the files that hold it.
+    """
+
+    convention: str
+    orientation: str
+    uncertainty: bool
+    usual: Mapping[str, Any] | None
+    about: Mapping[str, Any]
+
+
+class Clock:
+    """Seconds by stage, in the order in which they began."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = collections.defaultdict(float)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time that the block takes to the stage."""
+        started = time.monotonic()
+        yield
+        self.seconds[name] += time.monotonic() - started
+
+    def text(self) -> str:
+        """Returns such as "read 0.4 s, prepare 1.2 s"."""
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+
+
+def segment_scan(
+    ensemble: ensembles.Ensemble, job: prediction_jobs.Job, options: Options
+) -> prediction_outputs.ScanVolumes:
+    """Reads, segments and writes one scan, and says what it found.
+
+    Raises:
+        UserError: a file cannot be used or written.
+    """
+    clock = Clock()
+    case, warnings = _prepare(ensemble, job, options, clock)
+    prediction = ensemble.segment(
+        case, uncertainty=options.uncertainty, progress=True, stage=clock.stage
+    )
+    with clock.stage("write"):
+        _write(job, case, prediction, ensemble, options)
+    affine = case.geometry.affine
+    volumes = prediction_outputs.volumes_ml(prediction.classes, affine)
+    found = ", ".join(f"{region} {volume:.1f} ml" for region, volume in volumes.items())
+    print(f"{job.name}: {found if volumes['WT'] else 'no tumour found'} -> {job.output}")
+    print(f"  {clock.text()}")
+    spacing = tuple(nib.affines.voxel_sizes(affine).tolist())
+    return prediction_outputs.ScanVolumes(job.name, volumes, spacing, str(job.output), warnings)
+
+
+def _prepare(
+    ensemble: ensembles.Ensemble, job: prediction_jobs.Job, options: Options, clock: Clock
+) -> tuple[prepare.PreparedCase, tuple[str, ...]]:
+    """Returns the prepared scan and the warnings, which are printed; the files' arrays are freed.
+
+    A head with its skull on is segmented all the same, after a warning.
+    """
+    scan = prepare.unlabelled_case(job.images)
+    with clock.stage("read"):
+        files = prepare.read_files(scan)
+    with clock.stage("prepare"):
+        case, notes = prepare.prepare_files(
+            scan,
+            files,
+            spacing=ensemble.spacing,
+            orientation=options.orientation,
+            allow_skull=True,
+        )
+        warnings = familiarity.compare(case, options.usual) if options.usual else []
+    skull = [f"{note}. {familiarity.STRIP}" for note in notes if prepare.SKULL_ON in note]
+    for note in notes:
+        if prepare.SKULL_ON not in note:
+            print(f"note: {note}")
+    for warning in (warnings := [*skull, *warnings]):
+        print(f"WARNING: {job.name}: {warning}")
+    return case, tuple(warnings)
+
+
+def _write(
+    job: prediction_jobs.Job,
+    case: prepare.PreparedCase,
+    prediction: ensembles.Prediction,
+    ensemble: ensembles.Ensemble,
+    options: Options,
+) -> None:
+    affine = case.geometry.affine
+    if job.probabilities:
+        prediction_outputs.write_probabilities(
+            job.probabilities, prediction.probabilities, case.geometry, ensemble.outputs
+        )
+        about = {"scan": job.name, "channels": ensemble.outputs, **options.about}
+        prediction_outputs.write_text(
+            prediction_jobs.description(job.probabilities), json.dumps(about, indent=1) + "\n"
+        )
+    maps = (
+        (job.entropy, prediction.entropy),
+        (job.mutual_information, prediction.mutual_information),
+    )
+    for path, values in maps:
+        if path:
+            nifti.write_image(path, geometry.map_to_scan(values, case.geometry), affine)
+    if job.overlay:
+        _draw(case, prediction.classes, job)
+    # Last: where there is a mask, there is all that was asked for.
+    nifti.write_mask(
+        job.output, labels.from_classes(prediction.classes, options.convention), affine
+    )
+
+
+def _draw(
+    case: prepare.PreparedCase, classes: UInt8[np.ndarray, "x y z"], job: prediction_jobs.Job
+) -> None:
+    shown = figures.shown_sequence(case.modalities)
+    figure = figures.overlay(
+        case.image[..., case.modalities.index(shown)].astype(np.float32),
+        None,
+        geometry.to_working(classes, case.geometry, 0),
+        spacing=case.geometry.spacing,
+        title=f"{job.name}, {shown}: prediction",
+    )
+    figures.save_png(figure, job.overlay)

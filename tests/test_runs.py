@@ -1,0 +1,27 @@
+"""From probabilities on the working grid to classes on the scan's own."""
+
+import numpy as np
+import pytest
+
+from kdnet_jax import runs
+from kdnet_jax.data import geometry
+from kdnet_jax.models import heads
+
+
+@pytest.mark.parametrize("spacing", [None, 1.3])
+@pytest.mark.parametrize("head", ["softmax", "regions"])
+def test_channels_are_resampled_and_then_decided(head: heads.Head, spacing: float | None) -> None:
+    way = geometry.make_geometry(
+        (7, 6, 9), np.diag([-2.0, 1.0, 1.5, 1]), box=((1, 8), (0, 6), (1, 6)), spacing=spacing
+    )
+    rng = np.random.default_rng(0)
+    probs = rng.random((*way.working_shape, 4 if head == "softmax" else 3)).astype(np.float32)
+    maps = [
+        geometry.map_to_scan(channel, way, outside=float(head == "softmax" and index == 0))
+        for index, channel in enumerate(np.moveaxis(probs, -1, 0))
+    ]
+    expected = heads.to_classes(np.stack(maps, axis=-1), head)
+    actual = runs.segmentation_on_scan(probs, head, way)
+    assert actual.dtype == np.uint8
+    np.testing.assert_array_equal(actual, expected)
+    assert len(np.unique(actual)) == 4
