@@ -6,14 +6,12 @@ Each side takes folders of runs or outputs of `kdnet_jax.evaluate`: flags repeat
 patterns such as "runs/seed-*/baseline". `docs/statistics.md` explains the numbers.
 """
 
-import glob
 import pathlib
-from collections.abc import Sequence
 
 from absl import flags
 
-from kdnet_jax import cli
-from kdnet_jax.errors import UserError, nearest
+from kdnet_jax import cli, run_folders
+from kdnet_jax.errors import UserError
 
 _SIDE = "Folders of {}: repeated, with commas, or a pattern such as runs/seed-*/{}"
 _BASELINE = flags.DEFINE_multi_string(
@@ -46,10 +44,10 @@ def main(argv: list[str]) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file. Give a folder.")
     compared = comparison.compare(
-        expand("baseline", _BASELINE.value),
-        expand("student", _STUDENT.value),
-        expand("teacher", _TEACHER.value),
-        metrics=read_metrics(_METRICS.value, tuple(comparison.MEASURES)),
+        run_folders.expand("baseline", _BASELINE.value),
+        run_folders.expand("student", _STUDENT.value),
+        run_folders.expand("teacher", _TEACHER.value),
+        metrics=comparison.read_metrics(_METRICS.value),
         postprocessed=_POSTPROCESSED.value,
         force=_FORCE.value,
         seed=_SEED.value,
@@ -67,42 +65,6 @@ def main(argv: list[str]) -> None:
         print("".join(f"  - {line}\n" for line in compared.differs))
     print("\n\n".join(comparison_text.verdict(compared)))
     print(f"\nTables and figures: {output}")
-
-
-def expand(side: str, given: Sequence[str]) -> list[pathlib.Path]:
-    """Returns the folders that a side's flags name, patterns expanded, in a stable order.
-
-    Raises:
-        UserError: for a folder that is not there, or a pattern without a match.
-    """
-    folders = []
-    for pattern in (word.strip() for text in given for word in text.split(",")):
-        # A folder whose name holds the signs of a pattern is taken as it is.
-        matches = [pattern] if pathlib.Path(pattern).exists() else glob.glob(pattern)
-        matches = sorted(match for match in matches if pathlib.Path(match).is_dir())
-        if not pattern or not matches:
-            raise UserError(
-                f"--{side}={pattern}: no such folder, and no folder matches it as a pattern. Give "
-                "the folder of a finished run, or a pattern such as 'runs/seed-*/baseline'."
-            )
-        folders += map(pathlib.Path, matches)
-    return folders
-
-
-def read_metrics(given: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    """Returns the metrics to compare.
-
-    Raises:
-        UserError: for one that is not known, or named twice.
-    """
-    for name in given or ():
-        if name not in known:
-            raise UserError(
-                f"--metric={name}{nearest(name, known)}: choose among {', '.join(known)}"
-            )
-    if given and len(set(given)) < len(given):
-        raise UserError(f"--metric={','.join(given)}: name each metric once.")
-    return list(given or known)
 
 
 if __name__ == "__main__":

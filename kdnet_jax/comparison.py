@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from kdnet_jax import comparison_runs, comparison_scores
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.metrics import statistics
 
 RESAMPLES: Final = 10_000
@@ -188,6 +188,19 @@ def compare(
         seed=seed,
         resamples=resamples,
     )
+
+
+def read_metrics(given: Sequence[str] | None) -> list[str]:
+    """Returns the metrics that --metric names, all without it.
+
+    Raises:
+        UserError: for one that is not known, or named twice.
+    """
+    for name in given or ():
+        check_choice("--metric", name, MEASURES)
+    if given and len(set(given)) < len(given):
+        raise UserError(f"--metric={','.join(given)}: name each metric once.")
+    return list(given or MEASURES)
 
 
 # --- The numbers --------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ _FREE: Final = (
 _STUDENTS: Final = ("distillation.", "teacher.")
 # A teacher sees more, and may be larger and trained longer.
 _FREE_TEACHER: Final = ("model.modalities", "model.widths", "train.steps")
-_SUMMARY_KEYS: Final = ("data_fingerprint", "evaluation_version", "hd95")
+# A run's thresholds are its own, chosen on its validation cases: the rule is what has to agree.
+_SUMMARY_KEYS: Final = ("data_fingerprint", "evaluation_version", "hd95", "post_processing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,6 @@ def differences(runs: Sequence[Run]) -> list[str]:
         found += _disagree("split_hash", fold, lambda run: run.summary.get("split_hash"))
     for key in _SUMMARY_KEYS:
         found += _disagree(key, runs, lambda run, key=key: run.summary.get(key))
-    found += _disagree("post_processing", runs, _post_processing)
     found += _config_differences(compared, lambda key: not key.startswith(_FREE))
     found += _config_differences(
         sides["student"], lambda key: key.startswith(_STUDENTS) and key != "teacher.checkpoint"
@@ -170,12 +170,6 @@ def _roles(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if run.config is not None and run.config["role"] != run.side
     ]
-
-
-def _post_processing(run: Run) -> str:
-    # A run's threshold is its own, chosen on validation cases: the rule is what has to agree.
-    text = str(run.summary.get("post_processing"))
-    return "a threshold chosen on validation cases" if "chosen on" in text else text
 
 
 def _config_differences(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[str]:

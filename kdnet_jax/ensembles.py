@@ -6,7 +6,6 @@ One run is the ensemble of one; there is no other way from a run to a segmentati
 import contextlib
 import dataclasses
 import functools
-import glob
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -241,37 +240,3 @@ def _must_agree(run: runs.Run, mirror: bool | None) -> dict[str, str]:
     if mirror is None:
         agree["mirrors (inference.mirror)"] = str(run.config.inference.mirror)
     return agree
-
-
-def find_runs(words: Sequence[str]) -> list[pathlib.Path]:
-    """Returns the folders that the values of --checkpoint name: paths, with commas, or patterns.
-
-    Of what a pattern such as `runs/fold-*` matches, only runs are taken.
-
-    Raises:
-        UserError: a pattern matches no run, or a run is named twice.
-    """
-    folders: list[pathlib.Path] = []
-    for word in words:
-        # A name that exists is taken as it is, whatever signs it holds.
-        parts = [word] if pathlib.Path(word).exists() else word.split(",")
-        for part in filter(None, (part.strip() for part in parts)):
-            folders += _matches(part)
-    resolved = [folder.resolve() for folder in folders]
-    for folder in folders:
-        if resolved.count(folder.resolve()) > 1:
-            raise UserError(f"--checkpoint names {folder} twice: it would count twice.")
-    return folders
-
-
-def _matches(pattern: str) -> list[pathlib.Path]:
-    if pathlib.Path(pattern).exists() or not glob.has_magic(pattern):
-        return [pathlib.Path(pattern)]
-    found = [pathlib.Path(path) for path in sorted(glob.glob(pattern))]
-    folders = [folder for folder in found if (folder / "config.json").is_file()]
-    if not folders:
-        raise UserError(
-            f"--checkpoint={pattern} matches no run (a folder with a config.json; it matches "
-            f"{len(found)} paths)."
-        )
-    return folders

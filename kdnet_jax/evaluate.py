@@ -16,9 +16,9 @@ from typing import Final
 
 from absl import flags
 
-from kdnet_jax import cli, mask_evaluation, postprocessing, scoring
-from kdnet_jax.data import label_recognition, labels, layouts, segmentations, splits
-from kdnet_jax.errors import UserError, nearest
+from kdnet_jax import cli, mask_evaluation, postprocessing, run_folders, scoring
+from kdnet_jax.data import label_recognition, labels, layouts, segmentations
+from kdnet_jax.errors import UserError
 
 _CONVENTIONS: Final = (label_recognition.AUTO, *labels.LABEL_CONVENTIONS)
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of masks to score.")
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     """Scores what the flags name."""
     cli.refuse_arguments(argv)
     rules = postprocessing.Rules(_SMALL_ET_ML.value, _MIN_COMPONENT_ML.value)
-    wanted = read_cases(_CASES.value)
+    wanted = mask_evaluation.read_cases(_CASES.value)
     if bool(_PREDICTIONS.value) == bool(_CHECKPOINT.value):
         raise UserError(
             "give --predictions=DIR, a folder of masks, or --checkpoint=RUN, which makes them; "
@@ -131,7 +131,7 @@ def segment(
     from kdnet_jax import cohort_segmentation, ensembles
     from kdnet_jax.data import cases
 
-    ensemble = ensembles.load_ensemble(ensembles.find_runs(_CHECKPOINT.value))
+    ensemble = ensembles.load_ensemble(run_folders.expand("checkpoint", _CHECKPOINT.value))
     cohort = cases.find_cases(_REFERENCES.value, layouts.AUTO, ensemble.modalities)
     cli.enable_compilation_cache()
     folder = cohort_segmentation.segment(
@@ -139,29 +139,6 @@ def segment(
     )
     members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
     return folder, cohort_segmentation.LABELS, members
-
-
-def read_cases(text: str | None) -> list[str] | None:
-    """Returns the case ids of --cases, None where it is not given.
-
-    Raises:
-        UserError: no case, one that is named twice, or a split or part that there is not.
-    """
-    if text is None:
-        return None
-    path, colon, part = text.rpartition(":")
-    if colon or text.lower().endswith(".json"):
-        if part not in splits.PARTS:
-            raise UserError(
-                f"--cases={text}{nearest(part, splits.PARTS)}: expected a split and one of its "
-                f"parts {', '.join(splits.PARTS)}, such as split.json:test"
-            )
-        named = list(splits.load_split(path).parts[part])
-    else:
-        named = [name.strip() for name in text.split(",") if name.strip()]
-    if not named or len(set(named)) < len(named):
-        raise UserError(f"--cases={text}: expected at least one case, and each of them once")
-    return named
 
 
 if __name__ == "__main__":

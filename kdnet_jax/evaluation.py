@@ -26,9 +26,9 @@ POSTPROCESSED = "postprocessed"
 PROBABILITIES = f"{FOLDER}/probabilities"
 NO_POST_PROCESSING = "none"
 # The same for every run; the threshold that it leads to is the run's own.
-POST_PROCESSING = "small ET to NCR, the threshold chosen on the run's validation cases"
+POST_PROCESSING = "small components removed, small ET to NCR; thresholds chosen on validation cases"
 # Raised when what is scored changes: a run that was evaluated by an older version is done again.
-VERSION = 2
+VERSION = 3
 WORST = 10
 CASES_FILE, SUMMARY_FILE = "cases.csv", "summary.json"
 
@@ -76,7 +76,7 @@ def evaluate(
         network: what is scored.
         cases: the prepared cases.
         test: which of them are scored.
-        validation: which of them the threshold of the post-processing is chosen on.
+        validation: which of them the post-processing's thresholds are chosen on.
         cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
         convention: labels of the predictions' files.
         folder: the run's folder.
@@ -98,7 +98,7 @@ def evaluate(
             reference = labels.map_cavity(case.reference, cavity)
             yield _Predicted(case, network.segment(case), reference)
 
-    rules = postprocessing.choose_small_et(
+    rules = postprocessing.choose(
         (each.reference, each.classes, each.spacing)
         for each in predicted(validation, "post-processing, on validation")
     )
@@ -120,12 +120,8 @@ def evaluate(
         "peak_memory_gib": round(provenance.peak_memory_gib(), 2),
     }
     summary = write_scores(beside / FOLDER, plain, about | {"post_processing": NO_POST_PROCESSING})
-    write_scores(
-        beside / FOLDER / POSTPROCESSED,
-        processed,
-        about
-        | {"post_processing": f"{rules.text()}, chosen on {len(validation)} validation cases"},
-    )
+    chosen = {"post_processing": POST_PROCESSING, "post_processing_chosen": rules.text()}
+    write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen)
     for name in (PREDICTIONS, FOLDER):
         _replace_folder(beside / name, folder / name)
     beside.rmdir()

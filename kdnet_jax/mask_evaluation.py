@@ -17,8 +17,9 @@ from kdnet_jax.data import (
     nifti,
     problems,
     segmentations,
+    splits,
 )
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, nearest
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import surface
 
@@ -44,6 +45,29 @@ class Inputs:
 
 
 # ------------------------------------------------------------------------- before it computes
+
+
+def read_cases(text: str | None) -> list[str] | None:
+    """Returns the case ids of --cases, None where it is not given.
+
+    Raises:
+        UserError: no case, one that is named twice, or a split or part that there is not.
+    """
+    if text is None:
+        return None
+    path, colon, part = text.rpartition(":")
+    if colon or text.lower().endswith(".json"):
+        if part not in splits.PARTS:
+            raise UserError(
+                f"--cases={text}{nearest(part, splits.PARTS)}: expected a split and one of its "
+                f"parts {', '.join(splits.PARTS)}, such as split.json:test"
+            )
+        named = list(splits.load_split(path).parts[part])
+    else:
+        named = [name.strip() for name in text.split(",") if name.strip()]
+    if not named or len(set(named)) < len(named):
+        raise UserError(f"--cases={text}: expected at least one case, and each of them once")
+    return named
 
 
 def check_inputs(

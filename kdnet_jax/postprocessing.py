@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
@@ -11,15 +11,18 @@ from scipy import ndimage
 
 from kdnet_jax import conventions
 from kdnet_jax.errors import UserError
-from kdnet_jax.metrics import overlap
+from kdnet_jax.metrics import lesions, overlap
 
-# The thresholds that `choose_small_et` tries, ml. 0.05 are the 50 voxels below which BraTS 2023's
+# The thresholds that `choose` tries, ml. 0.05 are the 50 voxels below which BraTS 2023's
 # lesion-wise scores ignore a lesion.
 SMALL_ET_CANDIDATES_ML: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
+MIN_COMPONENT_CANDIDATES_ML: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _MM3_PER_ML: Final = 1000.0
 _NEIGHBOURS_26: Final = np.ones((3, 3, 3), bool)
 
 Spacing = tuple[float, float, float]
+# Reference classes, predicted classes, mm per axis.
+Case = tuple[Integer[np.ndarray, "x y z"], Integer[np.ndarray, "x y z"], Spacing]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +87,16 @@ def _without_small_components(
     return np.where(small[components], classes.dtype.type(0), classes)
 
 
-def choose_small_et(
-    cases: Iterable[tuple[Integer[np.ndarray, "x y z"], Integer[np.ndarray, "x y z"], Spacing],],
-) -> Rules:
-    """Returns the ET rule with the best mean ET Dice; the smallest threshold where several are.
+def choose(cases: Iterable[Case]) -> Rules:
+    """Returns the rules that do best on validation cases; the smallest thresholds of equals.
 
-    The cases must be validation cases: a threshold that is chosen on the cases it is scored on
-    makes their scores too good. The candidates are `SMALL_ET_CANDIDATES_ML`, 0 (off) among them,
-    and the Dice has BraTS's convention for empty masks.
+    First the component threshold with the best mean lesion-wise Dice over the regions (a false
+    component hardly shows in Dice), then, after it, the ET threshold with the best mean ET Dice.
+    The candidates are `MIN_COMPONENT_CANDIDATES_ML` and `SMALL_ET_CANDIDATES_ML`, 0 (off) among
+    them; the scores have BraTS's conventions for empty masks.
+
+    A threshold that is chosen on the cases it is scored on makes their scores too good: the cases
+    must be validation cases.
 
     Args:
         cases: reference classes, predicted classes, spacing in mm; one is held at a time.
@@ -99,19 +104,64 @@ def choose_small_et(
     Raises:
         UserError: there is no case.
     """
-    scores = np.array([_dice_by_threshold(*case) for case in cases])
-    if not scores.size:
-        raise UserError("the ET threshold is chosen on validation cases, and there is none")
+    tables = [_scores_by_component_threshold(*case) for case in cases]
+    if not tables:
+        raise UserError("thresholds are chosen on validation cases, and there is none")
+    lesion_dice = np.mean([[row.lesion_dice for row in table] for table in tables], axis=0)
     # argmax takes the first of equals.
-    return Rules(small_et_ml=SMALL_ET_CANDIDATES_ML[int(scores.mean(axis=0).argmax())])
+    component = int(lesion_dice.argmax())
+    et_dice = np.mean([table[component].et_dice for table in tables], axis=0)
+    return Rules(
+        small_et_ml=SMALL_ET_CANDIDATES_ML[int(et_dice.argmax())],
+        min_component_ml=MIN_COMPONENT_CANDIDATES_ML[component],
+    )
 
 
-def _dice_by_threshold(
+class _Scores(NamedTuple):
+    """Of one case after one component threshold: over the regions, and by ET threshold."""
+
+    lesion_dice: float
+    et_dice: list[float]
+
+
+def _scores_by_component_threshold(
+    reference: Integer[np.ndarray, "x y z"],
+    predicted: Integer[np.ndarray, "x y z"],
+    spacing: Spacing,
+) -> list[_Scores]:
+    rows: list[_Scores] = []
+    former = None
+    for threshold in MIN_COMPONENT_CANDIDATES_ML:
+        left = apply(predicted, spacing, Rules(min_component_ml=threshold))
+        # Most thresholds remove nothing more, and lesions take a while to score.
+        same = former is not None and np.array_equal(left, former)
+        rows.append(rows[-1] if same else _scores(reference, left, spacing))
+        former = left
+    return rows
+
+
+def _scores(
+    reference: Integer[np.ndarray, "x y z"],
+    predicted: Integer[np.ndarray, "x y z"],
+    spacing: Spacing,
+) -> _Scores:
+    by_lesion = [
+        lesions.score(
+            conventions.region_mask(reference, region),
+            conventions.region_mask(predicted, region),
+            spacing,
+        ).dice
+        for region in conventions.REGIONS
+    ]
+    return _Scores(float(np.mean(by_lesion)), _et_dice(reference, predicted, spacing))
+
+
+def _et_dice(
     reference: Integer[np.ndarray, "x y z"],
     predicted: Integer[np.ndarray, "x y z"],
     spacing: Spacing,
 ) -> list[float]:
-    """Returns the ET Dice of one case after each candidate."""
+    """Returns the ET Dice of one case after each ET threshold."""
     wanted = conventions.region_mask(reference, "ET")
     found = conventions.region_mask(predicted, "ET")
     volume_ml = np.count_nonzero(found) * (math.prod(spacing) / _MM3_PER_ML)

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from kdnet_jax import cli
+from kdnet_jax import cli, run_folders
 from kdnet_jax.errors import UserError, check_choice
 
 _CHECKPOINT = flags.DEFINE_multi_string(
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     check_choice("--labels", _LABELS.value, labels.LABEL_CONVENTIONS)
     geometry.check_orientation(_ORIENTATION.value)
     ensemble = ensembles.load_ensemble(
-        ensembles.find_runs(_CHECKPOINT.value),
+        run_folders.expand("checkpoint", _CHECKPOINT.value),
         mirror=_MIRROR.value,
         window_batch=_WINDOW_BATCH.value,
     )

@@ -3,21 +3,19 @@
 Every file is written beside and renamed.
 """
 
-import csv
+import contextlib
 import dataclasses
 import gzip
-import io
 import json
-import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import IO, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from kdnet_jax import conventions
+from kdnet_jax import conventions, files
 from kdnet_jax.data import geometry as geometry_lib
 from kdnet_jax.errors import UserError
 
@@ -52,7 +50,11 @@ def write_probabilities(
     header["magic"], header["vox_offset"] = b"n+1", 352
     header["descrip"] = f"probability of {','.join(channels)}"[:79].encode()
 
-    def write(file: IO[bytes]) -> None:
+    with (
+        _told(path),
+        files.replacing(path) as beside,
+        gzip.open(beside, "wb", compresslevel=_COMPRESSION) as file,
+    ):
         # The four bytes say that no header extension follows.
         file.write(header.binaryblock + bytes(4))
         for index, channel in enumerate(channels):
@@ -62,23 +64,11 @@ def write_probabilities(
                 stored = np.round(np.clip(plane, 0, 1) * _STEPS).astype("<u2")
                 file.write(stored.tobytes(order="F"))
 
-    _write(path, write, compress=True)
 
-
-def _write(path: pathlib.Path, write: Callable[[IO[bytes]], None], *, compress: bool) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+@contextlib.contextmanager
+def _told(path: pathlib.Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with (
-                gzip.open(beside, "wb", compresslevel=_COMPRESSION)
-                if compress
-                else beside.open("wb") as file
-            ):
-                write(file)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
@@ -89,7 +79,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    _write(path, lambda file: file.write(text.encode()), compress=False)
+    with _told(path):
+        files.write_text(path, text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +139,4 @@ def write_volumes(path: pathlib.Path, rows: Sequence[ScanVolumes], about: dict[s
         for row in rows
     ]
 
-    def write(file: IO[bytes]) -> None:
-        text = io.TextIOWrapper(file, "utf-8", newline="")
-        writer = csv.DictWriter(text, list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
-        text.detach()
-
-    _write(path, write, compress=False)
+    write_text(path, files.csv_text(list(flat[0]), [list(row.values()) for row in flat]))

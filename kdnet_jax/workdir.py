@@ -1,11 +1,10 @@
 """A run's folder belongs to one config and one split: claimed at the start, checked ever after."""
 
-import os
 import pathlib
 
 from ml_collections import config_dict
 
-from kdnet_jax import checkpoint, settings
+from kdnet_jax import checkpoint, files, settings
 from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError
 
@@ -62,9 +61,6 @@ def claim(folder: pathlib.Path, config: config_dict.ConfigDict, split: splits.Sp
 
 def _write(path: pathlib.Path, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
-        beside.write_text(text, "utf-8")
-        os.replace(beside, path)
+        files.write_text(path, text)
     except OSError as error:
         raise checkpoint.disk_error(error, path) from error

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdnet_jax import check_data
+from kdnet_jax import data_survey
 from kdnet_jax.data import case_checks, cases, prepare, problems
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import data_summary
@@ -114,13 +114,13 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def checked(root: pathlib.Path) -> list[problems.Problem]:
     cohort, rows = cases.survey_cases(root)
-    return rows + check_data.check_cases(cohort.cases)[1]
+    return rows + data_survey.check_cases(cohort.cases)[1]
 
 
 def test_counts_and_odd_header(data: pathlib.Path) -> None:
     cohort, rows = cases.survey_cases(data)
     assert rows == []
-    reports, rows = check_data.check_cases(cohort.cases)
+    reports, rows = data_survey.check_cases(cohort.cases)
     assert [(r.ncr, r.ed, r.et) for r in reports] == [
         (0, 60, 100),
         (0, 60, 0),
@@ -142,7 +142,7 @@ def test_counts_and_odd_header(data: pathlib.Path) -> None:
 
 def test_an_orientation_that_is_given_overrides_headers(data: pathlib.Path) -> None:
     cohort, _ = cases.survey_cases(data)
-    assert check_data.check_cases(cohort.cases, "LPS")[1] == []
+    assert data_survey.check_cases(cohort.cases, "LPS")[1] == []
 
 
 BROKEN: dict[str, tuple[Callable[[pathlib.Path], object], str, str, str]] = {
@@ -244,14 +244,14 @@ def test_a_case_of_which_only_the_label_can_be_read(tmp_path: pathlib.Path) -> N
     for sequence in LOOKS:
         cut_off(folder, sequence)
     cohort, _ = cases.survey_cases(tmp_path)
-    reports, rows = check_data.check_cases(cohort.cases)
+    reports, rows = data_survey.check_cases(cohort.cases)
     assert [row.severity for row in rows] == ["error"] * 4
     assert (reports[1].grid, reports[1].ed) == ("24x20x16", 60)
-    figure = check_data.sheet(cohort.cases, rows, "title")
+    figure = data_survey.sheet(cohort.cases, rows, "title")
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert "no t1\nto show" in texts
     cut_off(folder, "seg")
-    reports, rows = check_data.check_cases(cohort.cases)
+    reports, rows = data_survey.check_cases(cohort.cases)
     assert len(rows) == 5
     assert (reports[1].grid, reports[1].ed) == ("", None)
 
@@ -316,7 +316,7 @@ def test_a_case_without_any_wanted_file_is_told(tmp_path: pathlib.Path) -> None:
     for sequence in ("t2", "seg"):
         file_of(folder, sequence).unlink()
     cohort, rows = cases.survey_cases(tmp_path, modalities=("t2",))
-    reports, more = check_data.check_cases(cohort.cases)
+    reports, more = data_survey.check_cases(cohort.cases)
     assert len(reports) == 2
     assert [(row.case, row.file) for row in rows + more] == [(folder.name, str(folder))]
 
@@ -397,11 +397,11 @@ def test_many_equal_problems_are_printed_once() -> None:
 def test_the_sheet_shows_problem_cases_first_and_says_how_many(
     data: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_data, "SHEET_CASES", 2)
+    monkeypatch.setattr(data_survey, "SHEET_CASES", 2)
     cohort, _ = cases.survey_cases(data)
     row = problems.Problem("BraTS2021_00002", "/x/a.nii", "error", "is bad", "Mend it")
     odd = problems.Problem("BraTS2021_00003", "/x/b.nii", "warning", "is odd", "Look")
-    figure = check_data.sheet(cohort.cases, [odd, row], "title")
+    figure = data_survey.sheet(cohort.cases, [odd, row], "title")
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     found = [text for text in texts if text.startswith("BraTS") or "is " in text]
     assert found == ["BraTS2021_00002", "- a.nii: is bad", "BraTS2021_00003", "- b.nii: is odd"]
@@ -409,5 +409,6 @@ def test_the_sheet_shows_problem_cases_first_and_says_how_many(
 
 
 def test_an_unwritable_table_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be written .*; see --output"):
-        check_data.write_csv([], problems.Problem, tmp_path / "missing" / "r.csv", "--output")
+        data_survey.write_csv([], problems.Problem, tmp_path / "file" / "r.csv", "--output")

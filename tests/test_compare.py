@@ -4,10 +4,6 @@ import csv
 import json
 import pathlib
 
-import pytest
-
-from kdnet_jax import compare
-from kdnet_jax.errors import UserError
 from tests.helpers import commands, compared_runs
 
 
@@ -44,27 +40,3 @@ def test_runs_that_differ_end_with_one_message(
     assert done.returncode == 2
     assert done.stderr.startswith("error: the runs are not comparable:\n  - train.steps: ")
     assert not (tmp_path / "out").exists()
-
-
-def test_folders_are_repeated_listed_or_matched(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("a", "b1", "b2", "c[1]"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "b3").touch()
-    monkeypatch.chdir(tmp_path)
-    found = compare.expand("student", ["a, c[1]", "b*"])
-    assert [str(path) for path in found] == ["a", "c[1]", "b1", "b2"]
-    for nothing in ("d*", "d", "b3", "a,,b1"):
-        with pytest.raises(UserError, match=r"--student=.*no folder matches"):
-            compare.expand("student", [nothing])
-
-
-def test_metrics_are_checked() -> None:
-    known = ("dice", "hd95_mm")
-    assert compare.read_metrics(None, known) == ["dice", "hd95_mm"]
-    assert compare.read_metrics(["hd95_mm"], known) == ["hd95_mm"]
-    with pytest.raises(UserError, match=r"--metric=hd95.*did you mean 'hd95_mm'"):
-        compare.read_metrics(["hd95"], known)
-    with pytest.raises(UserError, match="once"):
-        compare.read_metrics(["dice", "dice"], known)

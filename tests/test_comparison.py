@@ -225,10 +225,11 @@ def test_post_processed_scores_are_read_from_their_place(tmp_path: pathlib.Path)
     for role, plain, processed in (("baseline", BASE, STUDENT), ("student", STUDENT, STUDENT)):
         run = write_run(tmp_path / role, role, plain[0])
         # Each run's threshold is its own; the rule is one.
-        text = f"ET below 0.{len(sides)} ml becomes NCR, chosen on 6 validation cases"
-        other = write_run(
-            tmp_path / f"{role}+", role, processed[0], summary={"post_processing": text}
-        )
+        rule = {
+            "post_processing": "thresholds chosen on validation cases",
+            "post_processing_chosen": f"ET below 0.{len(sides)} ml becomes NCR",
+        }
+        other = write_run(tmp_path / f"{role}+", role, processed[0], summary=rule)
         shutil.copytree(other / "evaluation", run / "evaluation/postprocessed")
         sides.append(run)
     found = comparison.compare(sides[:1], sides[1:], metrics=DICE, postprocessed=True)
@@ -236,3 +237,12 @@ def test_post_processed_scores_are_read_from_their_place(tmp_path: pathlib.Path)
     assert found.postprocessed
     plain = comparison.compare(sides[:1], sides[1:], metrics=DICE)
     assert plain.result("dice", "ET").difference.estimate == pytest.approx(0.0675)
+
+
+def test_metrics_are_checked() -> None:
+    assert comparison.read_metrics(None) == list(comparison.MEASURES)
+    assert comparison.read_metrics(["hd95_mm"]) == ["hd95_mm"]
+    with pytest.raises(UserError, match=r"--metric is 'hd95'.*did you mean 'hd95_mm'"):
+        comparison.read_metrics(["hd95"])
+    with pytest.raises(UserError, match="once"):
+        comparison.read_metrics(["dice", "dice"])

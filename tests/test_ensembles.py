@@ -186,19 +186,6 @@ def test_cases_that_a_member_has_seen(folder: pathlib.Path) -> None:
         }
 
 
-def test_what_checkpoint_names(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    (folder / "fold-log.txt").write_text("no run", "utf-8")
-    folds = [pathlib.Path(f"fold-{seed}") for seed in (1, 2, 3)]
-    assert ensembles.find_runs(["fold-*"]) == folds
-    assert ensembles.find_runs(["fold-1,fold-2", "fold-3"]) == folds
-    assert ensembles.find_runs(["fold-1, fold-[23]"]) == folds
-    for words, message in (
-        (["fold-1", "fold-*"], "fold-1 twice"),
-        (["fold-9*"], "matches no run"),
-        (["fold-log*"], "matches no run"),
-    ):
-        with pytest.raises(UserError, match=message):
-            ensembles.find_runs(words)
+def test_what_is_no_run_is_told() -> None:
     with pytest.raises(UserError, match="is no run"):
         ensembles.load_ensemble([pathlib.Path("absent")])

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kdnet_jax import evaluate, evaluation, mask_evaluation, postprocessing, scoring
+from kdnet_jax import evaluation, mask_evaluation, postprocessing, scoring
 from kdnet_jax.data import label_recognition, labels, segmentations, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
@@ -165,7 +165,9 @@ def test_a_checkpoint_segments_the_cases_that_it_has_not_seen(
 
 def test_a_run_s_own_predictions_score_as_the_run_says(smoke_student, tiny_cohort) -> None:
     run = smoke_student.folder
-    inputs = _checked(run, tiny_cohort, wanted=evaluate.read_cases(f"{run / 'split.json'}:test"))
+    inputs = _checked(
+        run, tiny_cohort, wanted=mask_evaluation.read_cases(f"{run / 'split.json'}:test")
+    )
     assert _same(_score(inputs), evaluation.read_scores(run))
 
 
@@ -229,12 +231,12 @@ def test_missing_cases_can_be_left_out_and_lost_headers_ignored(tiny_cohort, tmp
 def test_cases_are_named_or_a_part_of_a_split(tmp_path) -> None:
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"train": ["a"], "validation": [], "test": ["c", "b"]}))
-    assert evaluate.read_cases(None) is None
-    assert evaluate.read_cases("b, a") == ["b", "a"]
-    assert evaluate.read_cases(f"{path}:test") == list(splits.load_split(path).test)
+    assert mask_evaluation.read_cases(None) is None
+    assert mask_evaluation.read_cases("b, a") == ["b", "a"]
+    assert mask_evaluation.read_cases(f"{path}:test") == list(splits.load_split(path).test)
     for bad in (f"{path}", f"{path}:tests", f"{path}:validation", ",", "a,a", "gone.json:test"):
         with pytest.raises(UserError, match=r"--cases=|no such file"):
-            evaluate.read_cases(bad)
+            mask_evaluation.read_cases(bad)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from kdnet_jax import conventions, postprocessing
 from kdnet_jax.errors import UserError
+from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap
 
 NCR, ED, ET, CAVITY = 1, 2, 3, 4
@@ -93,44 +94,74 @@ def test_components_agree_with_a_loop_over_them(classes, threshold) -> None:
     np.testing.assert_array_equal(postprocessing.apply(classes, SPACING, rules), expected)
 
 
-def _case(reference_et: int, predicted_et: int) -> tuple:
-    """A case with so many ET voxels of 0.02 ml in both, overlapping as far as they can."""
+def _case(reference_et: int, predicted_et: int, ncr: int = 0) -> postprocessing.Case:
+    """A row of 0.02 ml voxels: NCR in both, then ET, overlapping as far as the two can."""
     masks = np.zeros((2, 200, 1, 1), np.uint8)
-    masks[0, :reference_et], masks[1, :predicted_et] = ET, ET
+    masks[:, :ncr] = NCR
+    for mask, count in zip(masks, (reference_et, predicted_et), strict=True):
+        mask[ncr : ncr + count] = ET
     return masks[0], masks[1], SPACING
 
 
-def test_the_threshold_removes_false_et_and_keeps_true_et() -> None:
-    # False ET of 0.16 ml (8 voxels), true ET of 0.4 ml: 0.2 is the smallest that parts them.
-    chosen = postprocessing.choose_small_et([_case(0, 8), _case(20, 20), _case(100, 90)])
-    assert chosen == postprocessing.Rules(small_et_ml=0.2)
+def _with_speck(case: postprocessing.Case, voxels: int) -> postprocessing.Case:
+    reference, predicted, spacing = case
+    predicted[190 - voxels : 190] = ED
+    return reference, predicted, spacing
 
 
-def test_the_rule_is_off_where_it_does_not_help() -> None:
-    assert postprocessing.choose_small_et([_case(20, 20), _case(3, 2)]) == postprocessing.Rules()
+def test_the_et_threshold_removes_false_et_and_keeps_true_et() -> None:
+    # False ET of 0.16 ml (8 voxels) beside true NCR; true ET of 0.4 ml: 0.2 parts them.
+    cases = [_case(0, 8, ncr=60), _case(20, 20, ncr=60), _case(100, 90, ncr=60)]
+    assert postprocessing.choose(cases) == postprocessing.Rules(small_et_ml=0.2)
 
 
-@hypothesis.given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1))
-def test_the_choice_is_the_best_of_all_candidates_applied(voxels) -> None:
-    cases = [_case(*pair) for pair in voxels]
+def test_the_component_threshold_removes_false_components_and_keeps_true_ones() -> None:
+    # A false component of 0.16 ml, a true one of 0.4 ml.
+    cases = [_with_speck(_case(60, 60), 8), _case(20, 20)]
+    assert postprocessing.choose(cases) == postprocessing.Rules(min_component_ml=0.2)
 
-    def mean_dice(threshold: float) -> float:
-        rules = postprocessing.Rules(small_et_ml=threshold)
-        return np.mean(
-            [
-                overlap.dice(ref == ET, postprocessing.apply(predicted, spacing, rules) == ET)
-                for ref, predicted, spacing in cases
-            ]
+
+def test_the_rules_are_off_where_they_do_not_help() -> None:
+    assert postprocessing.choose([_case(20, 20), _case(3, 2)]) == postprocessing.Rules()
+
+
+@hypothesis.given(
+    st.lists(
+        st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 30), st.integers(0, 40)),
+        min_size=1,
+        max_size=3,
+    )
+)
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_the_choice_is_the_best_of_all_candidates_applied(rows) -> None:
+    cases = [_with_speck(_case(ref, found, ncr), speck) for ref, found, ncr, speck in rows]
+
+    def left(rules: postprocessing.Rules) -> list:
+        return [(ref, postprocessing.apply(found, mm, rules), mm) for ref, found, mm in cases]
+
+    def lesion_dice(threshold: float) -> float:
+        scores = [
+            score.lesion_dice
+            for triple in left(postprocessing.Rules(min_component_ml=threshold))
+            for score in case_metrics.score_case("x", *triple)
+        ]
+        return round(float(np.mean(scores)), 9)
+
+    def et_dice(small_et: float, component: float) -> float:
+        rules = postprocessing.Rules(small_et, component)
+        return round(
+            float(np.mean([overlap.dice(ref == ET, found == ET) for ref, found, _ in left(rules)])),
+            9,
         )
 
-    means = {ml: mean_dice(ml) for ml in postprocessing.SMALL_ET_CANDIDATES_ML}
-    best = min(ml for ml, mean in means.items() if mean == max(means.values()))
-    assert postprocessing.choose_small_et(iter(cases)).small_et_ml == best
+    component = max(postprocessing.MIN_COMPONENT_CANDIDATES_ML, key=lesion_dice)
+    small_et = max(postprocessing.SMALL_ET_CANDIDATES_ML, key=lambda each: et_dice(each, component))
+    assert postprocessing.choose(iter(cases)) == postprocessing.Rules(small_et, component)
 
 
 def test_without_validation_cases_nothing_is_chosen() -> None:
     with pytest.raises(UserError, match="validation"):
-        postprocessing.choose_small_et([])
+        postprocessing.choose([])
 
 
 @pytest.mark.parametrize("volume", [-0.1, float("nan"), float("inf")])

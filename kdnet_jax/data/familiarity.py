@@ -8,7 +8,6 @@ another kind; it cannot tell that a usual-looking scan will be segmented well.
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from kdnet_jax import files
 from kdnet_jax.data import prepare
 from kdnet_jax.errors import UserError
 
@@ -249,10 +249,7 @@ def _interval(low: str, high: str) -> str:
 
 def write(folder: pathlib.Path, statistics: Mapping[str, Any]) -> None:
     """Writes the statistics into a run's folder, whole or not at all."""
-    path = folder / FILE
-    beside = path.with_name(f".{FILE}.{os.getpid()}")
-    beside.write_text(json.dumps(statistics, indent=1) + "\n", "utf-8")
-    os.replace(beside, path)
+    files.write_text(folder / FILE, json.dumps(statistics, indent=1) + "\n")
 
 
 def read(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Num, UInt8
 
+from kdnet_jax import files
 from kdnet_jax.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -224,14 +225,9 @@ def _write(path: str | os.PathLike[str], data: Num[np.ndarray, "x y z"], affine:
     image.set_qform(affine, code="scanner")
     # nibabel goes by the suffix, and does not know every mixture of cases.
     suffix = ".nii.gz" if path.suffix.lower() == ".gz" else ".nii"
-    beside = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with files.replacing(path, suffix) as beside:
             nib.save(image, beside)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(_cannot_write(path, data.nbytes, error)) from error
 

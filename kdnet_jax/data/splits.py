@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from kdnet_jax import files
 from kdnet_jax.errors import UserError
 
 PARTS: Final = ("train", "validation", "test")
@@ -214,14 +215,10 @@ def save_split(split: Split, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    path = pathlib.Path(path)
     content = {part: list(ids) for part, ids in split.parts.items()} | {"hash": split.hash}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        files.write_text(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise UserError(f"{path}: the split cannot be written ({error.strerror})") from error
 
 

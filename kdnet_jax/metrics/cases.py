@@ -4,14 +4,13 @@ import csv
 import dataclasses
 import math
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 from jaxtyping import Integer
 
-from kdnet_jax import conventions
+from kdnet_jax import conventions, files
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import boxes, lesions, overlap, surface
 
@@ -169,13 +168,8 @@ def _score_region(
 
 def write_cases_csv(path: str | os.PathLike, scores: Iterable[RegionScore]) -> None:
     """Writes `cases.csv` beside and renames it; undefined numbers become empty cells."""
-    path = pathlib.Path(path)
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([_cell(getattr(score, name)) for name in COLUMNS] for score in scores)
-    os.replace(beside, path)
+    rows = ([_cell(getattr(score, name)) for name in COLUMNS] for score in scores)
+    files.write_text(path, files.csv_text(COLUMNS, rows))
 
 
 def _cell(value: str | float | int | bool) -> str:

@@ -1,15 +1,12 @@
 """A comparison in words and tables: the verdict, Markdown, LaTeX, CSV and JSON."""
 
-import csv
-import io
 import json
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from kdnet_jax import comparison, comparison_scores, provenance
+from kdnet_jax import comparison, comparison_scores, files, provenance
 from kdnet_jax.metrics import statistics
 from kdnet_jax.reporting import comparison_records, latex_table
 
@@ -235,7 +232,6 @@ def _count(number: int, noun: str) -> str:
 
 def write(c: comparison.Comparison, folder: pathlib.Path) -> None:
     """Writes the comparison as Markdown, LaTeX, CSV (tidy, and per case) and JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
     everything = comparison_records.as_json(c) | {
         "verdict": verdict(c),
         "provenance": provenance.collect(),
@@ -248,18 +244,12 @@ def write(c: comparison.Comparison, folder: pathlib.Path) -> None:
         EVERYTHING: json.dumps(everything, indent=2, allow_nan=False) + "\n",
     }
     for name, text in texts.items():
-        beside = folder / f".{name}.part"
-        beside.write_text(text, "utf-8")
-        os.replace(beside, folder / name)
+        files.write_text(folder / name, text)
 
 
 def _csv(records: Iterable[dict[str, Any]]) -> str:
     records = list(records)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return stream.getvalue()
+    return files.csv_text(list(records[0]), [list(record.values()) for record in records])
 
 
 def markdown(c: comparison.Comparison) -> str:

@@ -1,10 +1,8 @@
 """Pictures of cases as matplotlib figures without global state, and figures as files."""
 
 import base64
-import contextlib
 import io
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,7 +12,7 @@ from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import lines as mpl_lines
 
-from kdnet_jax import conventions
+from kdnet_jax import conventions, files
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import planes
 
@@ -156,15 +154,10 @@ def save_png(figure: mpl_figure.Figure, path: str | os.PathLike[str], dpi: int =
     Raises:
         UserError: if the file cannot be written.
     """
-    path = pathlib.Path(path)
-    beside = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(to_png_bytes(figure, dpi))
-        os.replace(beside, path)
+        with files.replacing(path) as beside:
+            beside.write_bytes(to_png_bytes(figure, dpi))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
         raise UserError(
             f"{path}: the picture cannot be written ({error.strerror}). Give another place."
         ) from error

@@ -13,6 +13,7 @@ import jinja2
 import markupsafe
 from matplotlib import figure as mpl_figure
 
+from kdnet_jax import files
 from kdnet_jax.reporting import figures, planes
 
 _FOLDER: Final = pathlib.Path(__file__).parent
@@ -122,10 +123,7 @@ class Report:
 
 def write_report(path: str | os.PathLike, report: Report) -> None:
     """Writes the page beside `path` and renames it; it loads nothing from elsewhere."""
-    path = pathlib.Path(path)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(render(report), encoding="utf-8")
-    os.replace(beside, path)
+    files.write_text(path, render(report))
 
 
 def render(report: Report) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, SupportsFloat, TextIO
 import tensorboardX
 import tqdm
 
+from kdnet_jax import files
 from kdnet_jax.errors import UserError
 
 METRICS_FILE: Final = "metrics.jsonl"
@@ -241,8 +242,5 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _drop_later_rows(path: pathlib.Path, step: int) -> None:
     rows = [row for row in read_metrics(path) if row["step"] <= step]
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(_line({k: None if v != v else v for k, v in row.items()}))
-    os.replace(beside, path)
+    lines = (_line({k: None if v != v else v for k, v in row.items()}) for row in rows)
+    files.write_text(path, "".join(lines))

@@ -1,5 +1,6 @@
 """The report of a study: the verdict, the comparison behind it, and the way to every run."""
 
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,9 @@ def write(
     runs = (sides["baseline"], sides["student"], sides["teacher"])
     plain = comparison.compare(*runs)
     processed = comparison.compare(*runs, postprocessed=True)
-    comparison_text.write(plain, folder / COMPARISON)
-    comparison_text.write(processed, folder / POSTPROCESSED)
+    for compared, name in ((plain, COMPARISON), (processed, POSTPROCESSED)):
+        comparison_text.write(compared, folder / name)
+        comparison_figures.write(compared, folder / name)
     report = html.Report(
         title="KD-Net study: teacher, baseline and student",
         summary=comparison_text.verdict(plain),
@@ -61,8 +63,12 @@ def write(
 
 
 def _table(compared: comparison.Comparison, caption: str) -> html.Table:
+    """Returns the comparison's table, with the metric as a heading instead of a column."""
     header, rows = comparison_text.rows(compared)
-    return html.Table(caption, header, rows)
+    grouped: list[Sequence[str]] = []
+    for metric, own in itertools.groupby(rows, key=lambda row: row[0]):
+        grouped += [[metric], *(row[1:] for row in own)]
+    return html.Table(caption, header[1:], grouped, " ".join(comparison_text.legend(compared)))
 
 
 def _pictures(compared: comparison.Comparison) -> list[html.Picture]:

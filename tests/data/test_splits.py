@@ -219,5 +219,6 @@ def test_check_same_split_names_the_difference() -> None:
 
 def test_an_unwritable_place_is_named(tmp_path: pathlib.Path) -> None:
     split = splits.make_split(visits(10), seed=0, fractions=(0.6, 0.2, 0.2))
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        splits.save_split(split, tmp_path / "missing" / "split.json")
+        splits.save_split(split, tmp_path / "file" / "split.json")

@@ -1,0 +1,130 @@
+"""One pass over the cases of a cohort: rows, problems and the contact sheet of `check_data`."""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from concurrent import futures
+from typing import Any, Final
+
+import numpy as np
+import tqdm
+from matplotlib import figure as mpl_figure
+
+from kdnet_jax import conventions, files
+from kdnet_jax.data import case_checks, cases, cohort_checks, geometry, problems
+from kdnet_jax.errors import UserError
+from kdnet_jax.reporting import contact_sheet, data_summary
+
+SHEET_CASES: Final = 24  # on the contact sheet
+
+
+def check_cases(
+    found: Sequence[cases.Case],
+    orientation: str = geometry.HEADER,
+    *,
+    allow_skull: bool = False,
+    workers: int = 2,
+) -> tuple[list[data_summary.CaseReport], list[problems.Problem]]:
+    """Reads all cases, `workers` at a time, with a progress bar.
+
+    Returns:
+        A row per case in the order of `found`, and the problems of the files and of the cases
+        beside each other. The rows do not have the problems yet (see `data_summary.with_problems`).
+    """
+
+    def check(
+        case: cases.Case,
+    ) -> tuple[data_summary.CaseReport, list[problems.Problem], cohort_checks.Content]:
+        reading = case_checks.read_case(case, orientation, allow_skull)
+        content = case_checks.content(reading, orientation)
+        return data_summary.describe(reading), reading.problems, content
+
+    with futures.ThreadPoolExecutor(workers) as pool:
+        checked = list(tqdm.tqdm(pool.map(check, found), "checking", len(found), unit="case"))
+    reports = [report for report, _, _ in checked]
+    rows = list(itertools.chain.from_iterable(own for _, own, _ in checked))
+    rows += cohort_checks.doubled([content for _, _, content in checked])
+    return reports, rows + _odd_orientations(reports, found, orientation)
+
+
+def _odd_orientations(
+    reports: Sequence[data_summary.CaseReport], found: Sequence[cases.Case], orientation: str
+) -> list[problems.Problem]:
+    """Returns a warning for each case whose header is not that of most, unless it is overridden."""
+    if orientation != geometry.HEADER:
+        return []
+    stated = [report.orientation for report in reports]
+    return [
+        problems.Problem(
+            found[place].case_id,
+            str(case_checks.folder_of(found[place])),
+            problems.WARNING,
+            f"its header says {stated[place]}, most cases have {usual}",
+            "Look at it in a viewer. If its voxels are stored like those of the others, the header "
+            "is wrong: repair it, or set --orientation for all (--config.data.orientation)",
+        )
+        for place, usual in cohort_checks.odd_orientations(stated).items()
+    ]
+
+
+def sheet(
+    found: Sequence[cases.Case],
+    rows: Sequence[problems.Problem],
+    title: str,
+    orientation: str = geometry.HEADER,
+    workers: int = 2,
+) -> mpl_figure.Figure:
+    """Reads up to `SHEET_CASES` cases again, those with errors and warnings first; draws them."""
+    own = {case.case_id: [row for row in rows if row.case == case.case_id] for case in found}
+    ranks = {"error": 0, "warning": 1, "": 2}
+    ordered = sorted(found, key=lambda case: ranks[_worst(own[case.case_id])])[:SHEET_CASES]
+
+    def draw(case: cases.Case) -> contact_sheet.Row:
+        reading = case_checks.read_case(case, orientation, True)
+        return _sheet_row(reading, own[case.case_id], orientation)
+
+    with futures.ThreadPoolExecutor(workers) as pool:
+        drawn = list(tqdm.tqdm(pool.map(draw, ordered), "drawing", len(ordered), unit="case"))
+    names = [name for name in conventions.MODALITIES if any(name in c.images for c in found)]
+    return contact_sheet.draw(drawn, names, len(found), title)
+
+
+def _worst(rows: Iterable[problems.Problem]) -> str:
+    return min((row.severity for row in rows), default="")  # "error" sorts before "warning"
+
+
+def _sheet_row(
+    reading: case_checks.Reading, rows: Sequence[problems.Problem], orientation: str
+) -> contact_sheet.Row:
+    def spl(volume: np.ndarray) -> np.ndarray:
+        return geometry.orient(volume, reading.affine, orientation)
+
+    return contact_sheet.make_row(
+        reading.case.case_id,
+        _worst(rows),
+        [_short(row) for row in sorted(rows, key=lambda row: row.severity)],
+        {name: spl(volume) for name, volume in reading.scores.items()},
+        None if reading.classes is None else spl(reading.classes),
+        (1.0,) * 3 if reading.affine is None else geometry.spacing_spl(reading.affine, orientation),
+    )
+
+
+def _short(row: problems.Problem) -> str:
+    """Returns the finding, with the file's name where it is not that of the case's folder."""
+    name = pathlib.Path(row.file).name
+    return row.finding if name == row.case else f"{name}: {row.finding}"
+
+
+def write_csv(rows: Sequence[Any], row_type: type, path: str | os.PathLike[str], flag: str) -> None:
+    """Writes a row per dataclass, beside the file and then renamed; `flag` is named in messages.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    columns = [field.name for field in dataclasses.fields(row_type)]
+    try:
+        files.write_text(path, files.csv_text(columns, map(dataclasses.astuple, rows)))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); see {flag}") from error

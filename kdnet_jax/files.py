@@ -1,0 +1,47 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import csv
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], suffix: str = ".part") -> Iterator[pathlib.Path]:
+    """Gives a name beside `path` to write to; what is there at the end becomes `path`.
+
+    The folder is made if needed. Where the block fails, nothing is left and `path` is as it was.
+
+    Args:
+        path: the file.
+        suffix: of the name beside, for a writer that goes by it.
+
+    Raises:
+        OSError: as the file system has it.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text as it is, in UTF-8; see `replacing`."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a table as CSV, one line per row."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return stream.getvalue()
