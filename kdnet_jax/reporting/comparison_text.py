@@ -148,10 +148,10 @@ def _share_sentence(c: comparison.Comparison) -> str:
 def rows(c: comparison.Comparison) -> tuple[list[str], list[list[str]]]:
     """Returns the header and the rows of the table, as plain text."""
     header = ["Metric", "Region", *(side.capitalize() for side in c.sides)]
-    header += ["Student - baseline", "Median difference", "p (seeds and cases)"]
-    header += ["p (Wilcoxon)", "Rank-biserial", "dz"]
+    header.append("Student - baseline")
     if "teacher" in c.sides:
         header.append("Share of the lead")
+    header += ["p (seeds and cases)", "Median difference", "p (Wilcoxon)", "Rank-biserial", "dz"]
     return header, [_row(c, result) for result in c.results]
 
 
@@ -160,12 +160,11 @@ def _row(c: comparison.Comparison, result: comparison.Result) -> list[str]:
     cells = [comparison.MEASURES[result.metric].label, result.region]
     cells += [_level(result.levels[side].interval, digits) for side in c.sides]
     cells += [_bracket(*result.difference[:3], f"+z.{digits}f")]
-    cells += [_bracket(*result.median_difference, f"+z.{digits}f")]
-    cells += [p_value(result.p_holm), p_value(result.p_wilcoxon_holm)]
-    cells += [f"{result.rank_biserial:+.2f}", _or_dash(result.cohen_dz, "+.2f")]
     if result.share is not None:
         cells.append(_share(result.share))
-    return cells
+    cells += [p_value(result.p_holm), _bracket(*result.median_difference, f"+z.{digits}f")]
+    cells += [p_value(result.p_wilcoxon_holm), f"{result.rank_biserial:+.2f}"]
+    return [*cells, _or_dash(result.cohen_dz, "+.2f")]
 
 
 def _level(level: statistics.Interval, digits: int) -> str:

@@ -67,7 +67,9 @@ def _table(compared: comparison.Comparison, caption: str) -> html.Table:
     header, rows = comparison_text.rows(compared)
     grouped: list[Sequence[str]] = []
     for metric, own in itertools.groupby(rows, key=lambda row: row[0]):
-        grouped += [[metric], *(row[1:] for row in own)]
+        # Intervals below their means: the table is wide.
+        cells = ([cell.replace(" [", "\n[") for cell in row[1:]] for row in own)
+        grouped += [[metric], *cells]
     return html.Table(caption, header[1:], grouped, " ".join(comparison_text.legend(compared)))
 
 
