@@ -15,7 +15,7 @@ from typing import Final
 from absl import flags
 
 from kdnet_jax import cli, conventions, data_survey
-from kdnet_jax.data import cases, geometry, layouts, problems
+from kdnet_jax.data import cases, geometry, labels, layouts, problems
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import data_summary, figures
 
@@ -32,8 +32,11 @@ _MODALITIES = flags.DEFINE_string(
 _ORIENTATION = flags.DEFINE_string(
     "orientation", geometry.HEADER, "Of the stored axes, such as LPS, where the headers are wrong."
 )
-_LABEL_CONVENTION = flags.DEFINE_string(
-    "label_convention", None, "Meaning of the label values; by default that of the release."
+_LABEL_CONVENTION = flags.DEFINE_enum(
+    "label_convention",
+    None,
+    list(labels.LABEL_CONVENTIONS),
+    "Meaning of the label values; by default that of the release.",
 )
 _ALLOW_SKULL = flags.DEFINE_bool("allow_skull", False, "Take scans that are not skull-stripped.")
 _OUTPUT = flags.DEFINE_string("output", None, "CSV file for a row per case.")

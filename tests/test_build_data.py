@@ -1,29 +1,20 @@
 """The build_data command, as a user runs it."""
 
-import os
 import pathlib
 import subprocess
-import sys
 
 import nibabel
 import numpy as np
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
+from tests.helpers import commands
+
 SIZE = 20
 
 
 def run(folder: pathlib.Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Runs the command with `folder` as the current folder."""
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-m", "kdnet_jax.build_data", *options],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return commands.run("build_data", *options, cwd=folder)
 
 
 def write_scans(folder: pathlib.Path, count: int) -> None:

@@ -5,7 +5,6 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 
 import nibabel as nib
@@ -17,6 +16,7 @@ from kdnet_jax import data_survey
 from kdnet_jax.data import case_checks, cases, prepare, problems
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import data_summary
+from tests.helpers import commands
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHAPE = (24, 20, 16)
@@ -103,13 +103,7 @@ def data(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kdnet_jax.check_data", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=pathlib.Path(__file__).parents[1],
-    )
+    return commands.run("check_data", *arguments)
 
 
 def checked(root: pathlib.Path) -> list[problems.Problem]:

@@ -5,7 +5,6 @@ import json
 import pathlib
 import shutil
 import subprocess
-import sys
 from concurrent import futures
 
 import nibabel as nib
@@ -18,21 +17,11 @@ from kdnet_jax.data import geometry
 from kdnet_jax.errors import UserError
 from tests.helpers import commands, tiny_cases
 
-ROOT = pathlib.Path(__file__).parents[1]
-
 
 def _predict(
     env: dict[str, str], checkpoint: pathlib.Path, *words: object
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kdnet_jax.predict", f"--checkpoint={checkpoint}", *map(str, words)],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return commands.run("predict", f"--checkpoint={checkpoint}", *words, env=env)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kdnet_jax import conventions
 from kdnet_jax.data import decathlon, labels, layouts, patients, problems
-from kdnet_jax.errors import UnknownLayoutError, UserError, nearest
+from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice
 
 Source = pathlib.Path | tuple[pathlib.Path, int]
 
@@ -146,28 +146,10 @@ def _told(cohort: Cohort, cases: list[Case], root: pathlib.Path) -> Cohort:
 
 
 def _check_arguments(release: str, modalities: Sequence[str], convention: str | None) -> None:
-    if release not in (layouts.AUTO, *layouts.RELEASES):
-        raise UserError(
-            f"release is {release!r}{nearest(release, layouts.RELEASES)}; expected auto or one of "
-            f"{', '.join(layouts.RELEASES)}"
-        )
-    for modality in modalities:
-        if modality not in conventions.MODALITIES:
-            raise UserError(
-                f"modality {modality!r} is not known{nearest(modality, conventions.MODALITIES)}; "
-                f"expected some of {', '.join(conventions.MODALITIES)} (--config.data.modalities)"
-            )
-    if not modalities or len(set(modalities)) < len(modalities):
-        raise UserError(
-            f"modalities are {', '.join(modalities) or 'empty'}; expected each of the wanted ones "
-            "once (--config.data.modalities)"
-        )
-    if convention is not None and convention not in labels.LABEL_CONVENTIONS:
-        raise UserError(
-            f"label convention {convention!r} is not known"
-            f"{nearest(convention, labels.LABEL_CONVENTIONS)}; expected one of "
-            f"{', '.join(labels.LABEL_CONVENTIONS)}"
-        )
+    check_choice("data.release", release, (layouts.AUTO, *layouts.RELEASES))
+    conventions.read_modalities(",".join(modalities), "data.modalities")
+    if convention is not None:
+        check_choice("data.label_convention", convention, labels.LABEL_CONVENTIONS)
 
 
 # ------------------------------------------------------------------------- the files of a case

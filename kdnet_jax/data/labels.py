@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Num, UInt8
 
 from kdnet_jax import conventions
-from kdnet_jax.errors import UserError, check_choice, nearest
+from kdnet_jax.errors import UserError, check_choice
 
 _NCR, _ED, _ET = 1, 2, 3
 _CHALLENGE_WITH_4: Final = {0: 0, 1: _NCR, 2: _ED, 4: _ET}
@@ -77,12 +77,7 @@ def map_cavity(
 
 
 def _table(convention: str) -> dict[int, int]:
-    if convention not in LABEL_CONVENTIONS:
-        guess = nearest(convention, LABEL_CONVENTIONS)
-        raise UserError(
-            f"label convention {convention!r} is not known; expected one of "
-            f"{', '.join(LABEL_CONVENTIONS)}{guess}"
-        )
+    check_choice("data.label_convention", convention, LABEL_CONVENTIONS)
     return LABEL_CONVENTIONS[convention]
 
 

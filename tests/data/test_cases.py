@@ -282,7 +282,7 @@ def test_unknown_arguments(tmp_path: pathlib.Path) -> None:
         cases.find_cases(tmp_path, modalities=("t1c",))
     with pytest.raises(UserError, match="once"):
         cases.find_cases(tmp_path, modalities=("t1", "t1"))
-    with pytest.raises(UserError, match="label convention"):
+    with pytest.raises(UserError, match="label_convention is"):
         cases.find_cases(tmp_path, label_convention="mine")
 
 

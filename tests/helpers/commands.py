@@ -1,6 +1,7 @@
 """Runs the project's commands as a user does, and keeps what they said."""
 
 import dataclasses
+import os
 import pathlib
 import subprocess
 import sys
@@ -20,13 +21,19 @@ class Finished:
 
 
 def run(
-    module: str, *words: object, env: Mapping[str, str], timeout: float = 300
+    module: str,
+    *words: object,
+    env: Mapping[str, str] | None = None,
+    cwd: pathlib.Path = ROOT,
+    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m kdnet_jax.<module> WORDS` in the checkout."""
+    """Runs `python -m kdnet_jax.<module> WORDS` of the checkout, there or in another folder."""
+    env = dict(os.environ if env is None else env)
+    path = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-m", f"kdnet_jax.{module}", *map(str, words)],
-        cwd=ROOT,
-        env=dict(env),
+        cwd=cwd,
+        env=env | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=timeout,
