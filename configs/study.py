@@ -4,7 +4,7 @@ Hu, Maillard et al., "Knowledge distillation from multi-modal to mono-modal segm
 MICCAI 2020 (arXiv 2106.09564): the comparison that its table 1 makes, with seeds and intervals.
 
     python -m kdnet_jax.main --config=configs/study.py
-        100 synthetic cases, 50 of them test cases, 3 seeds; about 40 minutes on 2 CPU cores
+        100 synthetic cases, 50 of them test cases, 3 seeds; about 35 minutes on 2 CPU cores
     python -m kdnet_jax.main --config=configs/study.py:brats --config.data.data_dir=DIR
         5 folds, 3 seeds at the paper's scale: 45 trainings, not measured
     python -m kdnet_jax.main --config=configs/study.py:smoke

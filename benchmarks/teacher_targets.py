@@ -1,0 +1,65 @@
+"""What a teacher tells its student: its masks and its softened output against the reference.
+
+    python -m benchmarks.teacher_targets --checkpoint=RUN [--temperature=5]
+
+prints, for the training, validation and test cases of a teacher's run, the Dice of its masks on the
+working grid and the mean probability of tumour inside and outside of the whole tumour of the
+reference, as it is and at the temperature.
+"""
+
+import pathlib
+
+import numpy as np
+from absl import flags
+from jaxtyping import Float
+
+from kdnet_jax import cli, conventions, ensembles, run_data, runs
+from kdnet_jax.data import labels, prepare, splits
+from kdnet_jax.errors import UserError
+from kdnet_jax.metrics import overlap
+from kdnet_jax.models import heads
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the teacher's run", required=True)
+_TEMPERATURE = flags.DEFINE_float("temperature", 5.0, "T of the softened output", lower_bound=0.1)
+
+
+def soften(probs: Float[np.ndarray, "d h w k"], temperature: float) -> Float[np.ndarray, "d h w k"]:
+    """Returns softmax(z / T) from softmax(z): p^(1/T), normalised."""
+    powers = probs ** (1 / temperature)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def main(argv: list[str]) -> None:
+    """Prints a row per part of the split."""
+    cli.refuse_arguments(argv)
+    run = runs.load_run(pathlib.Path(_CHECKPOINT.value))
+    if run.settings.network.head != "softmax":
+        raise UserError(f"{run.folder}: its head is not softmax, so it has no temperature.")
+    data = run_data.open_data(run.config, run.settings)
+    teacher = ensembles.Ensemble((run,), mirror=run.config.inference.mirror)
+    print("| part | cases | Dice ET / TC / WT | tumour, in / out | the same at T, in / out |")
+    print("|---|---|---|---|---|")
+    for part in splits.PARTS:
+        rows = np.mean([_row(teacher, data.cases[i], run) for i in data.indices(part)], axis=0)
+        dice = " / ".join(f"{value:.2f}" for value in rows[:3])
+        plain, soft = (f"{pair[0]:.3f} / {pair[1]:.3f}" for pair in (rows[3:5], rows[5:7]))
+        print(f"| {part} | {len(data.indices(part))} | {dice} | {plain} | {soft} |")
+
+
+def _row(teacher: ensembles.Ensemble, case: prepare.PreparedCase, run: runs.Run) -> list[float]:
+    probs = teacher.segment(case).probabilities
+    reference = labels.map_cavity(case.label, run.config.data.resection_cavity)
+    found = heads.to_classes(probs, "softmax")
+    inside = conventions.region_mask(reference, "WT")
+    values = [
+        overlap.dice(*(conventions.region_mask(each, region) for each in (reference, found)))
+        for region in conventions.REGIONS
+    ]
+    for output in (probs, soften(probs, _TEMPERATURE.value)):
+        tumour = output[..., 1:].sum(axis=-1)
+        values += [float(tumour[inside].mean()), float(tumour[~inside].mean())]
+    return values
+
+
+if __name__ == "__main__":
+    cli.run(main)
