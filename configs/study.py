@@ -8,7 +8,7 @@ MICCAI 2020 (arXiv 2106.09564): the comparison that its table 1 makes, with seed
     python -m kdnet_jax.main --config=configs/study.py:brats --config.data.data_dir=DIR
         5 folds, 3 seeds at the paper's scale: 45 trainings, not measured
     python -m kdnet_jax.main --config=configs/study.py:smoke
-        2 folds, 2 seeds in about a minute; shows that everything runs, and nothing else
+        2 folds, 2 seeds in about two minutes; shows that everything runs, and nothing else
 
 All keys but --config.study.* are the student's (configs/student.py); the baseline is the same run
 without a teacher, and the teacher differs by --config.teacher.{modalities,widths,steps}. A study

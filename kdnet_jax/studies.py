@@ -102,13 +102,13 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         experiment.run(part.config, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
     sides = {role: [part.folder for part in planned if part.role == role] for role in ROLES}
-    report = study_report.write(
+    report, verdict = study_report.write(
         workdir,
         sides,
         facts=_facts(config, planned),
         synthetic=not config.data.data_dir,
     )
-    print(f"Report: {report}")
+    print("\n\n".join(["", *verdict, f"Report: {report}"]))
 
 
 def is_finished(part: Part) -> bool:

@@ -109,6 +109,7 @@ def test_a_stopped_study_goes_on_and_compares(
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
     assert f"{first}: finished" in done.stdout
+    assert "The student differs from the baseline by" in done.stdout
     _check_folds(tmp_path / "study")
     text = (tmp_path / "study" / "report.html").read_text("utf-8")
     for role in ROLES:

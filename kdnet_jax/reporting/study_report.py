@@ -18,7 +18,7 @@ def write(
     *,
     facts: Sequence[tuple[str, str]],
     synthetic: bool,
-) -> pathlib.Path:
+) -> tuple[pathlib.Path, list[str]]:
     """Compares the roles of a study, without and with post-processing, and writes its report.
 
     Args:
@@ -28,8 +28,8 @@ def write(
         synthetic: say that the cases are phantoms.
 
     Returns:
-        The report's path. Tables and figures lie beside it as files, in `comparison/` and
-        `comparison_postprocessed/`.
+        The report's path, and the verdict without post-processing in sentences. Tables and figures
+        lie beside the report as files, in `comparison/` and `comparison_postprocessed/`.
     """
     runs = (sides["baseline"], sides["student"], sides["teacher"])
     plain = comparison.compare(*runs)
@@ -37,9 +37,10 @@ def write(
     for compared, name in ((plain, COMPARISON), (processed, POSTPROCESSED)):
         comparison_text.write(compared, folder / name)
         comparison_figures.write(compared, folder / name)
+    verdict = comparison_text.verdict(plain)
     report = html.Report(
         title="KD-Net study: teacher, baseline and student",
-        summary=comparison_text.verdict(plain),
+        summary=verdict,
         tables=[_table(plain, "Without post-processing")],
         pictures=_pictures(plain),
         sections=[
@@ -59,7 +60,7 @@ def write(
         synthetic=synthetic,
     )
     html.write_report(folder / FILE, report)
-    return folder / FILE
+    return folder / FILE, verdict
 
 
 def _table(compared: comparison.Comparison, caption: str) -> html.Table:
