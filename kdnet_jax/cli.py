@@ -77,7 +77,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
 
 def exit_on_interrupt() -> None:
     """Ends a command after ^C; files are written beside and renamed, so none is half-written."""
-    print("interrupted. The same command goes on from what is finished.", file=sys.stderr)
+    print("interrupted. What is finished is kept, and no file is half-written.", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)
 
 

@@ -1,5 +1,7 @@
 """Segments the cases of a labelled cohort with one or several runs, to be scored as any tool's."""
 
+import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -13,6 +15,8 @@ from kdnet_jax.errors import UserError
 
 FOLDER = "predictions"
 LABELS = "brats2021"  # of the masks' values
+# Beside the masks: who made them. A folder without it belongs to somebody else.
+MARK = "members.json"
 
 
 def segment(
@@ -40,18 +44,30 @@ def segment(
     """
     chosen = _choose(cohort, wanted)
     if not allow_seen:
-        _refuse_seen(chosen, ensemble)
+        _refuse_seen(chosen, cohort, ensemble)
+    _check_place(output / FOLDER)
+    config = ensemble.members[0].config.data
     beside = output / f".{FOLDER}.part"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     for case in tqdm.tqdm(chosen, "segmenting", unit="case"):
-        prepared, _ = prepare.prepare_case(case, spacing=ensemble.spacing)
+        # The reference is read where it is scored, with the labels that are asked for there.
+        prepared, notes = prepare.prepare_case(
+            dataclasses.replace(case, label=None),
+            spacing=ensemble.spacing,
+            orientation=config.orientation,
+            allow_skull=config.allow_skull,
+        )
+        for note in notes:
+            tqdm.tqdm.write(f"note: {note}")
         classes = ensemble.segment(prepared).classes
         nifti.write_mask(
             beside / f"{case.case_id}.nii.gz",
             labels.from_classes(classes, LABELS),
             prepared.geometry.affine,
         )
+    members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
+    (beside / MARK).write_text(json.dumps(members, indent=1) + "\n", "utf-8")
     shutil.rmtree(output / FOLDER, ignore_errors=True)
     os.replace(beside, output / FOLDER)
     return output / FOLDER
@@ -70,12 +86,25 @@ def _choose(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Ca
     return [known[name] for name in wanted]
 
 
-def _refuse_seen(chosen: Collection[cases.Case], ensemble: ensembles.Ensemble) -> None:
+def _check_place(folder: pathlib.Path) -> None:
+    if folder.exists() and not (folder / MARK).is_file():
+        raise UserError(
+            f"{folder}: is not from this command, and would be replaced. Give another --output."
+        )
+
+
+def _refuse_seen(
+    chosen: Collection[cases.Case], cohort: cases.Cohort, ensemble: ensembles.Ensemble
+) -> None:
     """Refuses patients that a member knows: their scores would say nothing about others."""
-    seen = {patients.patient_of(name): run for name, run in ensemble.trained_cases().items()}
-    known = [case for case in chosen if patients.patient_of(case.case_id) in seen]
+    patient = {case.case_id: case.patient_id for case in cohort.cases}
+    seen = {
+        patient.get(name, patients.patient_of(name)): run
+        for name, run in ensemble.trained_cases().items()
+    }
+    known = [case for case in chosen if case.patient_id in seen]
     if known:
-        run = seen[patients.patient_of(known[0].case_id)]
+        run = seen[known[0].patient_id]
         raise UserError(
             f"{run} was trained or chosen on {len(known)} of the {len(chosen)} cases, such as "
             f"{known[0].case_id}: their scores would flatter it. Name the cases that it has not "

@@ -15,14 +15,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from kdnet_jax import inference, runs
+from kdnet_jax import inference, runs, teachers
 from kdnet_jax.data import prepare, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads, unet
 
 SPLIT_FILE = "split.json"
-# Parts of a split that a network has learned or was chosen from.
-_SEEN_PARTS = ("train", "validation")
 
 # Times a stage, such as "network": used as `with stage("network"):`.
 Stage = Callable[[str], contextlib.AbstractContextManager]
@@ -176,14 +174,20 @@ class Ensemble:
     def trained_cases(self) -> dict[str, pathlib.Path]:
         """Returns the ids of all cases that a member was trained or chosen on, and its folder.
 
+        What a student's teacher was trained on counts too, where the teacher's run is there.
+
         Raises:
             UserError: a run's split cannot be read.
         """
         seen: dict[str, pathlib.Path] = {}
         for member in self.members:
-            split = splits.load_split(member.folder / SPLIT_FILE)
-            for part in _SEEN_PARTS:
-                for case_id in split.parts[part]:
+            teacher = teachers.find_folder(member.config, member.folder)
+            folders = [member.folder]
+            if teacher and (teacher / SPLIT_FILE).is_file():
+                folders.append(teacher)
+            for folder in folders:
+                split = splits.load_split(folder / SPLIT_FILE)
+                for case_id in (*split.train, *split.validation):
                     seen.setdefault(case_id, member.folder)
         return seen
 

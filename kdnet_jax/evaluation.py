@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 
 from kdnet_jax import conventions, ensembles, postprocessing, provenance
 from kdnet_jax.data import labels, nifti, prepare, store
+from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap
 from kdnet_jax.models import heads
@@ -70,7 +71,7 @@ def evaluate(
 
     `evaluation/` with `cases.csv`, `summary.json`, the same two after post-processing and the
     probabilities of the cases that the report shows, and `predictions/<case>.nii.gz` (without
-    post-processing) appear together at the end; an interrupted evaluation leaves the former ones.
+    post-processing) appear at the end; an interrupted evaluation leaves the former ones.
 
     Args:
         network: what is scored.
@@ -196,9 +197,31 @@ def _replace_folder(new: pathlib.Path, old: pathlib.Path) -> None:
 
 
 def read_summary(folder: pathlib.Path, *, postprocessed: bool = False) -> dict[str, Any] | None:
-    """Returns the summary of a run's evaluation, `None` if it has none."""
+    """Returns the summary of a run's evaluation, `None` if it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = _scores_folder(folder, postprocessed) / SUMMARY_FILE
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove it and give the command that wrote it again."
+        ) from error
+
+
+def is_complete(folder: pathlib.Path) -> bool:
+    """Says whether all files of an evaluation of this version are there."""
+    summary = read_summary(folder) or {}
+    files = [_scores_folder(folder, each) / CASES_FILE for each in (False, True)]
+    return (
+        summary.get("evaluation_version") == VERSION
+        and all(path.is_file() for path in files)
+        and (folder / PREDICTIONS).is_dir()
+    )
 
 
 def read_scores(

@@ -157,7 +157,7 @@ def evaluate(
     """Scores a run on the test cases, unless `folder` holds just that already."""
     key = _evaluation_key(run, data)
     former = evaluation.read_summary(folder)
-    if former and key.items() <= former.items():
+    if former and key.items() <= former.items() and evaluation.is_complete(folder):
         print(f"{folder}: already evaluated")
         return
     evaluation.evaluate(

@@ -181,8 +181,15 @@ def check_output(output: pathlib.Path, about: Mapping[str, Any]) -> None:
     from kdnet_jax import evaluation
 
     other = "Choose another --output"
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={output}: is a file; expected a folder. {other}")
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--output={output}: {there} is a file; expected a folder. {other}")
+    references = pathlib.Path(about["references"]).resolve()
+    if output.resolve().is_relative_to(references):
+        raise UserError(
+            f"--output={output}: lies in the folder of the references, where its masks would be "
+            f"taken for references. {other}"
+        )
     if (output / "config.json").exists():
         raise UserError(f"--output={output}: is a run's folder, with its own evaluation. {other}")
     present = evaluation.read_summary(output)

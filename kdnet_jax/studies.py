@@ -112,12 +112,17 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def is_finished(part: Part) -> bool:
-    """Says whether a part is trained, evaluated by this version, and reported."""
-    summary = evaluation.read_summary(part.folder) or {}
-    return (
-        summary.get("evaluation_version") == evaluation.VERSION
-        and (part.folder / run_report.FILE).is_file()
-    )
+    """Says whether a part is trained, evaluated by this version, and reported.
+
+    A student is so only with the teacher that lies there now.
+    """
+    if not (evaluation.is_complete(part.folder) and (part.folder / run_report.FILE).is_file()):
+        return False
+    if part.role != "student":
+        return True
+    teacher = evaluation.read_summary(part.folder.parent / "teacher") or {}
+    taught_by = evaluation.read_summary(part.folder)["teacher"]["hash"]
+    return taught_by == teacher.get("params_hash")
 
 
 def _facts(config: config_dict.ConfigDict, planned: list[Part]) -> list[tuple[str, str]]:

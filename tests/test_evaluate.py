@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kdnet_jax import evaluation, mask_evaluation, postprocessing, scoring
-from kdnet_jax.data import label_recognition, labels, segmentations, splits
+from kdnet_jax import cohort_segmentation, evaluation, mask_evaluation, postprocessing, scoring
+from kdnet_jax.data import cases, label_recognition, labels, segmentations, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from tests.helpers import commands
@@ -158,9 +158,37 @@ def test_a_checkpoint_segments_the_cases_that_it_has_not_seen(
     assert done.returncode == 0, done.stderr
     ours = (out / "evaluation" / "cases.csv").read_text("utf-8")
     assert ours == (run / "evaluation" / "cases.csv").read_text("utf-8")
+    assert set(json.loads((out / "predictions" / "members.json").read_text("utf-8"))) == {str(run)}
     summary = json.loads((out / "evaluation" / "summary.json").read_text("utf-8"))
     own = json.loads((run / "evaluation" / "summary.json").read_text("utf-8"))
     assert summary["members"] == {str(run): own["params_hash"]}
+
+
+def test_masks_of_others_are_not_replaced(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "mine.nii.gz").touch()
+    with pytest.raises(UserError, match="not from this command"):
+        cohort_segmentation.segment(
+            None, cases.Cohort("user", [], []), tmp_path, wanted=None, allow_seen=True
+        )
+    assert (tmp_path / "predictions" / "mine.nii.gz").exists()
+
+
+@pytest.mark.parametrize("place", ["references/out", "file/out", "file"])
+def test_a_place_that_cannot_hold_scores_is_refused(tmp_path: pathlib.Path, place: str) -> None:
+    (tmp_path / "references").mkdir()
+    (tmp_path / "file").touch()
+    about = ABOUT | {"references": str(tmp_path / "references")}
+    with pytest.raises(UserError, match="--output="):
+        mask_evaluation.check_output(tmp_path / place, about)
+    assert not (tmp_path / "references" / "out").exists()
+
+
+def test_a_damaged_summary_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "summary.json").write_text('{"cases": ')
+    with pytest.raises(UserError, match=r"summary\.json is damaged"):
+        evaluation.read_summary(tmp_path)
 
 
 def test_a_run_s_own_predictions_score_as_the_run_says(smoke_student, tiny_cohort) -> None:

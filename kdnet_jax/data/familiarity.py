@@ -27,6 +27,7 @@ SAMPLE = 50
 MIN_CASES = 5
 
 _VERSION = 1
+_KEYS = ("cases", "spacing_mm", "extent_mm", "brain_ml", "sequences")
 # The extremes are left out: a few voxels of vessel or artefact rule them.
 _QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 # Millimetres below the brain's surface: cortex and its fluid, white matter, the deep structures.
@@ -264,7 +265,9 @@ def read(folder: pathlib.Path) -> dict[str, Any] | None:
     try:
         statistics = json.loads(path.read_text("utf-8"))
         version = statistics["version"]
-    except (ValueError, KeyError, TypeError) as error:
+        if version == _VERSION:
+            _ = [statistics[key] for key in _KEYS]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Restore it, or delete it: the run then predicts without "
             "this check"

@@ -1,6 +1,7 @@
 """Gathers what a run's folder holds into its report, and into the lines that the command prints."""
 
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,8 +62,8 @@ def write(
             ("Repeat this run", summary["provenance"]["command"]),
             (
                 "Segment a scan with it",
-                f"python -m kdnet_jax.predict --checkpoint={folder} --input=SCAN.nii.gz "
-                "--output=MASK.nii.gz --overlay=MASK.png",
+                f"python -m kdnet_jax.predict --checkpoint={shlex.quote(str(folder))} "
+                "--input=SCAN.nii.gz --output=MASK.nii.gz --overlay=MASK.png",
             ),
         ],
         synthetic=synthetic,
