@@ -109,11 +109,14 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             "crops_per_read": 1,
             "threads": 2,
             "prefetch_batches": 4,
+            # Where the training cases lie: device, host (memory), stream (from disk); auto takes
+            # the first that fits.
+            "cache": "auto",
         },
         "model": {"modalities": STUDENT_SEQUENCE} | _fields(unet.UNetConfig()),
         "loss": {"form": "dice_ce", "over_batch": False},
         "optimizer": _fields(optimizers.OptimizerOptions()),
-        "augment": _fields(augment.AugmentOptions()),
+        "augment": _augment(),
         "train": {
             "steps": 1000,
             "log_every": 10,
@@ -136,6 +139,14 @@ def _fields(options: Any) -> dict[str, Any]:
     return {key: "auto" if value is None else value for key, value in values.items()}
 
 
+def _augment() -> dict[str, Any]:
+    values = dataclasses.asdict(augment.PRESETS["plain"])
+    # none, plain or nnunet; a key that is not set has the preset's value.
+    return {"preset": "plain"} | {
+        key: config_dict.placeholder(type(value)) for key, value in values.items()
+    }
+
+
 def _phantom(config: config_dict.ConfigDict) -> None:
     config.data.spacing = 3.0
     config.model.widths = (8, 16, 32)
@@ -150,6 +161,7 @@ def _brats(config: config_dict.ConfigDict) -> None:
     config.loader.patch = (128, 128, 128)
     config.loader.crops_per_read = 4
     config.loader.threads = 8
+    config.augment.preset = "nnunet"
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "plateau"
     config.split.folds = 3

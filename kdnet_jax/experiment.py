@@ -25,7 +25,7 @@ from kdnet_jax import (
     train,
 )
 from kdnet_jax import workdir as workdir_lib
-from kdnet_jax.data import familiarity, loader
+from kdnet_jax.data import familiarity
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, unet
 from kdnet_jax.reporting import figures, progress, run_report
@@ -213,13 +213,7 @@ def _train(
             config.data.resection_cavity,
         )
 
-    batches = loader.make_loader(
-        data.cases,
-        training,
-        seed=config.seed,
-        cavity=config.data.resection_cavity,
-        **config.loader,
-    )
+    batches = run_data.open_batches(config, values, data, mesh)
     with checkpoint.RunCheckpoints(folder) as checkpoints, batches:
         resumed = checkpoints.latest_step()
         if resumed is not None:
@@ -253,6 +247,7 @@ def _step_fn(values: settings.Settings, mesh: Any, optimizer: Any, teacher: runs
         "optimizer": optimizer,
         "loss_options": values.loss,
         "augment_options": values.augment,
+        "patch": values.patch,
     }
     if teacher is None:
         return steps.jit_supervised(mesh, **shared)

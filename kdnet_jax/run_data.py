@@ -3,10 +3,11 @@
 import dataclasses
 import pathlib
 
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from kdnet_jax import settings
-from kdnet_jax.data import building, splits, store
+from kdnet_jax import settings, sharding
+from kdnet_jax.data import augment, building, loader, placement, splits, store
 from kdnet_jax.errors import UserError
 
 
@@ -66,8 +67,6 @@ def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data
             )
     for note in cases.notes:
         print(f"note: {note}")
-    cases.cache_bytes, sentence = store.choose_cache_bytes(cases)
-    print(sentence)
     split = _split(config, cases)
     empty = [part for part, ids in split.parts.items() if not ids]
     if empty:
@@ -77,6 +76,37 @@ def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data
             "--config.split.train, .validation and .test, or --config.split.file."
         )
     return Data(cases, split)
+
+
+def open_batches(
+    config: config_dict.ConfigDict, values: settings.Settings, data: Data, mesh: Mesh
+) -> loader.PatchIterator:
+    """Opens the training patches, and lets the cases lie where `loader.cache` and memory say.
+
+    Raises:
+        UserError: for settings that cannot be, or a place that is too small.
+    """
+    training = data.indices("train")
+    given = {**config.loader, "patch": values.patch}
+    crop = augment.source_patch(values.patch, values.augment)
+    sharding.check_batch(mesh, given["batch"], crop)
+    asked = given.pop("cache", "auto")  # runs of before the key have none
+    chosen = placement.choose(asked, data.cases, training, mesh=mesh)
+    print(chosen.sentence)
+    data.cases.cache_bytes = chosen.cache_bytes
+    batches = loader.make_loader(
+        data.cases,
+        training,
+        mesh=mesh,
+        seed=config.seed,
+        cavity=config.data.resection_cavity,
+        crop=crop,
+        on_device=chosen.mode == "device",
+        **given,
+    )
+    for note in batches.notes:
+        print(f"note: {note}")
+    return batches
 
 
 def _split(config: config_dict.ConfigDict, cases: store.CaseStore) -> splits.Split:

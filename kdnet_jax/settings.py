@@ -11,13 +11,12 @@ from typing import Any
 from ml_collections import config_dict
 
 from kdnet_jax import conventions, optimizers, steps, train
-from kdnet_jax.data import augment, labels
+from kdnet_jax.data import augment, labels, placement
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import unet
 
 ROLES = ("teacher", "baseline", "student")
-_PLANES = {"auto": None, "true": True, "false": False}
 LOSS_FORMS = ("dice_ce", "dice_bce")
 
 
@@ -78,6 +77,8 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
     unet.check_patch(window, network, "inference.patch")
     if not 0 <= config.inference.overlap < 1:
         raise UserError(f"inference.overlap is {config.inference.overlap}: give 0 to below 1.")
+    # Runs of before the key have none.
+    check_choice("loader.cache", config.loader.get("cache", "auto"), placement.CHOICES)
     check_choice("data.resection_cavity", config.data.resection_cavity, labels.CAVITY_CHOICES)
     for key, value in (("seed", config.seed), ("split.seed", config.split.seed)):
         if value < 0:
@@ -95,7 +96,7 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
         loss=steps.LossOptions(**config.loss),
         distillation=distillation.DistillationOptions(**kd) if kd else None,
         optimizer=optimizers.OptimizerOptions(**config.optimizer),
-        augment=augment.AugmentOptions(**config.augment),
+        augment=augment.choose(**config.augment),
         train=train.TrainOptions(**config.train),
         spacing=config.data.spacing or None,
     )
@@ -103,10 +104,8 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
 
 def network_config(model: config_dict.ConfigDict) -> unet.UNetConfig:
     """Returns the network that the `model` section of a config describes."""
-    values = {key: value for key, value in model.items() if key != "modalities"}
-    planes = str(model.planes).lower()
-    check_choice("model.planes", planes, _PLANES)
-    values["planes"] = _PLANES[planes]
+    # "planes" was the choice of the convolutions' form in runs of before "convolutions".
+    values = {key: value for key, value in model.items() if key not in ("modalities", "planes")}
     return unet.UNetConfig(**values)
 
 
@@ -176,12 +175,18 @@ def differences(
     ours: config_dict.ConfigDict, theirs: config_dict.ConfigDict
 ) -> list[tuple[str, Any, Any]]:
     """Returns (dotted key, ours, theirs) wherever two configs differ."""
-    left, right = _flat(ours.to_dict()), _flat(theirs.to_dict())
+    left, right = (_flat(_explicit(config.to_dict())) for config in (ours, theirs))
     return [
         (key, left.get(key), right.get(key))
         for key in sorted(left.keys() | right.keys())
         if left.get(key) != right.get(key)
     ]
+
+
+def _explicit(values: dict[str, Any]) -> dict[str, Any]:
+    # What is drawn counts, not whether a preset or a key of its own says so.
+    chosen = augment.choose(**values.get("augment", {}))
+    return values | {"augment": dataclasses.asdict(chosen)}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -72,10 +72,15 @@ def _select(image: Array, channels: tuple[int, ...]) -> Array:
 
 
 def _augmented(
-    batch: Batch, state: TrainState, root: jax.Array, options: augment.AugmentOptions
+    batch: Batch,
+    state: TrainState,
+    root: jax.Array,
+    options: augment.AugmentOptions,
+    patch: tuple[int, int, int] | None,
+    mesh: Mesh | None,
 ) -> tuple[Array, Array]:
     key = jax.random.fold_in(root, state.step)
-    return augment.augment(key, batch["image"], batch["label"], options)
+    return augment.augment(key, batch["image"], batch["label"], options, patch, mesh)
 
 
 def _reference_loss(
@@ -106,9 +111,23 @@ def supervised_step(
     optimizer: optax.GradientTransformation,
     loss_options: LossOptions,
     augment_options: augment.AugmentOptions,
+    patch: tuple[int, int, int] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One step of a teacher or a baseline: the network against the reference."""
-    image, label = _augmented(batch, state, root, augment_options)
+    """One step of a teacher or a baseline: the network against the reference.
+
+    Args:
+        state: what training changes.
+        batch: crops of `augment.source_patch` voxels.
+        root: the key of the run.
+        network: what is trained.
+        optimizer: its rule.
+        loss_options: of the loss against the reference.
+        augment_options: what is drawn for each crop.
+        patch: size of the patches that the network sees; None: of the crops.
+        mesh: over which the batch is spread; None: one device.
+    """
+    image, label = _augmented(batch, state, root, augment_options, patch, mesh)
     y = heads.targets(label, network.head)
 
     def loss_fn(params: Any) -> tuple[Array, dict[str, Array]]:
@@ -132,13 +151,15 @@ def distillation_step(
     loss_options: LossOptions,
     options: distillation.DistillationOptions,
     augment_options: augment.AugmentOptions,
+    patch: tuple[int, int, int] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step of a student: the frozen teacher on all its sequences, the student on its own.
 
     The augmentation is drawn once, before the split, so both see the same patch. The teacher's
     forward pass lies before the gradient and behind `stop_gradient`.
     """
-    image, label = _augmented(batch, state, root, augment_options)
+    image, label = _augmented(batch, state, root, augment_options, patch, mesh)
     y = heads.targets(label, network.head)
     teacher_logits, teacher_features = jax.lax.stop_gradient(
         teacher.apply(teacher_params, _select(image, teacher.channels))
@@ -168,7 +189,7 @@ def jit_supervised(mesh: Mesh, **options: Any) -> Callable[..., tuple[TrainState
     """Jits `supervised_step` over `mesh`: (state [donated], batch, root)."""
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return jax.jit(
-        functools.partial(supervised_step, **options),
+        functools.partial(supervised_step, mesh=mesh, **options),
         in_shardings=(whole, batch, whole),
         out_shardings=(whole, whole),
         donate_argnums=0,
@@ -183,7 +204,7 @@ def jit_distillation(mesh: Mesh, **options: Any) -> Callable[..., tuple[TrainSta
     """
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return jax.jit(
-        functools.partial(distillation_step, **options),
+        functools.partial(distillation_step, mesh=mesh, **options),
         in_shardings=(whole, whole, batch, whole),
         out_shardings=(whole, whole),
         donate_argnums=0,

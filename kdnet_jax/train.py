@@ -19,6 +19,9 @@ from kdnet_jax.reporting import progress as progress_lib
 # (parameters) -> Dice of each region, mean over the validation cases
 Validate = Callable[[Any], dict[str, float]]
 
+# Steps that may be dispatched before an earlier one has ended: enough to keep the device busy.
+STEPS_AHEAD = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
@@ -77,12 +80,15 @@ def train(
 ) -> checkpoint.Progress:
     """Trains until the last step, an early stop or a signal; resumes where the run stopped.
 
+    Steps are dispatched ahead of the device, `STEPS_AHEAD` at most, and their metrics stay there
+    until they are logged.
+
     Args:
         step_fn: (state, batch on the mesh, root key) to (state, metrics); donates the state.
         state: the state before the first step; replaced by the newest checkpoint's, if any.
-        batches: this process's batches.
+        batches: batches on the mesh.
         root: the root key of all that is drawn inside the step.
-        mesh: where batches go.
+        mesh: where state and batches lie.
         validate: Dice of each region on the validation cases.
         checkpoints: where to save, and to resume from.
         options: budget and intervals.
@@ -110,7 +116,10 @@ def train(
             # A signal came at a step that was due: it was saved at once, and is validated now.
             progress = _validated(progress, validate(state.params), log)
             checkpoints.save(state, progress, overwrite=True)
+    root = jax.device_put(root, sharding.replicated(mesh))
     started = time.monotonic() - progress.seconds
+    if progress.step < options.steps:
+        batches.start()
     last_save = time.monotonic()
     pending: list[tuple[int, steps.Metrics]] = []
 
@@ -121,13 +130,19 @@ def train(
         step = progress.step
         while step < options.steps and not _out_of_patience(progress, options):
             # -- One step --------------------------------------------------------------------
-            with bar.waiting():
-                batch = next(batches)
-            state, metrics = step_fn(state, sharding.to_global(batch, mesh), root)
+            # Whatever a step needs lies on the mesh: an implicit transfer would be a mistake.
+            with jax.transfer_guard("disallow"):
+                with bar.waiting():
+                    batch = next(batches)
+                state, metrics = step_fn(state, batch, root)
+            # Freed now, not while the next one is waited for.
+            del batch
             step += 1
             pending.append((step, metrics))
-            # The loss shown is that of the step before: reading this one's would wait for it.
-            bar.update(float(pending[-2][1]["loss"]) if len(pending) > 1 else None)
+            if len(pending) > STEPS_AHEAD:
+                # No transfer; without it, a fast loop would queue steps and batches without end.
+                jax.block_until_ready(pending[-1 - STEPS_AHEAD][1])
+            bar.update()
 
             # -- Log, validate, save ---------------------------------------------------------
             validating = _is_due(step, options)
@@ -186,7 +201,7 @@ def _log_steps(
     bar: progress_lib.Progress,
 ) -> None:
     """Fetches the metrics since the last call, checks every step, writes their mean; empties it."""
-    fetched = [(step, jax.device_get(metrics)) for step, metrics in pending]
+    fetched = jax.device_get(pending)
     pending.clear()
     for step, metrics in fetched:
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -201,6 +216,7 @@ def _log_steps(
         for name in fetched[0][1]
     }
     log.write(fetched[-1][0], "train", means | bar.speed())
+    bar.show_loss(float(fetched[-1][1]["loss"]))
 
 
 def _check_identity(saved: dict[str, str], current: dict[str, str], folder: Any) -> None:

@@ -18,6 +18,7 @@ OPERATIONAL = (
     "data.workers",
     "loader.threads",
     "loader.prefetch_batches",
+    "loader.cache",
     "train.log_every",
     "train.save_minutes",
 )

@@ -1,7 +1,10 @@
 """Checkpoints: what is kept, what comes back, and what a user reads when it cannot."""
 
 import errno
+import os
 import pathlib
+import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +56,33 @@ def test_restores_every_bit_and_the_progress(tmp_path: pathlib.Path) -> None:
         restored, progress = checkpoints.restore(_state(9.0))
     _assert_same(restored, state)
     assert progress == _progress(7, 0.5)
+
+
+def test_a_save_ends_later_and_holds_what_was_saved(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last act of a save, the renaming of its folder, waits until the steps after it are done.
+    done, rename = threading.Event(), os.rename
+
+    def late(*paths: Any, **options: Any) -> None:
+        assert done.wait(60)
+        rename(*paths, **options)
+
+    monkeypatch.setattr(os, "rename", late)
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = steps.init_state({"w": jnp.zeros((256, 4096))}, optax.adam(1e-3))
+    state = step(step(state))
+    with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, _progress(2))
+        for _ in range(5):
+            state = step(state)
+        jax.block_until_ready(state)
+        assert not (tmp_path / checkpoint.FOLDER / "2").exists()
+        done.set()
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(state)
+    for leaf in jax.tree.leaves(restored):
+        np.testing.assert_array_equal(leaf, np.full_like(leaf, 2))
 
 
 def test_keeps_the_newest_and_the_best_and_reads_the_best(tmp_path: pathlib.Path) -> None:

@@ -34,7 +34,7 @@ def test_channels_are_positions_among_the_data_s_sequences() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("model.planes", "yes", "model.planes is 'yes': choose one of auto, true, false"),
+        ("model.convolutions", "yes", "model.convolutions is 'yes': choose one of auto, native"),
         ("data.resection_cavity", "tumour", "choose one of background, NCR"),
         ("split.seed", -1, "split.seed is -1: give 0 or more"),
         ("seed", -2, "seed is -2: give 0 or more"),

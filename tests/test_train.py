@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from ml_collections import config_dict
@@ -25,9 +26,11 @@ from kdnet_jax import (
     steps,
     train,
 )
-from kdnet_jax.data import augment, cases, prepare
+from kdnet_jax.data import augment, cases, loader, prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import unet
+from kdnet_jax.reporting import progress
+from tests.helpers import stores
 
 REGIONS = ("dice_et", "dice_tc", "dice_wt")
 
@@ -186,6 +189,79 @@ def test_a_stopped_run_resumes_bit_for_bit(
     for which in ("best", "latest"):
         assert _hash(tmp_path, which) == _hash(straight, which)
     assert _untimed(_rows(tmp_path)) == _untimed(_rows(straight))
+
+
+@pytest.mark.parametrize(("first", "second"), [("device", "stream"), ("host", "device")])
+def test_a_run_resumes_with_its_cases_elsewhere(
+    config: config_dict.ConfigDict,
+    straight: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: str,
+    second: str,
+) -> None:
+    config.loader.cache = first
+    with monkeypatch.context() as patch:
+        _signal_at(patch, 4, signal.SIGTERM)
+        with pytest.raises(train.Stopped):
+            _run(config, tmp_path)
+    config.loader.cache = second
+    _run(config, tmp_path)
+    assert _hash(tmp_path, "latest") == _hash(straight, "latest")
+    assert _untimed(_rows(tmp_path)) == _untimed(_rows(straight))
+
+
+class _Metric:
+    """Stands for a metric on the device, and notes when it is waited for and fetched."""
+
+    def __init__(self, step: int, events: list[str]) -> None:
+        self._step, self._events = step, events
+
+    def block_until_ready(self) -> "_Metric":
+        self._events.append(f"wait {self._step}")
+        return self
+
+    def __array__(self, *unused: Any, **options: Any) -> np.ndarray:
+        self._events.append(f"fetch {self._step}")
+        return np.asarray(0.5, np.float32)
+
+
+def test_the_loop_runs_ahead_and_fetches_only_what_it_logs(tmp_path: pathlib.Path) -> None:
+    events: list[str] = []
+
+    def step(state: steps.TrainState, batch: Any, root: jax.Array) -> tuple[Any, Any]:
+        number = len([event for event in events if event.startswith("step")]) + 1
+        events.append(f"step {number}")
+        return state, {"loss": _Metric(number, events)}
+
+    mesh = sharding.make_mesh()
+    with (
+        loader.make_loader(
+            stores.make_store(2), [0, 1], mesh=mesh, patch=(4, 4, 4), batch=1, seed=0
+        ) as batches,
+        checkpoint.RunCheckpoints(tmp_path) as checkpoints,
+        progress.MetricsLog(tmp_path) as log,
+    ):
+        train.train(
+            step,
+            steps.init_state({"w": jnp.zeros(2)}, optax.sgd(0.1)),
+            batches,
+            root=jax.random.key(0),
+            mesh=mesh,
+            validate=lambda params: {"et": 0.5},
+            checkpoints=checkpoints,
+            options=train.TrainOptions(8, 4, 8, 10.0, 0),
+            identity={},
+            log=log,
+            description="test",
+        )
+    # A step waits for the one two before it, and nothing is fetched between rows of the log.
+    first = ["step 1", "step 2", "step 3", "wait 1", "step 4", "wait 2"]
+    assert events[:6] == first
+    assert events[6:10] == [f"fetch {number}" for number in (1, 2, 3, 4)]
+    second = ["step 5", "step 6", "step 7", "wait 5", "step 8", "wait 6"]
+    assert events[10:16] == second
+    assert events[16:] == [f"fetch {number}" for number in (5, 6, 7, 8)]
 
 
 def test_rows_of_the_log(straight: pathlib.Path) -> None:

@@ -1,22 +1,30 @@
-"""Endless batches of training patches, by Grain: read ahead in threads, with a saved position."""
+"""Endless batches of training patches on the mesh, with a saved position.
 
+The cases are on the devices already, and the batches are cut there (`resident.py`); or Grain's
+threads decode and cut on the host, and batches are sent while the steps before them compute. The
+batches of a seed are the same, bit for bit, whichever way they come.
+"""
+
+import contextlib
 import types
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Self, TypedDict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Literal, Self
 
 import grain
-import numpy as np
-from jaxtyping import Float, UInt8
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from kdnet_jax.data import patches, store
+from kdnet_jax import sharding
+from kdnet_jax.data import patches, resident, store
 from kdnet_jax.errors import UserError
 
+# Batches that have arrived on the device before they are asked for, besides one on its way. With a
+# GPU, XLA begins a transfer when the steps that are queued have ended: the loop queues up to two
+# (`train.STEPS_AHEAD`), so one batch fewer would be late by its transfer.
+_BATCHES_AHEAD = 2
 
-class Batch(TypedDict):
-    """A batch of patches with their classes 0..3 (`conventions.CLASSES`)."""
-
-    image: Float[np.ndarray, "b d h w m"]
-    label: UInt8[np.ndarray, "b d h w"]
+Batch = resident.Batch
 
 
 class PatchIterator(Iterator[Batch]):
@@ -24,41 +32,52 @@ class PatchIterator(Iterator[Batch]):
 
     Args:
         source: the stream of all processes.
-        part: which elements of a global batch are this process's, as a slice.
-        threads: elements prepared at once.
-        ahead: elements prepared before they are asked for.
+        open_at: opens the batches from a position on.
+        notes: see below.
+        device_bytes: see below.
 
     Attributes:
         notes: plain sentences about what the stream does otherwise than asked.
+        device_bytes: what the training cases take on each device, from `start` on.
     """
 
     def __init__(
-        self, source: patches.PatchSource, part: slice, *, threads: int, ahead: int
+        self,
+        source: patches.PatchSource,
+        open_at: Callable[[int], Generator[Batch, None, None]],
+        notes: Sequence[str] = (),
+        device_bytes: int = 0,
     ) -> None:
         self._source = source
-        self._part = part
-        self._options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        self.notes = source.notes()
+        self._open_at = open_at
+        self.notes = list(notes)
+        self.device_bytes = device_bytes
         self._open(0)
 
     def _open(self, batches: int) -> None:
         self._batches = batches
-        self._iterator = iter(
-            grain.MapDataset.source(_Part(self._source, self._part, batches))
-            .to_iter_dataset(self._options)
-            .batch(self._part.stop - self._part.start)
-        )
+        self._first: Batch | None = None
+        self._iterator = self._open_at(batches)
+
+    def start(self) -> None:
+        """Waits until the next batch is there; where the cases have to be sent first, with a bar.
+
+        So that the time that it takes is not that of a training's first step.
+        """
+        if self._first is None:
+            self._first = next(self._iterator)
 
     def __next__(self) -> Batch:
-        batch = next(self._iterator)
+        self.start()
+        batch, self._first = self._first, None
         self._batches += 1
         return batch
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position and the stream it belongs to, as JSON.
 
-        The position counts global batches, so it serves any number of processes and threads. Ask
-        for it before the next batch.
+        The position counts global batches that were handed out, so it serves any number of
+        processes and threads, and any place of the cases. Ask for it before the next batch.
         """
         return {"batches": self._batches, "stream": self._source.settings}
 
@@ -79,7 +98,8 @@ class PatchIterator(Iterator[Batch]):
         self._open(state["batches"])
 
     def close(self) -> None:
-        """Stops the threads."""
+        """Stops the threads, and lets go of what lies on the device."""
+        self._first = None
         self._iterator.close()
 
     def __enter__(self) -> Self:
@@ -98,22 +118,27 @@ def make_loader(
     cases: store.CaseStore,
     indices: Sequence[int],
     *,
+    mesh: Mesh,
     patch: tuple[int, int, int],
     batch: int,
     seed: int,
     tumour_share: float = patches.DEFAULT_TUMOUR_SHARE,
     crops_per_read: int = 1,
     cavity: Literal["background", "NCR"] = "background",
+    crop: tuple[int, int, int] | None = None,
+    on_device: bool = False,
     shard_index: int = 0,
     shard_count: int = 1,
     threads: int = 2,
     prefetch_batches: int = 2,
 ) -> PatchIterator:
-    """Returns the endless batches of one process.
+    """Returns the endless batches of one process, on the mesh.
 
     Args:
-        cases: the prepared cases.
+        cases: the prepared cases. Those that are decoded on the host stay in memory as far as
+            `cases.cache_bytes` allows.
         indices: which of them train.
+        mesh: where the batches go.
         patch: size of a patch, "d h w" in voxels of the working grid.
         batch: elements of a batch over all processes.
         seed: of the stream, 0 or more.
@@ -121,11 +146,16 @@ def make_loader(
             fraction with a denominator of up to 20.
         crops_per_read: batches in a row that are cut from the same cases.
         cavity: class that a resection cavity counts as, see `labels.map_cavity`.
-        shard_index: which process this is. Process p of n gets the p-th of n equal parts of every
-            global batch, so that the parts in a row are the batch of a single process.
+        crop: what is cut around each patch, for an augmentation that needs more than the patch; by
+            default the patch.
+        on_device: keep the training cases on every device and cut there. They are sent before
+            the first batch.
+        shard_index: which process this is. Process p of n reads the p-th of n equal parts of every
+            global batch, so that the parts in a row are the batch of a single process. With
+            `on_device`, the mesh says which part is whose.
         shard_count: how many processes there are.
         threads: elements prepared at once. The stream does not depend on it.
-        prefetch_batches: batches prepared ahead.
+        prefetch_batches: batches prepared ahead on the host.
 
     Raises:
         UserError: settings that cannot be, no cases, or a case without a reference.
@@ -141,12 +171,40 @@ def make_loader(
         tumour_share=tumour_share,
         crops_per_read=crops_per_read,
         cavity=cavity,
+        crop=crop,
     )
+    if on_device:
+        held = resident.ResidentCases(cases, source, mesh, threads)
+        return PatchIterator(source, held.batches, source.notes(resident=True), held.device_bytes)
     share = batch // shard_count
     part = slice(shard_index * share, (shard_index + 1) * share)
-    return PatchIterator(
-        source, part, threads=threads, ahead=max(threads, prefetch_batches * share)
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(threads, prefetch_batches * share)
     )
+    return PatchIterator(
+        source, lambda first: _read(source, part, first, options, mesh), source.notes()
+    )
+
+
+def _read(
+    source: patches.PatchSource, part: slice, first: int, options: grain.ReadOptions, mesh: Mesh
+) -> Generator[Batch, None, None]:
+    """Yields the batches from number `first` on: cut by Grain's threads, sent by one of its own."""
+    # A batch is handed out when it has arrived, so that a slow transfer counts as waiting.
+    sent = (
+        grain.MapDataset.source(_Part(source, part, first))
+        .to_iter_dataset(options)
+        .batch(part.stop - part.start)
+        .map(lambda batch: jax.block_until_ready(sharding.to_global(batch, mesh)))
+    )
+    # Sent as float16: half the bytes, and NumPy's conversion is slower than the device's.
+    to_float32 = jax.jit(
+        lambda image: image.astype(jnp.float32), out_shardings=sharding.batch_sharding(mesh)
+    )
+    ahead = grain.experimental.ThreadPrefetchIterDataset(sent, prefetch_buffer_size=_BATCHES_AHEAD)
+    with contextlib.closing(iter(ahead)) as batches:
+        for batch in batches:
+            yield Batch(image=to_float32(batch["image"]), label=batch["label"])
 
 
 class _Part:

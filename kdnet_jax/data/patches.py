@@ -19,10 +19,10 @@ import hashlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 import numpy as np
-from jaxtyping import Float, Integer, Shaped, UInt8
+from jaxtyping import Float16, Integer, Shaped, UInt8
 
 from kdnet_jax import conventions
 from kdnet_jax.data import labels, prepare, store
@@ -40,8 +40,22 @@ _EPOCH_STREAM, _CROP_STREAM = 0, 1
 class Patch(TypedDict):
     """A patch and its classes 0..3 (`conventions.CLASSES`)."""
 
-    image: Float[np.ndarray, "d h w m"]
+    image: Float16[np.ndarray, "d h w m"]
     label: UInt8[np.ndarray, "d h w"]
+
+
+class Place(NamedTuple):
+    """Where a patch is cut: the index of its case in the store, and its first voxel, "d h w"."""
+
+    case: int
+    start: tuple[int, ...]
+
+
+class _Outline(NamedTuple):
+    """What the draw of a crop needs of a case: its size, and tumour voxels (`tumour_voxels`)."""
+
+    shape: tuple[int, ...]
+    centres: list[Integer[np.ndarray, " n"]]
 
 
 class PatchSource:
@@ -56,6 +70,8 @@ class PatchSource:
         tumour_share: share of the elements centred on tumour.
         crops_per_read: crops in a row from one case.
         cavity: class that a resection cavity counts as, see `labels.map_cavity`.
+        crop: what is cut, with the patch in its middle; by default the patch. Which patches are
+            drawn does not depend on it.
     """
 
     def __init__(
@@ -69,16 +85,18 @@ class PatchSource:
         tumour_share: float = DEFAULT_TUMOUR_SHARE,
         crops_per_read: int = 1,
         cavity: Literal["background", "NCR"] = "background",
+        crop: tuple[int, int, int] | None = None,
     ) -> None:
         self._cases = cases
-        self._indices = tuple(indices)
-        self._patch = tuple(patch)
+        self.indices = tuple(indices)
+        self.patch = tuple(patch)
+        self.crop = tuple(crop or patch)
         self.batch = batch
         self._seed = seed
         self._tumour_share = _as_fraction(tumour_share)
         self._crops_per_read = crops_per_read
         self._cavity = cavity
-        self._centres: dict[int, list[Integer[np.ndarray, " n"]]] = {}
+        self._outlines: dict[int, _Outline] = {}
 
     def __len__(self) -> int:
         return ENDLESS
@@ -86,24 +104,42 @@ class PatchSource:
     def __getitem__(self, index: int) -> Patch:
         case_index = self.case_of(index)
         case = self._cases[case_index]
+        self.learn(case_index, case)
+        start = self.place_of(index).start
+        label = crop(case.label, start, self.crop)
+        return Patch(image=crop(case.image, start, self.crop), label=self.classes(label))
+
+    def learn(self, case_index: int, case: prepare.PreparedCase) -> None:
+        """Notes what draws of crops from this case need, so that the case itself may go."""
+        if case_index not in self._outlines:
+            self._outlines[case_index] = _Outline(case.label.shape, tumour_voxels(case.label))
+
+    def place_of(self, index: int) -> Place:
+        """Returns where element `index` is cut, from a case that was learned."""
+        case_index = self.case_of(index)
+        outline = self._outlines[case_index]
         rng = np.random.default_rng([self._seed, _CROP_STREAM, index])
-        start = None
-        if self.is_centred(index):
-            start = self._centred_start(case_index, case, rng)
-        if start is None:
-            start = uniform_start(case.label.shape, self._patch, rng)
-        label = labels.map_cavity(crop(case.label, start, self._patch), self._cavity)
-        image = crop(case.image, start, self._patch)
-        return Patch(image=image.astype(np.float32), label=label)
+        if self.is_centred(index) and outline.centres:
+            voxels = outline.centres[rng.integers(len(outline.centres))]
+            centre = np.unravel_index(voxels[rng.integers(len(voxels))], outline.shape)
+            start = centred_start(outline.shape, self.patch, centre)
+        else:
+            start = uniform_start(outline.shape, self.patch, rng)
+        margins = ((outer - inner) // 2 for inner, outer in zip(self.patch, self.crop, strict=True))
+        return Place(case_index, tuple(f - m for f, m in zip(start, margins, strict=True)))
+
+    def classes(self, label: UInt8[np.ndarray, "d h w"]) -> UInt8[np.ndarray, "d h w"]:
+        """Returns the classes 0..3 that the stored labels count as in this stream."""
+        return labels.map_cavity(label, self._cavity)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that the stream depends on, as JSON."""
-        ids = "\n".join(self._cases.summaries[index].case_id for index in self._indices)
+        ids = "\n".join(self._cases.summaries[index].case_id for index in self.indices)
         digest = hashlib.sha256(f"{self._cases.fingerprint}\n{ids}".encode()).hexdigest()
         return {
-            "training cases": f"{len(self._indices)} cases ({digest[:12]})",
-            "patch": list(self._patch),
+            "training cases": f"{len(self.indices)} cases ({digest[:12]})",
+            "patch": list(self.patch),
             "batch": self.batch,
             "seed": self._seed,
             "tumour_share": str(self._tumour_share),
@@ -111,10 +147,14 @@ class PatchSource:
             "cavity": self._cavity,
         }
 
-    def notes(self) -> list[str]:
-        """Returns plain sentences about what the stream does otherwise than asked."""
+    def notes(self, *, resident: bool = False) -> list[str]:
+        """Returns plain sentences about what the stream does otherwise than asked.
+
+        Args:
+            resident: the cases lie on the device, so that none is read twice.
+        """
         notes = []
-        training = [self._cases.summaries[index] for index in self._indices]
+        training = [self._cases.summaries[index] for index in self.indices]
         empty = [summary.case_id for summary in training if not any(summary.tumour_voxels or ())]
         if empty:
             notes.append(
@@ -126,8 +166,15 @@ class PatchSource:
                 f"{len(training)} training cases for batches of {self.batch}: a batch holds "
                 "several patches of one case"
             )
+        shapes = [summary.shape for summary in training if summary.shape]
+        largest = np.max(shapes, axis=0) if len(shapes) == len(training) else self.patch
+        if any(size < edge for size, edge in zip(largest, self.patch, strict=True)):
+            notes.append(
+                f"the patch of {_by(self.patch)} is larger along some axis than every training "
+                f"case (up to {_by(largest)} voxels): what lies outside of a case is 0"
+            )
         group = self.batch * max(summary.decoded_bytes for summary in training)
-        if self._crops_per_read > 1 and self._cases.cache_bytes < group:
+        if self._crops_per_read > 1 and not resident and self._cases.cache_bytes < group:
             notes.append(
                 f"crops_per_read={self._crops_per_read} saves no reading: the cases of a batch "
                 f"take {group} bytes, the store keeps {self._cases.cache_bytes}"
@@ -145,23 +192,14 @@ class PatchSource:
         position = batch_number // self._crops_per_read * self.batch + slot
         # Whole groups per epoch: a group over two epochs could hold a case twice. The cases that
         # an epoch leaves out are others every time.
-        count = len(self._indices)
+        count = len(self.indices)
         length = count - count % self.batch if count >= self.batch else count
         epoch, within = divmod(position, length)
-        return self._indices[_permutation(self._seed, epoch, count)[within]]
+        return self.indices[_permutation(self._seed, epoch, count)[within]]
 
-    def _centred_start(
-        self, case_index: int, case: prepare.PreparedCase, rng: np.random.Generator
-    ) -> tuple[int, ...] | None:
-        """Returns where a crop around a random tumour voxel begins; None without tumour."""
-        if case_index not in self._centres:
-            self._centres[case_index] = tumour_voxels(case.label)
-        by_class = self._centres[case_index]
-        if not by_class:
-            return None
-        voxels = by_class[rng.integers(len(by_class))]
-        centre = np.unravel_index(voxels[rng.integers(len(voxels))], case.label.shape)
-        return centred_start(case.label.shape, self._patch, centre)
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in sizes)
 
 
 def _as_fraction(share: float) -> Fraction:

@@ -94,7 +94,8 @@ class CaseSummary:
     """What is known of a case without decoding its image.
 
     `tumour_voxels` counts NCR, ED and ET on the working grid, None without a reference;
-    `decoded_bytes` is the memory that the decoded case takes.
+    `decoded_bytes` is the memory that the decoded case takes; `shape` is the working grid's, None
+    in datasets that were built before it was noted.
     """
 
     case_id: str
@@ -102,6 +103,7 @@ class CaseSummary:
     grade: str | None
     tumour_voxels: tuple[int, int, int] | None = None
     decoded_bytes: int = 0
+    shape: tuple[int, int, int] | None = None
 
 
 def summarise(case: prepare.PreparedCase) -> CaseSummary:
@@ -110,7 +112,14 @@ def summarise(case: prepare.PreparedCase) -> CaseSummary:
     if case.label is not None:
         histogram = np.bincount(case.label.reshape(-1), minlength=len(conventions.CLASSES))
         counts = tuple(int(n) for n in histogram[1 : len(conventions.CLASSES)])
-    return CaseSummary(case.case_id, case.patient_id, case.grade, counts, _decoded_bytes(case))
+    return CaseSummary(
+        case.case_id,
+        case.patient_id,
+        case.grade,
+        counts,
+        _decoded_bytes(case),
+        tuple(case.image.shape[:3]),
+    )
 
 
 def _decoded_bytes(case: prepare.PreparedCase) -> int:
@@ -177,9 +186,20 @@ class CaseStore:
         with self._case_locks[index]:
             case = self._recall(index)
             if case is None:
-                case = from_record(self._source[index], self.modalities)
+                case = self.read(index)
                 self._remember(index, case)
         return case
+
+    def read(self, index: int) -> prepare.PreparedCase:
+        """Decodes a case that is not to be kept."""
+        return from_record(self._source[index], self.modalities)
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        """Returns the size of a case on the working grid; decodes it once if no build noted it."""
+        if self.summaries[index].shape is None:
+            found = self.read(index).image.shape[:3]
+            self.summaries[index] = dataclasses.replace(self.summaries[index], shape=found)
+        return self.summaries[index].shape
 
     @property
     def decoded_bytes(self) -> int:
@@ -250,8 +270,8 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _summary_from_json(row: dict[str, Any]) -> CaseSummary:
-    counts = row["tumour_voxels"]
-    return CaseSummary(**{**row, "tumour_voxels": None if counts is None else tuple(counts)})
+    # JSON has no tuples.
+    return CaseSummary(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
 
 
 def _check_files(builder: tfds.core.DatasetBuilder, folder: pathlib.Path) -> None:
@@ -277,18 +297,3 @@ def available_memory(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> i
     stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     rest = int(limit) - int(used_file.read_text()) + int(stat["inactive_file"])
     return max(0, min(available, rest))
-
-
-def choose_cache_bytes(store: CaseStore, available: int | None = None) -> tuple[int, str]:
-    """Chooses how many bytes of decoded cases to keep in memory, and says why in a sentence.
-
-    The whole cohort where it fits in half of the available memory, else an eighth of that memory:
-    enough for the crops that follow each other from one case (`loader.make_loader`).
-    """
-    available = available_memory() if available is None else available
-    need = store.decoded_bytes
-    found = f"{len(store)} decoded cases take {need / GIB:.1f} GiB, {available / GIB:.1f} GiB free"
-    if need <= available // 2:
-        return need, f"{found}: all of them are kept in memory after their first use"
-    small = available // 8
-    return small, f"{found}: up to {small / GIB:.1f} GiB of them are kept in memory"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdnet_jax.errors import UserError, check_choice
-from kdnet_jax.losses import segmentation
+from kdnet_jax.losses import channels, segmentation
 from kdnet_jax.models import heads
 
 
@@ -92,14 +92,13 @@ def distillation_terms(
         {"kd_dice", "kd_bce"}; L_KD is their sum.
     """
     t = options.temperature
-    soft_target = jax.lax.stop_gradient(heads.probabilities(teacher, head, t))
-    logits = student / t if options.temper_student else student
+    soft_target = jax.lax.stop_gradient(channels.predict(teacher / t, head).p)
+    prediction = channels.predict(student / t if options.temper_student else student, head)
+    entropy = segmentation.binary_cross_entropy(prediction, soft_target)
     weights = balance_weights(y, head) if options.kd_voxels == "balanced" else None
-    dice = segmentation.soft_dice(heads.probabilities(logits, head), soft_target)
-    entropy = segmentation.binary_cross_entropy(logits, soft_target, head)
     scale = t**2 if options.scale_by_temperature else 1.0
     return {
-        "kd_dice": scale * (1 - dice.mean(axis=-1)),
+        "kd_dice": scale * (1 - segmentation.soft_dice(prediction.p, soft_target).mean(axis=-1)),
         "kd_bce": scale * segmentation.weighted_mean(entropy, weights),
     }
 

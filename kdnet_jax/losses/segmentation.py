@@ -4,18 +4,18 @@ Every function returns a value per sample (and per channel where it says so); wh
 over what is decided by the caller. p is the prediction, y the target, both in [0, 1].
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kdnet_jax.losses import channels
 from kdnet_jax.models import heads
 
 _SMOOTH = 1e-5
 
 
 def soft_dice(
-    p: Float[Array, "b d h w k"],
-    y: Float[Array, "b d h w k"],
+    p: channels.Volumes,
+    y: channels.Volumes,
     *,
     squared: bool = True,
     over_batch: bool = False,
@@ -27,19 +27,21 @@ def soft_dice(
     or 1.
 
     Args:
-        p: probabilities.
-        y: target, hard or soft.
+        p: probabilities, a volume "b d h w" per channel.
+        y: target, hard or soft, likewise.
         squared: square the terms of the denominator.
         over_batch: sum over the batch first (nnU-Net's batch Dice); the rows are then equal.
     """
-    axes = (0, 1, 2, 3) if over_batch else (1, 2, 3)
-    power = 2 if squared else 1
-    overlap = jnp.sum(p * y, axis=axes, keepdims=True)
-    total = jnp.sum(p**power, axis=axes, keepdims=True) + jnp.sum(
-        y**power, axis=axes, keepdims=True
-    )
-    dice = (2 * overlap + _SMOOTH) / (total + _SMOOTH)
-    return jnp.broadcast_to(dice[:, 0, 0, 0, :], (p.shape[0], p.shape[-1]))
+
+    def total(x: Float[Array, "b d h w"]) -> Float[Array, "b"]:
+        each = channels.voxel_sum(x)
+        return jnp.broadcast_to(each.sum(), each.shape) if over_batch else each
+
+    def dice(p: Float[Array, "b d h w"], y: Float[Array, "b d h w"]) -> Float[Array, "b"]:
+        size = total(p * p) + total(y * y) if squared else total(p) + total(y)
+        return (2 * total(p * y) + _SMOOTH) / (size + _SMOOTH)
+
+    return jnp.stack([dice(*pair) for pair in zip(p, y, strict=True)], axis=-1)
 
 
 def weighted_mean(
@@ -47,38 +49,24 @@ def weighted_mean(
 ) -> Float[Array, "b"]:
     """Mean over the voxels of each sample, by weight if `weights` are given."""
     if weights is None:
-        return values.mean(axis=(1, 2, 3))
-    return jnp.sum(values * weights, axis=(1, 2, 3)) / jnp.sum(weights, axis=(1, 2, 3))
+        return channels.voxel_sum(values) / values[0].size
+    return channels.voxel_sum(values * weights) / channels.voxel_sum(weights)
 
 
-def cross_entropy(
-    logits: Float[Array, "b d h w k"], y: Float[Array, "b d h w k"]
-) -> Float[Array, "b d h w"]:
-    """Softmax cross-entropy `-sum_k y_k log softmax(logits)_k` of each voxel; y may be soft."""
-    return -jnp.sum(y * jax.nn.log_softmax(logits, axis=-1), axis=-1)
+def cross_entropy(log_p: channels.Volumes, y: channels.Volumes) -> Float[Array, "b d h w"]:
+    """Softmax cross-entropy `-sum_k y_k log p_k` of each voxel; y may be soft."""
+    return -sum(target * log for target, log in zip(y, log_p, strict=True))
 
 
 def binary_cross_entropy(
-    logits: Float[Array, "b d h w k"], y: Float[Array, "b d h w k"], head: heads.Head
+    prediction: channels.Prediction, y: channels.Volumes
 ) -> Float[Array, "b d h w"]:
-    """Mean over the channels of `-(y log p + (1 - y) log(1 - p))` of each voxel.
-
-    p is the head's probability. For the softmax head `log(1 - p_k)` is the log-sum-exp of the other
-    classes minus that of all, exact where `1 - p` would round to 0.
-    """
-    if head == "regions":
-        log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    else:
-        log_p = jax.nn.log_softmax(logits, axis=-1)
-        others = 1.0 - jnp.eye(logits.shape[-1], dtype=logits.dtype)
-        log_q = jnp.stack(
-            [
-                jax.nn.logsumexp(log_p, axis=-1, b=others[channel])
-                for channel in range(logits.shape[-1])
-            ],
-            axis=-1,
-        )
-    return -jnp.mean(y * log_p + (1 - y) * log_q, axis=-1)
+    """Mean over the channels of `-(y log p + (1 - y) log(1 - p))` of each voxel."""
+    terms = [
+        target * log_p + (1 - target) * log_q
+        for target, log_p, log_q in zip(y, prediction.log_p, prediction.log_q, strict=True)
+    ]
+    return -sum(terms) / len(terms)
 
 
 def supervised_terms(
@@ -103,15 +91,14 @@ def supervised_terms(
     Returns:
         {"gt_dice": 1 - mean Dice, "gt_ce" or "gt_bce"}; their sum is the loss.
     """
-    p = heads.probabilities(logits, head)
-    channels = heads.foreground(head) if form == "dice_ce" else slice(None)
-    dice = soft_dice(p[..., channels], y[..., channels], over_batch=over_batch)
-    terms = {"gt_dice": 1 - dice.mean(axis=-1)}
+    prediction, target = channels.predict(logits, head), channels.split(y)
     if form == "dice_ce" and head == "softmax":
-        terms["gt_ce"] = weighted_mean(cross_entropy(logits, y), None)
+        name, entropy = "gt_ce", cross_entropy(prediction.log_p, target)
     else:
-        terms["gt_bce"] = weighted_mean(binary_cross_entropy(logits, y, head), None)
-    return terms
+        name, entropy = "gt_bce", binary_cross_entropy(prediction, target)
+    counted = heads.foreground(head) if form == "dice_ce" else slice(None)
+    dice = soft_dice(prediction.p[counted], target[counted], over_batch=over_batch)
+    return {"gt_dice": 1 - dice.mean(axis=-1), name: weighted_mean(entropy, None)}
 
 
 def deep_supervision_loss(

@@ -1,12 +1,13 @@
-"""3-D layers in the forms that XLA runs fast, each equal to the plain `lax` operation.
+"""3-D layers in the forms that each backend runs fast, each equal to the plain `lax` operation.
 
 XLA's 3-D convolutions on CPU, and strided or transposed ones on every backend, are many times
-slower than the same arithmetic as 2-D convolutions and reshapes (openxla/xla#34273,
-jax-ml/jax#31662). `docs/performance.md` has the figures.
+slower than the same arithmetic in other forms (openxla/xla#34273, jax-ml/jax#31662).
+`docs/performance.md` has the figures.
 """
 
 import functools
-from typing import Any
+import sys
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,29 +15,117 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from kdnet_jax.errors import UserError
+from kdnet_jax.kernels import build, ops
+
+# How a convolution is computed, see `convolve`.
+Form = Literal["native", "onednn", "planes", "blocks"]
+FORMS = ("native", "onednn", "planes", "blocks")
 # Up to this many input channels it is faster to stack the three depth taps as channels of one
 # 2-D convolution than to add three convolutions.
 _STACK_TAPS_UP_TO = 8
+# Up to this many input channels "blocks" moves voxels into channels.
+_BLOCKS_UP_TO = 4
+_EPSILON = 1e-5
+
+
+def choose_form(setting: str) -> Form:
+    """Returns the form for `setting`, "auto" or the name of a form, on the present backend.
+
+    "auto" is "native" on a GPU and "blocks" on a TPU; on a CPU "onednn" where the kernels can be
+    had and there is one device, else "planes", with a note that says why.
+
+    Raises:
+        UserError: "onednn" is asked for where it cannot be had.
+    """
+    backend = jax.default_backend()
+    if setting not in ("auto", "onednn"):
+        return setting
+    if backend != "cpu" and setting == "auto":
+        return "blocks" if backend == "tpu" else "native"
+    reason = _reason_against_onednn(backend)
+    if not reason:
+        return "onednn"
+    if setting == "onednn":
+        raise UserError(f"model.convolutions is onednn, but that cannot be had: {reason}.")
+    _note(reason)
+    return "planes"
+
+
+def _reason_against_onednn(backend: str) -> str:
+    if backend != "cpu":
+        return f"it is for CPUs, and this is a {backend}"
+    if jax.device_count() > 1:
+        return f"it serves one device, and there are {jax.device_count()}"
+    return build.reason_against()
+
+
+@functools.cache
+def _note(reason: str) -> None:
+    print(
+        f"Note: convolutions take their slower form, two to three times the time, because oneDNN's "
+        f"cannot be had: {reason}.",
+        file=sys.stderr,
+    )
 
 
 def convolve(
-    x: Float[Array, "b d h w c"], kernel: Float[Array, "kd kh kw c o"], planes: bool
+    x: Float[Array, "b d h w c"],
+    kernel: Float[Array, "kd kh kw c o"],
+    bias: Float[Array, " o"],
+    form: Form,
 ) -> Float[Array, "b d h w o"]:
-    """Convolves with stride 1 and zero padding that keeps the size (odd kernels).
+    """Convolves with stride 1 and zero padding that keeps the size (odd kernels), adds a bias.
 
     Args:
         x: the input.
         kernel: the weights.
-        planes: write it as a sum over the depth taps of 2-D convolutions (fast on CPU); otherwise
-            the native 3-D convolution (fast on GPU and TPU).
+        bias: of each output channel.
+        form: "native" XLA's 3-D convolution, fast on GPU and TPU; "onednn" oneDNN's, fast on CPU,
+            float32 only (bfloat16 takes "planes"); "planes" a sum over the depth taps of 2-D
+            convolutions, the faster of XLA's own on CPU; "blocks" as native, but an input of few
+            channels is first moved into blocks of 2x2x2 voxels, which fills more of a TPU's 128
+            lanes, at eight times the arithmetic.
     """
     if kernel.shape[:3] == (1, 1, 1):
-        return jnp.einsum("bdhwc,co->bdhwo", x, kernel[0, 0, 0])
-    if not planes:
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-        )
-    return _convolve_planes(x, kernel)
+        return jnp.einsum("bdhwc,co->bdhwo", x, kernel[0, 0, 0]) + bias
+    if form == "onednn" and x.dtype == jnp.float32:
+        return ops.convolve(x, kernel, bias)
+    if form in ("planes", "onednn"):
+        return _convolve_planes(x, kernel) + bias
+    if form == "blocks" and _fits_blocks(x.shape, kernel.shape):
+        return depth_to_space(_convolve_native(space_to_depth(x), _block_kernel(kernel))) + bias
+    return _convolve_native(x, kernel) + bias
+
+
+def _convolve_native(
+    x: Float[Array, "b d h w c"], kernel: Float[Array, "kd kh kw c o"]
+) -> Float[Array, "b d h w o"]:
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+
+
+def _fits_blocks(x: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
+    even = all(edge % 2 == 0 for edge in x[1:4])
+    return even and x[-1] <= _BLOCKS_UP_TO and kernel[:3] == (3, 3, 3)
+
+
+def _block_kernel(kernel: Float[Array, "3 3 3 c o"]) -> Float[Array, "3 3 3 c8 o8"]:
+    """Returns the kernel that does among 2x2x2 blocks what `kernel` does among voxels.
+
+    Along an axis, output voxel p (0 or 1) of a block reads at p - 1, p and p + 1: voxel q of the
+    block t - 1 (t = 0, 1, 2) by tap 2 (t - 1) + q - p + 1, where there is such a tap.
+    """
+    taps, q, p = jnp.meshgrid(jnp.arange(3), jnp.arange(2), jnp.arange(2), indexing="ij")
+    tap = 2 * (taps - 1) + q - p + 1
+    # chosen[t, q, p, k]: 1 where tap k of the kernel joins voxel q of block t to output voxel p.
+    chosen = (tap[..., None] == jnp.arange(3)).astype(kernel.dtype)
+    wide = jnp.einsum(
+        "aqpk,brsl,cuvm,klmio->abcqruipsvo", chosen, chosen, chosen, kernel, precision="highest"
+    )
+    c, o = kernel.shape[3:]
+    return wide.reshape(3, 3, 3, 8 * c, 8 * o)
 
 
 def _convolve_planes(
@@ -106,16 +195,45 @@ def upsample_trilinear(x: Float[Array, "b d h w c"]) -> Float[Array, "b d2 h2 w2
     return x
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _double_linear(x: jax.Array, axis: int) -> jax.Array:
+    pairs = jnp.stack(
+        [0.75 * x + 0.25 * _before(x, axis), 0.75 * x + 0.25 * _after(x, axis)], axis + 1
+    )
+    return pairs.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+
+
+def _double_linear_forward(x: jax.Array, axis: int) -> tuple[jax.Array, None]:
+    return _double_linear(x, axis), None
+
+
+def _double_linear_backward(axis: int, saved: None, dy: jax.Array) -> tuple[jax.Array]:
+    """Gathers what `_double_linear` spread; autodiff would pad and add whole volumes instead."""
+    n = dy.shape[axis] // 2
+    pairs = dy.reshape(*dy.shape[:axis], n, 2, *dy.shape[axis + 1 :])
+    even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
+    # x[i] went into even[i] and odd[i], and a quarter of it into odd[i - 1] and even[i + 1]; at the
+    # edges, where there is none, into its own even[0] or odd[n - 1].
+    from_before = jnp.concatenate(
+        [lax.slice_in_dim(even, 0, 1, axis=axis), lax.slice_in_dim(odd, 0, n - 1, axis=axis)], axis
+    )
+    from_after = jnp.concatenate(
+        [lax.slice_in_dim(even, 1, n, axis=axis), lax.slice_in_dim(odd, n - 1, n, axis=axis)], axis
+    )
+    return (0.75 * (even + odd) + 0.25 * (from_before + from_after),)
+
+
+_double_linear.defvjp(_double_linear_forward, _double_linear_backward)
+
+
+def _before(x: jax.Array, axis: int) -> jax.Array:
+    first, rest = (0, 1), (0, x.shape[axis] - 1)
+    return jnp.concatenate([lax.slice_in_dim(x, *s, axis=axis) for s in (first, rest)], axis)
+
+
+def _after(x: jax.Array, axis: int) -> jax.Array:
     n = x.shape[axis]
-    before = jnp.concatenate(
-        [lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis
-    )
-    after = jnp.concatenate(
-        [lax.slice_in_dim(x, 1, n, axis=axis), lax.slice_in_dim(x, n - 1, n, axis=axis)], axis
-    )
-    pairs = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis=axis + 1)
-    return pairs.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+    return jnp.concatenate([lax.slice_in_dim(x, *s, axis=axis) for s in ((1, n), (n - 1, n))], axis)
 
 
 class Conv(nn.Module):
@@ -124,13 +242,13 @@ class Conv(nn.Module):
     Attributes:
         features: output channels.
         size: edge of the cubic kernel, odd.
-        planes: see `convolve`.
+        form: see `convolve`.
         dtype: compute type; parameters stay float32.
     """
 
     features: int
     size: int = 3
-    planes: bool = False
+    form: Form = "native"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -141,36 +259,109 @@ class Conv(nn.Module):
         init = nn.initializers.variance_scaling(2.0 / (1 + 0.01**2), "fan_in", "normal")
         kernel = self.param("kernel", init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        x = x.astype(self.dtype)
-        return convolve(x, kernel.astype(self.dtype), self.planes) + bias.astype(self.dtype)
+        values = (value.astype(self.dtype) for value in (x, kernel, bias))
+        return convolve(*values, self.form)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalise(
+    x: Float[Array, "b d h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    slope: float,
+    form: Form,
+) -> Float[Array, "b d h w c"]:
+    """Instance normalisation (eps 1e-5), scale and bias, LeakyReLU(slope).
+
+    The gradient is written out so that it keeps `x` as it came and two numbers per channel:
+    left to itself, autodiff keeps several float32 volumes.
+
+    Args:
+        x: float32 or bfloat16; statistics are float32 in any case.
+        scale: of each channel.
+        bias: of each channel.
+        slope: of the LeakyReLU below 0.
+        form: see `convolve`: "onednn" takes the CPU kernel, every other XLA's operations.
+    """
+    if form == "onednn" and x.dtype == jnp.float32:
+        # Without a gradient nobody reads x again.
+        return ops.normalise(x, scale, bias, _EPSILON, slope, in_place=True)[0]
+    return _normalise_forward(x, scale, bias, slope, form)[0]
+
+
+def _normalise_forward(
+    x: Array, scale: Array, bias: Array, slope: float, form: Form
+) -> tuple[Array, tuple[Array, ...]]:
+    if form == "onednn" and x.dtype == jnp.float32:
+        y, mean, inverse = ops.normalise(x, scale, bias, _EPSILON, slope)
+        return y, (x, scale, bias, mean, inverse)
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(axis=(1, 2, 3))
+    variance = jnp.square(x32 - _spread(mean)).mean(axis=(1, 2, 3))
+    inverse = lax.rsqrt(variance + _EPSILON)
+    h = (x32 - _spread(mean)) * _spread(inverse * scale) + bias
+    return jnp.where(h > 0, h, slope * h).astype(x.dtype), (x, scale, bias, mean, inverse)
+
+
+def _normalise_backward(
+    slope: float, form: Form, saved: tuple[Array, ...], dy: Array
+) -> tuple[Array, Array, Array]:
+    """With n voxels, h the value before the LeakyReLU and z = (x - mean) * inverse.
+
+    g = dy LeakyReLU'(h); dbias = sum g; dscale = sum g z;
+    dx = scale * inverse * (g - dbias / n - z dscale / n).
+    """
+    x, scale, bias, mean, inverse = saved
+    if form == "onednn" and x.dtype == jnp.float32:
+        dx, dscale, dbias = ops.normalise_backward(dy, *saved, slope)
+        return dx, dscale.sum(axis=0), dbias.sum(axis=0)
+    z = (x.astype(jnp.float32) - _spread(mean)) * _spread(inverse)
+    g = dy.astype(jnp.float32)
+    g = jnp.where(z * scale + bias > 0, g, slope * g)
+    dbias, dscale = g.sum(axis=(1, 2, 3)), (g * z).sum(axis=(1, 2, 3))
+    n = x.shape[1] * x.shape[2] * x.shape[3]
+    dx = (g - _spread(dbias / n) - z * _spread(dscale / n)) * _spread(inverse * scale)
+    return dx.astype(x.dtype), dscale.sum(axis=0), dbias.sum(axis=0)
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _spread(each: Float[Array, "b c"]) -> Float[Array, "b 1 1 1 c"]:
+    return each[:, None, None, None, :]
 
 
 class InstanceNorm(nn.Module):
-    """Normalises each channel of each sample over its voxels; statistics in float32 (eps 1e-5)."""
+    """`normalise` with a learned scale and bias.
+
+    Attributes:
+        slope: of the LeakyReLU that follows; 1 for none.
+        form: see `convolve`.
+    """
+
+    slope: float = 1.0
+    form: Form = "native"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b d h w c"]:
-        """Applies the normalisation with a learned scale and bias."""
+        """Applies the normalisation and the LeakyReLU."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        x32 = x.astype(jnp.float32)
-        mean = x32.mean(axis=(1, 2, 3), keepdims=True)
-        variance = jnp.square(x32 - mean).mean(axis=(1, 2, 3), keepdims=True)
-        return ((x32 - mean) * (lax.rsqrt(variance + 1e-5) * scale) + bias).astype(x.dtype)
+        return normalise(x, scale, bias, self.slope, self.form)
 
 
 class Block(nn.Module):
     """Convolution 3x3x3, InstanceNorm, LeakyReLU(0.01): the unit of KD-Net and of nnU-Net."""
 
     features: int
-    planes: bool = False
+    form: Form = "native"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b d h w o"]:
         """Applies the block."""
-        x = Conv(self.features, planes=self.planes, dtype=self.dtype)(x)
-        return nn.leaky_relu(InstanceNorm()(x), 0.01)
+        x = Conv(self.features, form=self.form, dtype=self.dtype)(x)
+        return InstanceNorm(slope=0.01, form=self.form)(x)
 
 
 def parameter_count(params: Any) -> int:

@@ -33,7 +33,7 @@ class UNetConfig:
         deep_supervision: logits also at the coarser decoder levels, under "logits_1", ... of the
             features.
         bfloat16: compute the network in bfloat16; parameters, norms and logits stay float32.
-        planes: write convolutions as sums of 2-D ones (CPU); `None` chooses by backend.
+        convolutions: how they are computed, see `layers.convolve`; "auto" chooses by backend.
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
@@ -44,7 +44,7 @@ class UNetConfig:
     head: Literal["softmax", "regions"] = "softmax"
     deep_supervision: bool = False
     bfloat16: bool = False
-    planes: bool | None = None
+    convolutions: Literal["auto", "native", "onednn", "planes", "blocks"] = "auto"
 
     def __post_init__(self) -> None:
         """Raises UserError for a setting that no network can have."""
@@ -72,6 +72,7 @@ _CHOICES = {
     "down": ("max_pool", "strided"),
     "up": ("trilinear", "learned"),
     "head": ("softmax", "regions"),
+    "convolutions": ("auto", *layers.FORMS),
 }
 
 
@@ -103,9 +104,8 @@ class UNet(nn.Module):
     def setup(self) -> None:
         """Fixes the form of the convolutions."""
         config = self.config
-        planes = config.planes
         self.block_options = {
-            "planes": jax.default_backend() == "cpu" if planes is None else planes,
+            "form": layers.choose_form(config.convolutions),
             "dtype": jnp.bfloat16 if config.bfloat16 else jnp.float32,
         }
 

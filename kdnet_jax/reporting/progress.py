@@ -35,7 +35,9 @@ class Progress:
                 with progress.waiting():
                     batch = next(batches)
                 ...
-                progress.update(loss)
+                progress.update()
+                if step % 10 == 9:
+                    progress.show_loss(float(loss))
 
     Args:
       total: Steps of the whole training.
@@ -96,10 +98,13 @@ class Progress:
         finally:
             self._paused += self._clock() - start
 
-    def update(self, loss: float | None = None, steps: int = 1) -> None:
-        """Counts steps as done. `loss` is shown until the next one that is given."""
+    def show_loss(self, loss: float) -> None:
+        """Shows this loss from now on, until the next one."""
+        self._loss = loss
+
+    def update(self, steps: int = 1) -> None:
+        """Counts steps as done."""
         self._step += steps
-        self._loss = self._loss if loss is None else float(loss)
         now = self._clock()
         self._marks.append((now - self._paused, self._step, self._waited))
         self._first_mark = self._first_mark or (now, self._step)

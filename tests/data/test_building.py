@@ -22,7 +22,7 @@ from array_record.python import array_record_module
 
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
-from kdnet_jax import conventions
+from kdnet_jax import conventions, sharding
 from kdnet_jax.data import building, case_builder, cases, layouts, loader, prepare, store
 from kdnet_jax.errors import UserError
 
@@ -171,7 +171,9 @@ def test_real_scans_give_patches_with_tumour(
         (tmp_path / "scans" / folder.name).symlink_to(folder, target_is_directory=True)
     opened = build(tmp_path / "root", tmp_path / "scans", modalities=("t1ce",))
     assert len(opened) == 2
-    with loader.make_loader(opened, [0, 1], patch=(32, 48, 40), batch=2, seed=0) as batches:
+    with loader.make_loader(
+        opened, [0, 1], mesh=sharding.make_mesh(), patch=(32, 48, 40), batch=2, seed=0
+    ) as batches:
         found = list(itertools.islice(batches, 6))
     images = np.concatenate([batch["image"] for batch in found])
     labels = np.concatenate([batch["label"] for batch in found])

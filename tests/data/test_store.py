@@ -1,5 +1,6 @@
 """Records and the store: nothing is lost, decoding happens once, memory stays bounded."""
 
+import dataclasses
 import pathlib
 import threading
 import time
@@ -138,15 +139,13 @@ def test_a_case_larger_than_the_memory_is_not_kept() -> None:
     assert source.reads == [2]
 
 
-def test_memory_for_the_whole_cohort_or_a_part() -> None:
-    opened, _ = make_store(2)
-    need = opened.decoded_bytes
-    kept, sentence = store.choose_cache_bytes(opened, available=2 * need)
-    assert kept == need
-    assert "all of them" in sentence
-    kept, sentence = store.choose_cache_bytes(opened, available=2 * need - 2)
-    assert kept == (2 * need - 2) // 8
-    assert "up to" in sentence
+def test_a_shape_that_no_build_noted_is_read_once() -> None:
+    opened, source = make_store(2)
+    assert opened.shape(0) == make_case(0).image.shape[:3]
+    assert source.reads == [0, 0]
+    opened.summaries[1] = dataclasses.replace(opened.summaries[1], shape=None)
+    assert opened.shape(1) == opened.shape(1) == make_case(1).image.shape[:3]
+    assert source.reads == [0, 1]
 
 
 def test_available_memory_heeds_a_container(tmp_path: pathlib.Path) -> None:

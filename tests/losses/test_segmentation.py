@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdnet_jax.losses import segmentation
+from kdnet_jax.losses import channels, segmentation
 from kdnet_jax.models import heads
 
 SHAPE = (2, 2, 3, 2)
@@ -21,9 +21,9 @@ def random_targets(head: heads.Head, seed: int = 1) -> jax.Array:
     return heads.targets(jnp.asarray(np.random.default_rng(seed).integers(0, 4, SHAPE)), head)
 
 
-def volume(*values: float) -> jax.Array:
+def volume(*values: float) -> channels.Volumes:
     """One sample, one channel, a row of voxels."""
-    return jnp.array(values, jnp.float32).reshape(1, 1, 1, -1, 1)
+    return (jnp.array(values, jnp.float32).reshape(1, 1, 1, -1),)
 
 
 def test_soft_dice_by_hand() -> None:
@@ -54,9 +54,10 @@ def test_soft_dice_rows_and_batch_against_numpy() -> None:
             for b in range(3)
         ]
     )
-    np.testing.assert_allclose(segmentation.soft_dice(p, y), per_sample, rtol=1e-4)
+    split = channels.split(jnp.asarray(p)), channels.split(jnp.asarray(y))
+    np.testing.assert_allclose(segmentation.soft_dice(*split), per_sample, rtol=1e-4)
     pooled = 2 * (p * y).sum((0, 1, 2, 3)) / ((p**2).sum((0, 1, 2, 3)) + (y**2).sum((0, 1, 2, 3)))
-    batch = segmentation.soft_dice(p, y, over_batch=True)
+    batch = segmentation.soft_dice(*split, over_batch=True)
     np.testing.assert_allclose(batch, np.tile(pooled, (3, 1)), rtol=1e-4)
 
 
@@ -68,22 +69,28 @@ def test_weighted_mean_by_hand() -> None:
 
 
 def test_cross_entropy_by_hand() -> None:
-    logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4])).reshape(1, 1, 1, 1, 4)
-    hard = jnp.array([0.0, 0, 0, 1]).reshape(logits.shape)
-    soft = jnp.array([0.5, 0, 0, 0.5]).reshape(logits.shape)
-    assert segmentation.cross_entropy(logits, hard).item() == pytest.approx(-np.log(0.4))
+    logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4])).reshape(1, 1, 1, 1, 4) + 7
+    log_p = channels.predict(logits, "softmax").log_p
+    hard = channels.split(jnp.array([0.0, 0, 0, 1]).reshape(logits.shape))
+    soft = channels.split(jnp.array([0.5, 0, 0, 0.5]).reshape(logits.shape))
+    assert segmentation.cross_entropy(log_p, hard).item() == pytest.approx(-np.log(0.4))
     expected = -0.5 * np.log(0.1) - 0.5 * np.log(0.4)
-    assert segmentation.cross_entropy(logits, soft).item() == pytest.approx(expected)
+    assert segmentation.cross_entropy(log_p, soft).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("head", "channels"), [("softmax", 4), ("regions", 3)])
-def test_binary_cross_entropy_against_numpy(head: heads.Head, channels: int) -> None:
-    logits = random_logits(channels)
+def binary_cross_entropy(logits: jax.Array, y: jax.Array, head: heads.Head) -> jax.Array:
+    prediction = channels.predict(logits, head)
+    return segmentation.binary_cross_entropy(prediction, channels.split(y))
+
+
+@pytest.mark.parametrize(("head", "count"), [("softmax", 4), ("regions", 3)])
+def test_binary_cross_entropy_against_numpy(head: heads.Head, count: int) -> None:
+    logits = random_logits(count)
     y = np.random.default_rng(2).random(logits.shape)
     exact = np.exp(np.asarray(logits, np.float64))
     p = exact / exact.sum(-1, keepdims=True) if head == "softmax" else exact / (1 + exact)
     expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean(-1)
-    actual = segmentation.binary_cross_entropy(logits, jnp.asarray(y, jnp.float32), head)
+    actual = binary_cross_entropy(logits, jnp.asarray(y, jnp.float32), head)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
@@ -92,11 +99,32 @@ def test_log_of_one_minus_p_is_exact_where_p_rounds_to_one() -> None:
     logits = jnp.array([50.0, 0, 0, 0]).reshape(1, 1, 1, 1, 4)
     y = jnp.zeros_like(logits)
     # channels: -log q_0 = 50 - log 3, the others' q are 1 to rounding
-    actual = segmentation.binary_cross_entropy(logits, y, "softmax").item()
+    actual = binary_cross_entropy(logits, y, "softmax").item()
     assert actual == pytest.approx((50 - np.log(3)) / 4, rel=1e-6)
     region = jnp.full((1, 1, 1, 1, 3), 50.0)
-    actual = segmentation.binary_cross_entropy(region, jnp.zeros_like(region), "regions").item()
+    actual = binary_cross_entropy(region, jnp.zeros_like(region), "regions").item()
     assert actual == pytest.approx(50, rel=1e-6)
+
+
+@pytest.mark.parametrize("head", ["softmax", "regions"])
+def test_prediction_and_its_gradients_equal_jax(head: heads.Head) -> None:
+    logits = random_logits(4)
+    weights = [random_logits(4, seed) for seed in (1, 2, 3)]
+
+    def plain(logits: jax.Array) -> jax.Array:
+        p = heads.probabilities(logits, head)
+        values = (p, jnp.log(p), jnp.log1p(-p))
+        return sum((w * v).sum() for w, v in zip(weights, values, strict=True))
+
+    def ours(logits: jax.Array) -> jax.Array:
+        values = [jnp.stack(v, axis=-1) for v in channels.predict(logits, head)]
+        return sum((w * v).sum() for w, v in zip(weights, values, strict=True))
+
+    for function in (ours, jax.jit(ours)):
+        actual, gradient = jax.value_and_grad(function)(logits)
+        expected, expected_gradient = jax.value_and_grad(plain)(logits)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["softmax", "regions"])
@@ -138,7 +166,7 @@ def test_a_regions_head_has_binary_entropies_in_both_forms(form: str) -> None:
     logits, y = random_logits(3), random_targets("regions")
     terms = segmentation.supervised_terms(logits, y, head="regions", form=form)
     assert set(terms) == {"gt_dice", "gt_bce"}
-    expected = segmentation.binary_cross_entropy(logits, y, "regions").mean((1, 2, 3))
+    expected = binary_cross_entropy(logits, y, "regions").mean((1, 2, 3))
     np.testing.assert_allclose(terms["gt_bce"], expected, rtol=1e-6)
 
 

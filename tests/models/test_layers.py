@@ -1,6 +1,8 @@
 """Each layer against the plain operation that it stands for."""
 
 import itertools
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -10,6 +12,7 @@ import pytest
 import scipy.ndimage
 from jax import lax
 
+from kdnet_jax.kernels import build
 from kdnet_jax.models import layers
 
 DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
@@ -23,23 +26,119 @@ def close(actual: jax.Array, expected: jax.Array, tolerance: float = 2e-5) -> No
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-# 8 input channels are the last that are stacked, 9 the first that are summed.
-@pytest.mark.parametrize("channels", [1, 8, 9])
+# Without a C++ compiler there is nothing to test; build.reason_against() says what is missing.
+needs_onednn = pytest.mark.skipif(
+    bool(build.reason_against()), reason=build.reason_against() or "at hand"
+)
+ALL_FORMS = [
+    pytest.param(form, marks=needs_onednn if form == "onednn" else ()) for form in layers.FORMS
+]
+
+
+# 8 input channels are the last that "planes" stacks, 9 the first that it sums; "blocks" takes up to
+# 4 channels and even edges. 17 fill one of oneDNN's blocks of 16 and begin another.
+@pytest.mark.parametrize("form", ALL_FORMS)
+@pytest.mark.parametrize("channels", [1, 4, 8, 9, 17])
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_planes_equal_lax_convolution_with_both_gradients(channels: int, size: int) -> None:
-    x = normal(2, 5, 3, 7, channels)
-    kernel = normal(size, size, size, channels, 2, seed=1) / (size**3 * channels) ** 0.5
-    cotangent = normal(2, 5, 3, 7, 2, seed=2)
+@pytest.mark.parametrize("grid", [(5, 3, 7), (4, 2, 6)])
+def test_each_form_equals_lax_convolution_with_its_gradients(
+    form: layers.Form, channels: int, size: int, grid: tuple[int, int, int]
+) -> None:
+    x, bias = normal(2, *grid, channels), normal(3, seed=3)
+    kernel = normal(size, size, size, channels, 3, seed=1) / (size**3 * channels) ** 0.5
+    cotangent = normal(2, *grid, 3, seed=2)
 
-    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=DIMENSIONS)
+    def plain(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        y = lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=DIMENSIONS)
+        return y + bias
 
-    expected, plain_vjp = jax.vjp(plain, x, kernel)
-    for planes in (True, False):
-        actual, vjp = jax.vjp(lambda x, k, p=planes: layers.convolve(x, k, p), x, kernel)
-        close(actual, expected)
-        for ours, theirs in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
-            close(ours, theirs, 1e-4)
+    expected, plain_vjp = jax.vjp(plain, x, kernel, bias)
+    actual, vjp = jax.vjp(lambda *values: layers.convolve(*values, form), x, kernel, bias)
+    close(actual, expected)
+    for ours, theirs in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
+        close(ours, theirs, 1e-4)
+
+
+def test_blocks_reach_into_the_neighbours() -> None:
+    # One voxel in the corner of its block: its response covers 3x3x3 voxels of eight blocks.
+    x = jnp.zeros((1, 4, 4, 4, 1)).at[0, 1, 1, 1, 0].set(1)
+    kernel = normal(3, 3, 3, 1, 2)
+    actual = layers.convolve(x, kernel, jnp.zeros(2), "blocks")
+    close(actual[0, :3, :3, :3], kernel[::-1, ::-1, ::-1, 0])
+    assert not actual[0, 3].any()
+    assert not actual[0, :, 3].any()
+    assert not actual[0, :, :, 3].any()
+
+
+def test_onednn_in_bfloat16_takes_planes() -> None:
+    x, kernel = (normal(*s).astype(jnp.bfloat16) for s in ((1, 4, 4, 4, 2), (3, 3, 3, 2, 3)))
+    bias = jnp.zeros(3, jnp.bfloat16)
+    expected = layers.convolve(x, kernel, bias, "planes")
+    np.testing.assert_array_equal(layers.convolve(x, kernel, bias, "onednn"), expected)
+
+
+@pytest.mark.parametrize("form", [pytest.param("onednn", marks=needs_onednn), "native"])
+@pytest.mark.parametrize("shape", [(2, 5, 3, 7, 3), (1, 2, 2, 2, 200), (2, 17, 18, 19, 8)])
+@pytest.mark.parametrize("slope", [1.0, 0.01])
+def test_normalise_equals_its_definition_with_its_gradients(
+    form: layers.Form, shape: tuple[int, ...], slope: float
+) -> None:
+    x, cotangent = 2 * normal(*shape) + 30, normal(*shape, seed=3)
+    scale, bias = normal(shape[-1], seed=1), normal(shape[-1], seed=2)
+
+    def plain(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        mean = x.mean(axis=(1, 2, 3), keepdims=True)
+        variance = x.var(axis=(1, 2, 3), keepdims=True)
+        return nn.leaky_relu((x - mean) / jnp.sqrt(variance + 1e-5) * scale + bias, slope)
+
+    expected, plain_vjp = jax.vjp(plain, x, scale, bias)
+    actual, vjp = jax.vjp(lambda *a: layers.normalise(*a, slope, form), x, scale, bias)
+    close(actual, expected, 1e-4)
+    for ours, theirs in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
+        # In float32 the gradient of a sum over n voxels is known to about sqrt(n) roundings.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-4 * np.abs(theirs).max())
+
+
+@needs_onednn
+def test_normalise_keeps_its_precision_far_from_zero() -> None:
+    # Mean 10 000, deviation 1: sums of squares in float32 would lose all of the variance.
+    x = normal(1, 16, 16, 16, 2) + 10_000
+    exact = np.asarray(x, np.float64)
+    exact -= exact.mean(axis=(1, 2, 3), keepdims=True)
+    exact /= np.sqrt(exact.var(axis=(1, 2, 3), keepdims=True) + 1e-5)
+    actual = layers.normalise(x, jnp.ones(2), jnp.zeros(2), 1.0, "onednn")
+    np.testing.assert_allclose(actual, exact, atol=2e-3)
+
+
+@needs_onednn
+def test_onednn_repeats_itself_bit_for_bit() -> None:
+    x, kernel, bias = normal(2, 24, 24, 24, 8), normal(3, 3, 3, 8, 16, seed=1), normal(16, seed=2)
+
+    @jax.jit
+    def gradients(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+        def energy(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+            y = layers.convolve(x, kernel, bias, "onednn")
+            return jnp.square(layers.normalise(y, bias, bias, 0.01, "onednn")).sum()
+
+        return jax.grad(energy, (0, 1, 2))(x, kernel, bias)
+
+    first = gradients(x, kernel, bias)
+    for _ in range(3):
+        jax.tree.map(np.testing.assert_array_equal, gradients(x, kernel, bias), first)
+
+
+def test_auto_takes_xlas_own_form_on_several_devices(command_env: dict[str, str]) -> None:
+    code = "from kdnet_jax.models import layers; print(layers.choose_form('auto'))"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=command_env | flags,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "planes"
+    assert "serves one device, and there are 2" in done.stderr
 
 
 def test_convolution_by_its_definition() -> None:
@@ -48,13 +147,14 @@ def test_convolution_by_its_definition() -> None:
     expected = np.zeros((1, 4, 3, 5, 3))
     for i, j, k in itertools.product(range(3), repeat=3):
         expected += padded[:, i : i + 4, j : j + 3, k : k + 5] @ np.asarray(kernel)[i, j, k]
-    close(layers.convolve(x, kernel, planes=True), expected)
+    close(layers.convolve(x, kernel, jnp.zeros(3), "planes"), expected)
 
 
 def test_space_to_depth_and_1x1x1_is_a_strided_convolution() -> None:
     x, kernel = normal(2, 4, 6, 2, 3), normal(2, 2, 2, 3, 5, seed=1)
     expected = lax.conv_general_dilated(x, kernel, (2, 2, 2), "VALID", dimension_numbers=DIMENSIONS)
-    actual = layers.convolve(layers.space_to_depth(x), kernel.reshape(1, 1, 1, 24, 5), planes=False)
+    wide = kernel.reshape(1, 1, 1, 24, 5)
+    actual = layers.convolve(layers.space_to_depth(x), wide, jnp.zeros(5), "native")
     close(actual, expected)
 
 
@@ -64,7 +164,8 @@ def test_1x1x1_and_depth_to_space_is_a_transposed_convolution() -> None:
     for i, j, k in itertools.product(range(2), repeat=3):
         expected[:, i::2, j::2, k::2] = np.asarray(x) @ np.asarray(kernel)[i, j, k]
     wide = kernel.transpose(3, 0, 1, 2, 4).reshape(1, 1, 1, 3, 40)
-    close(layers.depth_to_space(layers.convolve(x, wide, planes=True)), expected)
+    actual = layers.depth_to_space(layers.convolve(x, wide, jnp.zeros(40), "native"))
+    close(actual, expected)
 
 
 def test_depth_to_space_undoes_space_to_depth() -> None:
@@ -140,10 +241,10 @@ def test_instance_norm_takes_its_statistics_in_float32() -> None:
 
 def test_block_is_convolution_norm_leaky_relu() -> None:
     x = normal(1, 3, 3, 3, 2)
-    block = layers.Block(4, planes=True)
+    block = layers.Block(4, form="planes")
     variables = block.init(jax.random.key(0), x)
     conv = variables["params"]["Conv_0"]
-    hidden = layers.convolve(x, conv["kernel"], planes=False) + conv["bias"]
+    hidden = layers.convolve(x, conv["kernel"], conv["bias"], "native")
     normed = (hidden - hidden.mean((1, 2, 3))) / np.sqrt(hidden.var((1, 2, 3)) + 1e-5)
     close(block.apply(variables, x), np.where(normed > 0, normed, 0.01 * normed), 1e-4)
 

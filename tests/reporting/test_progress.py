@@ -35,7 +35,8 @@ def run_steps(bar: progress.Progress, clock: Clock, steps: int, seconds: float) 
         with bar.waiting():
             clock.now += seconds / 4
         clock.now += seconds * 3 / 4
-        bar.update(loss=1.0 / (step + 1))
+        bar.show_loss(1.0 / (step + 1))
+        bar.update()
 
 
 def test_a_file_gets_few_plain_lines() -> None:

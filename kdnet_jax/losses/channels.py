@@ -1,0 +1,93 @@
+"""Volumes with few channels, taken channel by channel.
+
+With 4 channels last, XLA's softmax, one-hot products and sums over voxels run four lanes wide and
+pass over the data many times; on CPU the loss then costs a good part of the step
+(`docs/performance.md`). Here each channel is a volume of its own: every loss is written as
+arithmetic on whole volumes, and the values that several sums read are computed once.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdnet_jax.models import heads
+
+Volume = Float[Array, "b d h w"]
+Volumes = tuple[Volume, ...]
+# Below it the sum of the other classes' exponentials is 0 in float32, and its logarithm -inf.
+_SMALLEST = 1e-37
+
+
+@jax.custom_vjp
+def split(x: Float[Array, "b d h w k"]) -> Volumes:
+    """Returns the channels of x."""
+    return tuple(x[..., channel] for channel in range(x.shape[-1]))
+
+
+def _split_forward(x: Array) -> tuple[Volumes, None]:
+    return split(x), None
+
+
+def _split_backward(saved: None, gradients: Volumes) -> tuple[Array]:
+    return (jnp.stack(gradients, axis=-1),)
+
+
+split.defvjp(_split_forward, _split_backward)
+
+
+def voxel_sum(x: Volume) -> Float[Array, "b"]:
+    """Sums over d, h and w, in two steps: XLA gives a sum to one number per sample to one core."""
+    return jax.lax.optimization_barrier(x.sum(axis=(2, 3))).sum(axis=1)
+
+
+class Prediction(NamedTuple):
+    """What losses read of a network's output, by channel.
+
+    Attributes:
+        p: probabilities.
+        log_p: their logarithms.
+        log_q: log(1 - p), exact where 1 - p would round to 0 (softmax: down to about -85, where it
+            stays).
+    """
+
+    p: Volumes
+    log_p: Volumes
+    log_q: Volumes
+
+
+def predict(logits: Float[Array, "b d h w k"], head: heads.Head) -> Prediction:
+    """Returns the probabilities of softmax over all channels, or of a sigmoid for each."""
+    channels = split(logits)
+    if head == "regions":
+        return Prediction(
+            tuple(jax.nn.sigmoid(x) for x in channels),
+            tuple(jax.nn.log_sigmoid(x) for x in channels),
+            tuple(jax.nn.log_sigmoid(-x) for x in channels),
+        )
+    largest = jax.lax.stop_gradient(_largest(channels))
+    shifted = [x - largest for x in channels]
+    exponentials = [jnp.exp(x) for x in shifted]
+    total = sum(exponentials)
+    log_total = jnp.log(total)
+    return Prediction(
+        tuple(e / total for e in exponentials),
+        tuple(x - log_total for x in shifted),
+        tuple(
+            jnp.log(jnp.maximum(_sum_without(exponentials, channel), _SMALLEST)) - log_total
+            for channel in range(len(channels))
+        ),
+    )
+
+
+def _largest(volumes: Sequence[Volume]) -> Volume:
+    largest = volumes[0]
+    for volume in volumes[1:]:
+        largest = jnp.maximum(largest, volume)
+    return largest
+
+
+def _sum_without(volumes: Sequence[Volume], channel: int) -> Volume:
+    return sum(volume for index, volume in enumerate(volumes) if index != channel)
