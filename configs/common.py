@@ -125,6 +125,8 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             "save_minutes": 10.0,
             # Stop after so many validations without a better one; 0 never stops early.
             "early_stop": 0,
+            # Work through each batch in so many parts: less memory, the same update.
+            "accumulate": 1,
         },
         # Window of whole-volume prediction; empty: the patch.
         "inference": {"patch": (), "overlap": 0.5, "mirror": False},

@@ -1,6 +1,5 @@
 """One run from its config to its report: data, split, teacher, training, evaluation, report."""
 
-import dataclasses
 import math
 import os
 import pathlib
@@ -12,9 +11,9 @@ from ml_collections import config_dict
 
 from kdnet_jax import (
     checkpoint,
+    compilation,
     ensembles,
     evaluation,
-    optimizers,
     provenance,
     run_data,
     runs,
@@ -48,7 +47,7 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     # -- Everything that can be wrong without reading data -----------------------------------
     values = settings.read_settings(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
-    sharding.check_batch(mesh, config.loader.batch, values.patch)
+    sharding.check_batch(mesh, config.loader.batch, values.patch, values.train.accumulate)
     teacher_folder = teachers.find_folder(config, workdir)
     own = {workdir: config}
     if teacher_folder and not config.teacher.checkpoint:
@@ -74,6 +73,9 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     if teacher_folder is not None:
         if teacher_folder in own:
             print(f"No teacher is given (--config.teacher.checkpoint): {teacher_folder} is trained")
+            # Whether the student's step fits is better known before the teacher's hours.
+            seen = settings.read_settings(own[teacher_folder])
+            compilation.compile_step(config, values, mesh, len(data.split.train), seen)
             teacher = train_and_evaluate(own[teacher_folder], teacher_folder, data, None)
         else:
             teachers.check_split(teacher_folder, data)
@@ -196,11 +198,16 @@ def _train(
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
     init_key, root = jax.random.split(jax.random.key(config.seed))
     training = data.indices("train")
-    optimizer = optimizers.make_optimizer(
-        values.optimizer, values.train.steps, len(training) // config.loader.batch
-    )
+    optimizer = compilation.optimizer(config, values, len(training))
     params = unet.init_params(values.network, len(values.modalities), init_key)
     state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
+    step_fn, sentence = compilation.compile_step(
+        config, values, mesh, len(training), teacher.settings if teacher else None
+    )
+    print(sentence)
+    if teacher:
+        teacher_params = jax.device_put(teacher.params, sharding.replicated(mesh))
+        step_fn = compilation.bind_teacher(step_fn, teacher_params)
     validation = data.indices("validation")
     predictor = runs.volume_predictor(values, config)
 
@@ -224,42 +231,23 @@ def _train(
             sample = training[:: math.ceil(len(training) / familiarity.SAMPLE)]
             familiarity.write(folder, familiarity.measure(data.cases[i] for i in sample))
         with progress.MetricsLog(folder, resume_step=resumed or 0) as log:
-            return train.train(
-                _step_fn(values, mesh, optimizer, teacher),
-                state,
-                batches,
-                root=root,
-                mesh=mesh,
-                validate=validate,
-                checkpoints=checkpoints,
-                options=values.train,
-                identity=identity,
-                log=log,
-                description=config.role,
-                teacher_path=os.fspath(teacher.folder) if teacher else "",
-            )
-
-
-def _step_fn(values: settings.Settings, mesh: Any, optimizer: Any, teacher: runs.Run | None) -> Any:
-    """Returns the jitted step as a function of (state, batch, root key)."""
-    shared = {
-        "network": runs.as_network(values),
-        "optimizer": optimizer,
-        "loss_options": values.loss,
-        "augment_options": values.augment,
-        "patch": values.patch,
-    }
-    if teacher is None:
-        return steps.jit_supervised(mesh, **shared)
-    # The teacher sees its sequences at their positions in this run's stack.
-    teacher_network = runs.as_network(
-        dataclasses.replace(teacher.settings, data_modalities=values.data_modalities)
-    )
-    step = steps.jit_distillation(
-        mesh, teacher=teacher_network, options=values.distillation, **shared
-    )
-    teacher_params = jax.device_put(teacher.params, sharding.replicated(mesh))
-    return lambda state, batch, root: step(state, teacher_params, batch, root)
+            try:
+                return train.train(
+                    step_fn,
+                    state,
+                    batches,
+                    root=root,
+                    mesh=mesh,
+                    validate=validate,
+                    checkpoints=checkpoints,
+                    options=values.train,
+                    identity=identity,
+                    log=log,
+                    description=config.role,
+                    teacher_path=os.fspath(teacher.folder) if teacher else "",
+                )
+            except jax.errors.JaxRuntimeError as error:
+                raise compilation.out_of_memory(error, mesh) from error
 
 
 def _facts(config: config_dict.ConfigDict, data: run_data.Data) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from kdnet_jax.losses import distillation
 from kdnet_jax.models import unet
 
 ROLES = ("teacher", "baseline", "student")
+_BFLOAT16 = {"auto": None, "true": True, "false": False}
 LOSS_FORMS = ("dice_ce", "dice_bce")
 
 
@@ -86,6 +87,12 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
     check_choice("loss.form", config.loss.form, LOSS_FORMS)
     if config.data.spacing < 0:
         raise UserError(f"data.spacing is {config.data.spacing}: give mm, or 0 for the scan's own.")
+    if config.train.get("accumulate", 1) > 1 and config.loss.over_batch:
+        raise UserError(
+            f"train.accumulate is {config.train.accumulate} and loss.over_batch is true: a Dice "
+            "over the whole batch cannot be had from its parts. Set --config.train.accumulate=1 or "
+            "--config.loss.over_batch=false."
+        )
     kd = config.get("distillation")
     return Settings(
         data_modalities=data_modalities,
@@ -106,7 +113,9 @@ def network_config(model: config_dict.ConfigDict) -> unet.UNetConfig:
     """Returns the network that the `model` section of a config describes."""
     # "planes" was the choice of the convolutions' form in runs of before "convolutions".
     values = {key: value for key, value in model.items() if key not in ("modalities", "planes")}
-    return unet.UNetConfig(**values)
+    chosen = str(model.bfloat16).lower()
+    check_choice("model.bfloat16", chosen, _BFLOAT16)
+    return unet.UNetConfig(**values | {"bfloat16": _BFLOAT16[chosen]})
 
 
 def teacher_config(config: config_dict.ConfigDict) -> config_dict.ConfigDict:

@@ -34,8 +34,15 @@ def make_mesh(data: int = -1, space: int = 1) -> Mesh:
     return jax.make_mesh((data, space), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
 
 
-def check_batch(mesh: Mesh, batch: int, patch: Sequence[int]) -> None:
-    """Raises UserError if the mesh cannot divide the batch, or the depth of its patches, evenly."""
+def check_batch(mesh: Mesh, batch: int, patch: Sequence[int], accumulate: int = 1) -> None:
+    """Raises UserError if the mesh cannot divide the batch, or the depth of its patches, evenly.
+
+    Args:
+        mesh: the devices.
+        batch: samples in all.
+        patch: "d h w" in voxels.
+        accumulate: parts that each device works through its samples in.
+    """
     data, space = mesh.shape["data"], mesh.shape["space"]
     if batch < 1:
         raise UserError(f"loader.batch is {batch}: give at least 1.")
@@ -44,6 +51,12 @@ def check_batch(mesh: Mesh, batch: int, patch: Sequence[int]) -> None:
             f"loader.batch is {batch}, but the mesh has {data} devices on its data axis. Set "
             f"--config.loader.batch to a multiple of {data}, or --config.mesh.data to a divisor "
             f"of {batch}."
+        )
+    if batch // data % accumulate:
+        raise UserError(
+            f"train.accumulate is {accumulate}, but each of the mesh's {data} devices on the data "
+            f"axis has {batch // data} of the {batch} samples of loader.batch. Give a divisor of "
+            f"{batch // data}, or set --config.loader.batch to a multiple of {data * accumulate}."
         )
     if patch[0] % space:
         raise UserError(

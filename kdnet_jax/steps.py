@@ -23,6 +23,8 @@ from kdnet_jax.models import heads
 # (parameters, image "b d h w m") -> (logits "b d h w k", named features)
 Apply = Callable[[Any, Array], tuple[Array, dict[str, Array]]]
 Metrics = dict[str, Float[Array, ""]]
+# Names of parts of a step in a profile (`profiling`).
+AUGMENT, TEACHER, UPDATE = "augment", "teacher", "update"
 
 
 class Batch(TypedDict):
@@ -30,6 +32,14 @@ class Batch(TypedDict):
 
     image: Float[Array, "b d h w m"]
     label: UInt8[Array, "b d h w"]
+
+
+def batch_shapes(batch: int, crop: tuple[int, int, int], modalities: int) -> Batch:
+    """Returns the shapes and types of a batch of crops, to compile a step before there is one."""
+    return {
+        "image": jax.ShapeDtypeStruct((batch, *crop, modalities), jnp.float32),
+        "label": jax.ShapeDtypeStruct((batch, *crop), jnp.uint8),
+    }
 
 
 class TrainState(NamedTuple):
@@ -71,18 +81,6 @@ def _select(image: Array, channels: tuple[int, ...]) -> Array:
     return jnp.concatenate([image[..., c : c + 1] for c in channels], axis=-1)
 
 
-def _augmented(
-    batch: Batch,
-    state: TrainState,
-    root: jax.Array,
-    options: augment.AugmentOptions,
-    patch: tuple[int, int, int] | None,
-    mesh: Mesh | None,
-) -> tuple[Array, Array]:
-    key = jax.random.fold_in(root, state.step)
-    return augment.augment(key, batch["image"], batch["label"], options, patch, mesh)
-
-
 def _reference_loss(
     logits: Array, features: dict[str, Array], y: Array, head: heads.Head, options: LossOptions
 ) -> dict[str, Array]:
@@ -93,13 +91,82 @@ def _reference_loss(
 
 
 def _update(
-    state: TrainState, optimizer: optax.GradientTransformation, loss: Array, grads: Any
-) -> TrainState:
-    # `value` is read by the plateau schedule and ignored by the other transformations.
-    updates, opt_state = optax.with_extra_args_support(optimizer).update(
-        grads, state.opt_state, state.params, value=loss
-    )
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    values: tuple[Array, Metrics],
+    grads: Any,
+) -> tuple[TrainState, Metrics]:
+    loss, terms = values
+    with jax.named_scope(UPDATE):
+        # `value` is read by the plateau schedule and ignored by the other transformations.
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            grads, state.opt_state, state.params, value=loss
+        )
+        params = optax.apply_updates(state.params, updates)
+        norm = optax.global_norm(grads)
+    new = TrainState(state.step + 1, params, opt_state)
+    return new, {"loss": loss, **terms, "gradient_norm": norm}
+
+
+class BatchOptions(NamedTuple):
+    """How a step works through its batch.
+
+    Attributes:
+        augment: what is drawn for each crop.
+        patch: size of the patches that the network sees, "d h w"; None: of the crops.
+        accumulate: parts that the batch is worked through in, one after another.
+        mesh: over which the batch is spread; None: one device.
+    """
+
+    augment: augment.AugmentOptions
+    patch: tuple[int, int, int] | None = None
+    accumulate: int = 1
+    mesh: Mesh | None = None
+
+
+def _augmented(batch: Batch, state: TrainState, root: jax.Array, options: BatchOptions) -> Any:
+    # The whole batch at once: the draws do not depend on `accumulate`.
+    key = jax.random.fold_in(root, state.step)
+    with jax.named_scope(AUGMENT):
+        return augment.augment(
+            key, batch["image"], batch["label"], options.augment, options.patch, options.mesh
+        )
+
+
+# (image, label) -> ((loss, terms), gradients), each a mean over the samples
+Gradients = Callable[[Array, Array], tuple[tuple[Array, Metrics], Any]]
+
+
+def _accumulated(gradients: Gradients, image: Array, label: Array, options: BatchOptions) -> Any:
+    """Returns the mean of `gradients` over equal parts of the batch, one after another.
+
+    Only one part's activations exist at a time. Each device works through its own samples.
+    """
+    if options.accumulate == 1:
+        return gradients(image, label)
+    devices = options.mesh.shape["data"] if options.mesh else 1
+    parts = [_in_parts(x, devices, options) for x in (image, label)]
+
+    def add(total: Any, part: list[Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradients(*part)), None
+
+    like = jax.eval_shape(gradients, *(part[0] for part in parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / options.accumulate, total)
+
+
+def _in_parts(x: Array, devices: int, options: BatchOptions) -> Float[Array, "n part ..."]:
+    """Cuts "b ..." so that part i holds the i-th share of every device's samples."""
+    n = options.accumulate
+    share = x.shape[0] // (devices * n)
+    parts = x.reshape(devices, n, share, *x.shape[1:]).swapaxes(0, 1)
+    parts = parts.reshape(n, devices * share, *x.shape[1:])
+    if options.mesh is None:
+        return parts
+    # Without it the samples might be gathered on every device.
+    spec = jax.sharding.PartitionSpec(None, *sharding.batch_sharding(options.mesh).spec)
+    return jax.lax.with_sharding_constraint(parts, jax.sharding.NamedSharding(options.mesh, spec))
 
 
 def supervised_step(
@@ -110,9 +177,7 @@ def supervised_step(
     network: Network,
     optimizer: optax.GradientTransformation,
     loss_options: LossOptions,
-    augment_options: augment.AugmentOptions,
-    patch: tuple[int, int, int] | None = None,
-    mesh: Mesh | None = None,
+    batch_options: BatchOptions,
 ) -> tuple[TrainState, Metrics]:
     """One step of a teacher or a baseline: the network against the reference.
 
@@ -123,20 +188,21 @@ def supervised_step(
         network: what is trained.
         optimizer: its rule.
         loss_options: of the loss against the reference.
-        augment_options: what is drawn for each crop.
-        patch: size of the patches that the network sees; None: of the crops.
-        mesh: over which the batch is spread; None: one device.
+        batch_options: augmentation, patch and accumulation.
     """
-    image, label = _augmented(batch, state, root, augment_options, patch, mesh)
-    y = heads.targets(label, network.head)
 
-    def loss_fn(params: Any) -> tuple[Array, dict[str, Array]]:
-        logits, features = network.apply(params, _select(image, network.channels))
-        terms = _reference_loss(logits, features, y, network.head, loss_options)
-        return sum(terms.values()).mean(), terms
+    def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
+        y = heads.targets(label, network.head)
 
-    (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return _update(state, optimizer, loss, grads), _metrics(loss, terms, grads)
+        def loss_fn(params: Any) -> tuple[Array, Metrics]:
+            logits, features = network.apply(params, _select(image, network.channels))
+            terms = _reference_loss(logits, features, y, network.head, loss_options)
+            return sum(terms.values()).mean(), _means(terms)
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+    image, label = _augmented(batch, state, root, batch_options)
+    return _update(state, optimizer, *_accumulated(gradients, image, label, batch_options))
 
 
 def distillation_step(
@@ -150,61 +216,78 @@ def distillation_step(
     optimizer: optax.GradientTransformation,
     loss_options: LossOptions,
     options: distillation.DistillationOptions,
-    augment_options: augment.AugmentOptions,
-    patch: tuple[int, int, int] | None = None,
-    mesh: Mesh | None = None,
+    batch_options: BatchOptions,
 ) -> tuple[TrainState, Metrics]:
     """One step of a student: the frozen teacher on all its sequences, the student on its own.
 
     The augmentation is drawn once, before the split, so both see the same patch. The teacher's
     forward pass lies before the gradient and behind `stop_gradient`.
     """
-    image, label = _augmented(batch, state, root, augment_options, patch, mesh)
-    y = heads.targets(label, network.head)
-    teacher_logits, teacher_features = jax.lax.stop_gradient(
-        teacher.apply(teacher_params, _select(image, teacher.channels))
-    )
 
-    def loss_fn(params: Any) -> tuple[Array, dict[str, Array]]:
-        logits, features = network.apply(params, _select(image, network.channels))
-        terms = _reference_loss(logits, features, y, network.head, loss_options)
-        terms |= distillation.distillation_terms(
-            logits, teacher_logits, y, head=network.head, options=options
-        )
-        terms["kl"] = distillation.latent_divergence(
-            features["bottleneck"], teacher_features["bottleneck"], options
-        )
-        return distillation.total(terms, options).mean(), terms
+    def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
+        y = heads.targets(label, network.head)
+        with jax.named_scope(TEACHER):
+            teacher_logits, teacher_features = jax.lax.stop_gradient(
+                teacher.apply(teacher_params, _select(image, teacher.channels))
+            )
 
-    (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return _update(state, optimizer, loss, grads), _metrics(loss, terms, grads)
+        def loss_fn(params: Any) -> tuple[Array, Metrics]:
+            logits, features = network.apply(params, _select(image, network.channels))
+            terms = _reference_loss(logits, features, y, network.head, loss_options)
+            terms |= distillation.distillation_terms(
+                logits, teacher_logits, y, head=network.head, options=options
+            )
+            terms["kl"] = distillation.latent_divergence(
+                features["bottleneck"], teacher_features["bottleneck"], options
+            )
+            return distillation.total(terms, options).mean(), _means(terms)
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+    image, label = _augmented(batch, state, root, batch_options)
+    return _update(state, optimizer, *_accumulated(gradients, image, label, batch_options))
 
 
-def _metrics(loss: Array, terms: dict[str, Array], grads: Any) -> Metrics:
-    means = {name: value.mean() for name, value in terms.items()}
-    return {"loss": loss, **means, "gradient_norm": optax.global_norm(grads)}
+def _means(terms: dict[str, Array]) -> Metrics:
+    return {name: value.mean() for name, value in terms.items()}
 
 
-def jit_supervised(mesh: Mesh, **options: Any) -> Callable[..., tuple[TrainState, Metrics]]:
+def jit_supervised(
+    mesh: Mesh,
+    *,
+    augment_options: augment.AugmentOptions,
+    patch: tuple[int, int, int] | None = None,
+    accumulate: int = 1,
+    **options: Any,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Jits `supervised_step` over `mesh`: (state [donated], batch, root)."""
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    batch_options = BatchOptions(augment_options, patch, accumulate, mesh)
     return jax.jit(
-        functools.partial(supervised_step, mesh=mesh, **options),
+        functools.partial(supervised_step, batch_options=batch_options, **options),
         in_shardings=(whole, batch, whole),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )
 
 
-def jit_distillation(mesh: Mesh, **options: Any) -> Callable[..., tuple[TrainState, Metrics]]:
+def jit_distillation(
+    mesh: Mesh,
+    *,
+    augment_options: augment.AugmentOptions,
+    patch: tuple[int, int, int] | None = None,
+    accumulate: int = 1,
+    **options: Any,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Jits `distillation_step` over `mesh`: (state [donated], teacher_params, batch, root).
 
     The teacher's parameters are an argument and are not donated: closed over, they would become
     constants of the program.
     """
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    batch_options = BatchOptions(augment_options, patch, accumulate, mesh)
     return jax.jit(
-        functools.partial(distillation_step, mesh=mesh, **options),
+        functools.partial(distillation_step, batch_options=batch_options, **options),
         in_shardings=(whole, whole, batch, whole),
         out_shardings=(whole, whole),
         donate_argnums=0,

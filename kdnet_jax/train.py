@@ -33,6 +33,7 @@ class TrainOptions:
         validate_every: steps between validations; each is followed by a checkpoint.
         save_minutes: minutes between checkpoints, besides those.
         early_stop: stop after so many validations without a better one; 0 never.
+        accumulate: parts that each batch is worked through in, one after another.
     """
 
     steps: int
@@ -40,10 +41,11 @@ class TrainOptions:
     validate_every: int
     save_minutes: float
     early_stop: int
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         """Raises UserError for a count below 1."""
-        for key in ("steps", "log_every", "validate_every"):
+        for key in ("steps", "log_every", "validate_every", "accumulate"):
             if getattr(self, key) < 1:
                 raise UserError(f"train.{key} is {getattr(self, key)}: give at least 1.")
         if self.save_minutes <= 0 or self.early_stop < 0:

@@ -19,6 +19,11 @@ OPERATIONAL = (
     "loader.threads",
     "loader.prefetch_batches",
     "loader.cache",
+    # Forms of one computation: equal but for rounding.
+    "model.convolutions",
+    "model.planes",
+    "model.remat",
+    "train.accumulate",
     "train.log_every",
     "train.save_minutes",
 )

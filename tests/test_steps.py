@@ -133,12 +133,15 @@ def test_the_teacher_has_no_gradient_though_the_loss_depends_on_it() -> None:
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(teacher: Any) -> tuple[Any, Any]:
+        given = step_options(NO_AUGMENT)
+        del given["augment_options"]
         new, metrics = steps.distillation_step(
             state,
             teacher,
             batch,
             ROOT,
-            **step_options(NO_AUGMENT),
+            **given,
+            batch_options=steps.BatchOptions(NO_AUGMENT),
             teacher=network((0, 1)),
             options=distillation.DistillationOptions(),
         )

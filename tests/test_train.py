@@ -17,6 +17,7 @@ from ml_collections import config_dict
 from configs import common
 from kdnet_jax import (
     checkpoint,
+    compilation,
     evaluation,
     experiment,
     run_data,
@@ -135,10 +136,10 @@ def _hash(folder: pathlib.Path, which: str) -> str:
 
 def _signal_at(monkeypatch: pytest.MonkeyPatch, call: int, number: int) -> None:
     """Sends this process a signal within its `call`-th train step."""
-    original, calls = steps.jit_supervised, []
+    original, calls = compilation.compile_step, []
 
-    def jit(*args: Any, **options: Any) -> Callable[..., Any]:
-        step = original(*args, **options)
+    def compile_step(*args: Any) -> tuple[Callable[..., Any], str]:
+        step, sentence = original(*args)
 
         def counted(*values: Any) -> Any:
             calls.append(None)
@@ -146,9 +147,9 @@ def _signal_at(monkeypatch: pytest.MonkeyPatch, call: int, number: int) -> None:
                 os.kill(os.getpid(), number)
             return step(*values)
 
-        return counted
+        return counted, sentence
 
-    monkeypatch.setattr(steps, "jit_supervised", jit)
+    monkeypatch.setattr(compilation, "compile_step", compile_step)
 
 
 @pytest.fixture(scope="module")

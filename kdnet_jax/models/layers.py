@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from kdnet_jax.errors import UserError
@@ -27,6 +28,8 @@ _STACK_TAPS_UP_TO = 8
 # Up to this many input channels "blocks" moves voxels into channels.
 _BLOCKS_UP_TO = 4
 _EPSILON = 1e-5
+# Under this name a convolution's result is known to `jax.checkpoint`.
+CONVOLUTION = "convolution"
 
 
 def choose_form(setting: str) -> Form:
@@ -260,7 +263,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         values = (value.astype(self.dtype) for value in (x, kernel, bias))
-        return convolve(*values, self.form)
+        return checkpoint_name(convolve(*values, self.form), CONVOLUTION)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -32,7 +32,11 @@ class UNetConfig:
         head: "softmax" over background NCR ED ET, or "regions": a sigmoid each for ET TC WT.
         deep_supervision: logits also at the coarser decoder levels, under "logits_1", ... of the
             features.
-        bfloat16: compute the network in bfloat16; parameters, norms and logits stay float32.
+        bfloat16: compute the network in bfloat16; parameters, statistics of norms and logits stay
+            float32. `None`: on GPU and TPU, not on CPU, where it is slower.
+        remat: keep only the convolutions' results for the gradient, and compute all else from them
+            again (normalisation, pooling, upsampling): 0.4 of the memory, hardly more time. Without
+            effect on CPU, where XLA merges what is computed twice.
         convolutions: how they are computed, see `layers.convolve`; "auto" chooses by backend.
     """
 
@@ -43,7 +47,8 @@ class UNetConfig:
     up: Literal["trilinear", "learned"] = "trilinear"
     head: Literal["softmax", "regions"] = "softmax"
     deep_supervision: bool = False
-    bfloat16: bool = False
+    bfloat16: bool | None = None
+    remat: bool = False
     convolutions: Literal["auto", "native", "onednn", "planes", "blocks"] = "auto"
 
     def __post_init__(self) -> None:
@@ -102,11 +107,10 @@ class UNet(nn.Module):
     config: UNetConfig
 
     def setup(self) -> None:
-        """Fixes the form of the convolutions."""
-        config = self.config
+        """Fixes the form of the convolutions and the compute type."""
         self.block_options = {
-            "form": layers.choose_form(config.convolutions),
-            "dtype": jnp.bfloat16 if config.bfloat16 else jnp.float32,
+            "form": layers.choose_form(self.config.convolutions),
+            "dtype": compute_type(self.config),
         }
 
     @nn.compact
@@ -114,6 +118,12 @@ class UNet(nn.Module):
         self, x: Float[Array, "b d h w m"]
     ) -> tuple[Float[Array, "b d h w k"], dict[str, Array]]:
         """Applies the network."""
+        if self.config.remat:
+            kept = jax.checkpoint_policies.save_only_these_names(layers.CONVOLUTION)
+            return nn.remat(UNet._network, policy=kept)(self, x)
+        return self._network(x)
+
+    def _network(self, x: Array) -> tuple[Array, dict[str, Array]]:
         config, depth = self.config, len(self.config.widths)
         features: dict[str, Array] = {}
         skips = []
@@ -160,6 +170,20 @@ class UNet(nn.Module):
     def _head(self, x: Array, name: str) -> Array:
         conv = layers.Conv(len(self.config.outputs), size=1, name=name, **self.block_options)
         return conv(x).astype(jnp.float32)
+
+
+def compute_type(config: UNetConfig) -> Any:
+    """Returns the type that the network computes in, on the present backend."""
+    chosen = jax.default_backend() != "cpu" if config.bfloat16 is None else config.bfloat16
+    return jnp.bfloat16 if chosen else jnp.float32
+
+
+def describe(config: UNetConfig) -> str:
+    """Returns a sentence on what was chosen for the present backend."""
+    name = jnp.dtype(compute_type(config)).name
+    return (
+        f"The network computes in {name}, convolutions {layers.choose_form(config.convolutions)}."
+    )
 
 
 def init_params(config: UNetConfig, modalities: int, key: jax.Array) -> Any:

@@ -1,0 +1,85 @@
+"""What the augmentation costs, as a share of a training step: python -m benchmarks.augmentation.
+
+The supervised step of a config's network is timed with its augmentation and with none, in turns, so
+that both meet the same machine. Patches are noise; times do not depend on what they show.
+
+    python -m benchmarks.augmentation [--config=configs/baseline.py:brats] [--steps=30]
+        [--config.loader.patch='(64,64,64)'] [--config.augment.KEY=VALUE]
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from kdnet_jax import cli, optimizers, runs, settings, sharding, steps
+from kdnet_jax.data import augment
+from kdnet_jax.models import unet
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/baseline.py:brats", "What is trained")
+_STEPS = flags.DEFINE_integer("steps", 30, "Steps of each kind that are timed", lower_bound=2)
+
+
+def main(argv: list[str]) -> None:
+    """Prints the medians and the share."""
+    cli.refuse_arguments(argv)
+    config = _CONFIG.value
+    values = settings.read_settings(config)
+    timers = [
+        _timer(values, config.loader.batch, options)
+        for options in (augment.PRESETS["none"], values.augment)
+    ]
+    seconds: list[list[float]] = [[], []]
+    for _ in range(_STEPS.value):
+        for timer, own in zip(timers, seconds, strict=True):
+            own.append(timer())
+    # Means, not medians: what is drawn differs from step to step.
+    without, with_it = (statistics.mean(own) for own in seconds)
+    device = jax.devices()[0].device_kind
+    print(f"{device}, patch {values.patch}, batch {config.loader.batch}, {_STEPS.value} steps each")
+    print(f"step without augmentation {1e3 * without:.1f} ms, with {1e3 * with_it:.1f} ms")
+    print(f"augmentation / step without: {with_it / without - 1:.1%} (goal: at most 15 %)")
+
+
+def _timer(
+    values: settings.Settings, batch_size: int, options: augment.AugmentOptions
+) -> Callable[[], float]:
+    """Returns a function that makes one step and returns its seconds; compiles first."""
+    mesh = sharding.make_mesh()
+    optimizer = optimizers.make_optimizer(values.optimizer, 1000, 10)
+    params = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
+    step = steps.jit_supervised(
+        mesh,
+        network=runs.as_network(values),
+        optimizer=optimizer,
+        loss_options=values.loss,
+        augment_options=options,
+        patch=values.patch,
+    )
+    rng = np.random.default_rng(0)
+    size = (batch_size, *augment.source_patch(values.patch, options))
+    image = rng.normal(size=(*size, len(values.data_modalities))).astype(np.float32)
+    batch: Any = {"image": image, "label": rng.integers(0, 4, size, np.uint8)}
+    batch = sharding.to_global(batch, mesh)
+    root = jax.random.key(1)
+    state, metrics = step(state, batch, root)
+    jax.block_until_ready(metrics)
+
+    def timed() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, metrics = step(state, batch, root)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - start
+
+    return timed
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,125 @@
+"""The train step of a config, compiled for the run's own shapes before the first step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from kdnet_jax import flops, memory, optimizers, runs, settings, steps
+from kdnet_jax.data import augment, placement
+from kdnet_jax.models import unet
+
+Step = Callable[..., tuple[steps.TrainState, steps.Metrics]]
+
+
+def optimizer(
+    config: config_dict.ConfigDict, values: settings.Settings, cases: int
+) -> optax.GradientTransformation:
+    """Returns the optimizer of a run on `cases` training cases."""
+    per_epoch = cases // config.loader.batch
+    return optimizers.make_optimizer(values.optimizer, values.train.steps, per_epoch)
+
+
+def compile_step(
+    config: config_dict.ConfigDict,
+    values: settings.Settings,
+    mesh: Mesh,
+    cases: int,
+    teacher: settings.Settings | None,
+) -> tuple[Step, str]:
+    """Compiles the step, and checks that it fits into the memory of each device.
+
+    Args:
+        config: of the run.
+        values: its values.
+        mesh: the devices.
+        cases: training cases.
+        teacher: a student's teacher.
+
+    Returns:
+        (state [donated], [teacher's parameters,] batch, root key) to (state, metrics), and a
+        sentence on its memory.
+
+    Raises:
+        UserError: it needs more memory than is free.
+    """
+    step, arguments = _step(config, values, mesh, cases, teacher)
+    compiled = step.lower(*arguments).compile()
+    memory.return_freed()
+    found = placement.free_memory(mesh)
+    free = found.host if found.device is None else found.device
+    sentence = memory.check(memory.step_bytes(compiled), free, _device_name(mesh))
+    return compiled, f"{unet.describe(values.network)} {sentence}"
+
+
+def count_flops(
+    config: config_dict.ConfigDict,
+    values: settings.Settings,
+    mesh: Mesh,
+    teacher: settings.Settings | None,
+) -> int:
+    """Returns the floating-point operations of a step (`flops.count`), over all devices."""
+    network = dataclasses.replace(values.network, convolutions="native")
+    values = dataclasses.replace(values, network=network)
+    if teacher is not None:
+        network = dataclasses.replace(teacher.network, convolutions="native")
+        teacher = dataclasses.replace(teacher, network=network)
+    step, arguments = _step(config, values, mesh, 1, teacher)
+    return flops.count(step, *arguments)
+
+
+def _step(
+    config: config_dict.ConfigDict,
+    values: settings.Settings,
+    mesh: Mesh,
+    cases: int,
+    teacher: settings.Settings | None,
+) -> tuple[Any, tuple[Any, ...]]:
+    """Returns the jitted step, and the shapes that the run calls it with."""
+    options = {
+        "network": runs.as_network(values),
+        "optimizer": optimizer(config, values, cases),
+        "loss_options": values.loss,
+        "augment_options": values.augment,
+        "patch": values.patch,
+        "accumulate": values.train.accumulate,
+    }
+    crop = augment.source_patch(values.patch, values.augment)
+    batch = steps.batch_shapes(config.loader.batch, crop, len(values.data_modalities))
+    root = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda: steps.init_state(_new_params(values), options["optimizer"]))
+    if teacher is None:
+        return steps.jit_supervised(mesh, **options), (state, batch, root)
+    # The teacher sees its sequences at their positions in this run's stack.
+    seen = dataclasses.replace(teacher, data_modalities=values.data_modalities)
+    step = steps.jit_distillation(
+        mesh, teacher=runs.as_network(seen), options=values.distillation, **options
+    )
+    return step, (state, jax.eval_shape(lambda: _new_params(seen)), batch, root)
+
+
+def bind_teacher(step: Step, teacher_params: Any) -> Step:
+    """Returns a student's step as a function of (state, batch, root), as a baseline's is."""
+
+    def bound(state: steps.TrainState, batch: steps.Batch, root: jax.Array) -> Any:
+        return step(state, teacher_params, batch, root)
+
+    return bound
+
+
+def _new_params(values: settings.Settings) -> Any:
+    return unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+
+
+def out_of_memory(error: jax.errors.JaxRuntimeError, mesh: Mesh) -> Exception:
+    """Returns what to raise for an error of the running step: plain words for a full device."""
+    return memory.exhausted(_device_name(mesh)) if memory.is_exhausted(error) else error
+
+
+def _device_name(mesh: Mesh) -> str:
+    device = mesh.local_devices[0]
+    return "the CPU" if device.platform == "cpu" else f"each {device.device_kind}"

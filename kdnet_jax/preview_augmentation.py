@@ -1,0 +1,88 @@
+"""Shows what a config's augmentation does to one case.
+
+    python -m kdnet_jax.preview_augmentation --config=configs/student.py:brats --output=FILE.png
+        [--case=ID] [--config.data.data_dir=DIR] [--config.augment.KEY=VALUE]
+
+A row for each part at strengths over its range, then patches as training draws them. Without
+`--config.data.data_dir` the case is a synthetic one. docs/augmentation.md explains the parts.
+"""
+
+import pathlib
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from kdnet_jax import cli
+from kdnet_jax.errors import UserError, nearest
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/student.py", "A role's file and a preset, such as configs/student.py:brats"
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The picture: a .png file", required=True)
+_CASE = flags.DEFINE_string("case", None, "Id of the case; by default the first of data.data_dir")
+
+
+def main(argv: list[str]) -> None:
+    """Draws the sheet that the flags ask for."""
+    cli.refuse_arguments(argv)
+    if pathlib.Path(_OUTPUT.value).suffix != ".png":
+        raise UserError(f"--output={_OUTPUT.value}: give the name of a .png file")
+    # Imported here: a mistake in the flags is told before the seconds that this takes.
+    import jax
+
+    from kdnet_jax import settings
+    from kdnet_jax.reporting import augmentation_sheet, figures
+
+    config = _CONFIG.value
+    values = settings.read_settings(config)
+    case = _case(config, values)
+    sequence = figures.shown_sequence(values.modalities)
+    scene = augmentation_sheet.make_scene(case, sequence, values.patch, values.augment)
+    rows = augmentation_sheet.make_rows(scene, values.augment, jax.random.key(config.seed))
+    size = " x ".join(map(str, values.patch))
+    preset = config.augment.preset
+    title = f"{case.case_id}, {sequence}: a patch of {size} voxels\naugment.preset={preset}"
+    figures.save_png(augmentation_sheet.draw(rows, title), _OUTPUT.value, dpi=100)
+    print(_OUTPUT.value)
+
+
+def _case(config: Any, values: Any) -> Any:
+    """Prepares the case that is shown, and only that."""
+    from data_builders.brats_phantom import phantom
+    from kdnet_jax.data import cases, prepare
+
+    if not config.data.data_dir:
+        made = phantom.generate(config.data.phantom.seed, 0, values.spacing)
+        return prepare.prepare_arrays(
+            made.images,
+            made.affine,
+            made.labels,
+            spacing=values.spacing,
+            case_id=made.case_id,
+            patient_id=made.case_id,
+        )
+    found = cases.find_cases(
+        config.data.data_dir,
+        config.data.release,
+        values.data_modalities,
+        label_convention=config.data.label_convention or None,
+    ).cases
+    by_id = {case.case_id: case for case in found}
+    if (wanted := _CASE.value or found[0].case_id) not in by_id:
+        raise UserError(
+            f"--case={wanted}: {config.data.data_dir} has no such case{nearest(wanted, by_id)}"
+        )
+    prepared, notes = prepare.prepare_case(
+        by_id[wanted],
+        spacing=values.spacing,
+        orientation=config.data.orientation,
+        allow_skull=config.data.allow_skull,
+    )
+    for note in notes:
+        print(f"note: {note}")
+    return prepared
+
+
+if __name__ == "__main__":
+    cli.run(main)
