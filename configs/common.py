@@ -66,6 +66,8 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
         "role": role,
         "preset": preset,
         "seed": 0,
+        # Profile so many steps and write profile/summary.html; 0 does not.
+        "profile": 0,
         "data": {
             # A folder of scans; empty: the synthetic cohort of `phantom`.
             "data_dir": "",

@@ -14,6 +14,7 @@ from kdnet_jax import (
     compilation,
     ensembles,
     evaluation,
+    profiling,
     provenance,
     run_data,
     runs,
@@ -201,10 +202,13 @@ def _train(
     optimizer = compilation.optimizer(config, values, len(training))
     params = unet.init_params(values.network, len(values.modalities), init_key)
     state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
-    step_fn, sentence = compilation.compile_step(
-        config, values, mesh, len(training), teacher.settings if teacher else None
-    )
+    taught_by = teacher.settings if teacher else None
+    step_fn, sentence = compilation.compile_step(config, values, mesh, len(training), taught_by)
     print(sentence)
+    profiler = None
+    if values.profile:
+        flops = compilation.count_flops(config, values, mesh, taught_by)
+        profiler = profiling.make_profiler(folder, values.profile, values.network, step_fn, flops)
     if teacher:
         teacher_params = jax.device_put(teacher.params, sharding.replicated(mesh))
         step_fn = compilation.bind_teacher(step_fn, teacher_params)
@@ -245,6 +249,7 @@ def _train(
                     log=log,
                     description=config.role,
                     teacher_path=os.fspath(teacher.folder) if teacher else "",
+                    profiler=profiler,
                 )
             except jax.errors.JaxRuntimeError as error:
                 raise compilation.out_of_memory(error, mesh) from error

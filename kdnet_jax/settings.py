@@ -37,6 +37,7 @@ class Settings:
         augment: what is drawn for each patch.
         train: budget and intervals.
         spacing: working voxel size in mm; `None` keeps the scan's own.
+        profile: steps to profile; 0 none.
     """
 
     data_modalities: tuple[str, ...]
@@ -50,6 +51,7 @@ class Settings:
     augment: augment.AugmentOptions
     train: train.TrainOptions
     spacing: float | None
+    profile: int = 0
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -93,6 +95,8 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
             "over the whole batch cannot be had from its parts. Set --config.train.accumulate=1 or "
             "--config.loss.over_batch=false."
         )
+    if config.get("profile", 0) < 0:
+        raise UserError(f"profile is {config.profile}: give the steps to profile, or 0 for none.")
     kd = config.get("distillation")
     return Settings(
         data_modalities=data_modalities,
@@ -106,6 +110,7 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
         augment=augment.choose(**config.augment),
         train=train.TrainOptions(**config.train),
         spacing=config.data.spacing or None,
+        profile=config.get("profile", 0),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 import jax
 from jax.sharding import Mesh
 
-from kdnet_jax import checkpoint, sharding, steps
+from kdnet_jax import checkpoint, profiling, sharding, steps
 from kdnet_jax.data import loader as loader_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import progress as progress_lib
@@ -79,6 +79,7 @@ def train(
     log: progress_lib.MetricsLog,
     description: str,
     teacher_path: str = "",
+    profiler: profiling.Profiler | None = None,
 ) -> checkpoint.Progress:
     """Trains until the last step, an early stop or a signal; resumes where the run stopped.
 
@@ -98,6 +99,7 @@ def train(
         log: the run's metrics.
         description: what the progress bar says.
         teacher_path: where a student's teacher lies, for the record.
+        profiler: is told of each step.
 
     Returns:
         The progress at the end.
@@ -145,6 +147,8 @@ def train(
                 # No transfer; without it, a fast loop would queue steps and batches without end.
                 jax.block_until_ready(pending[-1 - STEPS_AHEAD][1])
             bar.update()
+            if profiler and (told := profiler.after_step(metrics, bar.waited)):
+                bar.write(told)
 
             # -- Log, validate, save ---------------------------------------------------------
             validating = _is_due(step, options)
@@ -171,6 +175,8 @@ def train(
                 checkpoints.wait()
                 raise Stopped(step, stop.requested)
     checkpoints.wait()
+    if profiler and (told := profiler.close()):
+        print(told)
     return progress
 
 

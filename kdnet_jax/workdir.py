@@ -24,6 +24,7 @@ OPERATIONAL = (
     "model.planes",
     "model.remat",
     "train.accumulate",
+    "profile",
     "train.log_every",
     "train.save_minutes",
 )

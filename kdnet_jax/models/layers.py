@@ -262,8 +262,10 @@ class Conv(nn.Module):
         init = nn.initializers.variance_scaling(2.0 / (1 + 0.01**2), "fan_in", "normal")
         kernel = self.param("kernel", init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        values = (value.astype(self.dtype) for value in (x, kernel, bias))
-        return checkpoint_name(convolve(*values, self.form), CONVOLUTION)
+        x, kernel = (value.astype(self.dtype) for value in (x, kernel))
+        # The bias is added in float32: its gradient, a sum over all voxels, is lost in bfloat16.
+        y = convolve(x, kernel, bias, self.form).astype(self.dtype)
+        return checkpoint_name(y, CONVOLUTION)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -126,6 +126,11 @@ class Progress:
         share = (waited_since - waited) / seconds if seconds > 0 else math.nan
         return {"time_steps_per_second": rate, "time_waiting_share": share}
 
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for data in all."""
+        return self._waited
+
     def write(self, text: str) -> None:
         """Prints a line without breaking the bar."""
         if self._bar is not None:

@@ -1,0 +1,98 @@
+"""A profile adds up, names the parts of the step, and leaves the training as it was."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import pytest
+from ml_collections import config_dict
+
+from configs import common
+from kdnet_jax import checkpoint, experiment, settings, trace
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import unet
+
+
+@pytest.fixture
+def config(tiny_cohort: pathlib.Path, built: pathlib.Path) -> config_dict.ConfigDict:
+    config = common.base_config("baseline", "smoke")
+    config.data.data_dir, config.data.root = str(tiny_cohort), str(built)
+    config.train.steps, config.train.validate_every = 12, 12
+    return config
+
+
+def run(config: config_dict.ConfigDict, folder: pathlib.Path, profile: int) -> str:
+    config.profile = profile
+    experiment.run(config, folder)
+    return checkpoint.content_hash(_params(folder))
+
+
+def _params(folder: pathlib.Path) -> Any:
+    values = settings.read_settings(settings.read_config(folder))
+    like = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    return checkpoint.load_params(folder, like, "latest")[0]
+
+
+def test_a_profiled_run_is_the_same_run_with_a_page_that_adds_up(
+    config: config_dict.ConfigDict, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = run(config, tmp_path / "plain", 0)
+    assert not (tmp_path / "plain" / "profile").exists()
+    profiled = run(config, tmp_path / "profiled", 4)
+    assert profiled == plain
+    folder = tmp_path / "profiled" / "profile"
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    assert summary["steps"] == 4
+    groups = summary["operation_seconds"]
+    total = sum(groups["phase"].values())
+    for group in groups.values():
+        assert sum(group.values()) == pytest.approx(total, rel=1e-6)
+    # Two threads at most work on it, and there is work in each part of a step.
+    assert 0 < total < 4 * summary["step_seconds"]
+    assert {"network, forward", "network, backward", "update"} <= set(groups["phase"])
+    assert "convolution" in groups["kind"]
+    assert summary["flops_per_second"] == pytest.approx(summary["flops"] / summary["step_seconds"])
+    assert 0 < summary["share_of_peak"] < 1
+    assert 0 <= summary["device_idle_share"] <= 1
+    assert "Where the time of a training step goes" in (folder / "summary.html").read_text("utf-8")
+    assert "A step takes" in capsys.readouterr().err
+
+
+def test_a_training_too_short_says_so_and_leaves_nothing(
+    config: config_dict.ConfigDict, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config, tmp_path, 50)
+    assert "5 + 50 steps were asked for, and this training had 12" in capsys.readouterr().out
+    assert not (tmp_path / "profile").exists()
+
+
+def test_a_negative_count_is_refused(config: config_dict.ConfigDict) -> None:
+    config.profile = -1
+    with pytest.raises(UserError, match="profile is -1"):
+        settings.read_settings(config)
+
+
+@pytest.mark.parametrize(
+    ("scope", "phase", "kind", "level"),
+    [
+        ("jit(s)/teacher/UNet/UNet._blocks/encoder_1_0/Conv_0/ffi_call",
+         "teacher, forward", "convolution", "encoder 1"),
+        ("jit(s)/jvp(UNet)/UNet._blocks/decoder_0_1/InstanceNorm_0/sub",
+         "network, forward", "normalisation", "decoder 0"),
+        ("jit(s)/transpose(jvp(UNet))/UNet._up/add", "network, backward", "upsampling", "up"),
+        ("jit(s)/jvp()/reduce_sum", "loss, forward", "other", ""),
+        ("jit(s)/transpose(jvp())/mul", "loss, backward", "other", ""),
+        ("jit(s)/augment/vmap(f)/select_n", "augmentation", "other", ""),
+        ("jit(s)/update/mul", "update", "other", ""),
+    ],
+)  # fmt: skip
+def test_scopes_are_sorted(scope: str, phase: str, kind: str, level: str) -> None:
+    assert (trace.phase(scope), trace.kind(scope), trace.level(scope)) == (phase, kind, level)
+
+
+def test_busy_time_is_the_union() -> None:
+    # 0-2, 1-3 and 5-6 seconds; one within another counts once.
+    starts = [(1.0, 2.0), (0.0, 2.0), (5.0, 1.0), (5.2, 0.1)]
+    operations = [trace.Operation("f", "", start, seconds) for start, seconds in starts]
+    assert trace.busy_seconds(operations) == pytest.approx(4)
