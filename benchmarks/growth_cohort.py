@@ -1,0 +1,49 @@
+"""Training from cohorts of any size, for `benchmarks.growth`."""
+
+import pathlib
+import time
+
+import jax
+
+from benchmarks.measuring import Job, forget_peak, memory_gib
+from kdnet_jax import optimizers, sharding, steps
+from kdnet_jax.data import augment, building, loader
+from kdnet_jax.models import unet
+
+_PATCH = (32, 32, 32)
+_STEPS, _WARM_UP = 20, 5
+_SPACING_MM = 4.0
+
+
+def training(root: str, cases: int) -> Job:
+    """Seconds of each step, its batch included, with all of `cases` synthetic cases resident."""
+    built = building.build_phantom(
+        pathlib.Path(root), cases=cases, seed=0, spacing=_SPACING_MM, progress=False
+    )
+    mesh = sharding.make_mesh()
+    forget_peak()
+    before = memory_gib("VmRSS")
+    config = unet.UNetConfig(widths=(8, 16, 32))
+    optimizer = optimizers.make_optimizer(optimizers.OptimizerOptions(), 1000, 100)
+    step = steps.jit_supervised(
+        mesh,
+        network=steps.Network(unet.UNet(config).apply, config.head, (0, 1, 2, 3)),
+        optimizer=optimizer,
+        loss_options=steps.LossOptions(),
+        augment_options=augment.choose("none"),
+    )
+    params = unet.init_params(config, 4, jax.random.key(0))
+    whole = sharding.replicated(mesh)
+    state = jax.device_put(steps.init_state(params, optimizer), whole)
+    root_key = jax.device_put(jax.random.key(1), whole)
+    seconds = []
+    made = loader.make_loader(
+        built, range(len(built)), mesh=mesh, patch=_PATCH, batch=2, seed=0, on_device=True
+    )
+    with made as batches:
+        for _ in range(_WARM_UP + _STEPS):
+            start = time.perf_counter()
+            state, metrics = step(state, next(batches), root_key)
+            jax.block_until_ready((state, metrics))
+            seconds.append(time.perf_counter() - start)
+    return Job(about={"seconds": seconds[_WARM_UP:], "peak_gib": memory_gib("VmHWM") - before})

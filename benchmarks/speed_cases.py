@@ -1,0 +1,262 @@
+"""The rows of `benchmarks.speed`: what is measured against what, and what was asked for."""
+
+import dataclasses
+import functools
+import pathlib
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from benchmarks import measuring, records
+
+LAYOUTS = ("contiguous", "channels_last")
+NARROW, WIDE = (8, 16, 32, 64, 128), (16, 32, 64, 128, 256)
+Widths = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How large everything is.
+
+    Attributes:
+        narrow: the network whose rows end in "_narrow", and the one that predicts.
+        wide: the network whose rows end in "_wide": KD-Net's.
+        edge: of the patches of a step, voxels.
+        batch: patches of a step.
+        scan: "d h w" of the predicted scan, voxels.
+        window: edges of the sliding window, voxels.
+        overlap: share of a window that its neighbour covers too.
+        preset: of the student whose step is compiled.
+        repetitions: of every timed row.
+        compilations: without a cache.
+        cores: of each side.
+    """
+
+    narrow: Widths = NARROW
+    wide: Widths = WIDE
+    edge: int = 64
+    batch: int = 2
+    scan: tuple[int, int, int] = (155, 240, 240)
+    window: tuple[int, int, int] = (128, 128, 128)
+    overlap: float = 0.5
+    preset: str = "brats"
+    repetitions: int = 5
+    compilations: int = 3
+    cores: int = 2
+
+
+QUICK = {
+    "narrow": (4, 8),
+    "wide": (4, 8, 16),
+    "edge": 16,
+    "scan": (20, 40, 24),
+    "window": (16, 16, 16),
+    "preset": "smoke",
+    "repetitions": 2,
+    "compilations": 1,
+}
+
+
+def _step_options(sizes: Sizes, widths: Widths) -> dict[str, Any]:
+    return {"widths": widths, "edge": sizes.edge, "batch": sizes.batch}
+
+
+def _others(workers: Mapping[str, measuring.Worker]) -> list[float]:
+    return [share for worker in workers.values() for share in worker.others]
+
+
+def training_step(name: str, sizes: Sizes, widths: Widths) -> records.Row:
+    """Our step against PyTorch's, the faster of its two layouts."""
+    options = _step_options(sizes, widths)
+    peers = {
+        layout: ("speed_peer:training_step", {"layout": layout, "threads": sizes.cores} | options)
+        for layout in LAYOUTS
+    }
+    places = {"ours": ("speed_ours:training_step", options), **peers}
+    with measuring.workers(places, sizes.cores) as workers:
+        seconds = measuring.take_turns(workers, sizes.repetitions, name)
+        others, about = _others(workers), workers["ours"].about
+    ours = seconds.pop("ours")
+    layout = measuring.fastest(seconds)
+    medians = {f"peer_{key}_seconds": statistics.median(all_) for key, all_ in seconds.items()}
+    return records.make_row(
+        name,
+        "s",
+        0.8,
+        ours,
+        seconds[layout],
+        peer_name=f"PyTorch, {layout}",
+        others=others,
+        notes={**options, **medians, **about},
+    )
+
+
+def distillation_step(name: str, sizes: Sizes, widths: Widths) -> records.Row:
+    """The student's step with a teacher of equal widths against the student's alone."""
+    options = _step_options(sizes, widths)
+    places = {
+        "ours": ("speed_ours:distillation_step", options),
+        "plain": ("speed_ours:student_plain_step", options),
+    }
+    with measuring.workers(places, sizes.cores) as workers:
+        seconds = measuring.take_turns(workers, sizes.repetitions, name)
+        others = _others(workers)
+    return records.make_row(
+        name,
+        "s",
+        1.35,
+        seconds["ours"],
+        seconds["plain"],
+        peer_name="our plain step",
+        others=others,
+        notes=options,
+    )
+
+
+def prediction(name: str, sizes: Sizes) -> records.Row:
+    """Our sliding window against MONAI's, with the same parameters on the same scan."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(pathlib.Path(folder) / "params.pickle")
+        measuring.once("speed_ours:save_params", sizes.cores, path=path, widths=sizes.narrow)
+        shared = {
+            "path": path,
+            "widths": sizes.narrow,
+            "patch": sizes.window,
+            "overlap": sizes.overlap,
+        }
+        threads = {"threads": sizes.cores}
+        chosen = measuring.once("speed_peer:choose_prediction", sizes.cores, **shared, **threads)
+        given = shared | {"shape": sizes.scan}
+        form = {key: chosen[key] for key in ("layout", "batch")}
+        places = {
+            "ours": ("speed_ours:prediction", given),
+            "monai": ("speed_peer:prediction", given | threads | form),
+        }
+        with measuring.workers(places, sizes.cores) as workers:
+            seconds = measuring.take_turns(workers, sizes.repetitions, name)
+            others, about = _others(workers), workers["ours"].about
+            ours, (peer, windows) = workers["ours"].result(), workers["monai"].result()
+    del shared["path"]
+    return records.make_row(
+        name,
+        "s",
+        0.8,
+        seconds["ours"],
+        seconds["monai"],
+        peer_name=f"MONAI, {chosen['layout']}, {chosen['batch']} windows at once",
+        others=others,
+        notes={
+            "scan": sizes.scan,
+            **shared,
+            "peer_tried_seconds": chosen["tried_seconds"],
+            "windows_ours": about["windows"],
+            "windows_peer": windows,
+            "window_starts_ours": about["starts"],
+            **agreement(ours, peer),
+        },
+    )
+
+
+def agreement(
+    ours: Float[np.ndarray, "d h w k"], peer: Float[np.ndarray, "d h w k"]
+) -> dict[str, float]:
+    """Returns how alike two predictions are.
+
+    The middle windows may lie some voxels apart (ours are spread evenly, MONAI's last one is moved
+    back to fit), which alone makes probabilities differ.
+    """
+    a, b = ours.argmax(-1), peer.argmax(-1)
+    found = sorted(set(np.unique(a)) | set(np.unique(b)))
+    dice = [2 * ((a == k) & (b == k)).sum() / ((a == k).sum() + (b == k).sum()) for k in found]
+    difference = np.abs(ours - peer)
+    return {
+        "same_class_share": float((a == b).mean()),
+        "least_dice_of_a_class": float(min(dice)),
+        "mean_difference": float(difference.mean()),
+        "largest_difference": float(difference.max()),
+    }
+
+
+def training_memory(name: str, sizes: Sizes, widths: Widths) -> records.Row:
+    """Peak memory of a process that trains, against PyTorch's thriftier layout."""
+    options = _step_options(sizes, widths) | {"repetitions": 3}
+    ours = measuring.once("speed_ours:training_memory", sizes.cores, **options)
+    peer = {
+        layout: measuring.once(
+            "speed_peer:training_memory",
+            sizes.cores,
+            **options,
+            layout=layout,
+            threads=sizes.cores,
+        )["peak_gib"]
+        for layout in LAYOUTS
+    }
+    layout = min(peer, key=peer.__getitem__)
+    return records.make_row(
+        name,
+        "GiB",
+        1.0,
+        [ours["peak_gib"]],
+        [peer[layout]],
+        peer_name=f"PyTorch, {layout}",
+        notes=options
+        | {f"peer_{key}_gib": value for key, value in peer.items()}
+        | {f"ours_{key}": ours[key] for key in ("build_gib", "steps_gib", "compiled_gib")},
+    )
+
+
+def compilation(name: str, sizes: Sizes, cached: bool) -> records.Row:
+    """Seconds until the student's step is ready in a fresh process."""
+
+    def compile_in(folder: str) -> dict[str, Any]:
+        place = "speed_ours:compile_student"
+        return measuring.once(place, sizes.cores, cache=folder, preset=sizes.preset)
+
+    if cached:
+        with tempfile.TemporaryDirectory() as folder:
+            compile_in(folder)
+            found = [compile_in(folder) for _ in range(sizes.repetitions)]
+    else:
+        found = []
+        for _ in range(sizes.compilations):
+            with tempfile.TemporaryDirectory() as folder:
+                found.append(compile_in(folder))
+    return records.make_row(
+        name,
+        "s",
+        5.0 if cached else 45.0,
+        [each["seconds"] for each in found],
+        goal_of="ours",
+        notes={
+            "config": f"configs/student.py:{sizes.preset}",
+        },
+    )
+
+
+def cases(sizes: Sizes) -> dict[str, Callable[[], records.Row]]:
+    """Returns every row by its name."""
+    made: dict[str, Callable[[], records.Row]] = {}
+
+    def add(name: str, measure: Callable[..., records.Row], *values: Any) -> None:
+        made[name] = functools.partial(measure, name, sizes, *values)
+
+    for suffix, widths in (("narrow", sizes.narrow), ("wide", sizes.wide)):
+        add(f"training_step_{suffix}", training_step, widths)
+    for suffix, widths in (("narrow", sizes.narrow), ("wide", sizes.wide)):
+        add(f"distillation_step_{suffix}", distillation_step, widths)
+    add("prediction", prediction)
+    for suffix, widths in (("narrow", sizes.narrow), ("wide", sizes.wide)):
+        add(f"training_memory_{suffix}", training_memory, widths)
+    add("compilation_cold", compilation, False)
+    add("compilation_cached", compilation, True)
+    return made
+
+
+def needed_modules(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the peers' packages that rows of these names import."""
+    torch = ("torch",) if any(name.startswith(("training", "prediction")) for name in names) else ()
+    return (*torch, "monai") if "prediction" in names else torch

@@ -1,0 +1,171 @@
+"""Our side of `benchmarks.speed`: what its workers run. Each function returns a `measuring.Job`."""
+
+import functools
+import math
+import os
+import pathlib
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import made_data
+from benchmarks.measuring import Job, forget_peak, memory_gib
+from configs import common
+from kdnet_jax import cli, compilation, inference, memory, optimizers, settings, sharding, steps
+from kdnet_jax.data import augment
+from kdnet_jax.losses import distillation
+from kdnet_jax.models import layers, unet
+
+_STUDENT_CHANNELS = (1,)
+_ALL_CHANNELS = tuple(range(made_data.CHANNELS))
+
+
+def _network(widths: Sequence[int], channels: tuple[int, ...]) -> steps.Network:
+    config = unet.UNetConfig(widths=tuple(widths))
+    return steps.Network(unet.UNet(config).apply, config.head, channels)
+
+
+def _params(widths: Sequence[int], channels: int, seed: int = 0) -> Any:
+    config = unet.UNetConfig(widths=tuple(widths))
+    return unet.init_params(config, channels, jax.random.key(seed))
+
+
+def _optimizer() -> Any:
+    return optimizers.make_optimizer(optimizers.OptimizerOptions(), 1000, 100)
+
+
+def _step_options(widths: Sequence[int], channels: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "network": _network(widths, channels),
+        "optimizer": _optimizer(),
+        "loss_options": steps.LossOptions(),
+        "augment_options": augment.choose("none"),
+    }
+
+
+def _on_mesh(batch: int, edge: int) -> steps.Batch:
+    image, label = made_data.batch(batch, edge)
+    return sharding.to_global({"image": image, "label": label}, sharding.make_mesh())
+
+
+def _stepper(
+    step: Callable[..., Any], widths: Sequence[int], channels: int, *inputs: Any
+) -> tuple[Callable[[], None], dict[str, float]]:
+    """Compiles a step and returns a function that advances its own state, and what it takes."""
+    whole = sharding.replicated(sharding.make_mesh())
+    params = _params(widths, channels)
+    state = jax.device_put(steps.init_state(params, _optimizer()), whole)
+    root = jax.device_put(jax.random.key(1), whole)
+    start = time.perf_counter()
+    compiled = step.lower(state, *inputs, root).compile()
+    memory.return_freed()  # as training does
+    about = {
+        "compile_seconds": time.perf_counter() - start,
+        "compiled_gib": memory.step_bytes(compiled) / 2**30,
+    }
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = compiled(state, *inputs, root)
+        jax.block_until_ready((state, metrics))
+
+    return run, about
+
+
+def _training(widths: Sequence[int], edge: int, batch: int, channels: tuple[int, ...]) -> Any:
+    step = steps.jit_supervised(sharding.make_mesh(), **_step_options(widths, channels))
+    return _stepper(step, widths, len(channels), _on_mesh(batch, edge))
+
+
+def training_step(widths: Sequence[int], edge: int, batch: int) -> Job:
+    """The plain step of a network that sees every channel."""
+    return Job(*_training(widths, edge, batch, _ALL_CHANNELS))
+
+
+def student_plain_step(widths: Sequence[int], edge: int, batch: int) -> Job:
+    """The plain step of a network that sees one channel."""
+    return Job(*_training(widths, edge, batch, _STUDENT_CHANNELS))
+
+
+def distillation_step(widths: Sequence[int], edge: int, batch: int) -> Job:
+    """The step of that network with a teacher of equal widths on every channel."""
+    mesh = sharding.make_mesh()
+    step = steps.jit_distillation(
+        mesh,
+        teacher=_network(widths, _ALL_CHANNELS),
+        options=distillation.DistillationOptions(),
+        **_step_options(widths, _STUDENT_CHANNELS),
+    )
+    teacher = jax.device_put(_params(widths, len(_ALL_CHANNELS), 5), sharding.replicated(mesh))
+    return Job(*_stepper(step, widths, 1, teacher, _on_mesh(batch, edge)))
+
+
+def training_memory(widths: Sequence[int], edge: int, batch: int, repetitions: int) -> Job:
+    """The most memory of a process that compiles the step and takes `repetitions` of it.
+
+    Counted from when the libraries, the kernels and the backend are loaded.
+    """
+    jax.devices()
+    layers.choose_form("auto")
+    forget_peak()
+    start = memory_gib("VmRSS")
+    run, about = _training(widths, edge, batch, _ALL_CHANNELS)
+    built = memory_gib("VmHWM") - start
+    forget_peak()
+    seconds = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    steps_alone = memory_gib("VmHWM") - start
+    found = {"peak_gib": max(built, steps_alone), "build_gib": built, "steps_gib": steps_alone}
+    return Job(about=found | about | {"seconds": seconds})
+
+
+def compile_student(cache: str, preset: str) -> Job:
+    """Seconds until the step of `configs/student.py:<preset>` is ready, with a cache folder."""
+    jax.config.update("jax_compilation_cache_dir", cache)
+    # Else the commands' own folder would be taken.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    cli.enable_compilation_cache()
+    config = common.base_config("student", preset)
+    values = settings.read_settings(config)
+    teacher = settings.read_settings(settings.teacher_config(config))
+    start = time.perf_counter()
+    compilation.compile_step(config, values, sharding.make_mesh(), 100, teacher)
+    return Job(about={"seconds": time.perf_counter() - start})
+
+
+def save_params(path: str, widths: Sequence[int]) -> Job:
+    """Writes parameters for `prediction` on both sides."""
+    params = jax.tree.map(np.asarray, _params(widths, len(_ALL_CHANNELS)))
+    pathlib.Path(path).write_bytes(pickle.dumps(params))
+    return Job()
+
+
+def prediction(
+    path: str, widths: Sequence[int], shape: Sequence[int], patch: Sequence[int], overlap: float
+) -> Job:
+    """Sliding-window probabilities of a whole scan by the parameters at `path`."""
+    params = jax.device_put(pickle.loads(pathlib.Path(path).read_bytes()))
+    network = _network(widths, _ALL_CHANNELS)
+    predict = inference.make_predict(network.apply, network.head, mirror=False)
+    image = made_data.scan(shape)
+    probs = None
+
+    def run() -> None:
+        nonlocal probs
+        probs = inference.sliding_window(
+            functools.partial(predict, params), image, tuple(patch), overlap
+        )
+
+    starts = [
+        inference.window_starts(size, edge, overlap)
+        for size, edge in zip(shape, patch, strict=True)
+    ]
+    about = {"windows": math.prod(map(len, starts)), "starts": starts}
+    return Job(run, about, lambda: np.asarray(probs))
