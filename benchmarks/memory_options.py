@@ -5,7 +5,7 @@
 Prints, for the training step of a U-Net on 4 channels without augmentation, plain and with each
 setting: what XLA plans for the step (`memory.step_bytes`), what the gradient keeps of the forward
 pass (by JAX's shapes, convolutions native, as on a GPU), and what a process of its own that takes
-three steps holds at most beyond what it held after its imports. Takes about 3 minutes on 2 cores.
+three steps holds at most beyond what it held after its imports. Takes about 2 minutes on 2 cores.
 """
 
 import dataclasses

@@ -6,13 +6,31 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags, logging
+from ml_collections import config_flags
 
 from kdnet_jax import errors
 
 _CONFIG_KEY = re.compile(r"--?(config[\w.]*)")
+
+
+def define_config(default: str, help_text: str) -> flags.FlagHolder:
+    """Defines --config and the --config.key of the file that it, or `default`, names.
+
+    ml_collections reads the keys of the default file already here, so that a mistake in one of them
+    is one message too.
+    """
+    try:
+        return config_flags.DEFINE_config_file("config", default, help_text)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _refuse(_config_mistake(sys.argv, error))
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(errors.EXIT_USER_ERROR)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -36,8 +54,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             f"({str(error).strip().splitlines()[-1].strip()}). Give one such as "
             "--config=configs/student.py"
         )
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(errors.EXIT_USER_ERROR)
+    _refuse(message)
 
 
 def _config_mistake(argv: list[str], error: Exception) -> str:

@@ -51,8 +51,11 @@ def compile_step(
     compiled = step.lower(*arguments).compile()
     memory.return_freed()
     found = placement.free_memory(mesh)
-    free = found.host if found.device is None else found.device
-    sentence = memory.check(memory.step_bytes(compiled), free, _device_name(mesh))
+    # Devices of the CPU backend share the host's memory.
+    copies, free = (
+        (len(mesh.local_devices), found.host) if found.device is None else (1, found.device)
+    )
+    sentence = memory.check(copies * memory.step_bytes(compiled), free, _device_name(mesh))
     return compiled, f"{unet.describe(values.network)} {sentence}"
 
 

@@ -200,11 +200,11 @@ def _train(
     init_key, root = jax.random.split(jax.random.key(config.seed))
     training = data.indices("train")
     optimizer = compilation.optimizer(config, values, len(training))
-    params = unet.init_params(values.network, len(values.modalities), init_key)
-    state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
     taught_by = teacher.settings if teacher else None
     step_fn, sentence = compilation.compile_step(config, values, mesh, len(training), taught_by)
     print(sentence)
+    params = unet.init_params(values.network, len(values.modalities), init_key)
+    state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
     profiler = None
     if values.profile:
         flops = compilation.count_flops(config, values, mesh, taught_by)

@@ -4,12 +4,11 @@ import pathlib
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from kdnet_jax import cli, errors
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/student.py", "A role's file and a preset, such as configs/student.py:phantom"
+_CONFIG = cli.define_config(
+    "configs/student.py", "A role's file and a preset, such as configs/student.py:phantom"
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; by default runs/<role>-<preset>. Resumes what is there."

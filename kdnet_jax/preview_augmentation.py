@@ -11,13 +11,12 @@ import pathlib
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from kdnet_jax import cli
 from kdnet_jax.errors import UserError, nearest
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/student.py", "A role's file and a preset, such as configs/student.py:brats"
+_CONFIG = cli.define_config(
+    "configs/student.py", "A role's file and a preset, such as configs/student.py:brats"
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The picture: a .png file", required=True)
 _CASE = flags.DEFINE_string("case", None, "Id of the case; by default the first of data.data_dir")

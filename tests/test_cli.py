@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 STUDENT = "--config=configs/student.py:smoke"
 MISTAKES = {
     "unknown key": ([STUDENT, "--config.train.step=3"], ["--config.train.step", "steps"]),
+    "unknown key of the default config": (["--config.tain=3"], ["--config.tain", "no key 'tain'"]),
     "unknown preset": (["--config=configs/student.py:smok"], ["smok", "did you mean 'smoke'"]),
     "wrong type": ([STUDENT, "--config.train.steps=many"], ["config.train.steps", "many"]),
     "extra word": ([STUDENT, "extra"], ["'extra' belongs to no flag"]),

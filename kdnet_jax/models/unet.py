@@ -35,8 +35,8 @@ class UNetConfig:
         bfloat16: compute the network in bfloat16; parameters, statistics of norms and logits stay
             float32. `None`: on GPU and TPU, not on CPU, where it is slower.
         remat: keep only the convolutions' results for the gradient, and compute all else from them
-            again (normalisation, pooling, upsampling): 0.4 of the memory, hardly more time. Without
-            effect on CPU, where XLA merges what is computed twice.
+            again (normalisation, pooling, upsampling): 0.4 to 0.5 of the memory, little more time.
+            Without effect on CPU, where XLA merges what is computed twice.
         convolutions: how they are computed, see `layers.convolve`; "auto" chooses by backend.
     """
 
