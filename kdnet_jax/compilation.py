@@ -1,7 +1,8 @@
 """The train step of a config, compiled for the run's own shapes before the first step."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -55,7 +56,7 @@ def compile_step(
     copies, free = (
         (len(mesh.local_devices), found.host) if found.device is None else (1, found.device)
     )
-    sentence = memory.check(copies * memory.step_bytes(compiled), free, _device_name(mesh))
+    sentence = memory.check(copies * memory.step_bytes(compiled), free, _device_name())
     return compiled, f"{unet.describe(values.network)} {sentence}"
 
 
@@ -118,11 +119,17 @@ def _new_params(values: settings.Settings) -> Any:
     return unet.init_params(values.network, len(values.modalities), jax.random.key(0))
 
 
-def out_of_memory(error: jax.errors.JaxRuntimeError, mesh: Mesh) -> Exception:
-    """Returns what to raise for an error of the running step: plain words for a full device."""
-    return memory.exhausted(_device_name(mesh)) if memory.is_exhausted(error) else error
+@contextlib.contextmanager
+def told_if_full() -> Iterator[None]:
+    """Says in plain words that a device is full, whatever found it so: compiler, data or step."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if memory.is_exhausted(error):
+            raise memory.exhausted(_device_name()) from error
+        raise
 
 
-def _device_name(mesh: Mesh) -> str:
-    device = mesh.local_devices[0]
+def _device_name() -> str:
+    device = jax.local_devices()[0]
     return "the CPU" if device.platform == "cpu" else f"each {device.device_kind}"

@@ -39,7 +39,8 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         train.Stopped: after SIGINT or SIGTERM, when everything is saved.
     """
     try:
-        _run(config, workdir)
+        with compilation.told_if_full():
+            _run(config, workdir)
     except OSError as error:
         raise checkpoint.disk_error(error, workdir) from error
 
@@ -235,24 +236,21 @@ def _train(
             sample = training[:: math.ceil(len(training) / familiarity.SAMPLE)]
             familiarity.write(folder, familiarity.measure(data.cases[i] for i in sample))
         with progress.MetricsLog(folder, resume_step=resumed or 0) as log:
-            try:
-                return train.train(
-                    step_fn,
-                    state,
-                    batches,
-                    root=root,
-                    mesh=mesh,
-                    validate=validate,
-                    checkpoints=checkpoints,
-                    options=values.train,
-                    identity=identity,
-                    log=log,
-                    description=config.role,
-                    teacher_path=os.fspath(teacher.folder) if teacher else "",
-                    profiler=profiler,
-                )
-            except jax.errors.JaxRuntimeError as error:
-                raise compilation.out_of_memory(error, mesh) from error
+            return train.train(
+                step_fn,
+                state,
+                batches,
+                root=root,
+                mesh=mesh,
+                validate=validate,
+                checkpoints=checkpoints,
+                options=values.train,
+                identity=identity,
+                log=log,
+                description=config.role,
+                teacher_path=os.fspath(teacher.folder) if teacher else "",
+                profiler=profiler,
+            )
 
 
 def _facts(config: config_dict.ConfigDict, data: run_data.Data) -> list[tuple[str, str]]:

@@ -9,8 +9,8 @@ from kdnet_jax.errors import UserError
 _REMEDY = (
     "Lower --config.loader.batch, --config.loader.patch or --config.model.widths; or work through "
     "the batch in parts (--config.train.accumulate=2 keeps the activations of half of it); or keep "
-    "less for the gradient (on GPU and TPU: --config.model.remat=true, about half of it); or compute "
-    "in half the bytes (there too: --config.model.bfloat16=true)."
+    "less for the gradient (on GPU and TPU: --config.model.remat=true, about half of it); or "
+    "compute in half the bytes (there too: --config.model.bfloat16=true)."
 )
 
 
@@ -59,10 +59,10 @@ def is_exhausted(error: BaseException) -> bool:
 
 
 def exhausted(device: str) -> UserError:
-    """Returns the error for a device that ran out of memory though the step should have fitted."""
+    """Returns the error for a device that ran out of memory, whatever the check has said."""
     return UserError(
-        f"the memory of {device} is used up, though the step alone should fit: another program may "
-        f"use it. What was saved is kept. {_REMEDY}"
+        f"the memory of {device} is used up, by this run or by another program beside it. What was "
+        f"saved is kept. {_REMEDY}"
     )
 
 

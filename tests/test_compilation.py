@@ -89,15 +89,34 @@ def test_a_run_whose_step_cannot_fit_is_refused_before_any_step(
         assert not (tmp_path / folder / "metrics.jsonl").exists()
 
 
-def test_an_error_of_a_full_device_is_told_in_plain_words() -> None:
-    mesh = sharding.make_mesh()
-    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
-    told = compilation.out_of_memory(full, mesh)
-    assert isinstance(told, UserError)
-    assert "the memory of the CPU is used up" in str(told)
-    assert "--config.train.accumulate=2" in str(told)
-    other = jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes differ.")
-    assert compilation.out_of_memory(other, mesh) is other
+def _too_much(*unused: object, **unused_too: object) -> Any:
+    """Asks XLA for a petabyte."""
+    return jax.block_until_ready(jnp.zeros(10**15, jnp.int8))
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["kdnet_jax.compilation.compile_step", "kdnet_jax.run_data.open_batches"],
+    ids=["compiler", "data"],
+)
+def test_a_full_device_is_told_in_plain_words_wherever_it_shows(
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    config = common.base_config("baseline", "smoke")
+    config.data.data_dir, config.data.root = str(tiny_cohort), str(built)
+    monkeypatch.setattr(place, _too_much)
+    with pytest.raises(UserError, match="the memory of the CPU is used up") as error:
+        experiment.run(config, tmp_path / "run")
+    assert "--config.train.accumulate=2" in str(error.value)
+
+
+def test_another_error_of_the_device_is_not_taken_for_that() -> None:
+    with pytest.raises(jax.errors.JaxRuntimeError, match="shapes"), compilation.told_if_full():
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes differ.")
 
 
 # --- What its operations are ---------------------------------------------------------------------

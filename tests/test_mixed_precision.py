@@ -16,7 +16,7 @@ from kdnet_jax import optimizers, settings, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import unet
+from kdnet_jax.models import layers, unet
 from tests.helpers import jaxprs
 
 FLOAT32 = unet.UNetConfig(
@@ -180,6 +180,17 @@ def test_auto_is_float32_on_a_cpu(given: object, kind: Any) -> None:
     network = settings.read_settings(config).network
     assert unet.compute_type(network) == kind
     assert f"computes in {jnp.dtype(kind).name}, convolutions" in unet.describe(network)
+
+
+def test_the_form_that_is_told_is_the_one_that_is_taken() -> None:
+    # oneDNN's kernels are float32's alone.
+    half = dataclasses.replace(BFLOAT16, convolutions="auto")
+    told = unet.describe(half).split("convolutions ")[1].rstrip(".")
+    assert told == ("planes" if jax.default_backend() == "cpu" else layers.choose_form("auto"))
+    assert not jaxprs.named(traced(half), "ffi_call")
+    whole = dataclasses.replace(half, bfloat16=False)
+    taken = bool(jaxprs.named(traced(whole), "ffi_call"))
+    assert taken == unet.describe(whole).endswith("convolutions onednn.")
 
 
 def test_another_choice_is_refused() -> None:

@@ -180,10 +180,10 @@ def compute_type(config: UNetConfig) -> Any:
 
 def describe(config: UNetConfig) -> str:
     """Returns a sentence on what was chosen for the present backend."""
-    name = jnp.dtype(compute_type(config)).name
-    return (
-        f"The network computes in {name}, convolutions {layers.choose_form(config.convolutions)}."
-    )
+    kind, form = compute_type(config), layers.choose_form(config.convolutions)
+    if kind != jnp.float32 and form == "onednn":
+        form = "planes"  # as `layers.convolve` does
+    return f"The network computes in {jnp.dtype(kind).name}, convolutions {form}."
 
 
 def init_params(config: UNetConfig, modalities: int, key: jax.Array) -> Any:
