@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from scipy import ndimage
 
 from kdnet_jax.data import augment_intensity
@@ -67,6 +66,7 @@ def test_a_sequence_that_is_not_blurred_stays_to_the_bit() -> None:
 
 @pytest.mark.parametrize("scale", [0.5, 0.61, 0.77, 0.99])
 def test_low_resolution_is_pytorch_s_nearest_down_and_trilinear_up(scale: float) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch's interpolation is the reference")
     # batchgeneratorsv2's definition (transforms/spatial/low_resolution.py), sequence by sequence.
     image, _ = patch()
     scales = np.array([scale, 1.0, scale + 0.005], np.float32)
