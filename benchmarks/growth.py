@@ -4,7 +4,7 @@ A float32 step of the U-Net (4 channels, no augmentation) beside PyTorch's, chan
 at a time changed: the patch's edge, the batch, the network's width, and for ours the number of
 training cases, whose batches are cut on the device. Each point is measured in processes of its own;
 memory is what a process holds at most beyond its libraries, ours with its compilation. The whole
-takes about 8 minutes on 2 quiet cores.
+takes about 10 minutes on 2 quiet cores.
 """
 
 import json

@@ -16,7 +16,7 @@ Rows, on --cores cores (2), float32, with the same network, batch and data on bo
 - compilation_cold, _cached: of the student's step of the preset :brats, in a fresh process.
 
 Both sides of a timed row take turns, repetition by repetition, each in a process of its own; the
-first round is left out. A row holds medians and every single time. The whole takes about 8 minutes
+first round is left out. A row holds medians and every single time. The whole takes about 10 minutes
 on 2 quiet cores; a row during which other processes were busy says so. How long the step waits for
 data is measured by `benchmarks.input`.
 """
@@ -55,8 +55,8 @@ def main(argv: list[str]) -> None:
     cases = speed_cases.cases(speed_cases.Sizes(**changes))
     names = choose_rows(_ONLY.value, list(cases))
     measuring.check_machine(_CORES.value)
-    measuring.check_peers(*speed_cases.needed_modules(names))
     records.check_writable(_JSON.value, "--json")
+    measuring.check_peers(*speed_cases.needed_modules(names))
     about = records.facts()
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     rows = []

