@@ -15,18 +15,17 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from kdnet_jax import cli, optimizers, runs, settings, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.models import unet
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/baseline.py:brats", "What is trained")
+_CONFIG = cli.define_config("configs/baseline.py:brats", "What is trained")
 _STEPS = flags.DEFINE_integer("steps", 30, "Steps of each kind that are timed", lower_bound=2)
 
 
 def main(argv: list[str]) -> None:
-    """Prints the medians and the share."""
+    """Prints the means and the share."""
     cli.refuse_arguments(argv)
     config = _CONFIG.value
     values = settings.read_settings(config)

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float, Integer
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
-from matplotlib import lines as mpl_lines
 
 from kdnet_jax import conventions
 from kdnet_jax.data import augment, augment_draws, augment_spatial, patches, prepare
@@ -225,7 +224,12 @@ def draw(rows: Sequence[Row], title: str) -> mpl_figure.Figure:
             panel.set_axis_off()
         for cell, panel in zip(row.cells, panels, strict=False):
             _draw_cell(panel, cell, window)
-    _head_and_foot(figure, title)
+    planes.head_and_foot(
+        figure,
+        title,
+        "outline of the label as it is moved along; one axial slice, the patient's right on "
+        "the left before flips",
+    )
     return figure
 
 
@@ -238,24 +242,3 @@ def _draw_cell(panel: mpl_axes.Axes, cell: Cell, window: tuple[float, float]) ->
         cell.caption.replace("flip ", "flip\N{NO-BREAK SPACE}"), _CAPTION_COLUMNS
     )
     panel.set_title(caption, color="white", fontsize=8.5, pad=2.5)
-
-
-def _head_and_foot(figure: mpl_figure.Figure, title: str) -> None:
-    height = figure.get_size_inches()[1]
-    figure.suptitle(title, color="white", fontsize=12, y=1 - 0.08 / height, va="top")
-    handles = [
-        mpl_lines.Line2D([], [], color=planes.REGION_COLOURS[name], linewidth=3, label=name)
-        for name in conventions.REGIONS
-    ]
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.02 / height),
-        ncols=len(handles),
-        frameon=False,
-        labelcolor="white",
-        title="outline of the label as it is moved along; one axial slice, the patient's right on "
-        "the left before flips",
-        title_fontproperties={"size": 9},
-        fontsize=9,
-    ).get_title().set_color("white")

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, Integer
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
-from matplotlib import lines as mpl_lines
 
 from kdnet_jax import conventions
 from kdnet_jax.reporting import planes
@@ -147,22 +146,9 @@ def _draw_thumbnail(panel: mpl_axes.Axes, row: Row, modality: str) -> None:
 
 
 def _head_and_foot(figure: mpl_figure.Figure, shown: int, total: int, title: str) -> None:
-    height = figure.get_size_inches()[1]
     number = f"all {total} cases" if shown == total else f"{shown} of {total} cases"
-    heading = f"{title}\n{number}, those with problems first; axial slice with most tumour"
-    figure.suptitle(heading, color="white", fontsize=12, y=1 - 0.08 / height, va="top")
-    handles = [
-        mpl_lines.Line2D([], [], color=planes.REGION_COLOURS[name], linewidth=3, label=name)
-        for name in conventions.REGIONS
-    ]
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.02 / height),
-        ncols=len(handles),
-        frameon=False,
-        labelcolor="white",
-        title="outline of the reference; the patient's right is on the left (R)",
-        title_fontproperties={"size": 9},
-        fontsize=9,
-    ).get_title().set_color("white")
+    planes.head_and_foot(
+        figure,
+        f"{title}\n{number}, those with problems first; axial slice with most tumour",
+        "outline of the reference; the patient's right is on the left (R)",
+    )

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
+from matplotlib import lines as mpl_lines
 from matplotlib import patheffects
 from scipy import ndimage
 
@@ -246,3 +247,24 @@ def scale_bar(panel: mpl_axes.Axes, length_mm: float = 50.0) -> None:
     panel.text(
         4, bottom - 2, f"{length_mm / 10:.0f} cm", color="white", fontsize=9, va="bottom", ha="left"
     )
+
+
+def head_and_foot(figure: mpl_figure.Figure, heading: str, note: str) -> None:
+    """Writes a heading above a black sheet, and below it the regions' colours under `note`."""
+    height = figure.get_size_inches()[1]
+    figure.suptitle(heading, color="white", fontsize=12, y=1 - 0.08 / height, va="top")
+    handles = [
+        mpl_lines.Line2D([], [], color=REGION_COLOURS[name], linewidth=3, label=name)
+        for name in conventions.REGIONS
+    ]
+    figure.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.02 / height),
+        ncols=len(handles),
+        frameon=False,
+        labelcolor="white",
+        title=note,
+        title_fontproperties={"size": 9},
+        fontsize=9,
+    ).get_title().set_color("white")
