@@ -18,7 +18,15 @@ import numpy as np
 from absl import flags
 
 from configs import common
-from kdnet_jax import checkpoint, cli, errors, optimizers, settings, steps
+from kdnet_jax import (
+    checkpoint,
+    cli,
+    errors,
+    optimizers,
+    saved_checkpoints,
+    settings,
+    steps,
+)
 from kdnet_jax.data import nifti
 from kdnet_jax.models import unet
 
@@ -78,7 +86,7 @@ def write_run(folder: pathlib.Path, row: Row) -> None:
     optimizer = optimizers.make_optimizer(values.optimizer, values.train.steps, 1)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(settings.to_json(config), "utf-8")
-    progress = checkpoint.Progress(1, {}, 0.5, 0.5, 0, 0.0, {})
+    progress = saved_checkpoints.Progress(1, {}, 0.5, 0.5, 0, 0.0, {})
     with checkpoint.RunCheckpoints(folder) as checkpoints:
         checkpoints.save(steps.init_state(params, optimizer), progress)
 

@@ -89,6 +89,8 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             "allow_skull": False,
             # Leave out cases that cannot be read, and list them.
             "skip_bad_cases": False,
+            # A training case whose built record cannot be read: stop, or skip it.
+            "on_read_error": "stop",
             "workers": 2,
             # The synthetic cohort; `spacing` is the voxel size of its scans too.
             "phantom": {"cases": 60, "seed": 0},
@@ -125,10 +127,14 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             "validate_every": 250,
             # Minutes between saves, besides one at every validation.
             "save_minutes": 10.0,
+            # Steps between saves, besides those; 0: none.
+            "save_steps": 0,
             # Stop after so many validations without a better one; 0 never stops early.
             "early_stop": 0,
             # Work through each batch in so many parts: less memory, the same update.
             "accumulate": 1,
+            # A batch with a NaN or infinite loss or gradient: stop, or skip its update.
+            "nonfinite": "stop",
         },
         # Window of whole-volume prediction; empty: the patch.
         "inference": {"patch": (), "overlap": 0.5, "mirror": False},

@@ -91,6 +91,7 @@ def _step(
         "augment_options": values.augment,
         "patch": values.patch,
         "accumulate": values.train.accumulate,
+        "skip_nonfinite": values.train.nonfinite == "skip",
     }
     crop = augment.source_patch(values.patch, values.augment)
     batch = steps.batch_shapes(config.loader.batch, crop, len(values.data_modalities))

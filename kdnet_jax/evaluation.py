@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, UInt8
 
-from kdnet_jax import conventions, ensembles, postprocessing, provenance
+from kdnet_jax import conventions, ensembles, files, postprocessing, processes, provenance
 from kdnet_jax.data import labels, nifti, prepare, store
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
@@ -26,6 +26,8 @@ PREDICTIONS = "predictions"
 POSTPROCESSED = "postprocessed"
 PROBABILITIES = f"{FOLDER}/probabilities"
 NO_POST_PROCESSING = "none"
+# Of an evaluation under way, one file a case: for the thresholds, and the scores of both kinds.
+_TABLES, _PLAIN, _PROCESSED = "tables", "scores", "scores_postprocessed"
 # The same for every run; the threshold that it leads to is the run's own.
 POST_PROCESSING = "small components removed, small ET to NCR; thresholds chosen on validation cases"
 # Raised when what is scored changes: a run that was evaluated by an older version is done again.
@@ -37,22 +39,26 @@ CASES_FILE, SUMMARY_FILE = "cases.csv", "summary.json"
 def dice_on_working_grid(
     probabilities: Callable[[Any], Any],
     head: heads.Head,
-    cases: Iterable[prepare.PreparedCase],
+    cases: Iterable[tuple[int, prepare.PreparedCase]],
     channels: Sequence[int],
     cavity: str,
-) -> dict[str, float]:
-    """Returns the mean Dice of each region over `cases`: the validation during training.
+) -> list[tuple[int, dict[str, float]]]:
+    """Returns the Dice of each region of each of the numbered cases: the validation in training.
 
     It is taken on the working grid, where it is fast; the final evaluation is on the scan's own.
     """
-    scores: dict[str, list[float]] = {}
-    for case in cases:
+    scores = []
+    for place, case in cases:
         predicted = heads.to_classes(probabilities(case.image[..., list(channels)]), head)
         reference = labels.map_cavity(case.label, cavity)
-        for region in conventions.REGIONS:
-            masks = (conventions.region_mask(volume, region) for volume in (reference, predicted))
-            scores.setdefault(region, []).append(overlap.dice(*masks))
-    return {region: sum(values) / len(values) for region, values in scores.items()}
+        dice = {
+            region: overlap.dice(
+                *(conventions.region_mask(volume, region) for volume in (reference, predicted))
+            )
+            for region in conventions.REGIONS
+        }
+        scores.append((place, dice))
+    return scores
 
 
 def evaluate(
@@ -64,14 +70,16 @@ def evaluate(
     cavity: str,
     convention: str,
     folder: pathlib.Path,
+    key: dict[str, Any],
     about: dict[str, Any],
     description: str,
-) -> dict[str, Any]:
+) -> None:
     """Predicts whole test cases on their own grids, scores them, and writes everything.
 
     `evaluation/` with `cases.csv`, `summary.json`, the same two after post-processing and the
     probabilities of the cases that the report shows, and `predictions/<case>.nii.gz` (without
-    post-processing) appear at the end; an interrupted evaluation leaves the former ones.
+    post-processing) appear at the end. An interrupted evaluation leaves the former ones, and goes
+    on with the cases that were not done. Several processes share the cases.
 
     Args:
         network: what is scored.
@@ -81,52 +89,83 @@ def evaluate(
         cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
         convention: labels of the predictions' files.
         folder: the run's folder.
-        about: what identifies the evaluation, for the summary.
+        key: what the scores depend on; an interrupted evaluation of another key is not gone on
+            with.
+        about: what else identifies the evaluation, for the summary.
         description: what the progress bar says.
-
-    Returns:
-        The content of `summary.json`.
     """
     started = time.monotonic()
     beside = folder / f".{FOLDER}.part"
-    shutil.rmtree(beside, ignore_errors=True)
-    for name in (PREDICTIONS, FOLDER, PROBABILITIES):
-        (beside / name).mkdir(parents=True)
+    processes.first_does(lambda: _begin(beside, key))
 
-    def predicted(indices: Sequence[int], what: str) -> Iterator[_Predicted]:
-        for index in tqdm.tqdm(indices, desc=f"{description}: {what}", unit="case"):
+    def share(part: Sequence[int], done: pathlib.Path, what: str) -> Iterator[_Predicted]:
+        """Yields this process's cases that are not done; `done/<case>.*` says that it is."""
+        finished = {path.stem for path in done.iterdir()}
+        own = processes.share(part)
+        bar = tqdm.tqdm(
+            own, f"{description}: {what}", unit="case", disable=not processes.is_first()
+        )
+        for index in bar:
+            if cases.summaries[index].case_id in finished:
+                continue
             case = cases[index]
             reference = labels.map_cavity(case.reference, cavity)
             yield _Predicted(case, network.segment(case), reference)
 
-    rules = postprocessing.choose(
-        (each.reference, each.classes, each.spacing)
-        for each in predicted(validation, "post-processing, on validation")
-    )
-    plain: list[case_metrics.RegionScore] = []
-    processed: list[case_metrics.RegionScore] = []
-    for each in predicted(test, "test"):
-        _write_prediction(beside, each, convention)
-        scored = (each.case.case_id, each.reference)
-        plain += case_metrics.score_case(*scored, each.classes, each.spacing)
-        corrected = postprocessing.apply(each.classes, each.spacing, rules)
-        # Most cases are left as they are, and scoring one takes a while.
-        changed = not np.array_equal(corrected, each.classes)
-        processed += (
-            case_metrics.score_case(*scored, corrected, each.spacing) if changed else plain[-3:]
-        )
-    _drop_probabilities(beside / PROBABILITIES, keep=shown_cases(plain))
+    def tabulate() -> None:
+        for each in share(validation, beside / _TABLES, "post-processing, on validation"):
+            table = postprocessing.tabulate(each.reference, each.classes, each.spacing)
+            files.write_text(beside / _TABLES / f"{each.case.case_id}.json", json.dumps(table))
+
+    def score(rules: postprocessing.Rules) -> None:
+        for each in share(test, beside / _PLAIN, "test"):
+            _write_prediction(beside, each, convention)
+            _write_case_scores(beside, each, rules)
+
+    # A case that cannot be read on one process ends all of them.
+    processes.together(tabulate)
+    names = [summary.case_id for summary in cases.summaries]
+    tables = [beside / _TABLES / f"{names[index]}.json" for index in validation]
+    rules = postprocessing.choose([json.loads(table.read_text("utf-8")) for table in tables])
+    processes.together(lambda: score(rules))
     about = about | {
         "evaluate_seconds": round(time.monotonic() - started, 1),
         "peak_memory_gib": round(provenance.peak_memory_gib(), 2),
     }
-    summary = write_scores(beside / FOLDER, plain, about | {"post_processing": NO_POST_PROCESSING})
+    tested = [names[index] for index in test]
+    processes.first_does(lambda: _gather(beside, folder, tested, rules, about | key))
+
+
+def _begin(beside: pathlib.Path, key: dict[str, Any]) -> None:
+    """Makes the folder of an evaluation under way, or keeps that of an interrupted one."""
+    text = json.dumps(key, sort_keys=True)
+    of = beside / "key.json"
+    if not (of.is_file() and of.read_text() == text):
+        shutil.rmtree(beside, ignore_errors=True)
+    for name in (PREDICTIONS, PROBABILITIES, _TABLES, _PLAIN, _PROCESSED):
+        (beside / name).mkdir(parents=True, exist_ok=True)
+    files.write_text(of, text)
+
+
+def _gather(
+    beside: pathlib.Path,
+    folder: pathlib.Path,
+    test: Sequence[str],
+    rules: postprocessing.Rules,
+    about: dict[str, Any],
+) -> None:
+    """Makes an evaluation of the test cases' own files, each of which must be there."""
+    plain, processed = (
+        [row for name in test for row in case_metrics.read_cases_csv(beside / part / f"{name}.csv")]
+        for part in (_PLAIN, _PROCESSED)
+    )
+    _drop_probabilities(beside / PROBABILITIES, keep=shown_cases(plain))
+    write_scores(beside / FOLDER, plain, about | {"post_processing": NO_POST_PROCESSING})
     chosen = {"post_processing": POST_PROCESSING, "post_processing_chosen": rules.text()}
     write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen)
     for name in (PREDICTIONS, FOLDER):
         _replace_folder(beside / name, folder / name)
-    beside.rmdir()
-    return summary
+    shutil.rmtree(beside)
 
 
 class _Predicted(NamedTuple):
@@ -158,6 +197,20 @@ def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -
         beside / PROBABILITIES / f"{name}.npz",
         probabilities=np.round(each.prediction.probabilities * 255).astype(np.uint8),
     )
+
+
+def _write_case_scores(beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules) -> None:
+    name = each.case.case_id
+    plain = case_metrics.score_case(name, each.reference, each.classes, each.spacing)
+    corrected = postprocessing.apply(each.classes, each.spacing, rules)
+    # Most cases are left as they are, and scoring one takes a while.
+    changed = not np.array_equal(corrected, each.classes)
+    processed = (
+        case_metrics.score_case(name, each.reference, corrected, each.spacing) if changed else plain
+    )
+    case_metrics.write_cases_csv(beside / _PROCESSED / f"{name}.csv", processed)
+    # Last: where these are, the case is done.
+    case_metrics.write_cases_csv(beside / _PLAIN / f"{name}.csv", plain)
 
 
 def shown_cases(scores: Sequence[case_metrics.RegionScore]) -> list[str]:

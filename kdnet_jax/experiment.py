@@ -1,5 +1,7 @@
 """One run from its config to its report: data, split, teacher, training, evaluation, report."""
 
+import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -11,13 +13,17 @@ from ml_collections import config_dict
 
 from kdnet_jax import (
     checkpoint,
+    checksums,
     compilation,
     ensembles,
     evaluation,
+    files,
+    processes,
     profiling,
     provenance,
     run_data,
     runs,
+    saved_checkpoints,
     settings,
     sharding,
     steps,
@@ -25,7 +31,7 @@ from kdnet_jax import (
     train,
 )
 from kdnet_jax import workdir as workdir_lib
-from kdnet_jax.data import familiarity
+from kdnet_jax.data import familiarity, loader
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, unet
 from kdnet_jax.reporting import figures, progress, run_report
@@ -36,16 +42,18 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
 
     Raises:
         UserError: for everything that the user can mend, as early as it can be known.
-        train.Stopped: after SIGINT or SIGTERM, when everything is saved.
+        stopping.Stopped: after SIGINT or SIGTERM, when everything is saved.
     """
     try:
-        with compilation.told_if_full():
-            _run(config, workdir)
+        with compilation.told_if_full(), contextlib.ExitStack() as locks:
+            _run(config, workdir, locks)
     except OSError as error:
-        raise checkpoint.disk_error(error, workdir) from error
+        raise files.disk_error(error, workdir) from error
 
 
-def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+def _run(
+    config: config_dict.ConfigDict, workdir: pathlib.Path, locks: contextlib.ExitStack
+) -> None:
     # -- Everything that can be wrong without reading data -----------------------------------
     values = settings.read_settings(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
@@ -59,11 +67,12 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         teachers.check_settings(teacher_folder, teacher_config, config)
     for folder, each in own.items():
         workdir_lib.check(folder, each)
+        processes.first_does(functools.partial(_lock, folder, locks))
 
     # -- Data and split ----------------------------------------------------------------------
     data = run_data.open_data(config, values)
     for folder, each in own.items():
-        workdir_lib.claim(folder, each, data.split)
+        processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))
     print(
         f"{workdir}: {config.role} on {', '.join(values.modalities)}; "
         f"{len(data.split.train)} training, {len(data.split.validation)} validation and "
@@ -86,6 +95,20 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     # -- The run itself ----------------------------------------------------------------------
     train_and_evaluate(config, workdir, data, teacher)
     others = {"teacher": teacher_evaluation(teacher, workdir, data)} if teacher else {}
+    processes.first_does(lambda: _report(config, values, workdir, data, others))
+
+
+def _lock(folder: pathlib.Path, locks: contextlib.ExitStack) -> None:
+    locks.enter_context(workdir_lib.locked(folder))
+
+
+def _report(
+    config: config_dict.ConfigDict,
+    values: settings.Settings,
+    workdir: pathlib.Path,
+    data: run_data.Data,
+    others: dict[str, pathlib.Path],
+) -> None:
     report = run_report.write(
         workdir,
         data.cases,
@@ -113,6 +136,7 @@ def train_and_evaluate(
     """
     values = settings.read_settings(config)
     identity = {
+        "config": workdir_lib.config_hash(config),
         "split": data.split.hash,
         "data": data.cases.fingerprint,
         "teacher": teacher.params_hash if teacher else "",
@@ -138,12 +162,16 @@ def teacher_evaluation(
     if former and _evaluation_key(teacher, data).items() <= former.items():
         return teacher.folder
     folder = workdir / "teacher_evaluation"
-    folder.mkdir(exist_ok=True)
-    log = teacher.folder / progress.METRICS_FILE
-    if log.is_file():
-        shutil.copyfile(log, folder / progress.METRICS_FILE)
+    processes.first_does(lambda: _copy_log(teacher.folder, folder))
     evaluate(teacher, folder, data, {"steps": teacher.step, "train_seconds": 0.0})
     return folder
+
+
+def _copy_log(source: pathlib.Path, folder: pathlib.Path) -> None:
+    folder.mkdir(exist_ok=True)
+    log = source / progress.METRICS_FILE
+    if log.is_file():
+        shutil.copyfile(log, folder / progress.METRICS_FILE)
 
 
 def _evaluation_key(run: runs.Run, data: run_data.Data) -> dict[str, str | int]:
@@ -172,6 +200,7 @@ def evaluate(
         cavity=run.config.data.resection_cavity,
         convention=data.cases.label_convention,
         folder=folder,
+        key=key,
         about={
             "role": run.config.role,
             "modalities": list(run.settings.modalities),
@@ -179,7 +208,6 @@ def evaluate(
             "parameters": layers.parameter_count(run.params),
             "teacher": None,
             **about,
-            **key,
             "labels": data.cases.label_convention,
             "hd95": surface.HD95_DEFINITION,
             "provenance": provenance.collect(),
@@ -195,7 +223,7 @@ def _train(
     data: run_data.Data,
     teacher: runs.Run | None,
     identity: dict[str, str],
-) -> checkpoint.Progress:
+) -> saved_checkpoints.Progress:
     """Builds state, step and loader from the config, and runs the loop."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
     init_key, root = jax.random.split(jax.random.key(config.seed))
@@ -216,41 +244,65 @@ def _train(
     validation = data.indices("validation")
     predictor = runs.volume_predictor(values, config)
 
-    def validate(params: Any) -> dict[str, float]:
+    own = processes.share(list(enumerate(validation)))
+
+    def validate(params: Any) -> list[tuple[int, dict[str, float]]]:
         return evaluation.dice_on_working_grid(
-            predictor(params),
+            predictor(sharding.to_own_devices(params)),
             values.network.head,
-            (data.cases[index] for index in validation),
+            ((place, data.cases[index]) for place, index in own),
             values.channels,
             config.data.resection_cavity,
         )
 
-    batches = run_data.open_batches(config, values, data, mesh)
+    identity["random root"] = checksums.content_hash(jax.random.key_data(root))
+    teacher_path = os.fspath(teacher.folder) if teacher else ""
+    batches = run_data.open_batches(config, values, data, mesh, folder)
     with checkpoint.RunCheckpoints(folder) as checkpoints, batches:
-        resumed = checkpoints.latest_step()
-        if resumed is not None:
-            print(f"{folder}: resuming from step {resumed} of {values.train.steps}")
-        if resumed != values.train.steps:
-            provenance.record_start(folder, resumed or 0)
-        if familiarity.read(folder) is None:
-            sample = training[:: math.ceil(len(training) / familiarity.SAMPLE)]
-            familiarity.write(folder, familiarity.measure(data.cases[i] for i in sample))
-        with progress.MetricsLog(folder, resume_step=resumed or 0) as log:
+        state, start = train.resume(checkpoints, state, batches, identity, teacher_path)
+        if start.step:
+            print(f"{folder}: resuming from step {start.step} of {values.train.steps}")
+        processes.first_does(
+            lambda: _note_start(folder, data, batches, start.step, values.train.steps)
+        )
+        with _open_log(folder, start) as log:
             return train.train(
                 step_fn,
                 state,
+                start,
                 batches,
                 root=root,
                 mesh=mesh,
                 validate=validate,
                 checkpoints=checkpoints,
                 options=values.train,
-                identity=identity,
                 log=log,
                 description=config.role,
-                teacher_path=os.fspath(teacher.folder) if teacher else "",
                 profiler=profiler,
             )
+
+
+def _note_start(
+    folder: pathlib.Path,
+    data: run_data.Data,
+    batches: loader.PatchIterator,
+    step: int,
+    steps_in_all: int,
+) -> None:
+    if step != steps_in_all:
+        provenance.record_start(folder, step)
+    if familiarity.read(folder) is None:
+        training = data.indices("train")
+        sample = training[:: math.ceil(len(training) / familiarity.SAMPLE)]
+        familiarity.write(folder, familiarity.measure(batches.cases(sample)))
+
+
+def _open_log(
+    folder: pathlib.Path, start: saved_checkpoints.Progress
+) -> progress.MetricsLog | progress.Unwritten:
+    if not processes.is_first():
+        return progress.Unwritten()
+    return progress.MetricsLog(folder, resume_step=start.step, keep=start.rows)
 
 
 def _facts(config: config_dict.ConfigDict, data: run_data.Data) -> list[tuple[str, str]]:

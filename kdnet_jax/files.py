@@ -2,11 +2,14 @@
 
 import contextlib
 import csv
+import errno
 import io
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+from kdnet_jax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -45,3 +48,16 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(columns)
     writer.writerows(rows)
     return stream.getvalue()
+
+
+def disk_error(error: OSError, where: pathlib.Path) -> Exception:
+    """Returns a UserError for a full disk or a place that cannot be, else the error itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(
+            f"No space left on the disk for {where}. What was saved before is kept; free some "
+            "space and run the same command again."
+        )
+    # The last two: a file stands where a folder is needed.
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"{where} cannot be written ({error.strerror}). Give another --workdir.")
+    return error

@@ -4,12 +4,14 @@ import pathlib
 import sys
 
 from absl import app, flags
+from ml_collections import config_dict
 
-from kdnet_jax import cli, errors
+from kdnet_jax import cli, errors, launch
 
 _CONFIG = cli.define_config(
     "configs/student.py", "A role's file and a preset, such as configs/student.py:phantom"
 )
+_LAUNCH = launch.define_flags()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; by default runs/<role>-<preset>. Resumes what is there."
 )
@@ -18,20 +20,24 @@ _WORKDIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     """Runs the experiment that the flags describe."""
     cli.refuse_arguments(argv)
-    # Imported here: a mistake in the flags is told before the seconds that this takes.
-    from kdnet_jax import experiment, studies, train
-
     config = _CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.role}-{config.preset}")
+    with launch.start(_LAUNCH(), config, workdir):
+        _run(config, workdir)
+
+
+def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+    # Imported here: a mistake in the flags is told before the seconds that this takes.
+    from kdnet_jax import experiment, stopping, studies
+
     cli.enable_compilation_cache()
     run = studies.run if config.role == "study" else experiment.run
     try:
-        errors.exit_on_user_error(lambda: run(config, workdir))
-    except train.Stopped as stop:
+        with stopping.AtOnce():
+            errors.exit_on_user_error(lambda: run(config, workdir))
+    except stopping.Stopped as stop:
         print(f"{stop}. Everything is saved; the same command goes on from there.", file=sys.stderr)
         sys.exit(128 + stop.signal)
-    except KeyboardInterrupt:
-        cli.exit_on_interrupt()
 
 
 if __name__ == "__main__":

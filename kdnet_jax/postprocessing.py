@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Integer
@@ -21,8 +21,9 @@ _MM3_PER_ML: Final = 1000.0
 _NEIGHBOURS_26: Final = np.ones((3, 3, 3), bool)
 
 Spacing = tuple[float, float, float]
-# Reference classes, predicted classes, mm per axis.
-Case = tuple[Integer[np.ndarray, "x y z"], Integer[np.ndarray, "x y z"], Spacing]
+# Of one case, by component threshold: lesion-wise Dice, and Dice of ET by ET threshold; see
+# `tabulate`. Plain numbers, so that it can be kept as JSON.
+Table = list[Sequence[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _without_small_components(
     return np.where(small[components], classes.dtype.type(0), classes)
 
 
-def choose(cases: Iterable[Case]) -> Rules:
+def choose(tables: Sequence[Table]) -> Rules:
     """Returns the rules that do best on validation cases; the smallest thresholds of equals.
 
     First the component threshold with the best mean lesion-wise Dice over the regions (a false
@@ -99,37 +100,38 @@ def choose(cases: Iterable[Case]) -> Rules:
     must be validation cases.
 
     Args:
-        cases: reference classes, predicted classes, spacing in mm; one is held at a time.
+        tables: one of each case.
 
     Raises:
         UserError: there is no case.
     """
-    tables = [_scores_by_component_threshold(*case) for case in cases]
     if not tables:
         raise UserError("thresholds are chosen on validation cases, and there is none")
-    lesion_dice = np.mean([[row.lesion_dice for row in table] for table in tables], axis=0)
+    lesion_dice = np.mean([[lesions for lesions, _ in table] for table in tables], axis=0)
     # argmax takes the first of equals.
     component = int(lesion_dice.argmax())
-    et_dice = np.mean([table[component].et_dice for table in tables], axis=0)
+    et_dice = np.mean([table[component][1] for table in tables], axis=0)
     return Rules(
         small_et_ml=SMALL_ET_CANDIDATES_ML[int(et_dice.argmax())],
         min_component_ml=MIN_COMPONENT_CANDIDATES_ML[component],
     )
 
 
-class _Scores(NamedTuple):
-    """Of one case after one component threshold: over the regions, and by ET threshold."""
-
-    lesion_dice: float
-    et_dice: list[float]
-
-
-def _scores_by_component_threshold(
+def tabulate(
     reference: Integer[np.ndarray, "x y z"],
     predicted: Integer[np.ndarray, "x y z"],
     spacing: Spacing,
-) -> list[_Scores]:
-    rows: list[_Scores] = []
+) -> Table:
+    """Returns the scores of one case after each component threshold.
+
+    Each is the lesion-wise Dice over the regions, and the Dice of ET after each ET threshold.
+
+    Args:
+        reference: classes.
+        predicted: classes.
+        spacing: mm per axis.
+    """
+    rows: Table = []
     former = None
     for threshold in MIN_COMPONENT_CANDIDATES_ML:
         left = apply(predicted, spacing, Rules(min_component_ml=threshold))
@@ -144,7 +146,7 @@ def _scores(
     reference: Integer[np.ndarray, "x y z"],
     predicted: Integer[np.ndarray, "x y z"],
     spacing: Spacing,
-) -> _Scores:
+) -> tuple[float, list[float]]:
     by_lesion = [
         lesions.score(
             conventions.region_mask(reference, region),
@@ -153,7 +155,7 @@ def _scores(
         ).dice
         for region in conventions.REGIONS
     ]
-    return _Scores(float(np.mean(by_lesion)), _et_dice(reference, predicted, spacing))
+    return float(np.mean(by_lesion)), _et_dice(reference, predicted, spacing)
 
 
 def _et_dice(

@@ -45,7 +45,12 @@ _MIRROR = flags.DEFINE_bool(
     "mirror", None, "Average over the 8 mirror images; by default as the run's config says"
 )
 _ORIENTATION = flags.DEFINE_string(
-    "orientation", "header", "header, or three letters such as LPS that overrule a wrong header"
+    "orientation",
+    None,
+    "header, or three letters such as LPS that overrule a wrong header; by default as in training",
+)
+_RESUME = flags.DEFINE_bool(
+    "resume", False, "Leave out scans that an interrupted command of the same flags has finished"
 )
 _WINDOW_BATCH = flags.DEFINE_integer(
     "window_batch",
@@ -58,11 +63,19 @@ _WINDOW_BATCH = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Predicts every scan that the flags name."""
     # Imported here: a mistake in the flags is told before the seconds that this takes.
-    from kdnet_jax import ensembles, prediction_jobs, prediction_outputs, provenance, segmenting
+    from kdnet_jax import (
+        ensembles,
+        prediction_jobs,
+        prediction_outputs,
+        provenance,
+        resuming_predictions,
+        segmenting,
+    )
     from kdnet_jax.data import geometry, labels
 
     check_choice("--labels", _LABELS.value, labels.LABEL_CONVENTIONS)
-    geometry.check_orientation(_ORIENTATION.value)
+    if _ORIENTATION.value is not None:
+        geometry.check_orientation(_ORIENTATION.value)
     ensemble = ensembles.load_ensemble(
         run_folders.expand("checkpoint", _CHECKPOINT.value),
         mirror=_MIRROR.value,
@@ -77,6 +90,8 @@ def main(argv: list[str]) -> None:
             f"{run.folder} ({run.config.role}, step {run.step}) was trained on "
             f"{', '.join(ensemble.modalities)}: every input is taken as that."
         )
+    orientation = _ORIENTATION.value or _orientation(ensemble)
+    volumes = pathlib.Path(_VOLUMES.value) if _VOLUMES.value else None
     jobs = prediction_jobs.plan(
         prediction_jobs.find_scans(
             [pathlib.Path(path) for path in [*_INPUT.value, *argv[1:]]], ensemble.modalities
@@ -85,25 +100,66 @@ def main(argv: list[str]) -> None:
         overlay=pathlib.Path(_OVERLAY.value) if _OVERLAY.value else None,
         probabilities=_PROBABILITIES.value,
         uncertainty=_UNCERTAINTY.value,
-        volumes=pathlib.Path(_VOLUMES.value) if _VOLUMES.value else None,
+        volumes=volumes,
     )
-    usual = _training_data(ensemble)
-    cli.enable_compilation_cache()
-    seconds = ensemble.compile(uncertainty=_UNCERTAINTY.value)
-    print(f"network compiled in {seconds:.1f} s, once for scans of any size")
+    outputs = [path for job in jobs for path in job.outputs]
+    prediction_jobs.check_places([*outputs, volumes] if volumes else outputs)
+    prediction_jobs.check_headers(jobs)
     about = provenance.collect() | {
         "checkpoints": [str(run.folder) for run in ensemble.members],
         "parameters_sha256": [run.params_hash for run in ensemble.members],
         "mirror": ensemble.mirror,
     }
-    options = segmenting.Options(
-        _LABELS.value, _ORIENTATION.value, _UNCERTAINTY.value, usual, about
-    )
-    rows = []
+    chosen = {key: about[key] for key in ("parameters_sha256", "mirror")}
+    mark = resuming_predictions.mark(chosen | {"labels": _LABELS.value, "orientation": orientation})
+    done, rows = set(), {}
+    if _RESUME.value:
+        done, rows = resuming_predictions.finished(jobs, mark, volumes)
+        print(f"{len(done)} of {len(jobs)} scans are finished")
+    usual = _training_data(ensemble)
+    cli.enable_compilation_cache()
+    if len(done) < len(jobs):
+        seconds = ensemble.compile(uncertainty=_UNCERTAINTY.value)
+        print(f"network compiled in {seconds:.1f} s, once for scans of any size")
+    options = segmenting.Options(_LABELS.value, orientation, _UNCERTAINTY.value, usual, about, mark)
+    failed = []
     for job in jobs:
-        rows.append(segmenting.segment_scan(ensemble, job, options))
-        if _VOLUMES.value:  # after each scan: an interrupted command keeps what is finished
-            prediction_outputs.write_volumes(pathlib.Path(_VOLUMES.value), rows, about)
+        if job.name in done:
+            continue
+        try:
+            rows[job.name] = segmenting.segment_scan(ensemble, job, options)
+        except segmenting.UnusableScanError as error:
+            if len(jobs) == 1:
+                raise
+            failed.append(str(error))
+            print(f"{job.name}: NOT SEGMENTED")
+            continue
+        if volumes:  # after each scan: an interrupted command keeps what is finished
+            ordered = [rows[each.name] for each in jobs if each.name in rows]
+            prediction_outputs.write_volumes(volumes, ordered, about)
+    if failed:
+        listed = "".join(f"\n  {error}" for error in failed)
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} scans were not segmented, the others are:{listed}"
+        )
+
+
+def _orientation(ensemble: Any) -> str:
+    """Returns the orientation that the networks were trained with, and says it if it is special."""
+    known = {run.config.data.get("orientation", "header"): run.folder for run in ensemble.members}
+    if len(known) > 1:
+        listed = ", ".join(f"{folder} with {value}" for value, folder in known.items())
+        raise UserError(
+            f"the networks were trained with different orientations: {listed}. Say by "
+            "--orientation how the scans are to be taken."
+        )
+    (orientation,) = known
+    if orientation != "header":
+        print(
+            f"note: the scans are taken as stored in {orientation}, whatever their headers say, as "
+            "in training; --orientation=header says otherwise"
+        )
+    return orientation
 
 
 def _training_data(ensemble: Any) -> dict[str, Any] | None:

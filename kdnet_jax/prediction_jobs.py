@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from kdnet_jax.data import cases, layouts
+from kdnet_jax.data import cases, layouts, nifti_header
 from kdnet_jax.errors import UnknownLayoutError, UserError
 
 _NIFTI = (".nii", ".nii.gz")
@@ -69,7 +69,7 @@ def find_scans(
                 f"{path}: this network needs {', '.join(modalities)} of each case. Give the folder "
                 "of the case, or of the cases."
             )
-        elif not path.exists():
+        elif not os.path.lexists(path):
             raise UserError(f"--input={path}: there is no such file or folder.")
         else:
             _warn_of_name(path, modalities[0])
@@ -173,6 +173,47 @@ def plan(
         jobs.append(Job(name, images, mask, picture, **beside))
     _check_collisions(jobs, volumes)
     return jobs
+
+
+def check_places(paths: Iterable[pathlib.Path]) -> None:
+    """Refuses files that cannot be written where they are to be, before the first is made.
+
+    Raises:
+        UserError: a folder has the file's name, a file that of one of its folders, or the folder
+            may not be written.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give the name of a file.")
+        folder = next(each for each in path.absolute().parents if os.path.lexists(each))
+        if not folder.is_dir():
+            raise UserError(f"{path} cannot be written: {folder} is no folder. Give another name.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{path} cannot be written: {folder} may not be changed (its rights).")
+
+
+def check_headers(jobs: Sequence[Job]) -> None:
+    """Refuses scans that cannot be used as far as their headers tell, before the first is made.
+
+    Raises:
+        UserError: with every file that is wrong.
+    """
+    wrong = [error for job in jobs for error in _header_errors(job)]
+    if len(wrong) == 1:
+        raise UserError(wrong[0])
+    if wrong:
+        listed = "".join(f"\n  {error}" for error in wrong)
+        raise UserError(f"{len(wrong)} files cannot be used; no scan was segmented:{listed}")
+
+
+def _header_errors(job: Job) -> Iterator[str]:
+    channels = {source[0]: True for source in job.images.values() if isinstance(source, tuple)}
+    files = channels or dict.fromkeys(job.images.values(), False)
+    for path, several in files.items():
+        try:
+            nifti_header.read(path, channels=several)
+        except UserError as error:
+            yield str(error)
 
 
 def _check_collisions(jobs: Sequence[Job], volumes: pathlib.Path | None) -> None:

@@ -1,13 +1,15 @@
 """The cases of a run: built if missing, opened, and split."""
 
+import collections
 import dataclasses
 import pathlib
+import socket
 
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from kdnet_jax import settings, sharding
-from kdnet_jax.data import augment, building, loader, placement, splits, store
+from kdnet_jax import processes, settings, sharding
+from kdnet_jax.data import augment, building, loader, placement, skipping, splits, store
 from kdnet_jax.errors import UserError
 
 
@@ -30,41 +32,15 @@ class Data:
 
 
 def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data:
-    """Builds the dataset if it is missing, opens it, and splits it."""
-    root = pathlib.Path(config.data.root)
-    if config.data.data_dir:
-        cases = building.build_brats(
-            root,
-            pathlib.Path(config.data.data_dir),
-            release=config.data.release,
-            modalities=values.data_modalities,
-            spacing=values.spacing,
-            orientation=config.data.orientation,
-            allow_skull=config.data.allow_skull,
-            label_convention=config.data.label_convention or None,
-            workers=config.data.workers,
-            skip_bad_cases=config.data.skip_bad_cases,
-        )
-    else:
-        if config.preset == "brats":
-            raise UserError(
-                "data.data_dir is empty: the brats preset needs scans. Give the folder with "
-                "--config.data.data_dir=DIR, or use the preset :phantom, which needs none."
-            )
-        if values.spacing is None:
-            raise UserError("data.spacing is 0: synthetic scans need a voxel size in mm.")
-        cases = building.build_phantom(
-            root,
-            spacing=values.spacing,
-            workers=config.data.workers,
-            **config.data.phantom,
-        )
-        if values.data_modalities != cases.modalities:
-            raise UserError(
-                f"data.modalities is {config.data.modalities}, but every synthetic case has "
-                f"{','.join(cases.modalities)}. Leave it so, and choose what a network sees with "
-                "--config.model.modalities."
-            )
+    """Builds the dataset if it is missing, opens it, and splits it.
+
+    With several processes the first builds and the others open that, or, where they do not share
+    its disk, build their own.
+
+    Raises:
+        UserError: for whatever is wrong with the data, or differs between the processes.
+    """
+    cases = _build(config, values)
     for note in cases.notes:
         print(f"note: {note}")
     split = _split(config, cases)
@@ -75,13 +51,115 @@ def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data
             "checkpoint by validation and is scored on test. Give each a share: "
             "--config.split.train, .validation and .test, or --config.split.file."
         )
-    return Data(cases, split)
+    data = Data(cases, split)
+    processes.together(lambda: cases.check_files(data.indices("validation") + data.indices("test")))
+    _check_alike(data)
+    return data
+
+
+def _build(config: config_dict.ConfigDict, values: settings.Settings) -> store.CaseStore:
+    opened: list[store.CaseStore] = []
+
+    def build() -> str:
+        # Files that training cases may be missing in are opened too.
+        damaged = _on_read_error(config) == skipping.SKIP
+        build = _build_brats if config.data.data_dir else _build_phantom
+        opened.append(build(config, values, damaged))
+        return opened[0].fingerprint
+
+    # The first exchange may wait for half a minute only (Gloo), a build may take half an hour.
+    processes.gather("before the build")
+    processes.first_does(build)
+    processes.together(lambda: opened or build())
+    return opened[0]
+
+
+def _build_brats(
+    config: config_dict.ConfigDict, values: settings.Settings, damaged: bool
+) -> store.CaseStore:
+    return building.build_brats(
+        pathlib.Path(config.data.root),
+        pathlib.Path(config.data.data_dir),
+        release=config.data.release,
+        modalities=values.data_modalities,
+        spacing=values.spacing,
+        orientation=config.data.orientation,
+        allow_skull=config.data.allow_skull,
+        label_convention=config.data.label_convention or None,
+        workers=config.data.workers,
+        progress=processes.is_first(),
+        skip_bad_cases=config.data.skip_bad_cases,
+        damaged=damaged,
+    )
+
+
+def _build_phantom(
+    config: config_dict.ConfigDict, values: settings.Settings, damaged: bool
+) -> store.CaseStore:
+    if config.preset == "brats":
+        raise UserError(
+            "data.data_dir is empty: the brats preset needs scans. Give the folder with "
+            "--config.data.data_dir=DIR, or use the preset :phantom, which needs none."
+        )
+    if values.spacing is None:
+        raise UserError("data.spacing is 0: synthetic scans need a voxel size in mm.")
+    cases = building.build_phantom(
+        pathlib.Path(config.data.root),
+        spacing=values.spacing,
+        workers=config.data.workers,
+        progress=processes.is_first(),
+        damaged=damaged,
+        **config.data.phantom,
+    )
+    if values.data_modalities != cases.modalities:
+        raise UserError(
+            f"data.modalities is {config.data.modalities}, but every synthetic case has "
+            f"{','.join(cases.modalities)}. Leave it so, and choose what a network sees with "
+            "--config.model.modalities."
+        )
+    return cases
+
+
+def _check_alike(data: Data) -> None:
+    """Refuses processes whose data differ: they would train on something that nobody asked for."""
+    own = {
+        "dataset": f"{data.cases.folder} (fingerprint {data.cases.fingerprint})",
+        "fingerprint": data.cases.fingerprint,
+        "number of cases": len(data.cases),
+        "split": data.split.hash,
+    }
+    first, *others = processes.gather(own)
+    for number, other in enumerate(others, start=1):
+        for what in ("fingerprint", "number of cases", "split"):
+            if other[what] != first[what]:
+                raise UserError(
+                    f"process 0 opened {first['dataset']} and process {number} "
+                    f"{other['dataset']}: their {what} differs, {first[what]} and {other[what]}. "
+                    "Let data.data_dir hold the same scans, data.root datasets of the same build, "
+                    "and split.file the same split, wherever a process runs."
+                )
+
+
+def _on_read_error(config: config_dict.ConfigDict) -> str:
+    # Runs of before the key have none.
+    return config.data.get("on_read_error", skipping.STOP)
 
 
 def open_batches(
-    config: config_dict.ConfigDict, values: settings.Settings, data: Data, mesh: Mesh
+    config: config_dict.ConfigDict,
+    values: settings.Settings,
+    data: Data,
+    mesh: Mesh,
+    folder: pathlib.Path,
 ) -> loader.PatchIterator:
     """Opens the training patches, and lets the cases lie where `loader.cache` and memory say.
+
+    Args:
+        config: of the run.
+        values: what it says.
+        data: the cases and their split.
+        mesh: where the batches go; of several processes, each reads what its devices need.
+        folder: the run's, where skipped cases are noted.
 
     Raises:
         UserError: for settings that cannot be, or a place that is too small.
@@ -91,7 +169,8 @@ def open_batches(
     crop = augment.source_patch(values.patch, values.augment)
     sharding.check_batch(mesh, given["batch"], crop)
     asked = given.pop("cache", "auto")  # runs of before the key have none
-    chosen = placement.choose(asked, data.cases, training, mesh=mesh)
+    free = _agreed_memory(placement.free_memory(mesh))
+    chosen = placement.choose(asked, data.cases, training, mesh=mesh, free=free)
     print(chosen.sentence)
     data.cases.cache_bytes = chosen.cache_bytes
     batches = loader.make_loader(
@@ -102,11 +181,27 @@ def open_batches(
         cavity=config.data.resection_cavity,
         crop=crop,
         on_device=chosen.mode == "device",
+        unreadable=skipping.Unreadable(
+            len(training), _on_read_error(config), folder, processes.index()
+        ),
         **given,
     )
     for note in batches.notes:
         print(f"note: {note}")
     return batches
+
+
+def _agreed_memory(own: placement.Memory) -> placement.Memory:
+    """Returns what is free for the process that has least, so that all choose alike.
+
+    Processes on one machine share its memory.
+    """
+    told = processes.gather([socket.gethostname(), own.host, own.device])
+    machines = collections.Counter(name for name, _, _ in told)
+    device = [free for _, _, free in told if free is not None]
+    return placement.Memory(
+        min(host // machines[name] for name, host, _ in told), min(device, default=None)
+    )
 
 
 def _split(config: config_dict.ConfigDict, cases: store.CaseStore) -> splits.Split:

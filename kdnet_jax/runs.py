@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import config_dict
 
-from kdnet_jax import checkpoint, inference, settings, steps
+from kdnet_jax import checksums, inference, saved_checkpoints, settings, steps
 from kdnet_jax.data import geometry as geometry_lib
 from kdnet_jax.models import heads, unet
 
@@ -46,8 +46,8 @@ def load_run(folder: pathlib.Path) -> Run:
     like = jax.eval_shape(
         lambda: unet.init_params(values.network, len(values.modalities), jax.random.key(0))
     )
-    params, step = checkpoint.load_params(folder, like)
-    return Run(folder, config, values, params, step, checkpoint.content_hash(params))
+    params, step = saved_checkpoints.load_params(folder, like)
+    return Run(folder, config, values, params, step, checksums.content_hash(params))
 
 
 def volume_predictor(

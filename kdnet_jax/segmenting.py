@@ -14,7 +14,12 @@ from jaxtyping import UInt8
 
 from kdnet_jax import ensembles, prediction_jobs, prediction_outputs
 from kdnet_jax.data import familiarity, geometry, labels, nifti, prepare
+from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import figures
+
+
+class UnusableScanError(UserError):
+    """A scan that cannot be read or prepared; others may be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Options:
         uncertainty: entropy and mutual information too.
         usual: `familiarity.measure` of the training cases, or `None`.
         about: what made the masks, for the files that hold it.
+        mark: goes into the header of each mask: who made it, and how.
     """
 
     convention: str
@@ -34,6 +40,7 @@ class Options:
     uncertainty: bool
     usual: Mapping[str, Any] | None
     about: Mapping[str, Any]
+    mark: str
 
 
 class Clock:
@@ -60,10 +67,14 @@ def segment_scan(
     """Reads, segments and writes one scan, and says what it found.
 
     Raises:
-        UserError: a file cannot be used or written.
+        UnusableScanError: a file cannot be used.
+        UserError: a file cannot be written.
     """
     clock = Clock()
-    case, warnings = _prepare(ensemble, job, options, clock)
+    try:
+        case, warnings = _prepare(ensemble, job, options, clock)
+    except UserError as error:
+        raise UnusableScanError(str(error)) from error
     prediction = ensemble.segment(
         case, uncertainty=options.uncertainty, progress=True, stage=clock.stage
     )
@@ -132,9 +143,8 @@ def _write(
     if job.overlay:
         _draw(case, prediction.classes, job)
     # Last: where there is a mask, there is all that was asked for.
-    nifti.write_mask(
-        job.output, labels.from_classes(prediction.classes, options.convention), affine
-    )
+    values = labels.from_classes(prediction.classes, options.convention)
+    nifti.write_mask(job.output, values, affine, description=options.mark)
 
 
 def _draw(

@@ -10,8 +10,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from kdnet_jax import conventions, optimizers, steps, train
-from kdnet_jax.data import augment, labels, placement
+from kdnet_jax import config_values, conventions, optimizers, steps, train
+from kdnet_jax.data import augment, geometry, labels, layouts, placement, skipping, splits
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import unet
@@ -65,6 +65,7 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
     Raises:
         UserError: for the first value that cannot be.
     """
+    config_values.check(_flat(config.to_dict()))
     check_choice("role", config.role, ROLES)
     data_modalities = conventions.read_modalities(config.data.modalities, "data.modalities")
     modalities = conventions.read_modalities(config.model.modalities, "model.modalities")
@@ -78,25 +79,24 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
     patch, window = tuple(config.loader.patch), tuple(config.inference.patch)
     unet.check_patch(patch, network, "loader.patch")
     unet.check_patch(window, network, "inference.patch")
-    if not 0 <= config.inference.overlap < 1:
-        raise UserError(f"inference.overlap is {config.inference.overlap}: give 0 to below 1.")
     # Runs of before the key have none.
     check_choice("loader.cache", config.loader.get("cache", "auto"), placement.CHOICES)
+    check_choice("data.on_read_error", config.data.get("on_read_error", "stop"), skipping.CHOICES)
     check_choice("data.resection_cavity", config.data.resection_cavity, labels.CAVITY_CHOICES)
-    for key, value in (("seed", config.seed), ("split.seed", config.split.seed)):
-        if value < 0:
-            raise UserError(f"{key} is {value}: give 0 or more.")
     check_choice("loss.form", config.loss.form, LOSS_FORMS)
-    if config.data.spacing < 0:
-        raise UserError(f"data.spacing is {config.data.spacing}: give mm, or 0 for the scan's own.")
     if config.train.get("accumulate", 1) > 1 and config.loss.over_batch:
         raise UserError(
             f"train.accumulate is {config.train.accumulate} and loss.over_batch is true: a Dice "
             "over the whole batch cannot be had from its parts. Set --config.train.accumulate=1 or "
             "--config.loss.over_batch=false."
         )
-    if config.get("profile", 0) < 0:
-        raise UserError(f"profile is {config.profile}: give the steps to profile, or 0 for none.")
+    _check_split(config)
+    geometry.check_orientation(config.data.orientation)
+    check_choice("data.release", config.data.release, (layouts.AUTO, *layouts.RELEASES))
+    if config.data.label_convention:
+        check_choice(
+            "data.label_convention", config.data.label_convention, labels.LABEL_CONVENTIONS
+        )
     kd = config.get("distillation")
     return Settings(
         data_modalities=data_modalities,
@@ -112,6 +112,18 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
         spacing=config.data.spacing or None,
         profile=config.get("profile", 0),
     )
+
+
+def _check_split(config: config_dict.ConfigDict) -> None:
+    """Refuses a split that cannot be, as far as the config tells: before any data is read."""
+    section = config.split
+    if section.file:
+        return
+    if section.folds:
+        patients = None if config.data.data_dir else config.data.phantom.cases
+        splits.check_folds(section.folds, section.fold, section.validation, patients)
+    else:
+        splits.check_fractions((section.train, section.validation, section.test))
 
 
 def network_config(model: config_dict.ConfigDict) -> unet.UNetConfig:
@@ -189,12 +201,17 @@ def differences(
     ours: config_dict.ConfigDict, theirs: config_dict.ConfigDict
 ) -> list[tuple[str, Any, Any]]:
     """Returns (dotted key, ours, theirs) wherever two configs differ."""
-    left, right = (_flat(_explicit(config.to_dict())) for config in (ours, theirs))
+    left, right = flatten(ours), flatten(theirs)
     return [
         (key, left.get(key), right.get(key))
         for key in sorted(left.keys() | right.keys())
         if left.get(key) != right.get(key)
     ]
+
+
+def flatten(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """Returns dotted key -> value of all that a config says."""
+    return _flat(_explicit(config.to_dict()))
 
 
 def _explicit(values: dict[str, Any]) -> dict[str, Any]:

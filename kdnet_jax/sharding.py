@@ -79,3 +79,14 @@ def to_global(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's share of a batch (a tree of "b d h w ..." arrays) on the mesh."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def to_own_devices(tree: Any) -> Any:
+    """Returns whole copies of a tree's arrays that this process can use by itself."""
+
+    def own(x: jax.Array) -> jax.Array:
+        if not x.is_fully_replicated:
+            x = jax.jit(lambda part: part, out_shardings=replicated(x.sharding.mesh))(x)
+        return x if x.is_fully_addressable else x.addressable_data(0)
+
+    return jax.tree.map(own, tree)

@@ -95,6 +95,7 @@ def _update(
     optimizer: optax.GradientTransformation,
     values: tuple[Array, Metrics],
     grads: Any,
+    skip_nonfinite: bool,
 ) -> tuple[TrainState, Metrics]:
     loss, terms = values
     with jax.named_scope(UPDATE):
@@ -104,6 +105,13 @@ def _update(
         )
         params = optax.apply_updates(state.params, updates)
         norm = optax.global_norm(grads)
+        if skip_nonfinite:
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                (params, opt_state),
+                (state.params, state.opt_state),
+            )
     new = TrainState(state.step + 1, params, opt_state)
     return new, {"loss": loss, **terms, "gradient_norm": norm}
 
@@ -115,12 +123,14 @@ class BatchOptions(NamedTuple):
         augment: what is drawn for each crop.
         patch: size of the patches that the network sees, "d h w"; None: of the crops.
         accumulate: parts that the batch is worked through in, one after another.
+        skip_nonfinite: leave out the update of a batch whose loss or gradient is not finite.
         mesh: over which the batch is spread; None: one device.
     """
 
     augment: augment.AugmentOptions
     patch: tuple[int, int, int] | None = None
     accumulate: int = 1
+    skip_nonfinite: bool = False
     mesh: Mesh | None = None
 
 
@@ -202,7 +212,8 @@ def supervised_step(
         return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
 
     image, label = _augmented(batch, state, root, batch_options)
-    return _update(state, optimizer, *_accumulated(gradients, image, label, batch_options))
+    accumulated = _accumulated(gradients, image, label, batch_options)
+    return _update(state, optimizer, *accumulated, batch_options.skip_nonfinite)
 
 
 def distillation_step(
@@ -245,7 +256,8 @@ def distillation_step(
         return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
 
     image, label = _augmented(batch, state, root, batch_options)
-    return _update(state, optimizer, *_accumulated(gradients, image, label, batch_options))
+    accumulated = _accumulated(gradients, image, label, batch_options)
+    return _update(state, optimizer, *accumulated, batch_options.skip_nonfinite)
 
 
 def _means(terms: dict[str, Array]) -> Metrics:
@@ -258,11 +270,12 @@ def jit_supervised(
     augment_options: augment.AugmentOptions,
     patch: tuple[int, int, int] | None = None,
     accumulate: int = 1,
+    skip_nonfinite: bool = False,
     **options: Any,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Jits `supervised_step` over `mesh`: (state [donated], batch, root)."""
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    batch_options = BatchOptions(augment_options, patch, accumulate, mesh)
+    batch_options = BatchOptions(augment_options, patch, accumulate, skip_nonfinite, mesh)
     return jax.jit(
         functools.partial(supervised_step, batch_options=batch_options, **options),
         in_shardings=(whole, batch, whole),
@@ -277,6 +290,7 @@ def jit_distillation(
     augment_options: augment.AugmentOptions,
     patch: tuple[int, int, int] | None = None,
     accumulate: int = 1,
+    skip_nonfinite: bool = False,
     **options: Any,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Jits `distillation_step` over `mesh`: (state [donated], teacher_params, batch, root).
@@ -285,7 +299,7 @@ def jit_distillation(
     constants of the program.
     """
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    batch_options = BatchOptions(augment_options, patch, accumulate, mesh)
+    batch_options = BatchOptions(augment_options, patch, accumulate, skip_nonfinite, mesh)
     return jax.jit(
         functools.partial(distillation_step, batch_options=batch_options, **options),
         in_shardings=(whole, whole, batch, whole),

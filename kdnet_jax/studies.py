@@ -88,7 +88,7 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
 
     Raises:
         UserError: for everything that the user can mend, before the first part is trained.
-        train.Stopped: after SIGINT or SIGTERM, when everything is saved.
+        stopping.Stopped: after SIGINT or SIGTERM, when everything is saved.
     """
     planned = parts(config, workdir)
     for part in planned:

@@ -1,26 +1,31 @@
 """The training loop: one function that reads from top to bottom."""
 
+import contextlib
 import dataclasses
-import math
-import signal
 import time
-import types
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
-from kdnet_jax import checkpoint, profiling, sharding, steps
+from kdnet_jax import (
+    checkpoint,
+    processes,
+    profiling,
+    sharding,
+    step_metrics,
+    steps,
+    stopping,
+)
 from kdnet_jax.data import loader as loader_lib
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.reporting import progress as progress_lib
+from kdnet_jax.saved_checkpoints import Progress
 
-# (parameters) -> Dice of each region, mean over the validation cases
-Validate = Callable[[Any], dict[str, float]]
-
-# Steps that may be dispatched before an earlier one has ended: enough to keep the device busy.
-STEPS_AHEAD = 2
+# (parameters) -> of this process's share of the validation cases: place in the list of all of them,
+# and Dice of each region
+Validate = Callable[[Any], list[tuple[int, dict[str, float]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +37,11 @@ class TrainOptions:
         log_every: steps between rows of `metrics.jsonl`.
         validate_every: steps between validations; each is followed by a checkpoint.
         save_minutes: minutes between checkpoints, besides those.
+        save_steps: steps between checkpoints, besides those; 0 none.
         early_stop: stop after so many validations without a better one; 0 never.
         accumulate: parts that each batch is worked through in, one after another.
+        nonfinite: what a batch with a NaN or infinite loss or gradient does: "stop" the run, or
+            "skip" its update, with a warning.
     """
 
     steps: int
@@ -42,32 +50,57 @@ class TrainOptions:
     save_minutes: float
     early_stop: int
     accumulate: int = 1
+    save_steps: int = 0
+    nonfinite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
-        """Raises UserError for a count below 1."""
+        """Raises UserError for a value that cannot be."""
         for key in ("steps", "log_every", "validate_every", "accumulate"):
             if getattr(self, key) < 1:
                 raise UserError(f"train.{key} is {getattr(self, key)}: give at least 1.")
-        if self.save_minutes <= 0 or self.early_stop < 0:
-            raise UserError("train.save_minutes must be above 0 and train.early_stop at least 0.")
+        check_choice("train.nonfinite", self.nonfinite, ("stop", "skip"))
+        for key in ("save_steps", "early_stop"):
+            if getattr(self, key) < 0:
+                raise UserError(f"train.{key} is {getattr(self, key)}: give 0 or more.")
+        if not self.save_minutes > 0:
+            raise UserError(f"train.save_minutes is {self.save_minutes}: give more than 0.")
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
-    """The run was asked to stop, and has saved.
+def resume(
+    checkpoints: checkpoint.RunCheckpoints,
+    state: steps.TrainState,
+    batches: loader_lib.PatchIterator,
+    identity: dict[str, str],
+    teacher_path: str = "",
+) -> tuple[steps.TrainState, Progress]:
+    """Returns the state and progress of the newest whole checkpoint, or those of the start.
 
-    Attributes:
-        step: steps done.
-        signal: the signal that asked.
+    The batches are set to the position that belongs to it.
+
+    Args:
+        checkpoints: of the run.
+        state: the state before the first step.
+        batches: the run's batches.
+        identity: what the run is; it must not change when it resumes.
+        teacher_path: where a student's teacher lies, for the record.
+
+    Raises:
+        UserError: the checkpoint is of another identity, or all are damaged.
     """
-
-    def __init__(self, step: int, number: int) -> None:
-        self.step, self.signal = step, number
-        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}")
+    restored = checkpoints.restore(state)
+    if restored is None:
+        start = Progress(0, batches.get_state(), None, None, 0, 0.0, identity, teacher_path, rows=0)
+        return state, start
+    state, progress = restored
+    _check_identity(progress.identity, identity, checkpoints.folder)
+    batches.set_state(progress.loader)
+    return state, progress
 
 
 def train(
     step_fn: Callable[..., tuple[steps.TrainState, steps.Metrics]],
     state: steps.TrainState,
+    progress: Progress,
     batches: loader_lib.PatchIterator,
     *,
     root: jax.Array,
@@ -75,64 +108,59 @@ def train(
     validate: Validate,
     checkpoints: checkpoint.RunCheckpoints,
     options: TrainOptions,
-    identity: dict[str, str],
     log: progress_lib.MetricsLog,
     description: str,
-    teacher_path: str = "",
     profiler: profiling.Profiler | None = None,
-) -> checkpoint.Progress:
-    """Trains until the last step, an early stop or a signal; resumes where the run stopped.
+) -> Progress:
+    """Trains from `progress` until the last step, an early stop or a signal.
 
-    Steps are dispatched ahead of the device, `STEPS_AHEAD` at most, and their metrics stay there
-    until they are logged.
+    Steps are dispatched ahead of the device, `step_metrics.STEPS_AHEAD` at most, and their metrics
+    stay there until they are logged. What is logged and computed does not depend on when it is
+    saved.
 
     Args:
         step_fn: (state, batch on the mesh, root key) to (state, metrics); donates the state.
-        state: the state before the first step; replaced by the newest checkpoint's, if any.
-        batches: batches on the mesh.
+        state: the state at `progress`, see `resume`.
+        progress: where the run is.
+        batches: batches on the mesh, at their position.
         root: the root key of all that is drawn inside the step.
         mesh: where state and batches lie.
-        validate: Dice of each region on the validation cases.
-        checkpoints: where to save, and to resume from.
+        validate: scores of this process's share of the validation cases.
+        checkpoints: where to save.
         options: budget and intervals.
-        identity: what the run is; it must not change when it resumes.
         log: the run's metrics.
         description: what the progress bar says.
-        teacher_path: where a student's teacher lies, for the record.
         profiler: is told of each step.
 
     Returns:
         The progress at the end.
 
     Raises:
-        UserError: for a NaN, a full disk, or a checkpoint of another identity.
-        Stopped: after a signal, when everything is saved.
+        UserError: for a NaN or a full disk.
+        stopping.Stopped: after a signal, when everything is saved.
     """
-    # -- Resume ------------------------------------------------------------------------------
-    progress = checkpoint.Progress(
-        0, batches.get_state(), None, None, 0, 0.0, identity, teacher_path
-    )
-    if checkpoints.latest_step() is not None:
-        state, progress = checkpoints.restore(state)
-        _check_identity(progress.identity, identity, checkpoints.folder)
-        batches.set_state(progress.loader)
-        if _is_due(progress.step, options) and progress.score is None:
-            # A signal came at a step that was due: it was saved at once, and is validated now.
-            progress = _validated(progress, validate(state.params), log)
-            checkpoints.save(state, progress, overwrite=True)
     root = jax.device_put(root, sharding.replicated(mesh))
     started = time.monotonic() - progress.seconds
-    if progress.step < options.steps:
-        batches.start()
-    last_save = time.monotonic()
-    pending: list[tuple[int, steps.Metrics]] = []
+    window = step_metrics.Window(log, progress, batches, options.nonfinite)
+    wishes = processes.Agreement(mesh, step_metrics.STEPS_AHEAD)
 
     with (
-        progress_lib.Progress(options.steps, progress.step, description) as bar,
-        _StopRequest() as stop,
+        stopping.Request() as stop,
+        progress_lib.Progress(
+            options.steps, progress.step, description, quiet=not processes.is_first()
+        ) as bar,
     ):
+        stopped = 0
+        if progress.step and _is_due(progress.step, options) and progress.score is None:
+            # A signal came at a step that was due: it was saved at once, and is validated now.
+            progress, stopped = _validated(progress, state.params, validate, stop, log)
+            if not stopped:
+                _save(checkpoints, state, progress, log, overwrite=True)
         step = progress.step
-        while step < options.steps and not _out_of_patience(progress, options):
+        if step < options.steps and not stopped:
+            batches.start()
+        last_save = time.monotonic()
+        while not (stopped or step == options.steps or _out_of_patience(progress, options)):
             # -- One step --------------------------------------------------------------------
             # Whatever a step needs lies on the mesh: an implicit transfer would be a mistake.
             with jax.transfer_guard("disallow"):
@@ -142,21 +170,22 @@ def train(
             # Freed now, not while the next one is waited for.
             del batch
             step += 1
-            pending.append((step, metrics))
-            if len(pending) > STEPS_AHEAD:
-                # No transfer; without it, a fast loop would queue steps and batches without end.
-                jax.block_until_ready(pending[-1 - STEPS_AHEAD][1])
+            window.add(step, metrics)
             bar.update()
             if profiler and (told := profiler.after_step(metrics, bar.waited)):
                 bar.write(told)
 
             # -- Log, validate, save ---------------------------------------------------------
-            validating = _is_due(step, options)
+            due = _is_due(step, options)
             minutes = (time.monotonic() - last_save) / 60
-            saving = validating or stop.requested or minutes >= options.save_minutes
-            if saving or step % options.log_every == 0:
+            stopped, saving = wishes.agree(stop.requested, minutes >= options.save_minutes)
+            saving = saving or stopped or due or _is_multiple(step, options.save_steps)
+            logging = due or step % options.log_every == 0
+            if saving or logging:
                 # Before any save: a NaN must never reach a checkpoint.
-                _log_steps(log, pending, bar)
+                window.fetch(bar)
+            if logging:
+                window.write(step, bar)
             if not saving:
                 continue
             progress = dataclasses.replace(
@@ -165,16 +194,18 @@ def train(
                 loader=batches.get_state(),
                 score=None,
                 seconds=time.monotonic() - started,
+                unlogged=window.rows,
             )
             with bar.paused():
-                if validating and not stop.requested:
-                    progress = _validated(progress, validate(state.params), log)
-                checkpoints.save(state, progress)
+                if due and not stopped:
+                    progress, stopped = _validated(progress, state.params, validate, stop, log)
+                _save(checkpoints, state, progress, log)
             last_save = time.monotonic()
-            if stop.requested:
-                checkpoints.wait()
-                raise Stopped(step, stop.requested)
-    checkpoints.wait()
+        checkpoints.wait()
+        # One that came too late for the loop.
+        stopped = max(processes.gather(int(stopped or stop.requested)))
+    if stopped:
+        raise stopping.Stopped(stopped, progress.step)
     if profiler and (told := profiler.close()):
         print(told)
     return progress
@@ -184,82 +215,70 @@ def _is_due(step: int, options: TrainOptions) -> bool:
     return step % options.validate_every == 0 or step == options.steps
 
 
-def _out_of_patience(progress: checkpoint.Progress, options: TrainOptions) -> bool:
+def _is_multiple(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _out_of_patience(progress: Progress, options: TrainOptions) -> bool:
     return 0 < options.early_stop <= progress.stale_validations
 
 
+def _save(
+    checkpoints: checkpoint.RunCheckpoints,
+    state: steps.TrainState,
+    progress: Progress,
+    log: progress_lib.MetricsLog,
+    *,
+    overwrite: bool = False,
+) -> None:
+    # The log first: its rows must be there when the checkpoint says so.
+    log.sync()
+    progress = dataclasses.replace(progress, rows=log.rows)
+    checkpoints.save(state, progress, overwrite=overwrite)
+
+
 def _validated(
-    progress: checkpoint.Progress, dice: dict[str, float], log: progress_lib.MetricsLog
-) -> checkpoint.Progress:
+    progress: Progress,
+    params: Any,
+    validate: Validate,
+    stop: stopping.Request,
+    log: progress_lib.MetricsLog,
+) -> tuple[Progress, int]:
+    """Returns the progress with its score, and 0; or as it was, and the signal that broke it off.
+
+    All processes come to the same answer.
+    """
+    own = None
+    with contextlib.suppress(stopping.Interrupted), stop.interruptible():
+        own = validate(params)
+    parts, signals = zip(*processes.gather([own, stop.requested]), strict=True)
+    if any(part is None for part in parts):
+        return progress, max(signals)
+    # In the order of the cases: the mean does not depend on who scored which.
+    scores = [dice for _, dice in sorted((row for part in parts for row in part), key=_place)]
+    dice = {region: sum(each[region] for each in scores) / len(scores) for region in scores[0]}
     score = sum(dice.values()) / len(dice)
     row = {f"dice_{region.lower()}": value for region, value in dice.items()}
     log.write(progress.step, "validation", row | {"dice_mean": score})
     better = progress.best_score is None or score > progress.best_score
-    return dataclasses.replace(
+    progress = dataclasses.replace(
         progress,
         score=score,
         best_score=score if better else progress.best_score,
         stale_validations=0 if better else progress.stale_validations + 1,
     )
+    return progress, 0
 
 
-def _log_steps(
-    log: progress_lib.MetricsLog,
-    pending: list[tuple[int, steps.Metrics]],
-    bar: progress_lib.Progress,
-) -> None:
-    """Fetches the metrics since the last call, checks every step, writes their mean; empties it."""
-    fetched = jax.device_get(pending)
-    pending.clear()
-    for step, metrics in fetched:
-        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if broken:
-            raise UserError(
-                f"step {step}: {', '.join(broken)} is not finite. Nothing of it was saved. Lower "
-                "--config.optimizer.learning_rate or --config.optimizer.clip, and train again in a "
-                "new --workdir."
-            )
-    means = {
-        name: sum(float(metrics[name]) for _, metrics in fetched) / len(fetched)
-        for name in fetched[0][1]
-    }
-    log.write(fetched[-1][0], "train", means | bar.speed())
-    bar.show_loss(float(fetched[-1][1]["loss"]))
+def _place(row: Sequence[Any]) -> int:
+    return row[0]
 
 
 def _check_identity(saved: dict[str, str], current: dict[str, str], folder: Any) -> None:
-    for key in sorted(saved.keys() | current.keys()):
-        if saved.get(key) != current.get(key):
+    # A run of before a part of the identity was noted has none.
+    for key in sorted(saved.keys() & current.keys()):
+        if saved[key] != current[key]:
             raise UserError(
-                f"{folder} was trained with {key} {saved.get(key)}, and now it is "
-                f"{current.get(key)}. Restore the former {key}, or give a new --workdir."
+                f"{folder} was trained with {key} {saved[key]}, and now it is "
+                f"{current[key]}. Restore the former {key}, or give a new --workdir."
             )
-
-
-class _StopRequest:
-    """Turns the first SIGINT or SIGTERM into a wish that the loop reads after each step.
-
-    A second signal of the kind acts as usual, for a loop that hangs.
-    """
-
-    def __init__(self) -> None:
-        self.requested = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: types.FrameType | None) -> None:
-        self.requested = number
-        signal.signal(number, self._previous[number])

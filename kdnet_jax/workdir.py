@@ -1,14 +1,27 @@
-"""A run's folder belongs to one config and one split: claimed at the start, checked ever after."""
+"""A run's folder belongs to one config and one split: claimed at the start, checked ever after.
 
+And to one command at a time, which holds its lock.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
 import pathlib
+import socket
+import time
+from collections.abc import Iterator
 
 from ml_collections import config_dict
 
-from kdnet_jax import checkpoint, files, settings
+from kdnet_jax import files, saved_checkpoints, settings
 from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError
 
 CONFIG, SPLIT = "config.json", "split.json"
+LOCK = ".lock"
 # Settings that change how fast a run goes or how often it looks, but not what it computes.
 OPERATIONAL = (
     # What these two name is guarded by the hash of its content.
@@ -25,15 +38,23 @@ OPERATIONAL = (
     "model.remat",
     "train.accumulate",
     "profile",
+    # Equal but for the order of sums.
+    "mesh.data",
+    "mesh.space",
+    "mesh.state",
+    # What these do is told in the run's folder where it happens.
+    "data.on_read_error",
+    "train.nonfinite",
     "train.log_every",
     "train.save_minutes",
+    "train.save_steps",
 )
 
 
 def check(folder: pathlib.Path, config: config_dict.ConfigDict) -> None:
     """Raises UserError if the folder belongs to a run of another config; writes nothing."""
     if not (folder / CONFIG).exists():
-        if (folder / checkpoint.FOLDER).exists():
+        if (folder / saved_checkpoints.FOLDER).exists():
             raise UserError(f"{folder} has checkpoints but no {CONFIG}: give a new --workdir.")
         return
     changed = [
@@ -50,6 +71,67 @@ def check(folder: pathlib.Path, config: config_dict.ConfigDict) -> None:
             f"{folder} holds a run of another config: {listed}{more}. Give a new --workdir, or "
             "the former values to go on with that run."
         )
+
+
+def config_hash(config: config_dict.ConfigDict) -> str:
+    """Returns a SHA-256 of all settings that change what a run computes."""
+    values = settings.flatten(config)
+    computed = {key: value for key, value in values.items() if key not in OPERATIONAL}
+    return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Holds the only right to write in a run's folder, which is made; a killed process loses it.
+
+    Raises:
+        UserError: another command holds it, or the folder cannot be written.
+    """
+    path = folder / LOCK
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise files.disk_error(error, folder) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is in use by another command: {file.read().strip()}. Wait until it has "
+                "ended, or give another --workdir."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+            print(f"note: {path.parent} cannot be locked here ({error.strerror}): start one only")
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {_now()}")
+            file.flush()
+        except OSError as error:
+            raise files.disk_error(error, folder) from error
+        try:
+            yield
+        finally:
+            file.truncate(0)
+            _remove_unused(path, new)
+
+
+def _now() -> str:
+    return time.strftime("%F %T %z")
+
+
+def _remove_unused(lock: pathlib.Path, new: list[pathlib.Path]) -> None:
+    """Removes the folders that were made for a run of which nothing was written."""
+    if new and os.listdir(lock.parent) == [LOCK]:
+        lock.unlink()
+        for folder in new:
+            if os.listdir(folder):
+                break
+            folder.rmdir()
 
 
 def claim(folder: pathlib.Path, config: config_dict.ConfigDict, split: splits.Split) -> None:
@@ -70,4 +152,4 @@ def _write(path: pathlib.Path, text: str) -> None:
     try:
         files.write_text(path, text)
     except OSError as error:
-        raise checkpoint.disk_error(error, path) from error
+        raise files.disk_error(error, path) from error

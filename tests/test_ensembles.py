@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from configs import common
-from kdnet_jax import checkpoint, ensembles, inference, optimizers, runs, settings, steps
+from kdnet_jax import (
+    checkpoint,
+    ensembles,
+    inference,
+    optimizers,
+    runs,
+    saved_checkpoints,
+    settings,
+    steps,
+)
 from kdnet_jax.data import prepare, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import unet
@@ -31,7 +40,8 @@ def _write_run(folder: pathlib.Path, seed: int, changes: dict[str, Any] | None =
     optimizer = optimizers.make_optimizer(values.optimizer, 1, 1)
     with checkpoint.RunCheckpoints(folder) as checkpoints:
         checkpoints.save(
-            steps.init_state(params, optimizer), checkpoint.Progress(1, {}, 0.5, 0.5, 0, 0.0, {})
+            steps.init_state(params, optimizer),
+            saved_checkpoints.Progress(1, {}, 0.5, 0.5, 0, 0.0, {}),
         )
     summaries = [_Summary(f"{seed}-{index}") for index in range(4)]
     split = splits.make_split(summaries, seed=0, fractions=(0.5, 0.25, 0.25))

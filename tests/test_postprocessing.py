@@ -1,5 +1,7 @@
 """What is done to a segmentation after the network."""
 
+import json
+
 import hypothesis
 import numpy as np
 import pytest
@@ -94,7 +96,18 @@ def test_components_agree_with_a_loop_over_them(classes, threshold) -> None:
     np.testing.assert_array_equal(postprocessing.apply(classes, SPACING, rules), expected)
 
 
-def _case(reference_et: int, predicted_et: int, ncr: int = 0) -> postprocessing.Case:
+# Reference classes, predicted classes, mm per axis.
+Case = tuple[np.ndarray, np.ndarray, tuple[float, float, float]]
+
+
+def _choose(cases: list[Case]) -> postprocessing.Rules:
+    # As JSON, as an evaluation keeps them.
+    return postprocessing.choose(
+        [json.loads(json.dumps(postprocessing.tabulate(*case))) for case in cases]
+    )
+
+
+def _case(reference_et: int, predicted_et: int, ncr: int = 0) -> Case:
     """A row of 0.02 ml voxels: NCR in both, then ET, overlapping as far as the two can."""
     masks = np.zeros((2, 200, 1, 1), np.uint8)
     masks[:, :ncr] = NCR
@@ -103,7 +116,7 @@ def _case(reference_et: int, predicted_et: int, ncr: int = 0) -> postprocessing.
     return masks[0], masks[1], SPACING
 
 
-def _with_speck(case: postprocessing.Case, voxels: int) -> postprocessing.Case:
+def _with_speck(case: Case, voxels: int) -> Case:
     reference, predicted, spacing = case
     predicted[190 - voxels : 190] = ED
     return reference, predicted, spacing
@@ -112,17 +125,17 @@ def _with_speck(case: postprocessing.Case, voxels: int) -> postprocessing.Case:
 def test_the_et_threshold_removes_false_et_and_keeps_true_et() -> None:
     # False ET of 0.16 ml (8 voxels) beside true NCR; true ET of 0.4 ml: 0.2 parts them.
     cases = [_case(0, 8, ncr=60), _case(20, 20, ncr=60), _case(100, 90, ncr=60)]
-    assert postprocessing.choose(cases) == postprocessing.Rules(small_et_ml=0.2)
+    assert _choose(cases) == postprocessing.Rules(small_et_ml=0.2)
 
 
 def test_the_component_threshold_removes_false_components_and_keeps_true_ones() -> None:
     # A false component of 0.16 ml, a true one of 0.4 ml.
     cases = [_with_speck(_case(60, 60), 8), _case(20, 20)]
-    assert postprocessing.choose(cases) == postprocessing.Rules(min_component_ml=0.2)
+    assert _choose(cases) == postprocessing.Rules(min_component_ml=0.2)
 
 
 def test_the_rules_are_off_where_they_do_not_help() -> None:
-    assert postprocessing.choose([_case(20, 20), _case(3, 2)]) == postprocessing.Rules()
+    assert _choose([_case(20, 20), _case(3, 2)]) == postprocessing.Rules()
 
 
 @hypothesis.given(
@@ -156,7 +169,7 @@ def test_the_choice_is_the_best_of_all_candidates_applied(rows) -> None:
 
     component = max(postprocessing.MIN_COMPONENT_CANDIDATES_ML, key=lesion_dice)
     small_et = max(postprocessing.SMALL_ET_CANDIDATES_ML, key=lambda each: et_dice(each, component))
-    assert postprocessing.choose(iter(cases)) == postprocessing.Rules(small_et, component)
+    assert _choose(cases) == postprocessing.Rules(small_et, component)
 
 
 def test_without_validation_cases_nothing_is_chosen() -> None:

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import config_dict
 
 from configs import common
-from kdnet_jax import checkpoint, experiment, settings, trace
+from kdnet_jax import checksums, experiment, saved_checkpoints, settings, trace
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import unet
 
@@ -25,13 +25,13 @@ def config(tiny_cohort: pathlib.Path, built: pathlib.Path) -> config_dict.Config
 def run(config: config_dict.ConfigDict, folder: pathlib.Path, profile: int) -> str:
     config.profile = profile
     experiment.run(config, folder)
-    return checkpoint.content_hash(_params(folder))
+    return checksums.content_hash(_params(folder))
 
 
 def _params(folder: pathlib.Path) -> Any:
     values = settings.read_settings(settings.read_config(folder))
     like = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
-    return checkpoint.load_params(folder, like, "latest")[0]
+    return saved_checkpoints.load_params(folder, like, "latest")[0]
 
 
 def test_a_profiled_run_is_the_same_run_with_a_page_that_adds_up(

@@ -50,6 +50,7 @@ def test_an_unknown_place_is_named(tiny_cohort: pathlib.Path, built: pathlib.Pat
 def test_the_place_is_said_and_changes_no_batch(
     tiny_cohort: pathlib.Path,
     built: pathlib.Path,
+    tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
     place: str,
 ) -> None:
@@ -58,7 +59,7 @@ def test_the_place_is_said_and_changes_no_batch(
     config.augment.preset = "nnunet"
     values = settings.read_settings(config)
     data, mesh = run_data.open_data(config, values), sharding.make_mesh()
-    with run_data.open_batches(config, values, data, mesh) as batches:
+    with run_data.open_batches(config, values, data, mesh, tmp_path) as batches:
         found = jax.device_get(list(itertools.islice(batches, 2)))
     said = capsys.readouterr().out
     assert f"loader.cache={place}: " in said
@@ -67,19 +68,22 @@ def test_the_place_is_said_and_changes_no_batch(
     assert found[0]["image"].shape == (1, *crop, 4)
     assert all(edge > size for edge, size in zip(crop, values.patch, strict=True))
     config.loader.cache = "stream"
-    with run_data.open_batches(config, values, data, mesh) as batches:
+    with run_data.open_batches(config, values, data, mesh, tmp_path) as batches:
         for ours, theirs in zip(found, itertools.islice(batches, 2), strict=True):
             np.testing.assert_array_equal(ours["image"], theirs["image"])
 
 
 def test_a_patch_larger_than_every_case_is_noted(
-    tiny_cohort: pathlib.Path, built: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = _config(tiny_cohort, built)
     config.loader.patch = (64, 16, 16)
     values = settings.read_settings(config)
     data = run_data.open_data(config, values)
-    run_data.open_batches(config, values, data, sharding.make_mesh()).close()
+    run_data.open_batches(config, values, data, sharding.make_mesh(), tmp_path).close()
     assert "patch of 64 x 16 x 16 is larger along some axis than every" in capsys.readouterr().out
 
 

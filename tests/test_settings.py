@@ -36,8 +36,8 @@ def test_channels_are_positions_among_the_data_s_sequences() -> None:
     [
         ("model.convolutions", "yes", "model.convolutions is 'yes': choose one of auto, native"),
         ("data.resection_cavity", "tumour", "choose one of background, NCR"),
-        ("split.seed", -1, "split.seed is -1: give 0 or more"),
-        ("seed", -2, "seed is -2: give 0 or more"),
+        ("split.seed", -1, "split.seed is -1: give a whole number from 0"),
+        ("seed", -2, "seed is -2: give a whole number from 0"),
         ("inference.overlap", 1.0, "inference.overlap is 1.0"),
         ("model.modalities", "t1cee", "did you mean 't1ce'"),
     ],

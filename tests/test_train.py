@@ -1,5 +1,6 @@
 """The loop: it learns, stops, resumes bit for bit, and refuses to save a NaN."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -17,14 +18,17 @@ from ml_collections import config_dict
 from configs import common
 from kdnet_jax import (
     checkpoint,
+    checksums,
     compilation,
     evaluation,
     experiment,
     run_data,
     runs,
+    saved_checkpoints,
     settings,
     sharding,
     steps,
+    stopping,
     train,
 )
 from kdnet_jax.data import augment, cases, loader, prepare
@@ -84,10 +88,10 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
         step = lambda state, batch, root: distil(state, teacher, batch, root)  # noqa: E731
     for _ in range(80):
         state, _ = step(state, batch, root)
-    dice = evaluation.dice_on_working_grid(
+    ((_, dice),) = evaluation.dice_on_working_grid(
         runs.volume_predictor(values, config)(state.params),
         values.network.head,
-        [case],
+        [(0, case)],
         values.channels,
         "background",
     )
@@ -97,10 +101,10 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
 def test_teacher_and_its_student_learn_one_case_by_heart(tiny_case: prepare.PreparedCase) -> None:
     teacher, teacher_dice = _memorise(tiny_case, "teacher")
     assert teacher_dice > 0.95
-    before = checkpoint.content_hash(teacher)
+    before = checksums.content_hash(teacher)
     _, student_dice = _memorise(tiny_case, "student", teacher)
     assert student_dice > 0.95
-    assert checkpoint.content_hash(teacher) == before
+    assert checksums.content_hash(teacher) == before
 
 
 # --- It stops and resumes ------------------------------------------------------------------------
@@ -127,11 +131,15 @@ def _untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith("time_")} for row in rows]
 
 
-def _hash(folder: pathlib.Path, which: str) -> str:
+def _params(folder: pathlib.Path, which: str = "best") -> Any:
     config = settings.read_config(folder)
     values = settings.read_settings(config)
     like = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
-    return checkpoint.content_hash(checkpoint.load_params(folder, like, which)[0])
+    return saved_checkpoints.load_params(folder, like, which)[0]
+
+
+def _hash(folder: pathlib.Path, which: str) -> str:
+    return checksums.content_hash(_params(folder, which))
 
 
 def _signal_at(monkeypatch: pytest.MonkeyPatch, call: int, number: int) -> None:
@@ -181,7 +189,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
         _signal_at(patch, call, number)
-        with pytest.raises(train.Stopped) as stopped:
+        with pytest.raises(stopping.Stopped) as stopped:
             _run(config, tmp_path)
     assert (stopped.value.step, stopped.value.signal) == (call, number)
     assert signal.getsignal(number) is handler
@@ -204,7 +212,7 @@ def test_a_run_resumes_with_its_cases_elsewhere(
     config.loader.cache = first
     with monkeypatch.context() as patch:
         _signal_at(patch, 4, signal.SIGTERM)
-        with pytest.raises(train.Stopped):
+        with pytest.raises(stopping.Stopped):
             _run(config, tmp_path)
     config.loader.cache = second
     _run(config, tmp_path)
@@ -243,16 +251,16 @@ def test_the_loop_runs_ahead_and_fetches_only_what_it_logs(tmp_path: pathlib.Pat
         checkpoint.RunCheckpoints(tmp_path) as checkpoints,
         progress.MetricsLog(tmp_path) as log,
     ):
+        state = steps.init_state({"w": jnp.zeros(2)}, optax.sgd(0.1))
         train.train(
             step,
-            steps.init_state({"w": jnp.zeros(2)}, optax.sgd(0.1)),
+            *train.resume(checkpoints, state, batches, {}),
             batches,
             root=jax.random.key(0),
             mesh=mesh,
-            validate=lambda params: {"et": 0.5},
+            validate=lambda params: [(0, {"et": 0.5})],
             checkpoints=checkpoints,
             options=train.TrainOptions(8, 4, 8, 10.0, 0),
-            identity={},
             log=log,
             description="test",
         )
@@ -285,7 +293,7 @@ def test_a_nan_stops_and_is_never_saved(
     with pytest.raises(UserError, match=r"step \d+: .*loss.* is not finite") as error:
         _run(config, tmp_path)
     assert "learning_rate" in str(error.value)
-    assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+    assert not saved_checkpoints.saved_steps(tmp_path)
 
 
 def test_early_stop(config: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
@@ -316,3 +324,74 @@ def test_impossible_budgets(key: str, value: float) -> None:
     options = {"steps": 1, "log_every": 1, "validate_every": 1, "save_minutes": 1.0}
     with pytest.raises(UserError, match=f"train.{key}"):
         train.TrainOptions(**{**options, "early_stop": 0, key: value})
+
+
+def _poison(monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, ...]) -> None:
+    """Puts a NaN into the batches of these steps."""
+    original = loader.PatchIterator.__next__
+
+    def poisoned(self: loader.PatchIterator) -> Any:
+        batch = original(self)
+        if self.get_state()["batches"] in numbers:
+            batch = batch | {"image": batch["image"].at[0, 0, 0, 0].set(jnp.nan)}
+        return batch
+
+    monkeypatch.setattr(loader.PatchIterator, "__next__", poisoned)
+    monkeypatch.setattr(jax, "transfer_guard", lambda level: contextlib.nullcontext())
+
+
+def test_a_batch_with_a_nan_names_its_cases(
+    config: config_dict.ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _poison(monkeypatch, (4,))
+    with pytest.raises(UserError, match=r"step 4: .* is not finite \(patches of BraTS2021_0"):
+        _run(config, tmp_path)
+    # That of the last validation is kept, and the run can go on from it without the batch.
+    assert saved_checkpoints.saved_steps(tmp_path) == [3]
+    config.train.nonfinite = "skip"
+    _run(config, tmp_path)
+    assert saved_checkpoints.saved_steps(tmp_path)[-1] == 6
+
+
+def test_a_batch_with_a_nan_is_skipped_and_told(
+    config: config_dict.ConfigDict,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    _poison(monkeypatch, (4,))
+    config.train.nonfinite = "skip"
+    _run(config, tmp_path)
+    assert "WARNING: step 4: " in capsys.readouterr().err
+    (row,) = (r for r in _rows(tmp_path) if r["split"] == "train" and r["step"] == 4)
+    assert row["skipped_steps"] == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_params(tmp_path)))
+
+
+def test_nothing_but_nans_is_refused_even_so(
+    config: config_dict.ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _poison(monkeypatch, tuple(range(40)))
+    config.train.nonfinite, config.train.steps, config.train.validate_every = "skip", 30, 30
+    with pytest.raises(UserError, match="step 10: .* diverged"):
+        _run(config, tmp_path)
+    assert not saved_checkpoints.saved_steps(tmp_path)
+
+
+@pytest.mark.parametrize("first_save", [1, 5])
+def test_when_it_is_saved_changes_nothing(
+    config: config_dict.ConfigDict,
+    straight: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first_save: int,
+) -> None:
+    """Steps 1 and 5 lie between two rows of the log."""
+    config.train.save_steps = first_save
+    with monkeypatch.context() as patch:
+        _signal_at(patch, first_save, signal.SIGTERM)
+        with pytest.raises(stopping.Stopped):
+            _run(config, tmp_path)
+    _run(config, tmp_path)
+    assert _hash(tmp_path, "latest") == _hash(straight, "latest")
+    assert _untimed(_rows(tmp_path)) == _untimed(_rows(straight))

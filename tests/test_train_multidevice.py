@@ -47,14 +47,13 @@ def run(place: str, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> list[dict[
     ):
         train.train(
             step,
-            state,
+            *train.resume(checkpoints, state, batches, {}),
             batches,
             root=jax.random.key(1),
             mesh=mesh,
-            validate=lambda params: {"et": 0.5},
+            validate=lambda params: [(0, {"et": 0.5})],
             checkpoints=checkpoints,
             options=train.TrainOptions(6, 1, 3, 10.0, 0),
-            identity={},
             log=log,
             description=place,
         )

@@ -6,12 +6,12 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-import nibabel
 import numpy as np
 import tensorflow_datasets as tfds
 
 from kdnet_jax import conventions
-from kdnet_jax.data import case_builder, cases, geometry, layouts, prepare
+from kdnet_jax.data import case_builder, cases, geometry, layouts, nifti_header, prepare
+from kdnet_jax.errors import UserError
 
 # Bytes of records per byte of the scans, at the scans' own voxel size. BraTS 2021 takes 1.1; the
 # rest is for scans that compress better than their z-scored float16 form.
@@ -152,6 +152,8 @@ def _stamp(path: pathlib.Path) -> str:
     A gzip file ends in the checksum and length of what it holds; of others the size and the time
     of the last change must do.
     """
+    if not path.is_file():
+        return "absent"  # The preparation will say so.
     stat = path.stat()
     if path.suffix != ".gz" or stat.st_size < 8:
         return f"{stat.st_size}-{stat.st_mtime_ns}"
@@ -167,7 +169,8 @@ def estimate_bytes(cohort: cases.Cohort, spacing: prepare.Spacing) -> int:
 
 def _estimate_case(case: cases.Case, spacing: prepare.Spacing) -> int:
     files = list(_files(case))
-    size = sum(path.stat().st_size * _GROWTH.get(path.suffix, 1.0) for path in files)
+    there = (path for path in files if path.is_file())
+    size = sum(path.stat().st_size * _GROWTH.get(path.suffix, 1.0) for path in there)
     return int(size * _finer(files[0], spacing))
 
 
@@ -176,7 +179,7 @@ def _finer(path: pathlib.Path, spacing: prepare.Spacing) -> float:
     if spacing is None:
         return 1.0
     try:
-        zooms = nibabel.load(path).header.get_zooms()[:3]
-    except (OSError, nibabel.filebasedimages.ImageFileError):
+        affine = nifti_header.read(path, channels=True).affine
+    except UserError:
         return 1.0  # The preparation will say what is wrong with this file.
-    return float(np.prod(zooms) / np.prod(np.broadcast_to(spacing, 3)))
+    return float(abs(np.linalg.det(affine[:3, :3])) / np.prod(np.broadcast_to(spacing, 3)))

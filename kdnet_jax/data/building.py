@@ -7,6 +7,7 @@ beside it and renames that at the end, so a folder with this name is finished.
 
 import contextlib
 import fcntl
+import functools
 import pathlib
 import shutil
 import tempfile
@@ -38,6 +39,7 @@ def build_phantom(
     spacing: float,
     workers: int = DEFAULT_WORKERS,
     progress: bool = True,
+    damaged: bool = False,
 ) -> store.CaseStore:
     """Builds (or opens) a cohort of synthetic cases.
 
@@ -48,6 +50,7 @@ def build_phantom(
         spacing: voxel size in mm of the scans and of the working grid.
         workers: cases made at once.
         progress: show a progress bar.
+        damaged: see `store.open_store`.
 
     Raises:
         UserError: wrong values, no permission, or not enough disk space.
@@ -61,7 +64,7 @@ def build_phantom(
     builder = brats_phantom_dataset_builder.Builder(
         data_dir=str(root), config=config, workers=workers, progress=progress
     )
-    return _prepare(builder, lambda: brats_phantom_dataset_builder.estimate_bytes(config))
+    return _prepare(builder, lambda: brats_phantom_dataset_builder.estimate_bytes(config), damaged)
 
 
 def build_brats(
@@ -77,6 +80,7 @@ def build_brats(
     workers: int = DEFAULT_WORKERS,
     progress: bool = True,
     skip_bad_cases: bool = False,
+    damaged: bool = False,
 ) -> store.CaseStore:
     """Builds (or opens) the labelled cases under `data_dir`.
 
@@ -92,6 +96,7 @@ def build_brats(
         workers: cases prepared at once.
         progress: show a progress bar.
         skip_bad_cases: leave out cases that cannot be prepared, and list them in the notes.
+        damaged: see `store.open_store`.
 
     Raises:
         UserError: wrong values or files, no permission, or not enough disk space.
@@ -115,7 +120,8 @@ def build_brats(
         progress=progress,
         skip_bad_cases=skip_bad_cases,
     )
-    opened = _prepare(builder, lambda: brats_dataset_builder.estimate_bytes(cohort, spacing))
+    estimate = functools.partial(brats_dataset_builder.estimate_bytes, cohort, spacing)
+    opened = _prepare(builder, estimate, damaged)
     _check_skipped(builder, skip_bad_cases)
     return opened
 
@@ -125,7 +131,9 @@ def _check_positive(name: str, value: float) -> None:
         raise UserError(f"{name}: {value} was given, a number above 0 was expected")
 
 
-def _prepare(builder: case_builder.CaseBuilder, estimate: Callable[[], int]) -> store.CaseStore:
+def _prepare(
+    builder: case_builder.CaseBuilder, estimate: Callable[[], int], damaged: bool
+) -> store.CaseStore:
     """Builds what `builder` describes unless it is there, and opens it."""
     folder = pathlib.Path(builder.data_dir)
     if not folder.exists():
@@ -136,9 +144,10 @@ def _prepare(builder: case_builder.CaseBuilder, estimate: Callable[[], int]) -> 
             if not folder.exists():
                 case_builder.check_free_space(folder.parent, estimate())
                 _download_and_prepare(builder)
+    store.read_metadata(folder)
     # Whoever built it, and whenever: `builder` may be older than the folder.
     builder.info.read_from_directory(folder)
-    return store.open_store(builder)
+    return store.open_store(builder, damaged=damaged)
 
 
 @contextlib.contextmanager

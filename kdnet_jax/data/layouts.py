@@ -106,7 +106,7 @@ def list_files(root: pathlib.Path, report: problems.Report) -> tuple[list[File],
     doubled = []
     for entry in _walk(root, 0, set(), report):
         path, stem = pathlib.Path(entry.path), _stem(entry.name)
-        inner = _inner_file(path, report) if entry.is_dir() else path
+        inner = _inner_file(path, report) if _is_dir(entry) else path
         if stem is None or inner is None:
             continue
         key = (path.parent, stem)
@@ -141,10 +141,17 @@ def _walk(
     for entry in entries:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
-        if not entry.is_dir() or _stem(entry.name) is not None:
+        if not _is_dir(entry) or _stem(entry.name) is not None:
             yield entry
         elif depth < _MAX_DEPTH:
             yield from _walk(pathlib.Path(entry.path), depth + 1, seen, report)
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle lead to nothing
+        return False
 
 
 def _stem(name: str) -> str | None:
@@ -155,7 +162,7 @@ def _stem(name: str) -> str | None:
 
 def _inner_file(folder: pathlib.Path, report: problems.Report) -> pathlib.Path | None:
     """Returns the one NIfTI file of a folder that is itself named like one (some copies)."""
-    inner = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    inner = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     images = [path for path in inner if _stem(path.name) is not None and path.is_file()]
     if len(images) != 1:
         message = (

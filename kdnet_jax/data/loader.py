@@ -7,16 +7,18 @@ batches of a seed are the same, bit for bit, whichever way they come.
 
 import contextlib
 import types
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Literal, Self
 
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Shaped
 
 from kdnet_jax import sharding
-from kdnet_jax.data import patches, resident, store
+from kdnet_jax.data import patches, prepare, resident, skipping, store
 from kdnet_jax.errors import UserError
 
 # Batches that have arrived on the device before they are asked for, besides one on its way. With a
@@ -73,6 +75,10 @@ class PatchIterator(Iterator[Batch]):
         self._batches += 1
         return batch
 
+    def cases(self, indices: Iterable[int]) -> Iterator[prepare.PreparedCase]:
+        """Yields training cases by their indices in the store, but for those that are skipped."""
+        return (case for index in indices if (case := self._source.read(index)) is not None)
+
     def get_state(self) -> dict[str, Any]:
         """Returns the position and the stream it belongs to, as JSON.
 
@@ -96,6 +102,10 @@ class PatchIterator(Iterator[Batch]):
                 )
         self.close()
         self._open(state["batches"])
+
+    def cases_of(self, batch: int) -> list[str]:
+        """Returns the ids of the cases that the global batch of this number is cut from."""
+        return self._source.cases_of(batch)
 
     def close(self) -> None:
         """Stops the threads, and lets go of what lies on the device."""
@@ -127,12 +137,13 @@ def make_loader(
     cavity: Literal["background", "NCR"] = "background",
     crop: tuple[int, int, int] | None = None,
     on_device: bool = False,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    unreadable: skipping.Unreadable | None = None,
     threads: int = 2,
     prefetch_batches: int = 2,
 ) -> PatchIterator:
-    """Returns the endless batches of one process, on the mesh.
+    """Returns the endless batches on the mesh; with several processes, each sends its own part.
+
+    What a process reads follows from the mesh: the elements of which its devices hold something.
 
     Args:
         cases: the prepared cases. Those that are decoded on the host stay in memory as far as
@@ -150,10 +161,7 @@ def make_loader(
             default the patch.
         on_device: keep the training cases on every device and cut there. They are sent before
             the first batch.
-        shard_index: which process this is. Process p of n reads the p-th of n equal parts of every
-            global batch, so that the parts in a row are the batch of a single process. With
-            `on_device`, the mesh says which part is whose.
-        shard_count: how many processes there are.
+        unreadable: what is done about cases that cannot be read; by default the stream stops.
         threads: elements prepared at once. The stream does not depend on it.
         prefetch_batches: batches prepared ahead on the host.
 
@@ -161,7 +169,9 @@ def make_loader(
         UserError: settings that cannot be, no cases, or a case without a reference.
     """
     _check_cases(cases, indices)
-    _check(patch, batch, seed, crops_per_read, shard_count)
+    _check(patch, batch, seed, crops_per_read)
+    if unreadable and unreadable.choice == skipping.SKIP:
+        _check_unshared(mesh, batch)
     source = patches.PatchSource(
         cases,
         indices,
@@ -172,30 +182,45 @@ def make_loader(
         crops_per_read=crops_per_read,
         cavity=cavity,
         crop=crop,
+        unreadable=unreadable,
     )
     if on_device:
         held = resident.ResidentCases(cases, source, mesh, threads)
         return PatchIterator(source, held.batches, source.notes(resident=True), held.device_bytes)
-    share = batch // shard_count
-    part = slice(shard_index * share, (shard_index + 1) * share)
+    share = _share(mesh, batch)
     options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(threads, prefetch_batches * share)
+        num_threads=threads, prefetch_buffer_size=max(threads, prefetch_batches * len(share))
     )
     return PatchIterator(
-        source, lambda first: _read(source, part, first, options, mesh), source.notes()
+        source, lambda first: _read(source, share, first, options, mesh), source.notes()
     )
+
+
+def _share(mesh: Mesh, batch: int) -> tuple[int, ...]:
+    """Returns the elements of a batch of which this process's devices hold some of the depth."""
+    parts = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch, mesh.size))
+    return tuple(sorted({each for part in parts.values() for each in range(batch)[part[0]]}))
 
 
 def _read(
-    source: patches.PatchSource, part: slice, first: int, options: grain.ReadOptions, mesh: Mesh
+    source: patches.PatchSource,
+    share: Sequence[int],
+    first: int,
+    options: grain.ReadOptions,
+    mesh: Mesh,
 ) -> Generator[Batch, None, None]:
     """Yields the batches from number `first` on: cut by Grain's threads, sent by one of its own."""
-    # A batch is handed out when it has arrived, so that a slow transfer counts as waiting.
+
+    def send(batch: patches.Patch) -> Batch:
+        sent = {key: _to_mesh(value, share, source.batch, mesh) for key, value in batch.items()}
+        # A batch is handed out when it has arrived, so that a slow transfer counts as waiting.
+        return jax.block_until_ready(sent)
+
     sent = (
-        grain.MapDataset.source(_Part(source, part, first))
+        grain.MapDataset.source(_Part(source, share, first))
         .to_iter_dataset(options)
-        .batch(part.stop - part.start)
-        .map(lambda batch: jax.block_until_ready(sharding.to_global(batch, mesh)))
+        .batch(len(share))
+        .map(send)
     )
     # Sent as float16: half the bytes, and NumPy's conversion is slower than the device's.
     to_float32 = jax.jit(
@@ -207,36 +232,63 @@ def _read(
             yield Batch(image=to_float32(batch["image"]), label=batch["label"])
 
 
-class _Part:
-    """The elements of one process in order: its part of every global batch from `first` on."""
+def _to_mesh(
+    own: Shaped[np.ndarray, "n d h w *m"], share: Sequence[int], batch: int, mesh: Mesh
+) -> Shaped[jax.Array, "b d h w *m"]:
+    """Puts a process's elements of a batch of `batch` on its devices: on each its own part."""
+    shape, wanted = (batch, *own.shape[1:]), sharding.batch_sharding(mesh)
 
-    def __init__(self, source: patches.PatchSource, part: slice, first: int) -> None:
+    def part(index: tuple[slice, ...]) -> Shaped[np.ndarray, "k e h w *m"]:
+        elements = range(batch)[index[0]]
+        first = share.index(elements.start)
+        return own[first : first + len(elements), *index[1:]]
+
+    parts = wanted.addressable_devices_indices_map(shape)
+    arrays = [jax.device_put(part(index), device) for device, index in parts.items()]
+    return jax.make_array_from_single_device_arrays(shape, wanted, arrays)
+
+
+class _Part:
+    """The elements of one process in order: its share of every global batch from `first` on."""
+
+    def __init__(self, source: patches.PatchSource, share: Sequence[int], first: int) -> None:
         self._source = source
-        self._part = part
+        self._share = share
         self._first = first
 
     def __len__(self) -> int:
         return patches.ENDLESS
 
     def __getitem__(self, index: int) -> patches.Patch:
-        batch_number, slot = divmod(index, self._part.stop - self._part.start)
+        batch_number, slot = divmod(index, len(self._share))
         start = (self._first + batch_number) * self._source.batch
-        return self._source[start + self._part.start + slot]
+        return self._source[start + self._share[slot]]
 
 
-def _check(
-    patch: Sequence[int], batch: int, seed: int, crops_per_read: int, shard_count: int
-) -> None:
+def _check(patch: Sequence[int], batch: int, seed: int, crops_per_read: int) -> None:
     if len(patch) != 3 or min(patch) < 1:
         raise UserError(f"patch: {patch} was given, three sizes of 1 or more were expected")
-    if batch < 1 or batch % shard_count:
-        raise UserError(
-            f"batch: {batch} was given, a multiple of the {shard_count} processes was expected"
-        )
+    if batch < 1:
+        raise UserError(f"batch: {batch} was given, 1 or more was expected")
     if seed < 0:
         raise UserError(f"seed: {seed} was given, 0 or more was expected")
     if crops_per_read < 1:
         raise UserError(f"crops_per_read: {crops_per_read} was given, 1 or more was expected")
+
+
+def _check_unshared(mesh: Mesh, batch: int) -> None:
+    """Refuses to skip where processes hold parts of one patch: one might read it, another not."""
+    parts = sharding.batch_sharding(mesh).devices_indices_map((batch, mesh.size))
+    owners: dict[int, set[int]] = {}
+    for device, part in parts.items():
+        for element in range(batch)[part[0]]:
+            owners.setdefault(element, set()).add(device.process_index)
+    if any(len(processes) > 1 for processes in owners.values()):
+        raise UserError(
+            "data.on_read_error is 'skip', but on this mesh several processes hold slices of one "
+            "patch, and they might not skip alike. Set --config.data.on_read_error=stop, or "
+            "--config.mesh.space to the devices of one process at most."
+        )
 
 
 def _check_cases(cases: store.CaseStore, indices: Sequence[int]) -> None:

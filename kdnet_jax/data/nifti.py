@@ -1,36 +1,28 @@
 """Reads one NIfTI file, or says plainly what is wrong with it; writes masks and images."""
 
-import contextlib
 import dataclasses
 import errno
-import gzip
 import io
 import itertools
-import math
 import os
 import pathlib
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Num, UInt8
 
 from kdnet_jax import files
+from kdnet_jax.data import nifti_header
 from kdnet_jax.errors import UserError
 
-SUFFIXES = (".nii", ".nii.gz")
-# 2 GiB as float32. A header that asks for more is damaged, or this is no brain scan.
-MAX_VOXELS = 2**29
-# deflate cannot compress further; a gz file that claims to hold more is cut off.
-_MAX_GZ_RATIO = 1032
-_MEBI = 2**20
 # Headers that place every voxel alike to within this are one: float32 rounding stays far below.
 SAME_PLACE_MM = 0.05
+_MEBI = 2**20
 LABEL = "label"  # the name of the reference among the modalities'
 
-Affine = Float[np.ndarray, "4 4"]
+Affine = nifti_header.Affine
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +52,7 @@ def read_volume(path: str | os.PathLike[str], *, channels: bool = False) -> Volu
             not finite, with one value everywhere, or with an affine that cannot be inverted.
     """
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: refused below
-        volume = _read(path, channels, lambda image: image.get_fdata(dtype=np.float32))
+        volume = _read(path, channels, lambda stored: np.asarray(stored, dtype=np.float32))
     path, data = volume.path, volume.data
     bad = data.size - np.count_nonzero(np.isfinite(data))
     if bad:
@@ -82,126 +74,54 @@ def read_labels(path: str | os.PathLike[str]) -> Volume:
     Raises:
         UserError: as `read_volume`, but values are not looked at (see `labels.to_classes`).
     """
-    return _read(path, False, lambda image: np.asanyarray(image.dataobj))
-
-
-def check_suffix(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the path; refuses one that does not end in .nii or .nii.gz (any case)."""
-    path = pathlib.Path(path)
-    if not path.name.lower().endswith(SUFFIXES):
-        raise UserError(f"{path}: expected a NIfTI file whose name ends in .nii or .nii.gz")
-    return path
+    return _read(path, False, np.asarray)
 
 
 def _read(
     path: str | os.PathLike[str],
     channels: bool,
-    load: Callable[[nib.Nifti1Image], Num[np.ndarray, "..."]],
+    load: Callable[[nib.arrayproxy.ArrayProxy], Num[np.ndarray, "..."]],
 ) -> Volume:
     """Checks the name and the header, and only then reads the voxels with `load`."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{path}: {what}; expected a NIfTI file (.nii or .nii.gz)")
-    compressed = check_suffix(path).suffix.lower() == ".gz"
-    # A stream, not nibabel's file map: that finds no name in mixed case, and stops at the last
-    # voxel, so that gzip's checksum, compared at the end of the file, is never looked at.
-    with _plain_errors(path), (gzip.open if compressed else open)(path, "rb") as file:
-        image = _image_class(file).from_stream(file)
-        _check_header(image, path, channels)
-        data = np.array(load(image)).reshape(_shape(image))  # a copy: no mapping of the file
-        while file.read(_MEBI):
-            pass
-    return Volume(data, image.affine, path)
+    path = nifti_header.check_file(path)
+    with nifti_header.opened(path) as file:
+        header = nifti_header.parse(file, path, channels)
+        # nibabel holds an open file's lock while it reads; a map of the file would outlive it.
+        stored = nib.arrayproxy.ArrayProxy(file, header.layout, mmap=False)
+        data = load(stored).reshape(header.shape)
+        _read_to_end(file, path)
+    return Volume(data, header.affine, path)
 
 
-def _image_class(file: io.BufferedIOBase) -> type[nib.Nifti1Image]:
-    """Returns the class that reads the file: NIfTI-1 or NIfTI-2."""
-    start = file.read(nib.Nifti2Header.sizeof_hdr)
-    file.seek(0)
-    for image in (nib.Nifti1Image, nib.Nifti2Image):
-        if image.header_class.may_contain_header(start):
-            return image
-    raise nib.filebasedimages.ImageFileError("it has no NIfTI header")
-
-
-def _shape(image: nib.Nifti1Image) -> tuple[int, ...]:
-    """Returns the shape without axes of length 1 behind the third."""
-    shape = image.shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
-
-
-def _check_header(image: nib.Nifti1Image, path: pathlib.Path, channels: bool) -> None:
-    shape, dtype = _shape(image), image.get_data_dtype()
-    allowed = (3, 4) if channels else (3,)
-    if len(shape) not in allowed or min(shape[:3]) < 2:
-        raise UserError(
-            f"{path}: has the shape {' x '.join(map(str, image.shape))}; expected a volume of "
-            f"{' or '.join(map(str, allowed))} dimensions with at least 2 voxels along each"
-        )
-    if dtype.kind not in "iuf":
-        kind = "colours" if dtype.names else str(dtype)
-        raise UserError(f"{path}: its voxels are {kind}; expected one real number per voxel")
-    affine = image.affine
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise UserError(
-            f"{path}: its affine {np.round(affine, 4).tolist()} cannot be inverted, so the place "
-            "of the voxels is unknown. Repair the header (sform or qform) or export it again"
-        )
-    _check_size(shape, dtype, path)
-
-
-def _check_size(shape: tuple[int, ...], dtype: np.dtype, path: pathlib.Path) -> None:
-    """Refuses, before memory is taken, a header that the file cannot hold."""
-    voxels = math.prod(shape)
-    if voxels > MAX_VOXELS:
-        raise UserError(
-            f"{path}: its header claims {voxels} voxels ({' x '.join(map(str, shape))}); at most "
-            f"{MAX_VOXELS} can be read. The header is damaged or this is no brain scan"
-        )
-    ratio = _MAX_GZ_RATIO if path.suffix.lower() == ".gz" else 1
-    size = path.stat().st_size
-    if voxels * dtype.itemsize > size * ratio:
-        raise _damaged(path, f"{size} bytes cannot hold {' x '.join(map(str, shape))} voxels")
-
-
-def _damaged(path: pathlib.Path, detail: object) -> UserError:
-    reason = " ".join(str(detail).split())
-    return UserError(
-        f"{path}: the file is damaged or cut off ({reason}). Copy or download it again"
+def _read_to_end(file: io.BufferedIOBase, path: pathlib.Path) -> None:
+    for _ in range(nifti_header.MAX_BEHIND // _MEBI):
+        if not file.read(_MEBI):
+            return
+    raise nifti_header.damaged(
+        path, f"more than {nifti_header.MAX_BEHIND // _MEBI} MiB follow the voxels"
     )
-
-
-@contextlib.contextmanager
-def _plain_errors(path: pathlib.Path) -> Iterator[None]:
-    """Turns what nibabel and the decompressor raise for a bad file into one message."""
-    try:
-        yield
-    except PermissionError as error:
-        raise UserError(f"{path}: may not be read ({error.strerror})") from error
-    except nib.filebasedimages.ImageFileError as error:
-        raise UserError(
-            f"{path}: is not a NIfTI file, whatever its name says ({error}). Convert it, for "
-            "instance with dcm2niix, or download it again"
-        ) from error
-    except (EOFError, zlib.error, OSError, ValueError, nib.spatialimages.HeaderDataError) as error:
-        raise _damaged(path, error) from error
 
 
 def write_mask(
     path: str | os.PathLike[str],
     mask: UInt8[np.ndarray, "x y z"],
     affine: Affine,
+    *,
+    description: str = "",
 ) -> None:
     """Writes a mask as uint8 NIfTI with `affine` in sform and qform; whole or not at all.
+
+    Args:
+        path: a `.nii` or `.nii.gz` file.
+        mask: the label values.
+        affine: voxel index to mm.
+        description: up to 79 characters for the header.
 
     Raises:
         UserError: the name does not end in .nii or .nii.gz, the disk is full, or the folder cannot
             be written.
     """
-    _write(path, np.asarray(mask, np.uint8), affine)
+    _write(path, np.asarray(mask, np.uint8), affine, description)
 
 
 def write_image(
@@ -217,10 +137,16 @@ def write_image(
     _write(path, data, affine)
 
 
-def _write(path: str | os.PathLike[str], data: Num[np.ndarray, "x y z"], affine: Affine) -> None:
-    path = check_suffix(path)
+def _write(
+    path: str | os.PathLike[str],
+    data: Num[np.ndarray, "x y z"],
+    affine: Affine,
+    description: str = "",
+) -> None:
+    path = nifti_header.check_suffix(path)
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode()
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
     # nibabel goes by the suffix, and does not know every mixture of cases.

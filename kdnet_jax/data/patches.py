@@ -12,6 +12,10 @@ A share of the elements (a third, as in nnU-Net, https://doi.org/10.1038/s41592-
 centred on a tumour voxel: of a class drawn evenly among those that the case has, so that a small
 enhancing rim is met as often as a large oedema. The other elements are uniform in the volume. A
 case without tumour gives a uniform crop in place of a centred one.
+
+A case that cannot be read stops the stream, or its elements are cut from another case (`skipping`):
+the first of the epoch's order from there on that can be read. So the stream is a function of the
+set of unreadable cases too, and all other elements stay as they are.
 """
 
 import functools
@@ -25,7 +29,7 @@ import numpy as np
 from jaxtyping import Float16, Integer, Shaped, UInt8
 
 from kdnet_jax import conventions
-from kdnet_jax.data import labels, prepare, store
+from kdnet_jax.data import labels, prepare, records, skipping, store
 from kdnet_jax.errors import UserError
 
 DEFAULT_TUMOUR_SHARE: Final = 1 / 3
@@ -72,6 +76,7 @@ class PatchSource:
         cavity: class that a resection cavity counts as, see `labels.map_cavity`.
         crop: what is cut, with the patch in its middle; by default the patch. Which patches are
             drawn does not depend on it.
+        unreadable: what is done about cases that cannot be read; by default the stream stops.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class PatchSource:
         crops_per_read: int = 1,
         cavity: Literal["background", "NCR"] = "background",
         crop: tuple[int, int, int] | None = None,
+        unreadable: skipping.Unreadable | None = None,
     ) -> None:
         self._cases = cases
         self.indices = tuple(indices)
@@ -96,27 +102,51 @@ class PatchSource:
         self._tumour_share = _as_fraction(tumour_share)
         self._crops_per_read = crops_per_read
         self._cavity = cavity
+        self._unreadable = unreadable or skipping.Unreadable(len(self.indices))
         self._outlines: dict[int, _Outline] = {}
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, index: int) -> Patch:
-        case_index = self.case_of(index)
-        case = self._cases[case_index]
-        self.learn(case_index, case)
-        start = self.place_of(index).start
+        # Another case after each that turns out to be unreadable.
+        while (case := self.read(case_index := self.case_of(index))) is None:
+            continue
+        start = self._start(index, case_index)
         label = crop(case.label, start, self.crop)
         return Patch(image=crop(case.image, start, self.crop), label=self.classes(label))
 
-    def learn(self, case_index: int, case: prepare.PreparedCase) -> None:
-        """Notes what draws of crops from this case need, so that the case itself may go."""
+    def cases_of(self, batch: int) -> list[str]:
+        """Returns the ids of the cases of a global batch, each once."""
+        elements = range(batch * self.batch, (batch + 1) * self.batch)
+        ids = (self._cases.summaries[self.case_of(element)].case_id for element in elements)
+        return list(dict.fromkeys(ids))
+
+    def read(self, case_index: int, *, keep: bool = True) -> prepare.PreparedCase | None:
+        """Returns a case and learns where its crops may lie; `None` if it is skipped.
+
+        Args:
+            case_index: its index in the store.
+            keep: let the store keep it in its memory, as far as there is room.
+
+        Raises:
+            UserError: it cannot be read, and cases are not skipped, or not so many.
+        """
+        try:
+            case = self._cases[case_index] if keep else self._cases.read(case_index)
+        except records.UnreadableCaseError as error:
+            self._unreadable.add(error)
+            return None
         if case_index not in self._outlines:
             self._outlines[case_index] = _Outline(case.label.shape, tumour_voxels(case.label))
+        return case
 
     def place_of(self, index: int) -> Place:
-        """Returns where element `index` is cut, from a case that was learned."""
+        """Returns where element `index` is cut, from a case that was read before."""
         case_index = self.case_of(index)
+        return Place(case_index, self._start(index, case_index))
+
+    def _start(self, index: int, case_index: int) -> tuple[int, ...]:
         outline = self._outlines[case_index]
         rng = np.random.default_rng([self._seed, _CROP_STREAM, index])
         if self.is_centred(index) and outline.centres:
@@ -126,7 +156,7 @@ class PatchSource:
         else:
             start = uniform_start(outline.shape, self.patch, rng)
         margins = ((outer - inner) // 2 for inner, outer in zip(self.patch, self.crop, strict=True))
-        return Place(case_index, tuple(f - m for f, m in zip(start, margins, strict=True)))
+        return tuple(first - margin for first, margin in zip(start, margins, strict=True))
 
     def classes(self, label: UInt8[np.ndarray, "d h w"]) -> UInt8[np.ndarray, "d h w"]:
         """Returns the classes 0..3 that the stored labels count as in this stream."""
@@ -187,7 +217,12 @@ class PatchSource:
         return math.ceil((index + 1) * share) > math.ceil(index * share)
 
     def case_of(self, index: int) -> int:
-        """Returns the index in the store of the case that element `index` is cut from."""
+        """Returns the index in the store of the case that element `index` is cut from.
+
+        As far as is known by now: of the epoch's order from its own place on, the first case that
+        is not known to be unreadable. Those at its slot of the following groups come first, so that
+        a batch keeps different cases.
+        """
         batch_number, slot = divmod(index, self.batch)
         position = batch_number // self._crops_per_read * self.batch + slot
         # Whole groups per epoch: a group over two epochs could hold a case twice. The cases that
@@ -195,7 +230,14 @@ class PatchSource:
         count = len(self.indices)
         length = count - count % self.batch if count >= self.batch else count
         epoch, within = divmod(position, length)
-        return self.indices[_permutation(self._seed, epoch, count)[within]]
+        order = _permutation(self._seed, epoch, count)
+        case_index = self.indices[order[within]]
+        if case_index not in self._unreadable:
+            return case_index
+        order = np.roll(order, -within)
+        by_slot = np.argsort(np.arange(count) % self.batch != 0, kind="stable")
+        others = (self.indices[place] for place in order[by_slot])
+        return next(each for each in others if each not in self._unreadable)
 
 
 def _by(sizes: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ the crop depends on all of them.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Num, UInt8
 
 from kdnet_jax import conventions
-from kdnet_jax.data import cases, geometry, labels, nifti
+from kdnet_jax.data import cases, geometry, labels, nifti, nifti_header
 from kdnet_jax.errors import UserError
 
 # In the note on a head that was taken as it is: `predict` makes a warning of it.
@@ -166,7 +167,7 @@ def unlabelled_case(images: Mapping[str, cases.Source]) -> cases.Case:
     Raises:
         UserError: the first file is no NIfTI by its name.
     """
-    path = nifti.check_suffix(_path_and_channel(next(iter(images.values())))[0])
+    path = nifti_header.check_suffix(_path_and_channel(next(iter(images.values())))[0])
     name = path.name[: path.name.lower().rfind(".nii")]
     return cases.Case(
         case_id=name,
@@ -251,11 +252,23 @@ def _prepare_images(
     way = geometry.make_geometry(
         union.shape, affine, box=box, spacing=spacing, orientation=orientation
     )
+    _check_grid(way, next(iter(names.values())))
     image = np.empty((*way.working_shape, len(images)), np.float16)
     for index, (modality, volume) in enumerate(images.items()):
         scores = z_score(volume, masks[modality], names[modality])
         image[..., index] = geometry.to_working(scores, way, order=1)
     return image, way, notes
+
+
+def _check_grid(way: geometry.Geometry, name: str) -> None:
+    """Refuses a working grid that no brain fills, before memory is taken for it."""
+    voxels = math.prod(way.working_shape)
+    if voxels > nifti_header.MAX_VOXELS:
+        raise UserError(
+            f"{name}: what is not background is {' x '.join(map(str, way.working_shape))} voxels "
+            f"at {' x '.join(f'{mm:g}' for mm in way.spacing)} mm; expected at most "
+            f"{nifti_header.MAX_VOXELS}. Is the header's voxel size right?"
+        )
 
 
 def find_brain(

@@ -55,7 +55,7 @@ class ResidentCases:
 
     Args:
         cases: the prepared cases.
-        source: the stream; it learns every case on the way.
+        source: the stream; it reads every case, or knows it as one that cannot be read.
         mesh: where they go. Each process serves its own devices.
         threads: cases decoded at once.
 
@@ -66,7 +66,7 @@ class ResidentCases:
     def __init__(
         self, cases: store.CaseStore, source: patches.PatchSource, mesh: Mesh, threads: int
     ) -> None:
-        self._cases, self._source, self._threads = cases, source, threads
+        self._source, self._threads = source, threads
         self._shape = padded_shape([cases.shape(index) for index in source.indices])
         self.device_bytes = need_bytes(len(source.indices), len(cases.modalities), self._shape)
         self._devices = mesh.local_devices
@@ -107,11 +107,14 @@ class ResidentCases:
     def _send(self) -> dict[jax.Device, dict[int, _Held]]:
         indices = self._source.indices
         # Read past the store's memory: a case that lies on the device is not wanted there too.
-        read = case_builder.ordered_map(self._cases.read, indices, self._threads)
+        read = case_builder.ordered_map(
+            functools.partial(self._source.read, keep=False), indices, self._threads
+        )
         bar = tqdm.tqdm(read, total=len(indices), desc="cases to the device", unit="case")
         held: dict[jax.Device, dict[int, _Held]] = {device: {} for device in self._devices}
         for index, case in zip(indices, bar, strict=True):
-            self._source.learn(index, case)
+            if case is None:
+                continue
             padded = self._padded(case)
             for device, its in held.items():
                 its[index] = _Held(*jax.device_put(padded, device))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from kdnet_jax.data import layouts, nifti, problems
+from kdnet_jax.data import layouts, nifti_header, problems
 from kdnet_jax.errors import UserError, nearest
 
 # What tools write behind the name of the case; "trans" is the default of MONAI's SaveImage.
@@ -125,7 +125,7 @@ def _is_foreign(path: pathlib.Path) -> bool:
     return (
         path.is_file()
         and not path.name.startswith(".")
-        and not path.name.lower().endswith(nifti.SUFFIXES)
+        and not path.name.lower().endswith(nifti_header.SUFFIXES)
     )
 
 

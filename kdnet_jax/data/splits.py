@@ -81,11 +81,11 @@ def make_split(
     ordered = {grade: rng.permutation(names).tolist() for grade, names in strata.items()}
     count = sum(map(len, ordered.values()))
     if fractions is not None and folds is None and fold is None:
-        _check_fractions(fractions)
+        check_fractions(fractions)
         wanted = dict(zip(PARTS, fractions, strict=True))
         part_of = _by_shares(ordered, wanted)
     elif fractions is None and folds is not None and fold is not None:
-        _check_folds(folds, fold, validation_fraction, count)
+        check_folds(folds, fold, validation_fraction, count)
         part_of = _by_folds(ordered, folds, fold, validation_fraction)
         wanted = {"train": 1.0, "validation": validation_fraction, "test": 1.0}
     else:
@@ -168,7 +168,8 @@ def _by_folds(
     return _by_shares(rest, shares) | dict.fromkeys(test, "test")
 
 
-def _check_fractions(fractions: Sequence[float]) -> None:
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raises UserError for shares of training, validation and test that do not make 1."""
     good = len(fractions) == len(PARTS) and all(0 <= share <= 1 for share in fractions)
     if not good or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(
@@ -177,7 +178,10 @@ def _check_fractions(fractions: Sequence[float]) -> None:
         )
 
 
-def _check_folds(folds: int, fold: int, validation_fraction: float, patients: int) -> None:
+def check_folds(
+    folds: int, fold: int, validation_fraction: float, patients: int | None = None
+) -> None:
+    """Raises UserError for folds that cannot be; `patients` is how many there are, if known."""
     if folds < 2 or not 0 <= fold < folds:
         raise UserError(
             f"split.fold is {fold} of {folds} folds; expected at least 2 folds and a fold from 0 "
@@ -187,7 +191,7 @@ def _check_folds(folds: int, fold: int, validation_fraction: float, patients: in
         raise UserError(
             f"split.validation is {validation_fraction}; expected a share of at least 0 and below 1"
         )
-    if patients < folds:
+    if patients is not None and patients < folds:
         raise UserError(
             f"split.folds is {folds}, but there are only {patients} patients; expected at least "
             "one patient for every fold"

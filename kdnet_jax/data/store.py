@@ -11,7 +11,7 @@ import json
 import pathlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,18 @@ import tensorflow_datasets as tfds
 
 from kdnet_jax import conventions
 from kdnet_jax.data import geometry as geometry_lib
-from kdnet_jax.data import prepare
+from kdnet_jax.data import prepare, records
 from kdnet_jax.errors import UserError
 
 # The split that holds every case: which of them train is decided later, by patient (splits.py).
 SPLIT = "cases"
 # The readable description of a built dataset, beside its records.
 METADATA_FILE = "build.json"
+# What each description of a built dataset must hold: this project's, and that of TFDS.
+_DESCRIPTIONS = {
+    METADATA_FILE: ("modalities", "cases", "fingerprint", "notes", "label_convention", "skipped"),
+    "dataset_info.json": ("name", "splits", "version"),
+}
 
 GIB = 2**30
 # Stands for an array that a case has not. TFDS cannot decode a volume of fewer bytes than axes.
@@ -182,6 +187,11 @@ class CaseStore:
         return len(self._source)
 
     def __getitem__(self, index: int) -> prepare.PreparedCase:
+        """Returns a case, from memory or decoded.
+
+        Raises:
+            records.UnreadableCaseError: its file is missing or damaged.
+        """
         index = range(len(self))[index]
         with self._case_locks[index]:
             case = self._recall(index)
@@ -193,6 +203,15 @@ class CaseStore:
     def read(self, index: int) -> prepare.PreparedCase:
         """Decodes a case that is not to be kept."""
         return from_record(self._source[index], self.modalities)
+
+    def check_files(self, indices: Iterable[int]) -> None:
+        """Looks at the files of these cases, without reading a case. In memory there are none.
+
+        Raises:
+            records.UnreadableCaseError: a file is missing or was cut off.
+        """
+        if self.folder is not None:
+            self._source.check(indices)
 
     def shape(self, index: int) -> tuple[int, int, int]:
         """Returns the size of a case on the working grid; decodes it once if no build noted it."""
@@ -230,17 +249,25 @@ def _hash_ids(summaries: Sequence[CaseSummary]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def open_store(builder: tfds.core.DatasetBuilder, *, cache_bytes: int = 0) -> CaseStore:
+def open_store(
+    builder: tfds.core.DatasetBuilder, *, cache_bytes: int = 0, damaged: bool = False
+) -> CaseStore:
     """Opens the records that `builder` wrote.
 
+    Args:
+        builder: of the dataset.
+        cache_bytes: see `CaseStore`.
+        damaged: open it although files are missing or were cut off; the cases in them cannot be
+            read then.
+
     Raises:
-        UserError: the dataset is not there, or some of its files are missing or unreadable.
+        UserError: the dataset is not there, or some of its files are missing or cut off.
     """
     folder = pathlib.Path(builder.data_dir)
     metadata = read_metadata(folder)
-    _check_files(builder, folder)
-    return CaseStore(
-        builder.as_data_source(split=SPLIT),
+    source = records.RecordFiles(builder, SPLIT, [row["case_id"] for row in metadata["cases"]])
+    opened = CaseStore(
+        source,
         metadata["modalities"],
         summaries=[_summary_from_json(row) for row in metadata["cases"]],
         fingerprint=metadata["fingerprint"],
@@ -249,42 +276,39 @@ def open_store(builder: tfds.core.DatasetBuilder, *, cache_bytes: int = 0) -> Ca
         folder=folder,
         cache_bytes=cache_bytes,
     )
+    if not damaged:
+        opened.check_files(range(len(opened)))
+    return opened
 
 
 def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads the description beside the records of a built dataset.
+    """Reads the description beside the records of a built dataset; looks at that of TFDS too.
 
     Raises:
-        UserError: there is none, or it is not JSON.
+        UserError: one is missing or damaged.
     """
-    path = folder / METADATA_FILE
+    return {name: _read_description(folder, name) for name in _DESCRIPTIONS}[METADATA_FILE]
+
+
+def _read_description(folder: pathlib.Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder}: holds no built dataset ({METADATA_FILE} is missing). Build it with "
-            "python -m kdnet_jax.build_data"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). {_rebuild(folder)}") from error
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        missing = [key for key in _DESCRIPTIONS[name] if key not in found]
+        finding = f"it holds no {missing[0]!r}" if missing else ""
+    except FileNotFoundError:
+        finding = "the file is missing"
+    except OSError as error:
+        finding = str(error.strerror)
+    except (TypeError, ValueError) as error:
+        finding = f"the file is damaged ({error})"
+    if finding:
+        raise UserError(f"{folder / name}: cannot be read: {finding}. {records.rebuild(folder)}")
+    return found
 
 
 def _summary_from_json(row: dict[str, Any]) -> CaseSummary:
     # JSON has no tuples.
     return CaseSummary(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-
-
-def _check_files(builder: tfds.core.DatasetBuilder, folder: pathlib.Path) -> None:
-    split = builder.info.splits.get(SPLIT)
-    paths = [pathlib.Path(path) for path in split.filepaths] if split else []
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing or not paths:
-        found = f"{missing[0]} is missing" if missing else "dataset_info.json names no records"
-        raise UserError(f"{folder}: this built dataset is damaged: {found}. {_rebuild(folder)}")
-
-
-def _rebuild(folder: pathlib.Path) -> str:
-    return f"Delete {folder} and build the dataset again."
 
 
 def available_memory(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:

@@ -44,6 +44,7 @@ class Progress:
       initial: Steps done by an earlier, resumed run.
       description: The word before the bar.
       file: Where it writes, standard error if None.
+      quiet: Write nothing.
       clock: Seconds that only grow.
     """
 
@@ -54,9 +55,10 @@ class Progress:
         description: str = "train",
         *,
         file: TextIO | None = None,
+        quiet: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._file, self._clock = file or sys.stderr, clock
+        self._file, self._clock, self._quiet = file or sys.stderr, clock, quiet
         self._total, self._step, self._description = total, initial, description
         self._loss: float | None = None
         self._waited = self._paused = 0.0
@@ -64,7 +66,7 @@ class Progress:
         self._first_mark: tuple[float, int] | None = None
         self._last_line = -math.inf
         self._bar = None
-        if self._file.isatty():
+        if self._file.isatty() and not quiet:
             self._bar = tqdm.tqdm(
                 total=total,
                 initial=initial,
@@ -135,7 +137,7 @@ class Progress:
         """Prints a line without breaking the bar."""
         if self._bar is not None:
             self._bar.write(text, file=self._file)
-        else:
+        elif not self._quiet:
             print(text, file=self._file, flush=True)
 
     def close(self) -> None:
@@ -168,13 +170,22 @@ class MetricsLog:
     Args:
       folder: The run's folder; it is created.
       resume_step: The step that the run goes on from, 0 for one that starts anew in a folder that
-        was used before: rows of later steps are dropped, so that none stands there twice.
+        was used before: later rows are dropped, so that none stands there twice.
+      keep: Rows that belong to the run so far; None keeps all up to `resume_step`.
+
+    Attributes:
+      rows: Rows so far.
 
     Raises:
       UserError: There are rows already and `resume_step` is None, or they cannot be read.
     """
 
-    def __init__(self, folder: str | os.PathLike, resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        resume_step: int | None = None,
+        keep: int | None = None,
+    ) -> None:
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
@@ -182,8 +193,13 @@ class MetricsLog:
             raise UserError(
                 f"{path}: holds the log of an earlier run; resume that run or choose another folder"
             )
-        if path.exists():
-            _drop_later_rows(path, resume_step)
+        self.rows = _drop_later_rows(path, resume_step, keep) if path.exists() else 0
+        if keep is not None and self.rows < keep:
+            print(
+                f"WARNING: {path} held {keep} rows at step {resume_step}, and now {self.rows}: the "
+                "others were lost, and are missing from the curves",
+                file=sys.stderr,
+            )
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard itself hides the events of earlier files from the purge step on.
         purge_step = None if resume_step is None else resume_step + 1
@@ -204,13 +220,36 @@ class MetricsLog:
         row = {"step": int(step), "split": split, **{name: finite.get(name) for name in numbers}}
         self._file.write(_line(row))
         self._file.flush()
+        self.rows += 1
         for name, value in finite.items():
             self._events.add_scalar(f"{split}/{name}", value, int(step))
+
+    def sync(self) -> None:
+        """Waits until the rows are on disk, not only with the system."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Writes out what is pending and closes both files."""
         self._file.close()
         self._events.close()
+
+
+class Unwritten:
+    """Stands for the `MetricsLog` in a process that is not the one that writes."""
+
+    rows = 0
+
+    def __enter__(self) -> "Unwritten":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        pass
+
+    def write(self, step: int, split: str, values: Mapping[str, SupportsFloat]) -> None:
+        """Does nothing."""
+
+    def sync(self) -> None:
+        """Does nothing."""
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -250,7 +289,9 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
-def _drop_later_rows(path: pathlib.Path, step: int) -> None:
-    rows = [row for row in read_metrics(path) if row["step"] <= step]
+def _drop_later_rows(path: pathlib.Path, step: int, keep: int | None) -> int:
+    """Rewrites the log without what came after; returns the number of rows that are left."""
+    rows = [row for row in read_metrics(path) if row["step"] <= step][:keep]
     lines = (_line({k: None if v != v else v for k, v in row.items()}) for row in rows)
     files.write_text(path, "".join(lines))
+    return len(rows)

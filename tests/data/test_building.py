@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -298,10 +299,30 @@ def test_a_damaged_dataset_is_named(tmp_path: pathlib.Path, scans: pathlib.Path)
     folder = build(tmp_path / "root", scans).folder
     (record,) = (path for path in folder.iterdir() if "array_record" in path.name)
     record.unlink()
-    with pytest.raises(UserError, match=r"damaged: .*array_record.* is missing.*Delete"):
+    with pytest.raises(UserError, match=r"array_record.*: the file is missing\..*Delete"):
         build(tmp_path / "root", scans)
-    (folder / store.METADATA_FILE).write_text("{")
-    with pytest.raises(UserError, match=r"build.json: cannot be read.*Delete"):
+
+
+@pytest.mark.parametrize("name", [store.METADATA_FILE, "dataset_info.json"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (pathlib.Path.unlink, "the file is missing"),
+        (lambda path: os.truncate(path, path.stat().st_size // 2), "the file is damaged"),
+        (lambda path: path.write_text("{}"), "it holds no '"),
+        (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    ],
+)
+def test_a_damaged_description_is_named(
+    tmp_path: pathlib.Path,
+    scans: pathlib.Path,
+    name: str,
+    fault: Callable[[pathlib.Path], None],
+    message: str,
+) -> None:
+    folder = build(tmp_path / "root", scans).folder
+    fault(folder / name)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read: {message}.*Delete {folder}"):
         build(tmp_path / "root", scans)
 
 

@@ -1,0 +1,93 @@
+"""What an interrupted `predict` has finished: which masks, and their rows of the table."""
+
+import csv
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdnet_jax import conventions, prediction_jobs, prediction_outputs
+from kdnet_jax.data import nifti_header
+from kdnet_jax.errors import UserError
+
+Rows = dict[str, prediction_outputs.ScanVolumes]
+
+
+def mark(choices: Mapping[str, Any]) -> str:
+    """Returns the text that masks made with these choices hold in their header."""
+    text = json.dumps(choices, sort_keys=True)
+    return f"kdnet_jax {hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def finished(
+    jobs: Sequence[prediction_jobs.Job], made_by: str, table: pathlib.Path | None
+) -> tuple[set[str], Rows]:
+    """Returns the names of the scans that are finished, and their rows of the table.
+
+    A scan is finished if all of its files are there, and, with a table, its row too.
+
+    Args:
+        jobs: the scans.
+        made_by: the `mark` of the masks.
+        table: the file of volumes, or `None`.
+
+    Raises:
+        UserError: a mask is there that was made otherwise, or the table cannot be read.
+    """
+    for job in jobs:
+        if job.output.exists() and nifti_header.read(job.output).description != made_by:
+            raise UserError(
+                f"{job.output}: is there, and was not made by these checkpoints with these flags, "
+                "so --resume cannot go on from it. Remove it, or give another --output."
+            )
+    done = {job.name for job in jobs if all(path.is_file() for path in job.outputs)}
+    if table is None:
+        return done, {}
+    rows = read_volumes(table) if table.exists() else {}
+    masks = {job.name: str(job.output) for job in jobs}
+    done = {name for name in done if name in rows and rows[name].mask == masks[name]}
+    return done, {name: rows[name] for name in done}
+
+
+def read_volumes(path: pathlib.Path) -> Rows:
+    """Reads the table that `prediction_outputs.write_volumes` wrote: scan -> row.
+
+    Raises:
+        UserError: it is no such table.
+    """
+    try:
+        text = path.read_text("utf-8")
+        read = _from_json if path.suffix.lower() == ".json" else _from_csv
+        return {row.scan: row for row in read(text)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(
+            f"--volumes={path}: is no table of volumes ({type(error).__name__}: {error}), so "
+            "--resume cannot go on with it. Remove it, or give another name."
+        ) from error
+
+
+def _from_json(text: str) -> list[prediction_outputs.ScanVolumes]:
+    return [
+        prediction_outputs.ScanVolumes(
+            scan=str(row["scan"]),
+            ml={region: float(row["ml"][region]) for region in conventions.REGIONS},
+            spacing_mm=tuple(float(mm) for mm in row["spacing_mm"]),
+            mask=str(row["mask"]),
+            warnings=tuple(map(str, row["warnings"])),
+        )
+        for row in json.loads(text)["scans"]
+    ]
+
+
+def _from_csv(text: str) -> list[prediction_outputs.ScanVolumes]:
+    return [
+        prediction_outputs.ScanVolumes(
+            scan=row["scan"],
+            ml={region: float(row[f"{region.lower()}_ml"]) for region in conventions.REGIONS},
+            spacing_mm=tuple(float(mm) for mm in row["spacing_mm"].split(" x ")),
+            mask=row["mask"],
+            warnings=tuple(row["warnings"].split(" | ")) if row["warnings"] else (),
+        )
+        for row in csv.DictReader(text.splitlines(keepends=True))
+    ]
