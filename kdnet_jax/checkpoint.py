@@ -120,35 +120,47 @@ class RunCheckpoints:
         Raises:
             UserError: all there are are damaged; nothing is changed then.
         """
-        found = processes.first_does(lambda: self._find_whole(like))
-        if found is None:
-            return None
-        trees = jax.tree.map(_abstract, _trees(like))
-        loaded = ocp.load_checkpointables((self.folder / str(found)).absolute(), trees)
-        optimizer = loaded[saved_checkpoints.OPTIMIZER]
-        state = steps.TrainState(
-            optimizer["step"], loaded[saved_checkpoints.PARAMS], optimizer["opt_state"]
-        )
-        return state, saved_checkpoints.read_progress(self._run, found)
-
-    def _find_whole(self, like: steps.TrainState) -> int | None:
-        """Returns the newest step whose content is what was saved, and puts damaged ones aside."""
         on_host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _trees(like))
+        # Every process reads for itself, so that none waits for another that finds a fault.
+        found, trees, faults = self._read_newest(on_host)
+        views = processes.gather([found and found.step, sorted(faults)])
+        if any(view != views[0] for view in views):
+            raise UserError(
+                f"{self.folder}: the processes do not see the same checkpoints ({views}). Give a "
+                "--workdir on storage that all of them share."
+            )
+        if found is None:
+            if faults:
+                raise saved_checkpoints.none_left(self._run, faults)
+            return None
+        if faults:
+            processes.first_does(lambda: self._put_aside(faults, found.step))
+        trees = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), trees, _trees(like))
+        optimizer = trees[saved_checkpoints.OPTIMIZER]
+        state = steps.TrainState(
+            optimizer["step"], trees[saved_checkpoints.PARAMS], optimizer["opt_state"]
+        )
+        return state, found
+
+    def _read_newest(
+        self, like: dict[str, Any]
+    ) -> tuple[Progress | None, dict[str, Any], dict[int, str]]:
+        """Returns the newest checkpoint whose content is what was saved, and the faults of others.
+
+        Args:
+            like: trees of NumPy arrays.
+        """
         faults: dict[int, str] = {}
-        found = None
+        found, trees = None, {}
         for step in reversed(saved_checkpoints.saved_steps(self._run)):
             try:
                 document = saved_checkpoints.read_progress(self._run, step)
                 if found is None:
-                    saved_checkpoints.read_trees(self._run, step, on_host, document.checksums)
-                    found = step
+                    trees = saved_checkpoints.read_trees(self._run, step, like, document.checksums)
+                    found = document
             except Damaged as error:
                 faults[step] = str(error)
-        if faults and found is None:
-            raise saved_checkpoints.none_left(self._run, faults)
-        if faults:
-            self._put_aside(faults, found)
-        return found
+        return found, trees, faults
 
     def _put_aside(self, faults: dict[int, str], used: int) -> None:
         aside = self._run / DAMAGED
@@ -185,7 +197,3 @@ def _trees(state: steps.TrainState) -> dict[str, Any]:
         saved_checkpoints.PARAMS: state.params,
         saved_checkpoints.OPTIMIZER: {"step": state.step, "opt_state": state.opt_state},
     }
-
-
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)

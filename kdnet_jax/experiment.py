@@ -31,7 +31,7 @@ from kdnet_jax import (
     train,
 )
 from kdnet_jax import workdir as workdir_lib
-from kdnet_jax.data import familiarity, loader
+from kdnet_jax.data import familiarity, loader, skipping
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, unet
 from kdnet_jax.reporting import figures, progress, run_report
@@ -65,6 +65,8 @@ def _run(
     if teacher_folder:
         teacher_config = own.get(teacher_folder) or settings.read_run(teacher_folder)[0]
         teachers.check_settings(teacher_folder, teacher_config, config)
+    if teacher_folder and teacher_folder not in own:
+        saved_checkpoints.check_some(teacher_folder)
     for folder, each in own.items():
         workdir_lib.check(folder, each)
         processes.first_does(functools.partial(_lock, folder, locks))
@@ -116,7 +118,7 @@ def _report(
         cavity=config.data.resection_cavity,
         others=others,
         synthetic=not config.data.data_dir,
-        facts=_facts(config, data),
+        facts=_facts(config, data, workdir),
     )
     shown = {**others, config.role: workdir}
     print(run_report.region_table({k: evaluation.read_summary(v) for k, v in shown.items()}))
@@ -239,7 +241,7 @@ def _train(
         flops = compilation.count_flops(config, values, mesh, taught_by)
         profiler = profiling.make_profiler(folder, values.profile, values.network, step_fn, flops)
     if teacher:
-        teacher_params = jax.device_put(teacher.params, sharding.replicated(mesh))
+        teacher_params = sharding.replicate(teacher.params, mesh)
         step_fn = compilation.bind_teacher(step_fn, teacher_params)
     validation = data.indices("validation")
     predictor = runs.volume_predictor(values, config)
@@ -255,7 +257,7 @@ def _train(
             config.data.resection_cavity,
         )
 
-    identity["random root"] = checksums.content_hash(jax.random.key_data(root))
+    identity = identity | {"random root": checksums.content_hash(jax.random.key_data(root))}
     teacher_path = os.fspath(teacher.folder) if teacher else ""
     batches = run_data.open_batches(config, values, data, mesh, folder)
     with checkpoint.RunCheckpoints(folder) as checkpoints, batches:
@@ -305,13 +307,17 @@ def _open_log(
     return progress.MetricsLog(folder, resume_step=start.step, keep=start.rows)
 
 
-def _facts(config: config_dict.ConfigDict, data: run_data.Data) -> list[tuple[str, str]]:
+def _facts(
+    config: config_dict.ConfigDict, data: run_data.Data, workdir: pathlib.Path
+) -> list[tuple[str, str]]:
+    skipped = skipping.left_out(workdir)
     sizes = [len(getattr(data.split, part)) for part in ("train", "validation", "test")]
     return [
         ("Role", config.role),
         ("Config", f"configs/{config.role}.py:{config.preset}"),
         ("Cases", config.data.data_dir or "synthetic cohort brats_phantom"),
         ("Training / validation / test cases", " / ".join(map(str, sizes))),
+        *([("Training cases skipped as unreadable", ", ".join(skipped))] if skipped else []),
         ("Working voxel size", f"{config.data.spacing} mm" if config.data.spacing else "own"),
         ("Seed", str(config.seed)),
     ]

@@ -137,6 +137,19 @@ def _reading() -> Iterator[None]:
         raise Damaged(reason[:200]) from error
 
 
+def check_some(run: pathlib.Path) -> None:
+    """Raises UserError if a run's folder holds no checkpoint at all; none is read."""
+    if not (run / FOLDER).is_dir():
+        raise UserError(
+            f"{run} holds no checkpoint (no folder {FOLDER!r} in it). Give the folder of a run "
+            "that python -m kdnet_jax.main has written."
+        )
+    if not saved_steps(run):
+        raise UserError(
+            f"{run / FOLDER} holds no finished checkpoint. Train the run further first."
+        )
+
+
 def load_params(
     run: pathlib.Path, like: Any, which: Literal["best", "latest"] = "best"
 ) -> tuple[Any, int]:
@@ -155,19 +168,10 @@ def load_params(
     Raises:
         UserError: if there is no whole checkpoint, or it holds another network.
     """
-    if not (run / FOLDER).is_dir():
-        raise UserError(
-            f"{run} holds no checkpoint (no folder {FOLDER!r} in it). Give the folder of a run "
-            "that python -m kdnet_jax.main has written."
-        )
-    steps_there = saved_steps(run)
-    if not steps_there:
-        raise UserError(
-            f"{run / FOLDER} holds no finished checkpoint. Train the run further first."
-        )
+    check_some(run)
     faults: dict[int, str] = {}
     documents: dict[int, Progress] = {}
-    for step in steps_there:
+    for step in saved_steps(run):
         try:
             documents[step] = read_progress(run, step)
         except Damaged as error:

@@ -4,10 +4,12 @@ One device is the mesh of size 1: there is no other code path. `jax.jit` with sh
 pjit became.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kdnet_jax.errors import UserError
@@ -79,6 +81,20 @@ def to_global(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's share of a batch (a tree of "b d h w ..." arrays) on the mesh."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Returns this process's own arrays, of which all processes have the same, on every device."""
+    # By way of the host: an array on a device cannot be sent to those of other processes.
+    return jax.device_put(jax.tree.map(np.asarray, tree), replicated(mesh))
+
+
+def replicate_key(key: jax.Array, mesh: Mesh) -> jax.Array:
+    """Returns a random key as every device of the mesh holds it."""
+    # A key cannot be sent to devices of other processes as it is; its numbers can.
+    data = np.asarray(jax.random.key_data(key))
+    wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
+    return jax.jit(wrap, out_shardings=replicated(mesh))(data)
 
 
 def to_own_devices(tree: Any) -> Any:

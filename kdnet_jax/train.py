@@ -139,7 +139,7 @@ def train(
         UserError: for a NaN or a full disk.
         stopping.Stopped: after a signal, when everything is saved.
     """
-    root = jax.device_put(root, sharding.replicated(mesh))
+    root = sharding.replicate_key(root, mesh)
     started = time.monotonic() - progress.seconds
     window = step_metrics.Window(log, progress, batches, options.nonfinite)
     wishes = processes.Agreement(mesh, step_metrics.STEPS_AHEAD)

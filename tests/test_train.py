@@ -373,7 +373,7 @@ def test_nothing_but_nans_is_refused_even_so(
 ) -> None:
     _poison(monkeypatch, tuple(range(40)))
     config.train.nonfinite, config.train.steps, config.train.validate_every = "skip", 30, 30
-    with pytest.raises(UserError, match="step 10: .* diverged"):
+    with pytest.raises(UserError, match=r"step 10: .* diverged"):
         _run(config, tmp_path)
     assert not saved_checkpoints.saved_steps(tmp_path)
 
