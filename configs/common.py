@@ -137,9 +137,21 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             "nonfinite": "stop",
         },
         # Window of whole-volume prediction; empty: the patch.
-        "inference": {"patch": (), "overlap": 0.5, "mirror": False},
-        # data = -1: all devices that `space` leaves.
-        "mesh": {"data": -1, "space": 1},
+        "inference": {
+            "patch": (),
+            "overlap": 0.5,
+            "mirror": False,
+            # No windows: a scan in one pass, its depth split over all of a process's devices.
+            "whole": False,
+        },
+        "mesh": {
+            # -1: all devices that `space` leaves.
+            "data": -1,
+            # Devices that share the depth of a patch.
+            "space": 1,
+            # Parameters and optimizer state: replicated, or sharded over `data`.
+            "state": "replicated",
+        },
     }
 
 

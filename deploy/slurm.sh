@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on several Slurm nodes, and queues itself again whenever the time limit stops it:
 #
-#     sbatch deploy/slurm.sh
+#     sbatch deploy/slurm.sh [--config.KEY=VALUE ...]
 #
 # from the folder of the checkout, which all nodes must see. Each node runs one task, which uses all
 # of the node's GPUs; the tasks find each other by what srun tells them (--distributed=slurm).
@@ -21,21 +21,23 @@
 
 set -euo pipefail
 
-# -- Set these, here or in the environment of sbatch. The folders must be on shared storage. --------
+# -- Set these, here or in the environment of sbatch. The folders must be on shared storage. ------
 CONFIG=${CONFIG:-configs/student.py:brats}
 WORKDIR=${WORKDIR:-runs/student-brats}        # the run: checkpoints, scores, report
-DATA_DIR=${DATA_DIR:-$HOME/brats}             # the scans
+DATA_DIR=${DATA_DIR-$HOME/brats}             # the scans
 DATA_ROOT=${DATA_ROOT:-datasets}              # what is made of them once
+BATCH=${BATCH:-8}                             # patches a step, over all GPUs: a multiple of them
 TEACHER=${TEACHER:-}                          # a finished teacher's run; empty: trained first
 MAX_RESTARTS=${MAX_RESTARTS:-100}
 # source "$HOME/venv/bin/activate"            # or: module load ..., conda activate ...
-# ---------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 flags=(
     --distributed=slurm
     --config="$CONFIG"
     --config.data.data_dir="$DATA_DIR"
     --config.data.root="$DATA_ROOT"
+    --config.loader.batch="$BATCH"
     --workdir="$WORKDIR"
 )
 if [[ -n $TEACHER ]]; then
@@ -45,11 +47,11 @@ fi
 # The tasks end each other, with one exit code for all; srun must not kill them before they have
 # told why. Its own exit code is the highest of theirs.
 code=0
-srun --kill-on-bad-exit=0 --wait=60 python -m kdnet_jax.main "${flags[@]}" || code=$?
+srun --kill-on-bad-exit=0 --wait=60 python -m kdnet_jax.main "${flags[@]}" "$@" || code=$?
 
 case $code in
     143) why="stopped, and saved" ;;
-    75) why="a task was lost" ;;
+    75 | 134) why="a task was lost" ;;
     *) exit "$code" ;; # 0: done. 2: a mistake, told in the log. Others: see the log.
 esac
 if ((${SLURM_RESTART_COUNT:-0} < MAX_RESTARTS)); then

@@ -12,7 +12,7 @@
 
 set -euo pipefail
 
-# -- Set these, here or in the environment. --------------------------------------------------------
+# -- Set these, here or in the environment. -------------------------------------------------------
 PROJECT=${PROJECT:-my-project}
 ZONE=${ZONE:-us-west4-a}
 NAME=${NAME:-kdnet}
@@ -24,9 +24,10 @@ CODE=${CODE:-kdnet_jax}                       # the checkout on the workers, bel
 PYTHON=${PYTHON:-python3}
 CONFIG=${CONFIG:-configs/student.py:brats}
 WORKDIR=${WORKDIR:-$SHARED/runs/student-brats}
-DATA_DIR=${DATA_DIR:-$SHARED/brats}
+DATA_DIR=${DATA_DIR-$SHARED/brats}
 DATA_ROOT=${DATA_ROOT:-$SHARED/datasets}
-# --------------------------------------------------------------------------------------------------
+BATCH=${BATCH:-16}                            # patches a step, over all chips: a multiple of them
+# -------------------------------------------------------------------------------------------------
 
 place=(--project="$PROJECT" --zone="$ZONE")
 
@@ -38,7 +39,7 @@ train() {
     # The workers find each other by what the pod says of itself (--distributed=tpu). They outlive
     # this connection.
     local flags="--distributed=tpu --config='$CONFIG' --config.data.data_dir='$DATA_DIR'"
-    flags+=" --config.data.root='$DATA_ROOT' --workdir='$WORKDIR'"
+    flags+=" --config.data.root='$DATA_ROOT' --config.loader.batch='$BATCH' --workdir='$WORKDIR'"
     on all "cd ~ && cd '$CODE' && { nohup $PYTHON -m kdnet_jax.main $flags \
         >> ~/kdnet.log 2>&1 < /dev/null & echo \$! > ~/kdnet.pid; }"
 }

@@ -36,7 +36,9 @@ _LABEL_CONVENTION = flags.DEFINE_string(
 )
 _SKIP_BAD_CASES = flags.DEFINE_bool("skip_bad_cases", False, "Leave out cases that fail.")
 _OUTPUT = flags.DEFINE_string("output", str(building.DEFAULT_ROOT), "Root of built datasets.")
-_WORKERS = flags.DEFINE_integer("workers", building.DEFAULT_WORKERS, "Cases prepared at once.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", building.DEFAULT_WORKERS, "Cases prepared at once.", lower_bound=1, upper_bound=1024
+)
 _PHANTOM = flags.DEFINE_bool("phantom", False, "Make synthetic cases instead of reading scans.")
 _CASES = flags.DEFINE_integer("cases", 60, "Number of synthetic cases.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the synthetic cases.")

@@ -42,7 +42,9 @@ _ALLOW_SKULL = flags.DEFINE_bool("allow_skull", False, "Take scans that are not 
 _OUTPUT = flags.DEFINE_string("output", None, "CSV file for a row per case.")
 _PROBLEMS = flags.DEFINE_string("problems", None, "CSV file for a row per problem.")
 _FIGURE = flags.DEFINE_string("figure", None, "PNG file for a contact sheet of the cases.")
-_WORKERS = flags.DEFINE_integer("workers", 2, "Cases read at once.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 2, "Cases read at once.", lower_bound=1, upper_bound=1024
+)
 
 EXIT_TO_MEND: Final = 1
 
@@ -52,6 +54,8 @@ def _check_outputs(paths: Mapping[str, str | None]) -> None:
     for flag, path in paths.items():
         if path and pathlib.Path(path).is_dir():
             raise UserError(f"{flag}={path}: is a folder; give the name of a file")
+        if path and flag == "--figure" and pathlib.Path(path).suffix.lower() != ".png":
+            raise UserError(f"{flag}={path}: give a name that ends in .png")
         if path and not pathlib.Path(path).absolute().parent.is_dir():
             raise UserError(f"{flag}={path}: its folder does not exist; make it or name another")
 

@@ -84,7 +84,8 @@ class RunCheckpoints:
         self._finish()
         trees = _trees(state)
         sums = {name: checksums.checksum(tree) for name, tree in trees.items()}
-        progress = dataclasses.replace(progress, checksums=sums)
+        shapes = saved_checkpoints.shapes(state.params)
+        progress = dataclasses.replace(progress, checksums=sums, shapes=shapes)
         with _writing(self.folder):
             self._pending = self._checkpointer.save_checkpointables_async(
                 progress.step,

@@ -14,6 +14,10 @@ from ml_collections import config_flags
 from kdnet_jax import errors
 
 _CONFIG_KEY = re.compile(r"--?(config[\w.]*)")
+# What reading a file of Python, or setting a key that is not there, may raise.
+_CONFIG_ERRORS = (
+    *(AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError),
+)
 
 
 def define_config(default: str, help_text: str) -> flags.FlagHolder:
@@ -24,8 +28,10 @@ def define_config(default: str, help_text: str) -> flags.FlagHolder:
     """
     try:
         return config_flags.DEFINE_config_file("config", default, help_text)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except _CONFIG_ERRORS as error:
         _refuse(_config_mistake(sys.argv, error))
+    except OSError as error:
+        _refuse(_unreadable_config(sys.argv, default, error))
 
 
 def _refuse(message: str) -> NoReturn:
@@ -35,8 +41,8 @@ def _refuse(message: str) -> NoReturn:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it is one message on standard error and exit 2."""
-    # The libraries' own notes; --verbosity=0 brings them back.
-    logging.set_verbosity(logging.WARNING)
+    # The libraries' own notes, warnings of Orbax's included; --verbosity=0 brings them back.
+    logging.set_verbosity(logging.ERROR)
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
@@ -44,17 +50,34 @@ def parse_flags(argv: list[str]) -> list[str]:
             _ = flags.FLAGS["config"].value.role
         return rest
     except (flags.Error, errors.UserError) as error:
-        message = str(error)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = _without_required(error) or str(error)
+    except _CONFIG_ERRORS as error:
         message = _config_mistake(argv, error)
     except OSError as error:
-        given = [arg for arg in argv if arg.lstrip("-").startswith("config=")]
-        message = (
-            f"{' '.join(given)}: the config file cannot be read "
-            f"({str(error).strip().splitlines()[-1].strip()}). Give one such as "
-            "--config=configs/student.py"
-        )
+        message = _unreadable_config(argv, flags.FLAGS["config"].default, error)
     _refuse(message)
+
+
+def _without_required(error: Exception) -> str | None:
+    """Returns a message for flags that have to be given, `None` for another error."""
+    missing = re.findall(r"^flag --(\w+)=None: .*", str(error), re.MULTILINE)
+    if not missing:
+        return None
+    given = ", ".join(f"--{name}" for name in missing)
+    return f"{given}: {'is' if len(missing) == 1 else 'are'} missing; --help says what to give"
+
+
+def _unreadable_config(argv: list[str], default: str, error: OSError) -> str:
+    return (
+        f"{_given_config(argv) or f'--config={default} (the default)'}: the config file cannot be "
+        f"read ({str(error).strip().splitlines()[-1].strip()}). Give one such as "
+        "--config=configs/student.py"
+    )
+
+
+def _given_config(argv: list[str]) -> str:
+    """Returns the word that names the config file, or an empty text."""
+    return next((arg for arg in argv if arg.lstrip("-").startswith("config=")), "")
 
 
 def _config_mistake(argv: list[str], error: Exception) -> str:
@@ -65,7 +88,7 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
     keys = [match.group(1) for arg in argv if (match := _CONFIG_KEY.match(arg))]
     wanted = [key for key in keys if quoted and quoted.group(1) in key.split(".")]
     if not wanted:
-        return f"the config cannot be read: {text}"
+        return f"{_given_config(argv) or '--config'}: the config cannot be read: {text}"
     hint = f"; did you mean {suggested.group(1)!r}?" if suggested else ""
     return f"--{wanted[0]}: the config has no key {quoted.group(1)!r}{hint}"
 

@@ -1,15 +1,16 @@
 """Segments the cases of a labelled cohort with one or several runs, to be scored as any tool's."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import tqdm
 
-from kdnet_jax import ensembles
+from kdnet_jax import ensembles, prediction_jobs
 from kdnet_jax.data import cases, labels, layouts, nifti, patients, prepare
 from kdnet_jax.errors import UserError
 
@@ -47,30 +48,44 @@ def segment(
         _refuse_seen(chosen, cohort, ensemble)
     _check_place(output / FOLDER)
     config = ensemble.members[0].config.data
+    prediction_jobs.check_headers(case.images for case in chosen)
+    with _beside(output) as beside:
+        for case in tqdm.tqdm(chosen, "segmenting", unit="case"):
+            # The reference is read where it is scored, with the labels that are asked for there.
+            prepared, notes = prepare.prepare_case(
+                dataclasses.replace(case, label=None),
+                spacing=ensemble.spacing,
+                orientation=config.orientation,
+                allow_skull=config.allow_skull,
+            )
+            for note in notes:
+                tqdm.tqdm.write(f"note: {note}")
+            classes = ensemble.segment(prepared).classes
+            nifti.write_mask(
+                beside / f"{case.case_id}.nii.gz",
+                labels.from_classes(classes, LABELS),
+                prepared.geometry.affine,
+            )
+        members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
+        (beside / MARK).write_text(json.dumps(members, indent=1) + "\n", "utf-8")
+        shutil.rmtree(output / FOLDER, ignore_errors=True)
+        os.replace(beside, output / FOLDER)
+    return output / FOLDER
+
+
+@contextlib.contextmanager
+def _beside(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder to write to; where the block fails, nothing is left of it."""
+    was_there = output.exists()
     beside = output / f".{FOLDER}.part"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    for case in tqdm.tqdm(chosen, "segmenting", unit="case"):
-        # The reference is read where it is scored, with the labels that are asked for there.
-        prepared, notes = prepare.prepare_case(
-            dataclasses.replace(case, label=None),
-            spacing=ensemble.spacing,
-            orientation=config.orientation,
-            allow_skull=config.allow_skull,
-        )
-        for note in notes:
-            tqdm.tqdm.write(f"note: {note}")
-        classes = ensemble.segment(prepared).classes
-        nifti.write_mask(
-            beside / f"{case.case_id}.nii.gz",
-            labels.from_classes(classes, LABELS),
-            prepared.geometry.affine,
-        )
-    members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
-    (beside / MARK).write_text(json.dumps(members, indent=1) + "\n", "utf-8")
-    shutil.rmtree(output / FOLDER, ignore_errors=True)
-    os.replace(beside, output / FOLDER)
-    return output / FOLDER
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if not was_there and not any(output.iterdir()):
+            output.rmdir()
 
 
 def _choose(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Case]:

@@ -94,6 +94,7 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
             "missing). Give the folder of a finished run (an unfinished one goes on by the command "
             "that started it) or the --output of python -m kdnet_jax.evaluate."
         )
+    _check_summary(folder, summary)
     rows = evaluation.read_scores(folder, postprocessed=postprocessed)
     scores = {(row.case, row.region): row for row in rows}
     _refuse_gaps(f"--{side}={folder}", scores)
@@ -102,7 +103,23 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
         # All that differs from an empty config: its keys, dotted, and their values.
         whole = settings.differences(settings.read_config(folder), config_dict.ConfigDict())
         config = {key: value for key, value, _ in whole}
+        if type(config.get("seed")) is not int or not isinstance(config.get("role"), str):
+            raise UserError(
+                f"--{side}={folder}: {folder / workdir.CONFIG} is no config of a run (it has no "
+                "role or seed). Give the folder that python -m kdnet_jax.main wrote."
+            )
     return Run(side, folder, config, summary, scores)
+
+
+def _check_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
+    teacher = summary.get("teacher") or {}
+    known = isinstance(teacher, dict)
+    hashes = [summary.get("params_hash"), teacher.get("hash") if known else None]
+    if not known or not all(each is None or isinstance(each, str) for each in hashes):
+        raise UserError(
+            f"{folder / evaluation.FOLDER / evaluation.SUMMARY_FILE} is damaged: its teacher is "
+            f"{teacher!r:.80}, its params_hash {hashes[0]!r:.80}. Evaluate again."
+        )
 
 
 def _refuse_gaps(where: str, scores: Mapping[tuple[str, str], Any]) -> None:

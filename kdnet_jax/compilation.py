@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from kdnet_jax import flops, memory, optimizers, runs, settings, steps
+from kdnet_jax import flops, memory, optimizers, runs, settings, sharding, steps
 from kdnet_jax.data import augment, placement
 from kdnet_jax.models import unet
 
@@ -93,10 +93,11 @@ def _step(
         "accumulate": values.train.accumulate,
         "skip_nonfinite": values.train.nonfinite == "skip",
     }
+    state = jax.eval_shape(lambda: steps.init_state(_new_params(values), options["optimizer"]))
+    options["state_sharding"] = sharding.state_sharding(mesh, state, values.state)
     crop = augment.source_patch(values.patch, values.augment)
     batch = steps.batch_shapes(config.loader.batch, crop, len(values.data_modalities))
     root = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda: steps.init_state(_new_params(values), options["optimizer"]))
     if teacher is None:
         return steps.jit_supervised(mesh, **options), (state, batch, root)
     # The teacher sees its sequences at their positions in this run's stack.

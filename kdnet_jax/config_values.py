@@ -163,6 +163,11 @@ KINDS: Final[dict[str, Kind]] = {
     "augment.scale": Number(0, 1),
     "augment.shift": Number(0, 10),
     "augment.noise": Number(0, 10),
+    **{
+        f"augment.{name}": Several(Number(-360, 360), 2, 2)
+        for name in ("rotation", "zoom_out", "elastic", "blur", "contrast", "low_resolution")
+    },
+    "augment.gamma": Several(Number(0, 100), 2, 2),
     "train.steps": _STEPS,
     "train.log_every": _STEPS,
     "train.validate_every": _STEPS,
@@ -173,8 +178,10 @@ KINDS: Final[dict[str, Kind]] = {
     "inference.patch": _EDGES,
     "inference.overlap": Number(0, 1, without_high=True),
     "inference.mirror": Switch(),
+    "inference.whole": Switch(),
     "mesh.data": Whole(-1, 10**6),
     "mesh.space": Whole(1, 10**6),
+    "mesh.state": Text(),
     "distillation.kd_weight": _SHARE,
     "distillation.latent_weight": Number(0, 1e6),
     "distillation.temperature": Number(0, 1000, without_low=True),
@@ -184,9 +191,12 @@ KINDS: Final[dict[str, Kind]] = {
     "teacher.modalities": Text(),
     "teacher.widths": Several(Whole(1, 10**4), 0, 9),
     "teacher.steps": _STEPS,
-    "study.seeds": Whole(1, 1000),
-    "study.folds": Whole(0, 1000),
+    "study.seeds": Whole(1, 100),
+    "study.folds": Whole(0, 100),
 }
+
+
+_SECTIONS: Final = {key.split(".")[0] for key in KINDS if "." in key}
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -197,6 +207,10 @@ def check(values: Mapping[str, Any]) -> None:
             a key of `augment` that is not set (`None`) has its preset's value.
     """
     for key, value in values.items():
+        if key in _SECTIONS and value != {}:
+            raise UserError(f"{key} is {value!r:.80}: it is a section, and has keys of its own.")
+        if (above := key.rpartition(".")[0]) in KINDS:
+            raise UserError(f"{above} has keys of its own: give {KINDS[above].words}.")
         unset = value is None and key.startswith("augment.")
         kind = KINDS.get(key)
         if kind and not unset and not kind.fits(value):

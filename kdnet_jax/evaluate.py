@@ -60,7 +60,11 @@ _MIN_COMPONENT_ML = flags.DEFINE_float(
     "min_component_ml", 0.0, "Also score without smaller components of tumour; 0 for off."
 )
 _WORKERS = flags.DEFINE_integer(
-    "workers", None, "Cases at once; by default the number of cores, 8 at most.", lower_bound=1
+    "workers",
+    None,
+    "Cases at once; by default the number of cores, 8 at most.",
+    lower_bound=1,
+    upper_bound=1024,
 )
 
 
@@ -77,7 +81,7 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value)
     references = segmentations.find_masks(_REFERENCES.value, "--references")
     about = {
-        "predictions": _PREDICTIONS.value or _CHECKPOINT.value,
+        "predictions": _named(_PREDICTIONS.value, _CHECKPOINT.value),
         "references": os.fspath(references.folder),
         "cases_asked": _CASES.value,
     }
@@ -117,6 +121,13 @@ def main(argv: list[str]) -> None:
     if inputs.left_out:
         print(f"Left out, without a prediction: {layouts.shown(inputs.left_out)}")
     print(f"Scores: {output / 'evaluation'}")
+
+
+def _named(predictions: str | None, checkpoints: list[str] | None) -> str | list[str]:
+    """Returns the folders that were given, in one form whichever way they were written."""
+    if predictions:
+        return os.path.abspath(os.path.expanduser(predictions))
+    return [os.path.abspath(folder) for folder in run_folders.expand("checkpoint", checkpoints)]
 
 
 def segment(

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,15 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, UInt8
 
-from kdnet_jax import conventions, ensembles, files, postprocessing, processes, provenance
+from kdnet_jax import (
+    conventions,
+    documents,
+    ensembles,
+    files,
+    postprocessing,
+    processes,
+    provenance,
+)
 from kdnet_jax.data import labels, nifti, prepare, store
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
@@ -259,7 +268,7 @@ def read_summary(folder: pathlib.Path, *, postprocessed: bool = False) -> dict[s
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text("utf-8")))
+        return dict(documents.read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Remove it and give the command that wrote it again."
@@ -289,8 +298,13 @@ def read_probabilities(folder: pathlib.Path, case_id: str) -> Float[np.ndarray, 
     path = folder / PROBABILITIES / f"{case_id}.npz"
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        return stored["probabilities"].astype(np.float32) / 255
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return stored["probabilities"].astype(np.float32) / 255
+    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove it; the report is then drawn without it."
+        ) from error
 
 
 def _scores_folder(folder: pathlib.Path, postprocessed: bool) -> pathlib.Path:

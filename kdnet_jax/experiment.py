@@ -57,7 +57,14 @@ def _run(
     # -- Everything that can be wrong without reading data -----------------------------------
     values = settings.read_settings(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
-    sharding.check_batch(mesh, config.loader.batch, values.patch, values.train.accumulate)
+    sharding.check_batch(
+        mesh,
+        config.loader.batch,
+        values.patch,
+        values.train.accumulate,
+        values.network.divisor,
+    )
+    runs.prediction_mesh(values, config)
     teacher_folder = teachers.find_folder(config, workdir)
     own = {workdir: config}
     if teacher_folder and not config.teacher.checkpoint:
@@ -75,6 +82,7 @@ def _run(
     data = run_data.open_data(config, values)
     for folder, each in own.items():
         processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))
+        processes.together(functools.partial(workdir_lib.check_seen, folder))
     print(
         f"{workdir}: {config.role} on {', '.join(values.modalities)}; "
         f"{len(data.split.train)} training, {len(data.split.validation)} validation and "
@@ -195,7 +203,7 @@ def evaluate(
         print(f"{folder}: already evaluated")
         return
     evaluation.evaluate(
-        ensembles.Ensemble((run,), mirror=run.config.inference.mirror),
+        ensembles.of_run(run),
         data.cases,
         data.indices("test"),
         data.indices("validation"),
@@ -235,7 +243,8 @@ def _train(
     step_fn, sentence = compilation.compile_step(config, values, mesh, len(training), taught_by)
     print(sentence)
     params = unet.init_params(values.network, len(values.modalities), init_key)
-    state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
+    state = steps.init_state(params, optimizer)
+    state = jax.device_put(state, sharding.state_sharding(mesh, state, values.state))
     profiler = None
     if values.profile:
         flops = compilation.count_flops(config, values, mesh, taught_by)

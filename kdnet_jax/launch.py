@@ -5,7 +5,6 @@ were asked to do, and start jax.distributed. From then on each learns at once wh
 """
 
 import contextlib
-import io
 import multiprocessing
 import os
 import pathlib
@@ -21,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 from absl import flags
 from ml_collections import config_dict
 
-from kdnet_jax import errors, places, roll_call
+from kdnet_jax import errors, own_streams, places, roll_call
 from kdnet_jax.errors import UserError
 
 T = TypeVar("T")
@@ -30,8 +29,10 @@ T = TypeVar("T")
 EXIT_LOST = 75
 # An exception may be but the echo of another's end: so long the news of it is waited for.
 _ECHO_S = 5.0
-# Stopped processes wait for each other; the saving lies behind them.
-_STOP_S = 15.0
+# Stopped processes wait for each other: process 0 may still be writing the last save.
+_STOP_S = 60.0
+
+_company: "_Company | None" = None
 
 flags.disclaim_key_flags()
 
@@ -54,9 +55,6 @@ def define_flags() -> Callable[[], places.Options]:
     return lambda: places.Options(*(holder.value for holder in holders))
 
 
-# -- The start and the end ---------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def start(
     options: places.Options, config: config_dict.ConfigDict, workdir: pathlib.Path
@@ -73,20 +71,29 @@ def start(
         config: the run's config, which all processes must share.
         workdir: the run's folder, which all processes must share.
     """
+    global _company
     place = _or_exit(lambda: places.find_place(options))
     if place is None:
         yield
         return
-    _keep_to_own_streams(place)
+    own_streams.separate(place.process)
     print(
         f"{place.processes} processes, by {place.told_by}; this is process {place.process}, on "
         f"{socket.gethostname()}. Waiting for all at {place.host}:{place.port}, at most "
         f"{options.start_timeout:g} s"
     )
-    company = _or_exit(lambda: _Company(place, options.start_timeout))
-    with company.till_the_end():
-        _or_exit(lambda: _join(place, company.member, options.start_timeout, config, workdir))
+    _company = _or_exit(lambda: _Company(place, options.start_timeout))
+    with _company.till_the_end():
+        _or_exit(lambda: _join(place, _company.member, options.start_timeout, config, workdir))
         yield
+
+
+def member() -> roll_call.Member | None:
+    """Returns this process's connection to the others; `None` where `start` found no others.
+
+    Its `gather` may wait for hours and takes no devices: Gloo gives up after 30 minutes.
+    """
+    return _company.member if _company else None
 
 
 def _or_exit(action: Callable[[], T]) -> T:
@@ -107,21 +114,37 @@ def _join(
     with _limit(limit_s + 20, "the processes found each other, but their start"):
         everybody = member.gather(_facts(config, workdir), None)
         check_alike([each["same"] for each in everybody], [each["host"] for each in everybody])
-        _initialize(place, everybody[0]["port"], limit_s)
-        _check_devices(member)
+        try:
+            _initialize(place, everybody[0]["port"], limit_s)
+            _check_devices(member)
+        except RuntimeError as error:
+            _let_others_speak(member)
+            first_line = str(error).splitlines()[0]
+            raise UserError(
+                f"JAX cannot start on the devices of process {place.process}, on "
+                f"{socket.gethostname()}: {first_line}"
+            ) from error
+
+
+def _let_others_speak(member: roll_call.Member) -> None:
+    """Returns after a while, unless an exception here is but the echo of another process's end."""
+    if member.ended.wait(_ECHO_S):
+        threading.Event().wait()  # The listening thread is ending this process.
 
 
 def _facts(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     import jax
+    from flax import traverse_util
 
-    from kdnet_jax import __version__, provenance, settings
+    from kdnet_jax import __version__, provenance
 
+    settings = traverse_util.flatten_dict(config.to_dict(), sep=".")
     return {
         "host": socket.gethostname(),
         "port": _free_port(),
         "same": {
             "--workdir": str(workdir.absolute()),
-            **{f"config.{key}": repr(value) for key, value in settings.flatten(config).items()},
+            **{f"config.{key}": repr(value) for key, value in settings.items()},
             "kdnet_jax's version": __version__,
             "the code's commit": provenance.commit(),
             "JAX's version": jax.__version__,
@@ -218,8 +241,7 @@ class _Company:
         except KeyboardInterrupt:
             code = 128 + signal.SIGINT
         except BaseException:
-            if self.member.ended.wait(_ECHO_S):
-                threading.Event().wait()  # The listening thread is ending this process.
+            _let_others_speak(self.member)
             traceback.print_exc()
             code = 1
         if not isinstance(code, int):  # sys.exit("a text")
@@ -230,7 +252,7 @@ class _Company:
     def _leave(self, code: int) -> None:
         """Leaves in step with the others if all is well or saved, else at once."""
         if code == 0 or code > 128:
-            with contextlib.suppress(TimeoutError, UserError):
+            with contextlib.suppress(TimeoutError):
                 self.member.gather(code, None if code == 0 else _STOP_S, last=True)
                 if code:
                     sys.exit(code)
@@ -287,43 +309,3 @@ def _limit(seconds: float, what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-# -- Who says what ------------------------------------------------------------------------------
-
-
-class _Numbered(io.TextIOBase):
-    """Standard error of a process other than the first: each line begins with its number."""
-
-    def __init__(self, stream: io.TextIOBase, prefix: str) -> None:
-        self._stream, self._prefix, self._fresh = stream, prefix, True
-
-    def write(self, text: str) -> int:
-        lines = text.splitlines(keepends=True)
-        for line in lines:
-            self._stream.write((self._prefix if self._fresh else "") + line)
-            self._fresh = line.endswith("\n")
-        return len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-
-def _keep_to_own_streams(place: places.Place) -> None:
-    """The first process alone writes on standard output, and no library writes between.
-
-    Gloo prints from C++ whom it connected to, so the file descriptor itself leads nowhere.
-    """
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    shown = os.dup(1)
-    sys.stdout.flush()
-    os.dup2(nowhere, 1)
-    if place.process == 0:
-        sys.stdout = os.fdopen(shown, "w", buffering=1, encoding=sys.stdout.encoding)
-        return
-    # Read by tqdm when it is imported.
-    os.environ["TQDM_DISABLE"] = "1"
-    sys.stderr = _Numbered(sys.stderr, f"[process {place.process}] ")

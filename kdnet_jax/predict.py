@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
     )
     outputs = [path for job in jobs for path in job.outputs]
     prediction_jobs.check_places([*outputs, volumes] if volumes else outputs)
-    prediction_jobs.check_headers(jobs)
+    prediction_jobs.check_headers(job.images for job in jobs)
     about = provenance.collect() | {
         "checkpoints": [str(run.folder) for run in ensemble.members],
         "parameters_sha256": [run.params_hash for run in ensemble.members],
@@ -112,9 +112,9 @@ def main(argv: list[str]) -> None:
     }
     chosen = {key: about[key] for key in ("parameters_sha256", "mirror")}
     mark = resuming_predictions.mark(chosen | {"labels": _LABELS.value, "orientation": orientation})
-    done, rows = set(), {}
+    done: dict[str, prediction_outputs.ScanVolumes | None] = {}
     if _RESUME.value:
-        done, rows = resuming_predictions.finished(jobs, mark, volumes)
+        done = resuming_predictions.finished(jobs, mark, volumes)
         print(f"{len(done)} of {len(jobs)} scans are finished")
     usual = _training_data(ensemble)
     cli.enable_compilation_cache()
@@ -122,26 +122,7 @@ def main(argv: list[str]) -> None:
         seconds = ensemble.compile(uncertainty=_UNCERTAINTY.value)
         print(f"network compiled in {seconds:.1f} s, once for scans of any size")
     options = segmenting.Options(_LABELS.value, orientation, _UNCERTAINTY.value, usual, about, mark)
-    failed = []
-    for job in jobs:
-        if job.name in done:
-            continue
-        try:
-            rows[job.name] = segmenting.segment_scan(ensemble, job, options)
-        except segmenting.UnusableScanError as error:
-            if len(jobs) == 1:
-                raise
-            failed.append(str(error))
-            print(f"{job.name}: NOT SEGMENTED")
-            continue
-        if volumes:  # after each scan: an interrupted command keeps what is finished
-            ordered = [rows[each.name] for each in jobs if each.name in rows]
-            prediction_outputs.write_volumes(volumes, ordered, about)
-    if failed:
-        listed = "".join(f"\n  {error}" for error in failed)
-        raise UserError(
-            f"{len(failed)} of {len(jobs)} scans were not segmented, the others are:{listed}"
-        )
+    segmenting.segment_scans(ensemble, jobs, options, done, volumes)
 
 
 def _orientation(ensemble: Any) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdnet_jax.data import cases, layouts, nifti_header
 from kdnet_jax.errors import UnknownLayoutError, UserError
@@ -192,13 +192,16 @@ def check_places(paths: Iterable[pathlib.Path]) -> None:
             raise UserError(f"{path} cannot be written: {folder} may not be changed (its rights).")
 
 
-def check_headers(jobs: Sequence[Job]) -> None:
+def check_headers(scans: Iterable[Mapping[str, cases.Source]]) -> None:
     """Refuses scans that cannot be used as far as their headers tell, before the first is made.
+
+    Args:
+        scans: the files of each, sequence -> file, or (file, channel).
 
     Raises:
         UserError: with every file that is wrong.
     """
-    wrong = [error for job in jobs for error in _header_errors(job)]
+    wrong = [error for images in scans for error in _header_errors(images)]
     if len(wrong) == 1:
         raise UserError(wrong[0])
     if wrong:
@@ -206,10 +209,9 @@ def check_headers(jobs: Sequence[Job]) -> None:
         raise UserError(f"{len(wrong)} files cannot be used; no scan was segmented:{listed}")
 
 
-def _header_errors(job: Job) -> Iterator[str]:
-    channels = {source[0]: True for source in job.images.values() if isinstance(source, tuple)}
-    files = channels or dict.fromkeys(job.images.values(), False)
-    for path, several in files.items():
+def _header_errors(images: Mapping[str, cases.Source]) -> Iterator[str]:
+    sources = (each if isinstance(each, tuple) else (each, None) for each in images.values())
+    for path, several in {path: channel is not None for path, channel in sources}.items():
         try:
             nifti_header.read(path, channels=several)
         except UserError as error:

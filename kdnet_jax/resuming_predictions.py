@@ -7,11 +7,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdnet_jax import conventions, prediction_jobs, prediction_outputs
+from kdnet_jax import conventions, documents, prediction_jobs, prediction_outputs
 from kdnet_jax.data import nifti_header
 from kdnet_jax.errors import UserError
-
-Rows = dict[str, prediction_outputs.ScanVolumes]
 
 
 def mark(choices: Mapping[str, Any]) -> str:
@@ -22,8 +20,8 @@ def mark(choices: Mapping[str, Any]) -> str:
 
 def finished(
     jobs: Sequence[prediction_jobs.Job], made_by: str, table: pathlib.Path | None
-) -> tuple[set[str], Rows]:
-    """Returns the names of the scans that are finished, and their rows of the table.
+) -> dict[str, prediction_outputs.ScanVolumes | None]:
+    """Returns the names of the scans that are finished, each with its row of the table.
 
     A scan is finished if all of its files are there, and, with a table, its row too.
 
@@ -41,25 +39,26 @@ def finished(
                 f"{job.output}: is there, and was not made by these checkpoints with these flags, "
                 "so --resume cannot go on from it. Remove it, or give another --output."
             )
-    done = {job.name for job in jobs if all(path.is_file() for path in job.outputs)}
+    done = [job for job in jobs if all(path.is_file() for path in job.outputs)]
     if table is None:
-        return done, {}
+        return {job.name: None for job in done}
     rows = read_volumes(table) if table.exists() else {}
-    masks = {job.name: str(job.output) for job in jobs}
-    done = {name for name in done if name in rows and rows[name].mask == masks[name]}
-    return done, {name: rows[name] for name in done}
+    return {
+        job.name: rows[job.name]
+        for job in done
+        if job.name in rows and rows[job.name].mask == str(job.output)
+    }
 
 
-def read_volumes(path: pathlib.Path) -> Rows:
+def read_volumes(path: pathlib.Path) -> dict[str, prediction_outputs.ScanVolumes]:
     """Reads the table that `prediction_outputs.write_volumes` wrote: scan -> row.
 
     Raises:
         UserError: it is no such table.
     """
     try:
-        text = path.read_text("utf-8")
         read = _from_json if path.suffix.lower() == ".json" else _from_csv
-        return {row.scan: row for row in read(text)}
+        return {row.scan: row for row in read(path)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(
             f"--volumes={path}: is no table of volumes ({type(error).__name__}: {error}), so "
@@ -67,7 +66,7 @@ def read_volumes(path: pathlib.Path) -> Rows:
         ) from error
 
 
-def _from_json(text: str) -> list[prediction_outputs.ScanVolumes]:
+def _from_json(path: pathlib.Path) -> list[prediction_outputs.ScanVolumes]:
     return [
         prediction_outputs.ScanVolumes(
             scan=str(row["scan"]),
@@ -76,11 +75,16 @@ def _from_json(text: str) -> list[prediction_outputs.ScanVolumes]:
             mask=str(row["mask"]),
             warnings=tuple(map(str, row["warnings"])),
         )
-        for row in json.loads(text)["scans"]
+        for row in documents.read_json(path)["scans"]
     ]
 
 
-def _from_csv(text: str) -> list[prediction_outputs.ScanVolumes]:
+def _from_csv(path: pathlib.Path) -> list[prediction_outputs.ScanVolumes]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if "warnings" not in (reader.fieldnames or ()):
+        raise ValueError("it has no column warnings")
     return [
         prediction_outputs.ScanVolumes(
             scan=row["scan"],
@@ -89,5 +93,5 @@ def _from_csv(text: str) -> list[prediction_outputs.ScanVolumes]:
             mask=row["mask"],
             warnings=tuple(row["warnings"].split(" | ")) if row["warnings"] else (),
         )
-        for row in csv.DictReader(text.splitlines(keepends=True))
+        for row in rows
     ]

@@ -23,7 +23,7 @@ from kdnet_jax.errors import UserError
 
 # A machine that vanishes without closing its connections is noticed after so many seconds.
 SILENCE_S = 60
-_LONGEST_LINE = 4 << 20
+_LONGEST_LINE = 64 << 20
 _GREETING = "kdnet_jax roll call 1"
 
 
@@ -115,8 +115,8 @@ class Coordinator:
                     self._take(process, json.loads(line))
         finally:
             del self._members[process]
-        if process not in self._left:
-            self._tell_all({"lost": process, "host": host})
+            if process not in self._left:
+                self._tell_all({"lost": process, "host": host})
 
     def _unfit(self, process: int, host: str, processes: int) -> str:
         if self._complete:
@@ -226,7 +226,7 @@ class Member:
     def _send(self, message: dict[str, Any]) -> None:
         # A connection that broke is the listening thread's business.
         with contextlib.suppress(OSError):
-            self._socket.sendall(json.dumps(message, default=repr).encode() + b"\n")
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError, ValueError), self._socket.makefile("rb") as lines:

@@ -40,6 +40,8 @@ def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data
     Raises:
         UserError: for whatever is wrong with the data, or differs between the processes.
     """
+    if config.split.file:
+        splits.load_split(config.split.file)  # What is wrong with it, before hours of building.
     cases = _build(config, values)
     for note in cases.notes:
         print(f"note: {note}")

@@ -4,8 +4,9 @@ import collections
 import contextlib
 import dataclasses
 import json
+import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
@@ -59,6 +60,48 @@ class Clock:
     def text(self) -> str:
         """Returns such as "read 0.4 s, prepare 1.2 s"."""
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+
+
+def segment_scans(
+    ensemble: ensembles.Ensemble,
+    jobs: Sequence[prediction_jobs.Job],
+    options: Options,
+    done: Mapping[str, prediction_outputs.ScanVolumes | None],
+    table: pathlib.Path | None,
+) -> None:
+    """Segments one scan after the other, and goes on where one cannot be used.
+
+    Args:
+        ensemble: what segments.
+        jobs: the scans.
+        options: what holds for all of them.
+        done: scans that are finished, each with its row of the table.
+        table: where the volumes go, or `None`.
+
+    Raises:
+        UserError: scans that cannot be used, when all others are segmented; or, at once, a file
+            that cannot be written.
+    """
+    rows, failed = dict(done), []
+    for job in jobs:
+        if job.name in done:
+            continue
+        try:
+            rows[job.name] = segment_scan(ensemble, job, options)
+        except UnusableScanError as error:
+            failed.append(str(error))
+            print(f"{job.name}: NOT SEGMENTED")
+            continue
+        if table:  # after each scan: an interrupted command keeps what is finished
+            ordered = [rows[each.name] for each in jobs if each.name in rows]
+            prediction_outputs.write_volumes(table, ordered, options.about)
+    if len(jobs) == 1 and failed:
+        raise UserError(failed[0])
+    if failed:
+        listed = "".join(f"\n  {error}" for error in failed)
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} scans were not segmented, the others are:{listed}"
+        )
 
 
 def segment_scan(

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from kdnet_jax import config_values, conventions, optimizers, steps, train
+from kdnet_jax import config_values, conventions, documents, optimizers, sharding, steps, train
 from kdnet_jax.data import augment, geometry, labels, layouts, placement, skipping, splits
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation
@@ -38,6 +38,7 @@ class Settings:
         train: budget and intervals.
         spacing: working voxel size in mm; `None` keeps the scan's own.
         profile: steps to profile; 0 none.
+        state: how parameters and optimizer state lie on the mesh; see `sharding.state_sharding`.
     """
 
     data_modalities: tuple[str, ...]
@@ -52,6 +53,7 @@ class Settings:
     train: train.TrainOptions
     spacing: float | None
     profile: int = 0
+    state: str = "replicated"
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -81,6 +83,7 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
     unet.check_patch(window, network, "inference.patch")
     # Runs of before the key have none.
     check_choice("loader.cache", config.loader.get("cache", "auto"), placement.CHOICES)
+    check_choice("mesh.state", config.mesh.get("state", "replicated"), sharding.STATES)
     check_choice("data.on_read_error", config.data.get("on_read_error", "stop"), skipping.CHOICES)
     check_choice("data.resection_cavity", config.data.resection_cavity, labels.CAVITY_CHOICES)
     check_choice("loss.form", config.loss.form, LOSS_FORMS)
@@ -111,6 +114,7 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
         train=train.TrainOptions(**config.train),
         spacing=config.data.spacing or None,
         profile=config.get("profile", 0),
+        state=config.mesh.get("state", "replicated"),
     )
 
 
@@ -168,9 +172,9 @@ def read_config(run: pathlib.Path) -> config_dict.ConfigDict:
             "python -m kdnet_jax.main wrote (its --workdir)."
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = documents.read_json(path)
         return config_dict.ConfigDict(_tuples(values))
-    except (AttributeError, TypeError, ValueError) as error:  # of JSON, or of what it holds
+    except (AttributeError, OSError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}). Restore it or train again.") from error
 
 
@@ -223,7 +227,7 @@ def _explicit(values: dict[str, Any]) -> dict[str, Any]:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

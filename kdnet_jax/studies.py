@@ -6,7 +6,7 @@ import pathlib
 import jax
 from ml_collections import config_dict
 
-from kdnet_jax import evaluation, experiment, provenance, settings
+from kdnet_jax import config_values, evaluation, experiment, provenance, settings
 from kdnet_jax import workdir as workdir_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import run_report, study_report
@@ -40,9 +40,8 @@ def parts(config: config_dict.ConfigDict, workdir: pathlib.Path) -> list[Part]:
     Raises:
         UserError: for a number of seeds or folds that cannot be.
     """
-    if config.study.seeds < 1:
-        raise UserError(f"study.seeds is {config.study.seeds}: give 1 or more.")
-    if config.study.folds == 1 or config.study.folds < 0:
+    config_values.check(settings.flatten(config))
+    if config.study.folds == 1:
         raise UserError(
             f"study.folds is {config.study.folds}: give 2 or more, or 0 for the one split of "
             "--config.split."

@@ -22,6 +22,8 @@ from kdnet_jax.errors import UserError
 
 CONFIG, SPLIT = "config.json", "split.json"
 LOCK = ".lock"
+# NFS remembers for so long that a file was not there.
+_SEEN_SECONDS = 70.0
 # Settings that change how fast a run goes or how often it looks, but not what it computes.
 OPERATIONAL = (
     # What these two name is guarded by the hash of its content.
@@ -146,6 +148,22 @@ def claim(folder: pathlib.Path, config: config_dict.ConfigDict, split: splits.Sp
         _write(folder / CONFIG, settings.to_json(config))
     if not (folder / SPLIT).exists():
         splits.save_split(split, folder / SPLIT)
+
+
+def check_seen(folder: pathlib.Path) -> None:
+    """Waits until this process sees what process 0 has written into a run's folder.
+
+    Raises:
+        UserError: it never does.
+    """
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while not (folder / CONFIG).is_file():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{folder / CONFIG}: process 0 wrote it, but it is not seen on "
+                f"{socket.gethostname()}. Give a --workdir on storage that all processes share."
+            )
+        time.sleep(0.2)
 
 
 def _write(path: pathlib.Path, text: str) -> None:

@@ -57,7 +57,9 @@ def test_restores_every_bit_and_the_progress(tmp_path: pathlib.Path) -> None:
     with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
         restored, progress = checkpoints.restore(_state(9.0))
     _assert_same(restored, state)
-    assert progress == dataclasses.replace(_progress(7, 0.5), checksums=progress.checksums)
+    noted = {"checksums": progress.checksums, "shapes": progress.shapes}
+    assert progress == dataclasses.replace(_progress(7, 0.5), **noted)
+    assert progress.shapes == {"['conv']['b']": [3], "['conv']['w']": [2, 3]}
     assert progress.checksums["params"] == checksums.checksum(state.params)
 
 

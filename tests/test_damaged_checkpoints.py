@@ -169,7 +169,7 @@ def test_a_disk_that_cannot_be_read_is_no_damage(
     def refuse(*unused: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(saved_checkpoints.ocp, "checkpointables_metadata", refuse)
+    monkeypatch.setattr(saved_checkpoints.ocp, "load_checkpointables", refuse)
     with checkpoint.RunCheckpoints(run) as checkpoints, pytest.raises(PermissionError):
         checkpoints.restore(_state(0))
     assert saved_checkpoints.saved_steps(run) == [1, 2]

@@ -37,7 +37,7 @@ def test_a_damaged_dataset_stops_a_run_and_loses_nothing(
     done = run()
     assert done.returncode == 2, done.stderr
     (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert f"the training case {trained} cannot be read: the file is damaged" in message
+    assert f"the training case {trained} cannot be read: reading it fails" in message
     assert "--config.data.on_read_error=skip" in message
 
     # -- Skipped, with a test case that is damaged too: trained, but not scored -----------------
@@ -60,3 +60,5 @@ def test_a_damaged_dataset_stops_a_run_and_loses_nothing(
     assert done.returncode == 0, done.stderr
     assert (workdir / "evaluation" / "summary.json").exists()
     assert (workdir / "metrics.jsonl").read_text() == log
+    assert skipping.left_out(workdir) == [trained]
+    assert "Training cases skipped as unreadable" in (workdir / "report.html").read_text()

@@ -109,7 +109,15 @@ def test_the_slurm_script_starts_one_run_of_two_tasks(
 
 @pytest.mark.parametrize(
     ("code", "restarts", "queued"),
-    [(0, 0, False), (2, 0, False), (1, 0, False), (143, 3, True), (75, 0, True), (143, 100, False)],
+    [
+        (0, 0, False),
+        (2, 0, False),
+        (1, 0, False),
+        (143, 3, True),
+        (75, 0, True),
+        (134, 0, True),
+        (143, 100, False),
+    ],
 )
 def test_the_slurm_job_is_queued_again_by_its_exit_code(
     programs: pathlib.Path, tmp_path: pathlib.Path, code: int, restarts: int, queued: bool
@@ -133,6 +141,15 @@ def test_slurm_leaves_the_time_to_save() -> None:
     assert options["ntasks-per-node"] == "1"
     assert int(options["nodes"]) > 1
     assert {"requeue", "open-mode"} <= options.keys()
+
+
+def test_slurms_batch_fills_its_gpus() -> None:
+    text = (DEPLOY / "slurm.sh").read_text("utf-8")
+    batch, nodes, gpus = (
+        int(re.search(pattern, text)[1])
+        for pattern in (r"BATCH:-(\d+)", r"--nodes=(\d+)", r"--gpus-per-node=(\d+)")
+    )
+    assert batch % (nodes * gpus) == 0
 
 
 # -- Kubernetes ---------------------------------------------------------------------------------
@@ -186,7 +203,9 @@ def test_the_jobset_gives_every_pod_its_place(jobset: dict) -> None:
     assert field == "metadata.annotations['jobset.sigs.k8s.io/coordinator']"
     (port,) = re.findall(r"--coordinator=\$\(COORDINATOR\):(\d+)", " ".join(container["command"]))
     assert container["ports"] == [{"containerPort": int(port)}]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] > 0
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"] * job["completions"]
+    (batch,) = re.findall(r"--config\.loader\.batch=(\d+)", " ".join(container["command"]))
+    assert int(batch) % gpus == 0 < gpus
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
     for flag in ("--workdir", "--config.data.data_dir", "--config.data.root"):

@@ -13,6 +13,8 @@ from kdnet_jax import launch
 from kdnet_jax.errors import UserError
 from tests.helpers import commands, companies
 
+SAID = "said [{'process': 0}, {'process': 1}]"
+
 
 def together(
     *own_words: Sequence[str], environments: Sequence[dict] = (), module: str = "launched"
@@ -35,7 +37,7 @@ def test_two_processes_exchange_and_the_first_alone_speaks() -> None:
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     lines = first.stdout.splitlines()
     assert lines[0].startswith("2 processes, by flags; this is process 0, on ")
-    assert lines[1:] == ["All are there: 2 x 1 cpu devices", "numbers [0, 1]"]
+    assert lines[1:] == ["All are there: 2 x 1 cpu devices", "numbers [0, 1]", SAID]
     assert first.stderr == "process 0 works\n"
     assert second.stdout == ""
     assert second.stderr == "[process 1] process 1 works\n"
@@ -138,7 +140,7 @@ def test_one_process_starts_no_service() -> None:
 import pathlib, sys, jax
 from kdnet_jax import launch, places
 with launch.start(places.Options(), {}, pathlib.Path("run")):
-    print("alone", jax.distributed.is_initialized())
+    print("alone", jax.distributed.is_initialized(), launch.member())
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -147,7 +149,7 @@ with launch.start(places.Options(), {}, pathlib.Path("run")):
         text=True,
         check=True,
     )
-    assert done.stdout == "alone False\n"
+    assert done.stdout == "alone False None\n"
 
 
 def test_check_alike_names_the_first_five_differences() -> None:

@@ -33,6 +33,10 @@ class Run:
         address = ("127.0.0.1", self.port)
         return roll_call.Member(address, process, processes or self.processes, LIMIT, on_end)
 
+    def assert_no_news(self, process: int) -> None:
+        with pytest.raises(queue.Empty):
+            self.news[process].get(timeout=0.5)
+
 
 def at_once(*actions: Callable) -> list:
     """Returns what the actions give, or raise, when done at the same time."""
@@ -117,8 +121,7 @@ def test_one_who_ends_early_says_so() -> None:
         what, code = run.news[other].get(timeout=LIMIT)
         assert (what, code) == (f"process 2 on {socket.gethostname()} ended with exit code 2", 2)
     members[2]._socket.shutdown(socket.SHUT_RDWR)
-    run.coordinator.wait_for_the_others_to_go(0.2)
-    assert run.news[0].empty()
+    run.assert_no_news(0)
 
 
 def test_after_the_last_word_an_end_is_no_news() -> None:
@@ -127,7 +130,7 @@ def test_after_the_last_word_an_end_is_no_news() -> None:
     gathered(members, [0, 0], last=True)
     members[1]._socket.shutdown(socket.SHUT_RDWR)
     run.coordinator.wait_for_the_others_to_go(LIMIT)
-    assert run.news[0].empty()
+    run.assert_no_news(0)
 
 
 def test_one_who_does_not_speak_is_not_waited_for_longer_than_told() -> None:

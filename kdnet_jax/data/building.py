@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
@@ -177,7 +176,7 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logging.warning("%s: waiting for another process that builds this dataset", folder)
+            print(f"{folder}: waiting for another process that builds this dataset")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
 import tqdm
+from google.protobuf import json_format
+from tensorflow_datasets.core import dataset_info
 
 from kdnet_jax.data import prepare, store
 from kdnet_jax.errors import UserError
@@ -33,7 +35,8 @@ CASES_PER_SHARD = 16
 # Left free on the disk at least, so that a build never fills it to the last byte.
 DISK_RESERVE = 256 * 2**20
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# The last one: a limit on the size of files, by ulimit or of the file system.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -86,7 +89,12 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._notes: list[str] = []
         self._skipped: list[dict[str, str]] = []
         kwargs.setdefault("file_format", tfds.core.FileFormat.ARRAY_RECORD)
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except (dataset_info.DatasetInfoFileError, json_format.ParseError, AssertionError):
+            # TFDS reads its description of what was built before; this names what is wrong with it.
+            store.read_metadata(pathlib.Path(self.data_dir))
+            raise
 
     @property
     @abc.abstractmethod

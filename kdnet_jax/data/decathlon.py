@@ -1,9 +1,8 @@
 """Which channel of the Decathlon's four-channel files is which sequence."""
 
-import json
 import pathlib
 
-from kdnet_jax import conventions
+from kdnet_jax import conventions, documents
 from kdnet_jax.data import layouts
 from kdnet_jax.errors import UserError
 
@@ -12,7 +11,7 @@ def read_channels(folder: pathlib.Path, notes: list[str]) -> dict[str, int]:
     """Returns modality -> channel as dataset.json has it; refuses what is not the Decathlon's."""
     path = folder / "dataset.json"
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = documents.read_json(path)
         names = {int(channel): name for channel, name in description["modality"].items()}
         edema = str(description["labels"]["1"])
     except FileNotFoundError as error:

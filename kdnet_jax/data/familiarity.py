@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from kdnet_jax import files
+from kdnet_jax import documents, files
 from kdnet_jax.data import prepare
 from kdnet_jax.errors import UserError
 
@@ -27,7 +27,6 @@ SAMPLE = 50
 MIN_CASES = 5
 
 _VERSION = 1
-_KEYS = ("cases", "spacing_mm", "extent_mm", "brain_ml", "sequences")
 # The extremes are left out: a few voxels of vessel or artefact rule them.
 _QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 # Millimetres below the brain's surface: cortex and its fluid, white matter, the deep structures.
@@ -263,10 +262,10 @@ def read(folder: pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        statistics = json.loads(path.read_text("utf-8"))
+        statistics = documents.read_json(path)
         version = statistics["version"]
         if version == _VERSION:
-            _ = [statistics[key] for key in _KEYS]
+            _check(statistics)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Restore it, or delete it: the run then predicts without "
@@ -278,3 +277,17 @@ def read(folder: pathlib.Path) -> dict[str, Any] | None:
             "predicts without this check"
         )
     return statistics
+
+
+def _check(statistics: Mapping[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError unless all is there that `measure` writes."""
+    shapes = {"spacing_mm": (2, 3), "extent_mm": (2, 3), "brain_ml": (2,)}
+    for key, shape in shapes.items():
+        if np.asarray(statistics[key], np.float64).shape != shape:
+            raise ValueError(f"{key} is {statistics[key]!r:.40}")
+    for name, usual in dict(statistics["sequences"]).items():
+        if usual is None:
+            continue
+        lengths = {np.asarray(usual[key], np.float64).shape for key in ("mean", "deviation")}
+        if len(lengths) > 1 or not float(usual["distance_90"]) >= 0:
+            raise ValueError(f"the statistics of {name} do not fit together")

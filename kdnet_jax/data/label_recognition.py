@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from kdnet_jax import conventions
+from kdnet_jax import conventions, documents
 from kdnet_jax.data import labels, layouts
 from kdnet_jax.errors import UserError
 
@@ -85,9 +85,22 @@ def recognise(
 # ------------------------------------------------------------------------- by the values alone
 
 
+def _unknown_values(
+    folder: pathlib.Path, masks: Mapping[pathlib.Path, Collection[int]], values: Collection[int]
+) -> str:
+    """Says which masks hold values of no convention, or that only all of them together do."""
+    odd = {path: held for path, held in masks.items() if not _fitting(held)}
+    known = ", ".join(labels.LABEL_CONVENTIONS)
+    if not odd:
+        return f"{folder}: the masks hold {_shown(values)}, together those of none of {known}"
+    path, held = next(iter(odd.items()))
+    more = f" So do {len(odd) - 1} more." if len(odd) > 1 else ""
+    return f"{path}: holds {_shown(held)}, which is none of {known}.{more}"
+
+
 def _from_values(
     folder: pathlib.Path,
-    paths: Collection[pathlib.Path],
+    masks: Mapping[pathlib.Path, Collection[int]],
     values: Collection[int],
     flag: str,
 ) -> Recognised:
@@ -99,11 +112,11 @@ def _from_values(
     held = f"the masks hold {_shown(values)}"
     if len(meanings) == 1:
         return Recognised(fitting[0], f"{held}, which no other convention explains")
-    if fitting == ["brats2021", "brats2024"] and not _named_2023(paths):
+    if fitting == ["brats2021", "brats2024"] and not _named_2023(masks):
         return Recognised("brats2021", f"{held}: 4 and no 3, as BraTS wrote them until 2021")
-    why = f"{folder}: {held}, so their convention cannot be told"
     if not fitting:
-        raise UserError(f"{why}: it is none of {', '.join(labels.LABEL_CONVENTIONS)}")
+        raise UserError(_unknown_values(folder, masks, values))
+    why = f"{folder}: {held}, so their convention cannot be told"
     told = "; ".join(f"{flag}={name} if {_described(name)}" for name in meanings.values())
     raise UserError(f"{why}. Set {told}")
 
@@ -217,7 +230,7 @@ def _tissue(name: str) -> str:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = documents.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):

@@ -12,7 +12,9 @@ from jaxtyping import Num, UInt8
 from kdnet_jax.data import labels, nifti, problems, segmentations
 from kdnet_jax.errors import UserError
 
-_MOST_VALUES: Final = 16  # a mask with more of them is none
+# A mask with more values, or larger ones, is none.
+_MOST_VALUES: Final = 16
+_LARGEST: Final = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,9 @@ def _not_labels(values: Num[np.ndarray, " n"], counts: Num[np.ndarray, " n"]) ->
             "probabilities, or a mask that was resampled with interpolation. Expected a label "
             "map; take the most probable class, and resample masks with nearest neighbour"
         )
+    if values[0] < 0 or values[-1] > _LARGEST:
+        odd = values[0] if values[0] < 0 else values[-1]
+        return f"holds the value {odd:.4g}. Expected a label map of tumour classes"
     if len(values) > _MOST_VALUES:
         return f"holds {len(values)} different values. Expected a label map of tumour classes"
     return None

@@ -44,7 +44,8 @@ def rebuild(folder: pathlib.Path) -> str:
     """Returns what to do about a damaged dataset."""
     return (
         f"Delete {folder} and start again: the dataset is then built anew from the scans, and a "
-        "training goes on from its newest checkpoint."
+        "training goes on from its newest checkpoint. If only a disk or network was away, start "
+        "again as it is."
     )
 
 
@@ -77,7 +78,8 @@ class RecordFiles(Sequence[dict[str, Any]]):
         self._ends = list(itertools.accumulate(self._counts))
         self._features = builder.info.features
         raw = tfds.core.decode.DeserializeMethod.RAW_BYTES
-        self._records = builder.as_data_source(split, deserialize_method=raw)
+        self._open = functools.partial(builder.as_data_source, split, deserialize_method=raw)
+        self._records = self._open()
 
     def __len__(self) -> int:
         return len(self._case_ids)
@@ -98,6 +100,8 @@ class RecordFiles(Sequence[dict[str, Any]]):
             finding = _of_the_system(error)
         except RuntimeError as error:  # array_record's only kind
             finding = _of_the_format(error)
+            # A reader that failed once may fail for ever.
+            self._records = self._open()
         if not finding:
             record = self._decode(raw)
             if record.get("case_id") == self._case_ids[index].encode():
@@ -106,7 +110,7 @@ class RecordFiles(Sequence[dict[str, Any]]):
         raise UnreadableCaseError(index, self._case_ids[index], path, finding)
 
     def _decode(self, raw: bytes) -> dict[str, Any]:
-        """Returns a record, or nothing where the bits, which are as written, are of another kind."""
+        """Returns a record, or nothing where bytes that are as written make up no such record."""
         try:
             return self._features.deserialize_example_np(raw)
         except (message.DecodeError, KeyError, TypeError, ValueError):
@@ -154,4 +158,4 @@ def _of_the_system(error: OSError) -> str:
 
 def _of_the_format(error: RuntimeError) -> str:
     # What follows the first semicolon is where in the library it was found.
-    return f"the file is damaged ({str(error).split(';')[0]})"
+    return f"reading it fails ({str(error).split(';')[0]})"

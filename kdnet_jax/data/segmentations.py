@@ -65,7 +65,8 @@ def find_masks(folder: str | os.PathLike[str], flag: str) -> Found:
     """
     root = pathlib.Path(os.path.abspath(pathlib.Path(folder).expanduser()))
     if not os.fspath(folder) or not root.is_dir():
-        raise UserError(f"{flag}={folder}: there is no such folder; expected one with masks")
+        what = "is a file" if os.fspath(folder) and root.exists() else "there is no such folder"
+        raise UserError(f"{flag}={folder}: {what}; expected a folder with masks")
     if (root / "config.json").is_file() and (root / "predictions").is_dir():
         root = root / "predictions"
     files, doubled = layouts.list_files(root, problems.refuse)

@@ -1,5 +1,6 @@
 """Training cases that cannot be read: the run stops, or goes on without them and says so."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -18,6 +19,17 @@ CHOICES: Final = (STOP, SKIP)
 FILE: Final = "skipped_cases.jsonl"
 # Of the training cases, what may be left out; one always may, unless it is the only one.
 _SHARE: Final = 0.1
+
+
+def left_out(folder: pathlib.Path) -> list[str]:
+    """Returns the cases that a run was trained without from some step on, by the notes it made."""
+    found = set()
+    for path in folder.glob(f"{pathlib.Path(FILE).stem}*.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # A kill may have cut a row off; the next start meets the case again.
+            with contextlib.suppress(ValueError):
+                found.add(json.loads(line)["case_id"])
+    return sorted(found)
 
 
 class Unreadable:

@@ -8,14 +8,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
 
-from kdnet_jax import files
+from kdnet_jax import documents, files
 from kdnet_jax.errors import UserError
 
 PARTS: Final = ("train", "validation", "test")
@@ -252,7 +251,7 @@ def load_split(path: str | os.PathLike[str], summaries: Sequence[Summary] | None
 
 def _read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        content = documents.read_json(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; expected a split as JSON") from error
     except (OSError, ValueError) as error:

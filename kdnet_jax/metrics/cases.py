@@ -73,6 +73,9 @@ METRICS: Final = (
 )
 COUNTS: Final = ("lesions_ref", "lesions_pred", "lesions_missed", "lesions_false")
 _NUMBERS: Final = (*METRICS, "volume_ref_mm3", "volume_pred_mm3")
+_SHARES: Final = ("dice", "nsd", "nsd_2mm", "lesion_dice", "sensitivity", "specificity")
+# mm, mm3 or lesions: more than any head holds, and no infinity.
+_LARGEST: Final = 1e9
 _BOOLEANS: Final = {"true": True, "false": False}
 
 
@@ -199,11 +202,20 @@ def read_cases_csv(path: str | os.PathLike) -> list[RegionScore]:
             scores = [_parse_row(path, reader.line_num, row) for row in reader]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected the cases.csv of an evaluation") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: cannot be read as a table ({error}); expected the cases.csv of an evaluation"
+        ) from error
     _refuse_doubles(path, scores)
     return scores
 
 
 def _parse_row(path: str | os.PathLike, line: int, row: dict[str, str]) -> RegionScore:
+    if None in row or None in row.values():
+        raise UserError(
+            f"{path}, line {line}: has more or fewer cells than there are columns. The file is cut "
+            "off or was changed: evaluate again"
+        )
     try:
         numbers = {name: float(row[name] or "nan") for name in _NUMBERS}
         counts = {name: int(row[name]) for name in COUNTS}
@@ -215,6 +227,15 @@ def _parse_row(path: str | os.PathLike, line: int, row: dict[str, str]) -> Regio
             "(whole ones for lesions), true or false for ref_empty and pred_empty, and ET, TC or "
             "WT for region"
         ) from error
+    for name, value in (numbers | counts).items():
+        undefined = name in METRICS and math.isnan(value)
+        if not undefined and not 0 <= value <= (1 if name in _SHARES else _LARGEST):
+            raise UserError(
+                f"{path}, line {line}: {name} is {row[name]!r}; expected a number from 0"
+                f"{' to 1' if name in _SHARES else ''}. The file was changed: evaluate again"
+            )
+    if not row["case"]:
+        raise UserError(f"{path}, line {line}: names no case. Evaluate again")
     return RegionScore(case=row["case"], region=row["region"], **numbers, **counts, **flags)
 
 

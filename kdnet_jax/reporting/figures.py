@@ -1,9 +1,11 @@
 """Pictures of cases as matplotlib figures without global state, and figures as files."""
 
 import base64
+import contextlib
 import io
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -11,6 +13,7 @@ from jaxtyping import Float, Integer
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import lines as mpl_lines
+from matplotlib import text as mpl_text
 
 from kdnet_jax import conventions, files
 from kdnet_jax.errors import UserError
@@ -140,11 +143,30 @@ def pixels(figure: mpl_figure.Figure, dpi: int = DPI) -> tuple[int, int]:
     return int(width), int(height)
 
 
+@contextlib.contextmanager
+def _plain_texts(figure: mpl_figure.Figure) -> Iterator[None]:
+    """Lets names be drawn as they are: a $ begins no formula, a missing letter is a box."""
+    # Matplotlib writes the powers of ten on a logarithmic axis as formulas.
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    powers = {
+        label
+        for axis in axes
+        if axis.get_scale() != "linear"
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in set(figure.findobj(mpl_text.Text)) - powers:
+        text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        yield
+
+
 def to_png_bytes(figure: mpl_figure.Figure, dpi: int = DPI) -> bytes:
     """Returns the figure as a PNG."""
     buffer = io.BytesIO()
     # No date and version inside: equal figures give equal bytes.
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    with _plain_texts(figure):
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -170,5 +192,6 @@ def to_data_uri(figure: mpl_figure.Figure, dpi: int = DPI) -> str:
     """
     buffer = io.BytesIO()
     # Below this, the colours of thin lines fade into the grey around them.
-    figure.savefig(buffer, format="webp", dpi=dpi, pil_kwargs={"quality": 90, "method": 4})
+    with _plain_texts(figure):
+        figure.savefig(buffer, format="webp", dpi=dpi, pil_kwargs={"quality": 90, "method": 4})
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -4,7 +4,6 @@ One process imports what the commands import, and forks for every command line; 
 command's module as `python -m` does. JAX's backend is not touched before the fork.
 """
 
-import concurrent.futures
 import dataclasses
 import importlib
 import json
@@ -16,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,7 +35,6 @@ _IMPORTED = (
     "studies",
 )
 TIMED_OUT = 124
-_AT_ONCE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +56,14 @@ class Ended:
     peak_mib: float
 
 
-def run(lines: Sequence[Line], said: pathlib.Path, *, limit_s: float = 60) -> list[Ended]:
-    """Runs the command lines, some at once; `said` is an empty folder for what they say."""
+def run(
+    lines: Sequence[Line], said: pathlib.Path, *, limit_s: float = 60, at_once: int = 2
+) -> list[Ended]:
+    """Runs the command lines, `at_once` at a time; `said` is an empty folder for what they say."""
     asked = [{"command": line.command, "words": line.words, "cwd": str(line.cwd)} for line in lines]
-    request = json.dumps({"lines": asked, "said": str(said), "limit_s": limit_s})
+    request = json.dumps(
+        {"lines": asked, "said": str(said), "limit_s": limit_s, "at_once": at_once}
+    )
     done = subprocess.run(
         [sys.executable, __file__],
         input=request,
@@ -89,7 +91,7 @@ def _serve(request: Mapping[str, Any]) -> None:
     ended: dict[int, tuple[int, float]] = {}
     waiting = list(enumerate(request["lines"]))
     while waiting or running:
-        while waiting and len(running) < _AT_ONCE:
+        while waiting and len(running) < request["at_once"]:
             number, line = waiting.pop(0)
             base = pathlib.Path(request["said"]) / str(number)
             running[_start(line, base)] = (number, time.monotonic())

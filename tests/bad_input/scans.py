@@ -1,6 +1,7 @@
 """Malformed scans and masks, as files."""
 
 import dataclasses
+import functools
 import gzip
 import os
 import pathlib
@@ -13,7 +14,9 @@ import numpy as np
 
 EDGE: Final = 16
 SPACING_MM: Final = 8.0
+# As that of `tiny_cases`, whose files these stand among.
 AFFINE: Final = np.diag([-SPACING_MM, -SPACING_MM, SPACING_MM, 1.0])
+AFFINE[1, 3] = EDGE * SPACING_MM - 1
 _MEBI: Final = 2**20
 
 
@@ -25,11 +28,13 @@ class File:
         name: what is wrong with it.
         build: writes it to a path that ends in `suffix`.
         suffix: of the file's name.
+        as_label: whether training refuses it too, as the reference of a case.
     """
 
     name: str
     build: Callable[[pathlib.Path], None]
     suffix: str = ".nii.gz"
+    as_label: bool = True
 
 
 def brain() -> np.ndarray:
@@ -101,6 +106,7 @@ def _bad_checksum() -> bytes:
     return bytes(whole)
 
 
+@functools.cache
 def zeros_gz(start: bytes, count: int) -> bytes:
     """Returns gzip of `start` and `count` zero bytes, without ever holding them."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -208,7 +214,6 @@ BAD_SCANS: Final = (
     _image("all 0", lambda: np.zeros((EDGE,) * 3, np.int16)),
     _image("one value in the brain", lambda: (brain() > 0).astype(np.uint8)),
     _header("slope that makes infinities", brain().astype(np.float32), scl_slope=3e38),
-    _raw("zeros up to the limit of the header", lambda: _large((640, 640, 640), 2, 256 * _MEBI)),
 )
 
 BAD_MASKS: Final = (
@@ -223,7 +228,11 @@ BAD_MASKS: Final = (
         lambda: np.stack([labels() == n for n in range(4)], -1).astype(np.uint8),
     ),
     _image("another grid", lambda: labels()[:-2]),
-    _image("another place", labels, AFFINE + np.pad([[30.0]], ((0, 3), (3, 0)))),
+    File(
+        "another place",
+        lambda path: write(path, encode(labels(), AFFINE + np.pad([[30.0]], ((0, 3), (3, 0))))),
+        as_label=False,
+    ),
     _header("slope of a half", labels(), scl_slope=0.5, scl_inter=0.25),
 )
 

@@ -14,14 +14,15 @@ from tests.bad_input import scans
 from tests.helpers import compared_runs, tiny_cases
 
 CASES = 4
-CASE = "BraTS2021_00001"
 
 
 def write_all(folder: pathlib.Path) -> pathlib.Path:
-    """Writes `cohort/`, trained runs `teacher/` and `baseline/`, and runs with scores."""
-    cohort = tiny_cases.write_cohort(
-        folder / "cohort", CASES, edge=scans.EDGE, spacing=scans.SPACING_MM, radius=16.0
-    )
+    """Writes `cohort/`, `masks/` of it, runs `teacher/` and `baseline/`, and `scored/` ones."""
+    cohort = write_cohort(folder / "cohort", CASES)
+    masks = folder / "masks"
+    masks.mkdir()
+    for case in cohort.iterdir():
+        os.link(case / f"{case.name}_seg.nii.gz", masks / f"{case.name}.nii.gz")
     for role in ("teacher", "baseline"):
         _write_trained(folder / role, role, cohort)
     for number, role in enumerate(("baseline", "student")):
@@ -29,11 +30,20 @@ def write_all(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def write_cohort(folder: pathlib.Path, cases: int) -> pathlib.Path:
+    """Writes cases of which no two have the same tumour."""
+    for number in range(1, cases + 1):
+        tiny_cases.write_case(
+            folder, number, edge=scans.EDGE, spacing=scans.SPACING_MM, radius=4 + number / 4
+        )
+    return folder
+
+
 def _write_trained(folder: pathlib.Path, role: str, cohort: pathlib.Path) -> None:
     """Writes a run with random weights whose cases are not those of the cohort."""
     config = common.base_config(role, "smoke")
-    config.model.widths = (2, 4)
     config.loader.patch = config.inference.patch = (8, 8, 8)
+    config.data.spacing = scans.SPACING_MM
     values = settings.read_settings(config)
     params = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
     folder.mkdir(parents=True)

@@ -219,6 +219,35 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(
     assert files(built(root)[0]) == files(built(tmp_path / "other")[0])
 
 
+_FULL = """
+    import pathlib, resource, sys
+    from kdnet_jax import errors
+    from kdnet_jax.data import building
+
+    # No file may grow beyond these bytes, as on a disk that becomes full while it is written.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+    root, scans = map(pathlib.Path, sys.argv[1:])
+    errors.exit_on_user_error(
+        lambda: building.build_brats(root, scans, spacing=2.0, progress=False)
+    )
+"""
+
+
+def test_a_disk_that_becomes_full_is_told_and_nothing_is_left(
+    tmp_path: pathlib.Path, scans: pathlib.Path
+) -> None:
+    root = tmp_path / "root"
+    command = [sys.executable, "-c", textwrap.dedent(_FULL), str(root), str(scans)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "the disk became full while the dataset was built" in done.stderr
+    assert not built(root)
+    assert not list(root.rglob("incomplete.*"))
+    assert not list(root.rglob("*array_record*"))
+    assert len(build(root, scans)) == 5
+
+
 def test_leftovers_go_even_if_the_cohort_changed_since(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:

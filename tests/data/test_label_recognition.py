@@ -58,7 +58,7 @@ def test_a_4_in_names_of_2023_on_may_be_a_cavity(tmp_path) -> None:
 
 
 def test_values_of_no_convention(tmp_path) -> None:
-    with pytest.raises(UserError, match="0, 5, so their convention cannot be told: it is none of"):
+    with pytest.raises(UserError, match="holds 5, which is none of"):
         _recognise(tmp_path, 0, 5)
 
 

@@ -88,7 +88,7 @@ def test_the_stream_of_a_seed_stays_what_it_was() -> None:
     cases = stores.make_store(3)
     source = patches.PatchSource(cases, range(3), patch=PATCH, batch=2, seed=5, tumour_share=0.5)
     for index in range(3):
-        source.learn(index, cases[index])
+        source.read(index)
     assert [source.place_of(i) for i in range(6)] == [
         (1, (2, 4, 8)),
         (2, (7, 7, 2)),
@@ -220,21 +220,7 @@ def test_one_decode_serves_the_crops_of_a_group() -> None:
     assert 6 <= sum(records.reads) <= 9
 
 
-def test_processes_divide_every_batch() -> None:
-    cases = stores.make_store(7)
-    whole = take(cases, 6, batch=4, crops_per_read=2)
-    parts = [
-        take(cases, 6, batch=4, crops_per_read=2, shard_index=p, shard_count=2) for p in (0, 1)
-    ]
-    joined = [
-        loader.Batch(**{key: np.concatenate([left[key], right[key]]) for key in ("image", "label")})
-        for left, right in zip(*parts, strict=True)
-    ]
-    assert_equal(joined, whole)
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-def test_a_saved_position_continues_exactly(shards: int) -> None:
+def test_a_saved_position_continues_exactly() -> None:
     cases = stores.make_store(5)
     straight = take(cases, 9, batch=4, crops_per_read=3)
     arguments: dict[str, Any] = {
@@ -248,18 +234,12 @@ def test_a_saved_position_continues_exactly(shards: int) -> None:
         for _ in range(4):
             next(first)
         text = json.dumps(first.get_state())
-    # Two processes may go on where one stopped.
-    with loader.make_loader(cases, range(5), **arguments, shard_count=shards) as second:
+    with loader.make_loader(cases, range(5), **arguments) as second:
         next(second)
         second.set_state(json.loads(text))
         rest = list(itertools.islice(second, 5))
         assert second.get_state()["batches"] == 9
-    share = 4 // shards
-    expected = [
-        loader.Batch(image=batch["image"][:share], label=batch["label"][:share])
-        for batch in straight[4:]
-    ]
-    assert_equal(rest, expected)
+    assert_equal(rest, straight[4:])
 
 
 def test_a_position_of_another_stream_is_refused() -> None:
@@ -290,7 +270,6 @@ def test_a_resection_cavity_is_never_a_class_of_its_own(choice: str, becomes: in
     [
         ({"patch": (8, 8)}, "patch"),
         ({"patch": (8, 8, 0)}, "patch"),
-        ({"batch": 3, "shard_count": 2}, "batch: 3"),
         ({"batch": 0}, "batch: 0"),
         ({"seed": -1}, "seed: -1"),
         ({"tumour_share": 0.2}, "tumour_share: 0.2"),

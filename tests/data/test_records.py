@@ -16,9 +16,9 @@ COUNT = 4
 # What is done to a file; what is told of it when it is opened, and when it is read.
 AT_THE_START = [
     (damage.remove, "the file is missing"),
-    (damage.cut, r"the file is damaged \(.*64KB"),
-    (damage.empty, r"the file is damaged \(.*64KB"),
-    (damage.cut_behind, r"the file is damaged \("),
+    (damage.cut, r"reading it fails \(.*64KB"),
+    (damage.empty, r"reading it fails \(.*64KB"),
+    (damage.cut_behind, r"reading it fails \("),
     (damage.replace_by_foreign, r"it holds 2 records, not 1"),
     (damage.replace_by_folder, "Is a directory"),
     (damage.circle, "Too many levels of symbolic links"),
@@ -27,7 +27,7 @@ IN_THE_MIDDLE = [
     (damage.remove, "the file is missing"),
     (damage.cut, r"the file was cut off \(\d+ bytes are left\)"),
     (damage.empty, r"the file was cut off \(0 bytes are left\)"),
-    (damage.flip, r"the file is damaged \(Corrupted .*hash mismatch"),
+    (damage.flip, r"reading it fails \(Corrupted .*hash mismatch"),
     (damage.circle, "Too many levels of symbolic links"),
 ]
 
@@ -84,7 +84,7 @@ def test_a_file_that_is_damaged_while_it_is_read_is_named(
         # The file is open from here on.
         assert cases[2].case_id == "BraTS2021_00003"
     elif fault in (damage.cut, damage.empty):
-        finding = "the file"
+        finding = "reading it fails"
     fault(damage.file_of(cases, 2))
     with pytest.raises(records.UnreadableCaseError) as caught:
         _ = cases[2]
@@ -101,10 +101,13 @@ def test_another_cases_file_in_its_place_is_named(cases: store.CaseStore) -> Non
     assert_named(caught, cases, "its record is of another dataset")
 
 
-def test_a_mended_file_is_read_again(cases: store.CaseStore) -> None:
+@pytest.mark.parametrize("read_before", [True, False])
+def test_a_mended_file_is_read_again(cases: store.CaseStore, read_before: bool) -> None:
     path = damage.file_of(cases, 2)
     good = path.read_bytes()
-    expected = cases[2].image
+    expected = damage.open_again(root(cases))[2].image
+    if read_before:
+        _ = cases[2]
     damage.cut(path)
     with pytest.raises(records.UnreadableCaseError):
         _ = cases[2]

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -216,9 +217,10 @@ def test_by_default_the_stream_stops_and_its_threads_end(
     assert "the training case BraTS2021_" in text
     assert f"Delete {cases.folder} and start again" in text
     assert text.endswith("To go on without such cases: --config.data.on_read_error=skip.")
-    for thread in set(threading.enumerate()) - before:
-        thread.join(10)
-        assert not thread.is_alive(), thread
+    deadline = time.monotonic() + 20
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left
 
 
 @pytest.mark.parametrize(("training", "allowed"), [(1, 0), (2, 1), (9, 1), (20, 2), (1251, 125)])
@@ -264,3 +266,8 @@ def test_each_process_notes_in_a_file_of_its_own(tmp_path: pathlib.Path) -> None
         "skipped_cases.jsonl",
         "skipped_cases-2.jsonl",
     }
+    assert skipping.left_out(tmp_path) == ["case_0"]
+    with (tmp_path / skipping.FILE).open("a") as file:
+        file.write('{"case_id": "cut o')
+    assert skipping.left_out(tmp_path) == ["case_0"]
+    assert skipping.left_out(tmp_path / "absent") == []

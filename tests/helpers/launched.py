@@ -27,6 +27,7 @@ def _work() -> None:
     number = jax.process_index()
     numbers = multihost_utils.process_allgather(np.array([number]))
     print(f"numbers {numbers.ravel().tolist()}")
+    print(f"said {launch.member().gather({'process': number}, None)}")
     print(f"process {number} works", file=sys.stderr)
     process, _, end = _THEN.value.partition(":")
     if end == "stopped":
@@ -44,6 +45,8 @@ def _work() -> None:
 def _end(how: str) -> None:
     if how.startswith("kill"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "stop alone":
+        sys.exit(143)
     if how == "mistake":
         raise errors.UserError("case 7 is gone")
     raise ZeroDivisionError("a mistake in the code")
