@@ -5,7 +5,7 @@ pjit became.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kdnet_jax.errors import UserError
+
+DATA, SPACE = "data", "space"
+STATES = ("replicated", "sharded")
 
 
 def make_mesh(data: int = -1, space: int = 1) -> Mesh:
@@ -33,10 +36,29 @@ def make_mesh(data: int = -1, space: int = 1) -> Mesh:
             f"that their product is {devices}, or leave mesh.data at -1."
         )
     # Auto axes: under Explicit ones a depth-to-space reshape raises.
-    return jax.make_mesh((data, space), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((data, space), (DATA, SPACE), axis_types=(AxisType.Auto,) * 2)
 
 
-def check_batch(mesh: Mesh, batch: int, patch: Sequence[int], accumulate: int = 1) -> None:
+def local_mesh(space: int = 1) -> Mesh:
+    """Returns a mesh of this process's own devices, `space` of them to a scan's depth.
+
+    Raises:
+        UserError: `space` does not divide them.
+    """
+    devices = jax.local_devices()
+    if space < 1 or len(devices) % space:
+        fitting = ", ".join(str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0)
+        raise UserError(
+            f"a scan's depth cannot be shared by {space} of {len(devices)} devices "
+            f"({jax.default_backend()}): choose one of {fitting}."
+        )
+    shape = (len(devices) // space, space)
+    return jax.make_mesh(shape, (DATA, SPACE), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def check_batch(
+    mesh: Mesh, batch: int, patch: Sequence[int], accumulate: int = 1, divisor: int = 1
+) -> None:
     """Raises UserError if the mesh cannot divide the batch, or the depth of its patches, evenly.
 
     Args:
@@ -44,8 +66,9 @@ def check_batch(mesh: Mesh, batch: int, patch: Sequence[int], accumulate: int = 
         batch: samples in all.
         patch: "d h w" in voxels.
         accumulate: parts that each device works through its samples in.
+        divisor: what the network needs each device's depth to be divisible by.
     """
-    data, space = mesh.shape["data"], mesh.shape["space"]
+    data, space = mesh.shape[DATA], mesh.shape[SPACE]
     if batch < 1:
         raise UserError(f"loader.batch is {batch}: give at least 1.")
     if batch % data:
@@ -60,11 +83,30 @@ def check_batch(mesh: Mesh, batch: int, patch: Sequence[int], accumulate: int = 
             f"axis has {batch // data} of the {batch} samples of loader.batch. Give a divisor of "
             f"{batch // data}, or set --config.loader.batch to a multiple of {data * accumulate}."
         )
-    if patch[0] % space:
-        raise UserError(
-            f"loader.patch has depth {patch[0]}, but the mesh has {space} devices on its space "
-            f"axis. Give a depth that {space} divides, or another --config.mesh.space."
-        )
+    check_depth(space, patch, divisor, "loader.patch")
+
+
+def check_depth(space: int, patch: Sequence[int], divisor: int, key: str) -> None:
+    """Raises UserError, with the sizes that would do, if a depth cannot be split evenly.
+
+    Args:
+        space: devices to split it over.
+        patch: "d h w" in voxels.
+        divisor: what the network needs each device's depth to be divisible by.
+        key: of the config, that `patch` is the value of.
+    """
+    depth, unit = patch[0], space * divisor
+    if depth % unit == 0:
+        return
+    below = depth // unit * unit
+    sizes = [",".join(map(str, (each, *patch[1:]))) for each in (below, below + unit) if each]
+    fitting = [str(n) for n in range(1, depth // divisor + 1) if depth % (n * divisor) == 0]
+    raise UserError(
+        f"{key} has depth {depth}, but the mesh has {space} devices on its space axis, and the "
+        f"network needs a depth on each that {divisor} divides: {unit} in all. Set "
+        f"--config.{key}={' or '.join(sizes)}"
+        + (f", or --config.mesh.space to one of {', '.join(fitting)}." if fitting else ".")
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -74,7 +116,47 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Batch over "data", depth over "space": for "b d h w ..." arrays."""
-    return NamedSharding(mesh, PartitionSpec("data", "space"))
+    return NamedSharding(mesh, PartitionSpec(DATA, SPACE))
+
+
+def state_sharding(mesh: Mesh, state: Any, mode: str) -> Any:
+    """Returns how each array of a train state lies on the mesh, as a tree of `NamedSharding`.
+
+    Args:
+        mesh: the devices.
+        state: a tree of arrays, or of their shapes.
+        mode: "replicated": a full copy on every device; "sharded": each array split over "data"
+            along the largest of its axes that this divides, as ZeRO does (Rajbhandari et al., 2020,
+            https://arxiv.org/abs/1910.02054), and whole where there is none.
+    """
+    return jax.tree.map(lambda x: NamedSharding(mesh, _state_spec(mesh, x.shape, mode)), state)
+
+
+def _state_spec(mesh: Mesh, shape: Sequence[int], mode: str) -> PartitionSpec:
+    devices = mesh.shape[DATA]
+    axes = [axis for axis, size in enumerate(shape) if size and size % devices == 0]
+    if mode == "replicated" or devices == 1 or not axes:
+        return PartitionSpec()
+    longest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*[None] * longest, DATA)
+
+
+def spread(apply: Callable[[Any, Any], Any], mesh: Mesh | None) -> Callable[[Any, Any], Any]:
+    """Returns a network's function, computed by each device for its own samples and planes.
+
+    What a layer needs of other planes it fetches itself (`models.halo`).
+
+    Args:
+        apply: (parameters, input "b d h w m") to a tree of "b d h w ..." arrays.
+        mesh: the devices; one of them, or None, computes it as it is.
+    """
+    if mesh is None or mesh.size == 1:
+        return apply
+    own = PartitionSpec(DATA, SPACE)
+    # Without `check_vma` a custom gradient of a replicated parameter is the device's own share.
+    return jax.shard_map(
+        apply, mesh=mesh, in_specs=(PartitionSpec(), own), out_specs=own, check_vma=False
+    )
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:

@@ -200,12 +200,13 @@ def supervised_step(
         loss_options: of the loss against the reference.
         batch_options: augmentation, patch and accumulation.
     """
+    apply = sharding.spread(network.apply, batch_options.mesh)
 
     def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
         y = heads.targets(label, network.head)
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            logits, features = network.apply(params, _select(image, network.channels))
+            logits, features = apply(params, _select(image, network.channels))
             terms = _reference_loss(logits, features, y, network.head, loss_options)
             return sum(terms.values()).mean(), _means(terms)
 
@@ -234,16 +235,17 @@ def distillation_step(
     The augmentation is drawn once, before the split, so both see the same patch. The teacher's
     forward pass lies before the gradient and behind `stop_gradient`.
     """
+    apply, teach = (sharding.spread(each.apply, batch_options.mesh) for each in (network, teacher))
 
     def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
         y = heads.targets(label, network.head)
         with jax.named_scope(TEACHER):
             teacher_logits, teacher_features = jax.lax.stop_gradient(
-                teacher.apply(teacher_params, _select(image, teacher.channels))
+                teach(teacher_params, _select(image, teacher.channels))
             )
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            logits, features = network.apply(params, _select(image, network.channels))
+            logits, features = apply(params, _select(image, network.channels))
             terms = _reference_loss(logits, features, y, network.head, loss_options)
             terms |= distillation.distillation_terms(
                 logits, teacher_logits, y, head=network.head, options=options
@@ -271,15 +273,20 @@ def jit_supervised(
     patch: tuple[int, int, int] | None = None,
     accumulate: int = 1,
     skip_nonfinite: bool = False,
+    state_sharding: Any = None,
     **options: Any,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Jits `supervised_step` over `mesh`: (state [donated], batch, root)."""
+    """Jits `supervised_step` over `mesh`: (state [donated], batch, root).
+
+    `state_sharding` says how the state lies (`sharding.state_sharding`); None: replicated.
+    """
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    state = state_sharding or whole
     batch_options = BatchOptions(augment_options, patch, accumulate, skip_nonfinite, mesh)
     return jax.jit(
         functools.partial(supervised_step, batch_options=batch_options, **options),
-        in_shardings=(whole, batch, whole),
-        out_shardings=(whole, whole),
+        in_shardings=(state, batch, whole),
+        out_shardings=(state, whole),
         donate_argnums=0,
     )
 
@@ -291,18 +298,20 @@ def jit_distillation(
     patch: tuple[int, int, int] | None = None,
     accumulate: int = 1,
     skip_nonfinite: bool = False,
+    state_sharding: Any = None,
     **options: Any,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Jits `distillation_step` over `mesh`: (state [donated], teacher_params, batch, root).
 
     The teacher's parameters are an argument and are not donated: closed over, they would become
-    constants of the program.
+    constants of the program. `state_sharding` as for `jit_supervised`; the teacher is replicated.
     """
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    state = state_sharding or whole
     batch_options = BatchOptions(augment_options, patch, accumulate, skip_nonfinite, mesh)
     return jax.jit(
         functools.partial(distillation_step, batch_options=batch_options, **options),
-        in_shardings=(whole, whole, batch, whole),
-        out_shardings=(whole, whole),
+        in_shardings=(state, whole, batch, whole),
+        out_shardings=(state, whole),
         donate_argnums=0,
     )

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from kdnet_jax.errors import UserError
 from kdnet_jax.kernels import build, ops
+from kdnet_jax.models import halo
 
 # How a convolution is computed, see `convolve`.
 Form = Literal["native", "onednn", "planes", "blocks"]
@@ -104,8 +105,11 @@ def convolve(
 def _convolve_native(
     x: Float[Array, "b d h w c"], kernel: Float[Array, "kd kh kw c o"]
 ) -> Float[Array, "b d h w o"]:
+    margins = [(edge // 2, edge // 2) for edge in kernel.shape[:3]]
+    if halo.parts() > 1:
+        x, margins[0] = halo.with_neighbours(x, margins[0][0]), (0, 0)
     return lax.conv_general_dilated(
-        x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        x, kernel, (1, 1, 1), margins, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
 
 
@@ -136,7 +140,7 @@ def _convolve_planes(
 ) -> Float[Array, "b d h w o"]:
     b, d, h, w, c = x.shape
     taps = kernel.shape[0]
-    padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0), (0, 0), (0, 0)))
+    padded = halo.with_neighbours(x, taps // 2)
     shifted = [padded[:, tap : tap + d] for tap in range(taps)]
     if c <= _STACK_TAPS_UP_TO:
         stacked = jnp.concatenate(shifted, axis=-1).reshape(b * d, h, w, taps * c)
@@ -200,9 +204,9 @@ def upsample_trilinear(x: Float[Array, "b d h w c"]) -> Float[Array, "b d2 h2 w2
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _double_linear(x: jax.Array, axis: int) -> jax.Array:
-    pairs = jnp.stack(
-        [0.75 * x + 0.25 * _before(x, axis), 0.75 * x + 0.25 * _after(x, axis)], axis + 1
-    )
+    before = halo.moved_on(x, _plane(x, 0, axis), axis)
+    after = halo.moved_back(x, _plane(x, x.shape[axis] - 1, axis), axis)
+    pairs = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
     return pairs.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
 
 
@@ -217,26 +221,16 @@ def _double_linear_backward(axis: int, saved: None, dy: jax.Array) -> tuple[jax.
     even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
     # x[i] went into even[i] and odd[i], and a quarter of it into odd[i - 1] and even[i + 1]; at the
     # edges, where there is none, into its own even[0] or odd[n - 1].
-    from_before = jnp.concatenate(
-        [lax.slice_in_dim(even, 0, 1, axis=axis), lax.slice_in_dim(odd, 0, n - 1, axis=axis)], axis
-    )
-    from_after = jnp.concatenate(
-        [lax.slice_in_dim(even, 1, n, axis=axis), lax.slice_in_dim(odd, n - 1, n, axis=axis)], axis
-    )
+    from_before = halo.moved_on(odd, _plane(even, 0, axis), axis)
+    from_after = halo.moved_back(even, _plane(odd, n - 1, axis), axis)
     return (0.75 * (even + odd) + 0.25 * (from_before + from_after),)
 
 
 _double_linear.defvjp(_double_linear_forward, _double_linear_backward)
 
 
-def _before(x: jax.Array, axis: int) -> jax.Array:
-    first, rest = (0, 1), (0, x.shape[axis] - 1)
-    return jnp.concatenate([lax.slice_in_dim(x, *s, axis=axis) for s in (first, rest)], axis)
-
-
-def _after(x: jax.Array, axis: int) -> jax.Array:
-    n = x.shape[axis]
-    return jnp.concatenate([lax.slice_in_dim(x, *s, axis=axis) for s in ((1, n), (n - 1, n))], axis)
+def _plane(x: jax.Array, index: int, axis: int) -> jax.Array:
+    return lax.slice_in_dim(x, index, index + 1, axis=axis)
 
 
 class Conv(nn.Module):
@@ -301,8 +295,8 @@ def _normalise_forward(
         y, mean, inverse = ops.normalise(x, scale, bias, _EPSILON, slope)
         return y, (x, scale, bias, mean, inverse)
     x32 = x.astype(jnp.float32)
-    mean = x32.mean(axis=(1, 2, 3))
-    variance = jnp.square(x32 - _spread(mean)).mean(axis=(1, 2, 3))
+    mean = _mean(x32)
+    variance = _mean(jnp.square(x32 - _spread(mean)))
     inverse = lax.rsqrt(variance + _EPSILON)
     h = (x32 - _spread(mean)) * _spread(inverse * scale) + bias
     return jnp.where(h > 0, h, slope * h).astype(x.dtype), (x, scale, bias, mean, inverse)
@@ -324,12 +318,22 @@ def _normalise_backward(
     g = dy.astype(jnp.float32)
     g = jnp.where(z * scale + bias > 0, g, slope * g)
     dbias, dscale = g.sum(axis=(1, 2, 3)), (g * z).sum(axis=(1, 2, 3))
-    n = x.shape[1] * x.shape[2] * x.shape[3]
-    dx = (g - _spread(dbias / n) - z * _spread(dscale / n)) * _spread(inverse * scale)
+    # Those of a split depth: all of it moves the statistics, but a device's gradient is its own
+    # share, which `jax.shard_map` adds up for every parameter.
+    from_bias, from_scale = halo.total(jnp.stack([dbias, dscale])) / _voxels(x)
+    dx = (g - _spread(from_bias) - z * _spread(from_scale)) * _spread(inverse * scale)
     return dx.astype(x.dtype), dscale.sum(axis=0), dbias.sum(axis=0)
 
 
 normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _voxels(x: Float[Array, "b d h w c"]) -> int:
+    return halo.parts() * x.shape[1] * x.shape[2] * x.shape[3]
+
+
+def _mean(x: Float[Array, "b d h w c"]) -> Float[Array, "b c"]:
+    return halo.total(x.sum(axis=(1, 2, 3))) / _voxels(x)
 
 
 def _spread(each: Float[Array, "b c"]) -> Float[Array, "b 1 1 1 c"]:
