@@ -48,6 +48,10 @@ def compile_step(
     Raises:
         UserError: it needs more memory than is free.
     """
+    if teacher:
+        sharding.check_depth(
+            mesh.shape[sharding.SPACE], values.patch, teacher.network.divisor, "loader.patch"
+        )
     step, arguments = _step(config, values, mesh, cases, teacher)
     compiled = step.lower(*arguments).compile()
     memory.return_freed()

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from kdnet_jax import inference, runs, teachers
+from kdnet_jax import inference, runs, sharding, teachers
 from kdnet_jax.data import prepare, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads, unet
@@ -52,12 +53,16 @@ class Ensemble:
     Attributes:
         members: the runs.
         mirror: average over the 8 mirror images.
-        window_batch: windows at once.
+        window_batch: windows at once on each device (or on each group that shares their depth).
+        mesh: the devices; `None`: one.
+        whole: no windows: a scan in one pass.
     """
 
     members: tuple[runs.Run, ...]
     mirror: bool
     window_batch: int = 1
+    mesh: Mesh | None = None
+    whole: bool = False
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -85,25 +90,49 @@ class Ensemble:
         return self.mirror or len(self.members) > 1
 
     def compile(self, *, uncertainty: bool = False) -> float:
-        """Compiles what `segment` needs, once for scans of any size; returns the seconds."""
+        """Compiles what `segment` needs, once for scans of any size; returns the seconds.
+
+        Whole scans are compiled for when the first of their size comes.
+        """
         started = time.monotonic()
-        for member in self.members:
-            self._program(member.settings.network, uncertainty)
+        for member in self.members if not self.whole else ():
+            self._program(member.settings.network, uncertainty, member.settings.window)
         return time.monotonic() - started
+
+    @property
+    def _at_once(self) -> int:
+        return self.window_batch * (self.mesh.shape[sharding.DATA] if self.mesh else 1)
+
+    def _window(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Returns the window that a volume is segmented by."""
+        if not self.whole:
+            return self.members[0].settings.window
+        divisor = max(member.settings.network.divisor for member in self.members)
+        space = self.mesh.shape[sharding.SPACE] if self.mesh else 1
+        return inference.whole_window(shape, divisor, space)
+
+    @functools.cached_property
+    def _params(self) -> list[Any]:
+        if self.mesh is None:
+            return [member.params for member in self.members]
+        everywhere = sharding.replicated(self.mesh)
+        return [jax.device_put(member.params, everywhere) for member in self.members]
 
     @functools.cached_property
     def _programs(self) -> dict[Any, Callable[[Any, Array], Array]]:
         return {}
 
-    def _program(self, network: unet.UNetConfig, entropies: bool) -> Callable[[Any, Array], Array]:
+    def _program(
+        self, network: unet.UNetConfig, entropies: bool, window: tuple[int, int, int]
+    ) -> Callable[[Any, Array], Array]:
         """Returns the one program of a network: members of one form share it."""
-        key = (network, entropies)
+        key = (network, entropies, window)
         if key not in self._programs:
             member = next(each for each in self.members if each.settings.network == network)
             predict = inference.make_predict(
-                unet.UNet(network).apply, self.head, self.mirror, entropies
+                unet.UNet(network).apply, self.head, self.mirror, entropies, self.mesh
             )
-            shape = (self.window_batch, *member.settings.window, len(self.modalities))
+            shape = (self._at_once, *window, len(self.modalities))
             windows = jax.ShapeDtypeStruct(shape, np.float32)
             self._programs[key] = predict.lower(member.params, windows).compile()
         return self._programs[key]
@@ -112,20 +141,23 @@ class Ensemble:
         self, image: Float[np.ndarray, "d h w m"], entropies: bool, progress: bool
     ) -> Float[np.ndarray, "d h w k"]:
         """Returns the mean over members, mirror images and windows, in one pass over the volume."""
-        programs = [self._program(each.settings.network, entropies) for each in self.members]
+        window = self._window(image.shape)
+        programs = [
+            self._program(each.settings.network, entropies, window) for each in self.members
+        ]
 
         def predict(windows: Array) -> Array:
-            total = programs[0](self.members[0].params, windows)
-            for program, member in zip(programs[1:], self.members[1:], strict=True):
-                total = total + program(member.params, windows)
+            total = programs[0](self._params[0], windows)
+            for program, params in zip(programs[1:], self._params[1:], strict=True):
+                total = total + program(params, windows)
             return total / len(self.members)
 
         return inference.sliding_window(
             predict,
             image,
-            self.members[0].settings.window,
+            window,
             self.members[0].config.inference.overlap,
-            batch=self.window_batch,
+            batch=self._at_once,
             progress=progress,
         )
 
@@ -192,24 +224,42 @@ class Ensemble:
         return seen
 
 
+def of_run(run: runs.Run) -> Ensemble:
+    """Returns the ensemble of one run, which segments as its config says."""
+    return Ensemble(
+        (run,),
+        mirror=run.config.inference.mirror,
+        mesh=runs.prediction_mesh(run.settings, run.config),
+        whole=runs.predicts_whole(run.config),
+    )
+
+
 def load_ensemble(
-    folders: Sequence[pathlib.Path], *, mirror: bool | None = None, window_batch: int = 1
+    folders: Sequence[pathlib.Path],
+    *,
+    mirror: bool | None = None,
+    window_batch: int = 1,
+    whole: bool | None = None,
+    space: int | None = None,
 ) -> Ensemble:
     """Reads runs that are to segment together.
 
     Args:
         folders: of the runs.
         mirror: average over mirror images; `None` as the runs' configs say.
-        window_batch: windows at once.
+        window_batch: windows at once on each device.
+        whole: segment a scan in one pass, without windows; `None` as the runs' configs say.
+        space: devices that share its depth, or that of a window; see `runs.prediction_mesh`.
 
     Raises:
-        UserError: no folder, one that is no run or is there twice, or runs that cannot be averaged.
+        UserError: no folder, one that is no run or is there twice, runs that cannot be averaged,
+            or devices that cannot be divided so.
     """
     if not folders:
         raise UserError("no checkpoint is given: name the folder of at least one run.")
     members = tuple(runs.load_run(folder) for folder in folders)
     for index, member in enumerate(members):
-        _check_agreement(members[0], member, mirror)
+        _check_agreement(members[0], member, mirror, whole)
         for other in members[:index]:
             if other.params_hash == member.params_hash:
                 raise UserError(
@@ -218,11 +268,17 @@ def load_ensemble(
                 )
     if mirror is None:
         mirror = bool(members[0].config.inference.mirror)
-    return Ensemble(members, mirror, window_batch)
+    if whole is None:
+        whole = runs.predicts_whole(members[0].config)
+    # Of each, so that every member's window is checked; they are the same.
+    meshes = [runs.prediction_mesh(each.settings, each.config, whole, space) for each in members]
+    return Ensemble(members, mirror, window_batch, meshes[0], whole)
 
 
-def _check_agreement(first: runs.Run, other: runs.Run, mirror: bool | None) -> None:
-    ours, theirs = _must_agree(first, mirror), _must_agree(other, mirror)
+def _check_agreement(
+    first: runs.Run, other: runs.Run, mirror: bool | None, whole: bool | None
+) -> None:
+    ours, theirs = _must_agree(first, mirror, whole), _must_agree(other, mirror, whole)
     for what, value in ours.items():
         if theirs[what] != value:
             raise UserError(
@@ -231,7 +287,7 @@ def _check_agreement(first: runs.Run, other: runs.Run, mirror: bool | None) -> N
             )
 
 
-def _must_agree(run: runs.Run, mirror: bool | None) -> dict[str, str]:
+def _must_agree(run: runs.Run, mirror: bool | None, whole: bool | None) -> dict[str, str]:
     values = run.settings
     agree = {
         "sequences (model.modalities)": ", ".join(values.modalities),
@@ -243,4 +299,6 @@ def _must_agree(run: runs.Run, mirror: bool | None) -> dict[str, str]:
     # A choice made for all members need not be in their configs.
     if mirror is None:
         agree["mirrors (inference.mirror)"] = str(run.config.inference.mirror)
+    if whole is None:
+        agree["passes (inference.whole)"] = str(runs.predicts_whole(run.config))
     return agree

@@ -72,8 +72,8 @@ def _run(
     if teacher_folder:
         teacher_config = own.get(teacher_folder) or settings.read_run(teacher_folder)[0]
         teachers.check_settings(teacher_folder, teacher_config, config)
-    if teacher_folder and teacher_folder not in own:
-        saved_checkpoints.check_some(teacher_folder)
+    # Read now: what is wrong with its checkpoint is better known before the data are built.
+    given = runs.load_run(teacher_folder) if teacher_folder and teacher_folder not in own else None
     for folder, each in own.items():
         workdir_lib.check(folder, each)
         processes.first_does(functools.partial(_lock, folder, locks))
@@ -100,7 +100,7 @@ def _run(
             teacher = train_and_evaluate(own[teacher_folder], teacher_folder, data, None)
         else:
             teachers.check_split(teacher_folder, data)
-            teacher = runs.load_run(teacher_folder)
+            teacher = given
 
     # -- The run itself ----------------------------------------------------------------------
     train_and_evaluate(config, workdir, data, teacher)

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax.scipy import special as jsp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from scipy import special
 
+from kdnet_jax import sharding
 from kdnet_jax.models import heads
 
 # (parameters, windows "b d h w m") -> probabilities "b d h w k"
@@ -21,12 +23,23 @@ _FLIPS = np.array(list(itertools.product([False, True], repeat=3)))
 
 
 def make_predict(
-    apply: Callable[..., Any], head: heads.Head, mirror: bool, entropies: bool = False
+    apply: Callable[..., Any],
+    head: heads.Head,
+    mirror: bool,
+    entropies: bool = False,
+    mesh: Mesh | None = None,
 ) -> Predict:
     """Jits the network's probabilities, averaged over the 8 mirror images if `mirror`.
 
-    With `entropies`, one more channel holds the mean of the images' `entropy`.
+    Args:
+        apply: the network.
+        head: what its outputs are.
+        mirror: average over mirror images.
+        entropies: one more channel holds the mean of the images' `entropy`.
+        mesh: the devices that share the windows, and the depth of each; None: one device. The
+            parameters must lie on all of them.
     """
+    apply = sharding.spread(apply, mesh)
 
     def answer(params: Any, windows: Array) -> Array:
         probs = heads.probabilities(apply(params, windows)[0], head)
@@ -34,7 +47,6 @@ def make_predict(
             return probs
         return jnp.concatenate([probs, entropy(probs, head, jsp.entr)[..., None]], axis=-1)
 
-    @jax.jit
     def predict(params: Any, windows: Array) -> Array:
         if not mirror:
             return answer(params, windows)
@@ -47,7 +59,12 @@ def make_predict(
         zeros = jnp.zeros(jax.eval_shape(answer, params, windows).shape)
         return jax.lax.scan(add, zeros, _FLIPS)[0] / len(_FLIPS)
 
-    return predict
+    if mesh is None:
+        return jax.jit(predict)
+    windows = sharding.batch_sharding(mesh)
+    return jax.jit(
+        predict, in_shardings=(sharding.replicated(mesh), windows), out_shardings=windows
+    )
 
 
 def _flip(windows: Array, flips: Array) -> Array:
@@ -94,6 +111,19 @@ def window_starts(size: int, edge: int, overlap: float) -> list[int]:
         return [0]
     count = int(np.ceil((size - edge) / max(edge * (1 - overlap), 1))) + 1
     return [int(start) for start in np.round(np.linspace(0, size - edge, count))]
+
+
+def whole_window(shape: Sequence[int], divisor: int, space: int) -> tuple[int, int, int]:
+    """Returns the smallest window that covers a volume in one pass, its depth split evenly.
+
+    Args:
+        shape: "d h w" of the volume.
+        divisor: what the network needs every edge, and each device's depth, to be divisible by.
+        space: devices that share the depth.
+    """
+    units = (space * divisor, divisor, divisor)
+    d, h, w = (-(-edge // unit) * unit for edge, unit in zip(shape[:3], units, strict=True))
+    return d, h, w
 
 
 def sliding_window(

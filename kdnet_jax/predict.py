@@ -58,6 +58,19 @@ _WINDOW_BATCH = flags.DEFINE_integer(
     "Windows at once; on a CPU more than 1 takes memory and no less time",
     lower_bound=1,
 )
+_WHOLE = flags.DEFINE_bool(
+    "whole",
+    None,
+    "A scan in one pass, without windows, compiled for each size of scan; by default as the run's "
+    "config says",
+)
+_SPACE = flags.DEFINE_integer(
+    "space",
+    None,
+    "Devices that share the depth of a scan or window; by default all of them with --whole, else "
+    "as in training",
+    lower_bound=1,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -80,6 +93,8 @@ def main(argv: list[str]) -> None:
         run_folders.expand("checkpoint", _CHECKPOINT.value),
         mirror=_MIRROR.value,
         window_batch=_WINDOW_BATCH.value,
+        whole=_WHOLE.value,
+        space=_SPACE.value,
     )
     if _UNCERTAINTY.value and not ensemble.disagreeing:
         raise UserError(
@@ -109,8 +124,9 @@ def main(argv: list[str]) -> None:
         "checkpoints": [str(run.folder) for run in ensemble.members],
         "parameters_sha256": [run.params_hash for run in ensemble.members],
         "mirror": ensemble.mirror,
+        "whole": ensemble.whole,
     }
-    chosen = {key: about[key] for key in ("parameters_sha256", "mirror")}
+    chosen = {key: about[key] for key in ("parameters_sha256", "mirror", "whole")}
     mark = resuming_predictions.mark(chosen | {"labels": _LABELS.value, "orientation": orientation})
     done: dict[str, prediction_outputs.ScanVolumes | None] = {}
     if _RESUME.value:
@@ -120,7 +136,11 @@ def main(argv: list[str]) -> None:
     cli.enable_compilation_cache()
     if len(done) < len(jobs):
         seconds = ensemble.compile(uncertainty=_UNCERTAINTY.value)
-        print(f"network compiled in {seconds:.1f} s, once for scans of any size")
+        print(
+            "whole scans in one pass: the network is compiled for each size of scan that comes"
+            if ensemble.whole
+            else f"network compiled in {seconds:.1f} s, once for scans of any size"
+        )
     options = segmenting.Options(_LABELS.value, orientation, _UNCERTAINTY.value, usual, about, mark)
     segmenting.segment_scans(ensemble, jobs, options, done, volumes)
 

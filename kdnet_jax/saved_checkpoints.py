@@ -138,19 +138,6 @@ def _reading() -> Iterator[None]:
         raise Damaged(reason[:200]) from error
 
 
-def check_some(run: pathlib.Path) -> None:
-    """Raises UserError if a run's folder holds no checkpoint at all; none is read."""
-    if not (run / FOLDER).is_dir():
-        raise UserError(
-            f"{run} holds no checkpoint (no folder {FOLDER!r} in it). Give the folder of a run "
-            "that python -m kdnet_jax.main has written."
-        )
-    if not saved_steps(run):
-        raise UserError(
-            f"{run / FOLDER} holds no finished checkpoint. Train the run further first."
-        )
-
-
 def load_params(
     run: pathlib.Path, like: Any, which: Literal["best", "latest"] = "best"
 ) -> tuple[Any, int]:
@@ -169,10 +156,19 @@ def load_params(
     Raises:
         UserError: if there is no whole checkpoint, or it holds another network.
     """
-    check_some(run)
+    if not (run / FOLDER).is_dir():
+        raise UserError(
+            f"{run} holds no checkpoint (no folder {FOLDER!r} in it). Give the folder of a run "
+            "that python -m kdnet_jax.main has written."
+        )
+    steps_there = saved_steps(run)
+    if not steps_there:
+        raise UserError(
+            f"{run / FOLDER} holds no finished checkpoint. Train the run further first."
+        )
     faults: dict[int, str] = {}
     documents: dict[int, Progress] = {}
-    for step in saved_steps(run):
+    for step in steps_there:
         try:
             documents[step] = read_progress(run, step)
         except Damaged as error:

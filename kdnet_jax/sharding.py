@@ -86,7 +86,9 @@ def check_batch(
     check_depth(space, patch, divisor, "loader.patch")
 
 
-def check_depth(space: int, patch: Sequence[int], divisor: int, key: str) -> None:
+def check_depth(
+    space: int, patch: Sequence[int], divisor: int, key: str, space_key: str = "mesh.space"
+) -> None:
     """Raises UserError, with the sizes that would do, if a depth cannot be split evenly.
 
     Args:
@@ -94,18 +96,19 @@ def check_depth(space: int, patch: Sequence[int], divisor: int, key: str) -> Non
         patch: "d h w" in voxels.
         divisor: what the network needs each device's depth to be divisible by.
         key: of the config, that `patch` is the value of.
+        space_key: what gave `space`.
     """
     depth, unit = patch[0], space * divisor
     if depth % unit == 0:
         return
     below = depth // unit * unit
     sizes = [",".join(map(str, (each, *patch[1:]))) for each in (below, below + unit) if each]
-    fitting = [str(n) for n in range(1, depth // divisor + 1) if depth % (n * divisor) == 0]
+    counts = [str(n) for n in range(1, depth // divisor + 1) if depth % (n * divisor) == 0]
+    fewer = f", or {' or '.join(counts)} devices for its depth" if counts else ""
     raise UserError(
-        f"{key} has depth {depth}, but the mesh has {space} devices on its space axis, and the "
-        f"network needs a depth on each that {divisor} divides: {unit} in all. Set "
-        f"--config.{key}={' or '.join(sizes)}"
-        + (f", or --config.mesh.space to one of {', '.join(fitting)}." if fitting else ".")
+        f"{key} has depth {depth}, but the mesh has {space} devices on its space axis, so that "
+        f"{space} x {divisor} must divide the depth: the network needs planes on each device that "
+        f"{divisor} divides. What would do: {key}={' or '.join(sizes)}{fewer} ({space_key})."
     )
 
 

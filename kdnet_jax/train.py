@@ -159,14 +159,32 @@ def train(
         step = progress.step
         if step < options.steps and not stopped:
             batches.start()
+
+        def now() -> Progress:
+            return dataclasses.replace(
+                progress,
+                step=step,
+                loader=batches.get_state(),
+                score=None,
+                seconds=time.monotonic() - started,
+                unlogged=window.rows,
+            )
+
         last_save = time.monotonic()
         while not (stopped or step == options.steps or _out_of_patience(progress, options)):
             # -- One step --------------------------------------------------------------------
-            # Whatever a step needs lies on the mesh: an implicit transfer would be a mistake.
-            with jax.transfer_guard("disallow"):
-                with bar.waiting():
-                    batch = next(batches)
-                state, metrics = step_fn(state, batch, root)
+            try:
+                # Whatever a step needs lies on the mesh: an implicit transfer would be a mistake.
+                with jax.transfer_guard("disallow"):
+                    with bar.waiting():
+                        batch = next(batches)
+                    state, metrics = step_fn(state, batch, root)
+            except UserError:
+                # A case that cannot be read. Other processes do not know of it: no save then.
+                if step > progress.step and processes.count() == 1:
+                    window.fetch(bar)
+                    _save(checkpoints, state, now(), log)
+                raise
             # Freed now, not while the next one is waited for.
             del batch
             step += 1
@@ -188,14 +206,7 @@ def train(
                 window.write(step, bar)
             if not saving:
                 continue
-            progress = dataclasses.replace(
-                progress,
-                step=step,
-                loader=batches.get_state(),
-                score=None,
-                seconds=time.monotonic() - started,
-                unlogged=window.rows,
-            )
+            progress = now()
             with bar.paused():
                 if due and not stopped:
                     progress, stopped = _validated(progress, state.params, validate, stop, log)

@@ -286,16 +286,6 @@ def test_rows_of_the_log(straight: pathlib.Path) -> None:
         assert row["dice_mean"] == pytest.approx(mean)
 
 
-def test_a_nan_stops_and_is_never_saved(
-    config: config_dict.ConfigDict, tmp_path: pathlib.Path
-) -> None:
-    config.optimizer.learning_rate, config.optimizer.clip = 1e30, 0.0
-    with pytest.raises(UserError, match=r"step \d+: .*loss.* is not finite") as error:
-        _run(config, tmp_path)
-    assert "learning_rate" in str(error.value)
-    assert not saved_checkpoints.saved_steps(tmp_path)
-
-
 def test_early_stop(config: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
     # So small a rate changes no parameter: no validation is better than the first.
     config.optimizer.learning_rate = 1e-30
@@ -338,6 +328,16 @@ def _poison(monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, ...]) -> None:
 
     monkeypatch.setattr(loader.PatchIterator, "__next__", poisoned)
     monkeypatch.setattr(jax, "transfer_guard", lambda level: contextlib.nullcontext())
+
+
+def test_a_nan_stops_and_is_never_saved(
+    config: config_dict.ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _poison(monkeypatch, (2,))
+    with pytest.raises(UserError, match=r"step 2: .*loss.* is not finite") as error:
+        _run(config, tmp_path)
+    assert "learning_rate" in str(error.value)
+    assert not saved_checkpoints.saved_steps(tmp_path)
 
 
 def test_a_batch_with_a_nan_names_its_cases(
@@ -392,6 +392,30 @@ def test_when_it_is_saved_changes_nothing(
         _signal_at(patch, first_save, signal.SIGTERM)
         with pytest.raises(stopping.Stopped):
             _run(config, tmp_path)
+    _run(config, tmp_path)
+    assert _hash(tmp_path, "latest") == _hash(straight, "latest")
+    assert _untimed(_rows(tmp_path)) == _untimed(_rows(straight))
+
+
+def test_a_case_that_cannot_be_read_loses_no_step(
+    config: config_dict.ConfigDict,
+    straight: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = loader.PatchIterator.__next__
+
+    def broken(self: loader.PatchIterator) -> Any:
+        if self.get_state()["batches"] == 5:
+            raise UserError("case 7 is gone")
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.PatchIterator, "__next__", broken)
+        with pytest.raises(UserError, match="case 7 is gone"):
+            _run(config, tmp_path)
+    # The validation's, and one of the step before the case.
+    assert saved_checkpoints.saved_steps(tmp_path) == [3, 5]
     _run(config, tmp_path)
     assert _hash(tmp_path, "latest") == _hash(straight, "latest")
     assert _untimed(_rows(tmp_path)) == _untimed(_rows(straight))

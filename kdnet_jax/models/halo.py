@@ -48,7 +48,9 @@ def moved_on(x: Array, first: Array, axis: int) -> Array:
     Along a split depth that is the first device's `first`; others have their neighbour's last.
     """
     size = x.shape[axis]
-    rest, last = (lax.slice_in_dim(x, *ends, axis=axis) for ends in ((0, size - 1), (size - 1, size)))
+    rest, last = (
+        lax.slice_in_dim(x, *ends, axis=axis) for ends in ((0, size - 1), (size - 1, size))
+    )
     if axis == _DEPTH and parts() > 1:
         first = jnp.where(lax.axis_index(sharding.SPACE) == 0, first, _from_before(last))
     return jnp.concatenate([first, rest], axis)

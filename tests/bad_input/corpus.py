@@ -216,7 +216,11 @@ def _of_settings() -> Iterator[Trial]:
 
 
 def _of_flags(base: pathlib.Path) -> Iterator[Trial]:
-    places: dict[str, object] = {"RUN": base / "baseline", "COHORT": base / "cohort", "SCORED": base / "scored"}
+    places: dict[str, object] = {
+        "RUN": base / "baseline",
+        "COHORT": base / "cohort",
+        "SCORED": base / "scored",
+    }
     places["STUDY"] = f"{_CONFIGS / 'study.py'}:smoke"
     for command, sets in flags.COMMAND_LINES.items():
         for line, says in sets.items():
