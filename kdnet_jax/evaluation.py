@@ -35,6 +35,7 @@ PREDICTIONS = "predictions"
 POSTPROCESSED = "postprocessed"
 PROBABILITIES = f"{FOLDER}/probabilities"
 NO_POST_PROCESSING = "none"
+_UNFINISHED = f".{FOLDER}.part"
 # Of an evaluation under way, one file a case: for the thresholds, and the scores of both kinds.
 _TABLES, _PLAIN, _PROCESSED = "tables", "scores", "scores_postprocessed"
 # The same for every run; the threshold that it leads to is the run's own.
@@ -104,7 +105,7 @@ def evaluate(
         description: what the progress bar says.
     """
     started = time.monotonic()
-    beside = folder / f".{FOLDER}.part"
+    beside = folder / _UNFINISHED
     processes.first_does(lambda: _begin(beside, key))
 
     def share(part: Sequence[int], done: pathlib.Path, what: str) -> Iterator[_Predicted]:
@@ -149,10 +150,14 @@ def _begin(beside: pathlib.Path, key: dict[str, Any]) -> None:
     """Makes the folder of an evaluation under way, or keeps that of an interrupted one."""
     text = json.dumps(key, sort_keys=True)
     of = beside / "key.json"
-    if not (of.is_file() and of.read_text() == text):
-        shutil.rmtree(beside, ignore_errors=True)
-    for name in (PREDICTIONS, PROBABILITIES, _TABLES, _PLAIN, _PROCESSED):
-        (beside / name).mkdir(parents=True, exist_ok=True)
+    parts = [beside / name for name in (PREDICTIONS, PROBABILITIES, _TABLES, _PLAIN, _PROCESSED)]
+    # A part may be in its place already, where the last moment of an evaluation was interrupted.
+    whole = of.is_file() and all(part.is_dir() for part in parts)
+    if whole and of.read_text("utf-8") == text:
+        return
+    remove_unfinished(beside.parent)
+    for part in parts:
+        part.mkdir(parents=True)
     files.write_text(of, text)
 
 
@@ -174,7 +179,12 @@ def _gather(
     write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen)
     for name in (PREDICTIONS, FOLDER):
         _replace_folder(beside / name, folder / name)
-    shutil.rmtree(beside)
+    remove_unfinished(folder)
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes what an evaluation of a run's folder leaves while it is under way."""
+    shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
 
 
 class _Predicted(NamedTuple):

@@ -201,6 +201,7 @@ def evaluate(
     former = evaluation.read_summary(folder)
     if former and key.items() <= former.items() and evaluation.is_complete(folder):
         print(f"{folder}: already evaluated")
+        processes.first_does(lambda: evaluation.remove_unfinished(folder))
         return
     evaluation.evaluate(
         ensembles.of_run(run),

@@ -208,6 +208,24 @@ def test_an_interrupted_evaluation_goes_on(
         assert (tmp_path / "predictions" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_an_evaluation_interrupted_at_its_last_moment(
+    config: config_dict.ConfigDict,
+    straight: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch, stopping.AtOnce():
+        # The masks are in their place, the scores are not.
+        _signal_at_call(patch, evaluation, "_replace_folder", 2, signal.SIGTERM)
+        with pytest.raises(stopping.Stopped):
+            experiment.run(config, tmp_path)
+    experiment.run(config, tmp_path)
+    assert _scores(tmp_path) == _scores(straight)
+    names = [path.name for path in (straight / "predictions").iterdir()]
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == sorted(names)
+    assert not (tmp_path / ".evaluation.part").exists()
+
+
 def test_a_clock_that_is_set_back(
     config: config_dict.ConfigDict,
     straight: pathlib.Path,

@@ -1,38 +1,61 @@
-"""Four devices against one: the same losses and parameters, whatever the mesh.
+"""Four devices against one: the same losses and parameters, whatever the mesh and the state's form.
 
 The device count is fixed when JAX starts, so each count has a process of its own, which runs this
-file as a script: `python test_multidevice.py OUTPUT.npz DATAxSPACE ...`.
+file as a script: `python test_multidevice.py OUTPUT.npz DATAxSPACE ...`. The programs that train
+are also read: what do the devices send each other?
 """
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from benchmarks import communication
+from kdnet_jax import optimizers, sharding, steps
+from kdnet_jax.data import augment
+from kdnet_jax.losses import distillation
+from kdnet_jax.models import unet
+
 STEPS = 3
 MESHES = ("4x1", "2x2", "1x4")
+PATCH = (16, 8, 8)
+# Between them: every layer, both forms of the convolution that a mesh takes, both forms of the
+# state, an augmentation without and one with whole crops.
+NETWORKS = {
+    "replicated": unet.UNetConfig(widths=(4, 8), blocks=1, last_blocks=1, convolutions="planes"),
+    "sharded": unet.UNetConfig(
+        widths=(4, 4, 8),
+        blocks=1,
+        last_blocks=1,
+        down="strided",
+        up="learned",
+        deep_supervision=True,
+        convolutions="native",
+    ),
+}
+AUGMENT = {
+    "replicated": augment.AugmentOptions(),
+    "sharded": augment.AugmentOptions(noise=0.1, rotation_probability=0.5),
+}
 
 
-def train_on(data: int, space: int) -> dict[str, np.ndarray]:
-    """Losses and final parameters of three distillation steps on a mesh."""
-    import jax
-
-    from kdnet_jax import optimizers, sharding, steps
-    from kdnet_jax.data import augment
-    from kdnet_jax.losses import distillation
-    from kdnet_jax.models import unet
-
-    config = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1, up="learned")
+def train_on(mesh: jax.sharding.Mesh, state_form: str) -> tuple[dict[str, Any], str]:
+    """Metrics and parameters of three distillation steps, shares of bytes, and the program."""
+    config = NETWORKS[state_form]
     network = steps.Network(unet.UNet(config).apply, config.head, (1,))
     # Not Adam: it divides by the gradient's size, and a bias before a norm has a gradient of 0,
     # whose rounding it would blow up to a full step.
     optimizer = optimizers.make_optimizer(
         optimizers.OptimizerOptions(name="sgd", learning_rate=0.01), STEPS, 1
     )
-    mesh = sharding.make_mesh(data, space)
+    state = steps.init_state(unet.init_params(config, 1, jax.random.key(0)), optimizer)
+    form = sharding.state_sharding(mesh, state, state_form)
     step = steps.jit_distillation(
         mesh,
         network=network,
@@ -40,30 +63,53 @@ def train_on(data: int, space: int) -> dict[str, np.ndarray]:
         optimizer=optimizer,
         loss_options=steps.LossOptions(over_batch=True),
         options=distillation.DistillationOptions(kd_voxels="balanced"),
-        augment_options=augment.AugmentOptions(noise=0.1),
+        augment_options=AUGMENT[state_form],
+        patch=PATCH,
+        state_sharding=form,
     )
-    rng = np.random.default_rng(0)
-    state = steps.init_state(unet.init_params(config, 1, jax.random.key(0)), optimizer)
     teacher = unet.init_params(config, 2, jax.random.key(1))
+    crop = augment.source_patch(PATCH, AUGMENT[state_form])
+    shapes = steps.batch_shapes(4, crop, 2)
+    compiled = step.lower(state, teacher, shapes, jax.random.key(2)).compile()
+    state = jax.device_put(state, form)
+    teacher = sharding.replicate(teacher, mesh)
+    root = sharding.replicate_key(jax.random.key(2), mesh)
+    rng = np.random.default_rng(0)
     losses = []
     for _ in range(STEPS):
-        label = rng.integers(0, 4, (4, 8, 4, 4)).astype(np.uint8)
-        image = (rng.normal(size=(4, 8, 4, 4, 2)) + label[..., None]).astype(np.float32)
-        sharding.check_batch(mesh, 4, (8, 4, 4))
+        label = rng.integers(0, 4, (4, *crop)).astype(np.uint8)
+        image = (rng.normal(size=(4, *crop, 2)) + label[..., None]).astype(np.float32)
         batch = sharding.to_global({"image": image, "label": label}, mesh)
-        state, metrics = step(state, teacher, batch, jax.random.key(2))
+        state, metrics = compiled(state, teacher, batch, root)
         losses.append([float(metrics[name]) for name in sorted(metrics)])
-    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
-    return {f"{data}x{space}/metrics": np.array(losses), f"{data}x{space}/params": flat}
+    leaves = jax.tree.leaves(state.opt_state)
+    found = {
+        "metrics": np.array(losses),
+        "params": np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]),
+        "bytes": np.array(sum(leaf.nbytes for leaf in leaves)),
+        "own_bytes": np.array(sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)),
+    }
+    return found, compiled.as_text()
+
+
+def sent(text: str, state_form: str) -> list[list[str]]:
+    """Kind and content of all collectives of a program."""
+    config = NETWORKS[state_form]
+    params = jax.eval_shape(lambda: unet.init_params(config, 1, jax.random.key(0)))
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+    return [
+        [each.kind, communication.what(each, shapes)] for each in communication.collectives(text)
+    ]
 
 
 def run(output: pathlib.Path, devices: int, *meshes: str) -> dict[str, np.ndarray]:
+    root = pathlib.Path(__file__).parents[1]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         # Compiling takes nearly all of the time, so the code is left slow.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+        "PYTHONPATH": str(root),
     }
     command = [sys.executable, __file__, str(output), *meshes]
     done = subprocess.run(
@@ -80,20 +126,62 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     return run(folder / "one.npz", 1, "1x1") | run(folder / "four.npz", 4, *MESHES)
 
 
+@pytest.mark.parametrize("state_form", sharding.STATES)
 @pytest.mark.parametrize("mesh", MESHES)
-def test_four_devices_train_as_one(results: dict[str, np.ndarray], mesh: str) -> None:
+def test_four_devices_train_as_one(
+    results: dict[str, np.ndarray], mesh: str, state_form: str
+) -> None:
     # Sums in another order: float32 rounding, 1e-7 a sum, over three steps.
     for name, tolerance in (("metrics", 1e-4), ("params", 1e-5)):
         np.testing.assert_allclose(
-            results[f"{mesh}/{name}"], results[f"1x1/{name}"], rtol=1e-4, atol=tolerance
+            results[f"{mesh}/{state_form}/{name}"],
+            results[f"1x1/{state_form}/{name}"],
+            rtol=1e-4,
+            atol=tolerance,
         )
-    assert results["1x1/metrics"].shape == (STEPS, 7)
-    assert np.ptp(results["1x1/metrics"][:, -1]) > 0
+    metrics = results[f"1x1/{state_form}/metrics"]
+    assert metrics.shape[0] == STEPS
+    assert np.ptp(metrics[:, -1]) > 0
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_no_activations_are_gathered(results: dict[str, np.ndarray], mesh: str) -> None:
+    found = json.loads(str(results[f"{mesh}/replicated/sent"]))
+    assert {kind for kind, _ in found} <= {"all-reduce", "collective-permute"}
+    # Depth is exchanged by halos, where it is split.
+    assert (["collective-permute", "halos of convolutions"] in found) == (mesh != "4x1")
+    assert (["collective-permute", "halos of upsampling"] in found) == (mesh != "4x1")
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_sharded_state_gathers_parameters_and_nothing_else(
+    results: dict[str, np.ndarray], mesh: str
+) -> None:
+    found = json.loads(str(results[f"{mesh}/sharded/sent"]))
+    gathered = {content for kind, content in found if kind in ("all-gather", "all-to-all")}
+    # A rotation takes a voxel from anywhere in its crop: crops of the input, not activations, are
+    # gathered over the devices that share their depth. Parameters are, where the state is split.
+    expected = {"4x1": {"parameters"}, "1x4": {"crops to augment"}}
+    assert gathered == expected.get(mesh, {"parameters", "crops to augment"})
+
+
+@pytest.mark.parametrize(("mesh", "parts"), [("4x1", 4), ("2x2", 2), ("1x4", 1)])
+def test_a_sharded_state_takes_its_share_of_memory(
+    results: dict[str, np.ndarray], mesh: str, parts: int
+) -> None:
+    for state_form, devices in (("replicated", 1), ("sharded", parts)):
+        whole = int(results[f"{mesh}/{state_form}/bytes"])
+        own = int(results[f"{mesh}/{state_form}/own_bytes"])
+        # The few numbers that cannot be divided are on every device.
+        assert whole / devices <= own <= 1.05 * whole / devices
 
 
 if __name__ == "__main__":
-    pairs = [mesh.split("x") for mesh in sys.argv[2:]]
     arrays: dict[str, np.ndarray] = {}
-    for data, space in pairs:
-        arrays |= train_on(int(data), int(space))
+    for mesh_name in sys.argv[2:]:
+        on = sharding.make_mesh(*map(int, mesh_name.split("x")))
+        for how in sharding.STATES:
+            values, program = train_on(on, how)
+            values["sent"] = np.array(json.dumps(sent(program, how)))
+            arrays |= {f"{mesh_name}/{how}/{key}": value for key, value in values.items()}
     np.savez(sys.argv[1], **arrays)

@@ -1,0 +1,200 @@
+"""What the devices of a mesh send each other in a step, counted in the compiled program.
+
+    python -m benchmarks.communication --data=4 --space=2 --json=FILE
+
+compiles a step for fake CPU devices, runs nothing, and adds up the bytes of each kind of collective
+by what they are, for `docs/scaling.md`. The defaults are nnU-Net's widths and patch. XLA computes
+bfloat16 in float32 on a CPU: on a GPU or TPU halos take half of the bytes.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from kdnet_jax import optimizers, sharding, steps
+from kdnet_jax.data import augment
+from kdnet_jax.losses import distillation
+from kdnet_jax.models import unet
+
+_DATA = flags.DEFINE_integer("data", 8, "Devices on the data axis")
+_SPACE = flags.DEFINE_integer("space", 1, "Devices on the space axis")
+_BATCH = flags.DEFINE_integer("batch", 2, "Samples on each device of the data axis")
+_PATCH = flags.DEFINE_integer("patch", 128, "Edge of the patches in voxels")
+_WIDTHS = flags.DEFINE_list("widths", [32, 64, 128, 256, 320, 320], "Channels of each level")
+_STEP = flags.DEFINE_enum("step", "supervised", ["supervised", "distillation"], "Which step")
+_STATE = flags.DEFINE_enum("state", "replicated", sharding.STATES, "As mesh.state")
+_AUGMENT = flags.DEFINE_enum("augment", "plain", list(augment.PRESETS), "As augment.preset")
+_JSON = flags.DEFINE_string("json", None, "Also write the rows here")
+
+KINDS = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+_OPERATION = re.compile(rf"= (\S.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_ARRAY = re.compile(r"([a-z]+\d+|pred)\[([\d,]*)\]")
+_NAME = re.compile(r'op_name="([^"]*)"')
+_BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array that a collective gives to each device.
+
+    Attributes:
+        kind: of the collective.
+        type: of its elements, in XLA's words.
+        shape: on each device.
+        name: where in the program it comes from.
+    """
+
+    kind: str
+    type: str
+    shape: tuple[int, ...]
+    name: str
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * _BYTES[self.type]
+
+
+def collectives(text: str) -> Iterator[Array]:
+    """Yields the arrays of all collectives in a compiled program's text."""
+    for line in text.splitlines():
+        if not (found := _OPERATION.search(line)):
+            continue
+        shapes, kind = found.groups()
+        name = match.group(1) if (match := _NAME.search(line)) else ""
+        arrays = _ARRAY.findall(shapes)
+        # The started form of some kinds names its operand beside its result.
+        if f"{kind}-start(" in line and kind in ("all-gather", "collective-permute"):
+            arrays = arrays[1:2]
+        for element, edges in arrays:
+            shape = tuple(int(edge) for edge in edges.split(",") if edge)
+            yield Array(kind, element, shape, name)
+
+
+def what(array: Array, parameters: Iterable[tuple[int, ...]]) -> str:
+    """Returns what an array is: gradients, halos of ..., norm statistics, sums of the loss, ..."""
+    if "/augment" in array.name:
+        return "flips" if array.kind == "collective-permute" else "crops to augment"
+    if array.kind == "collective-permute":
+        return "halos of upsampling" if "_up/" in array.name else "halos of convolutions"
+    if array.kind == "all-gather":
+        return "parameters" if array.shape in parameters else "ACTIVATIONS"
+    if "InstanceNorm" in array.name and "transpose(" not in array.name:
+        return "norm statistics"
+    if array.shape in parameters and array.shape:
+        return "gradients"
+    return "norm statistics" if "InstanceNorm" in array.name else "sums of loss and gradient norm"
+
+
+def compile_step(
+    *,
+    config: unet.UNetConfig,
+    mesh: jax.sharding.Mesh,
+    batch: int,
+    patch: tuple[int, int, int],
+    distil: bool = False,
+    state: str = "replicated",
+    options: augment.AugmentOptions | None = None,
+    modalities: int = 4,
+) -> tuple[Any, set[tuple[int, ...]]]:
+    """Compiles a step of a baseline or, with `distil`, of a student; returns also its shapes.
+
+    Args:
+        config: the network's; the teacher has the same.
+        mesh: the devices.
+        batch: samples in all.
+        patch: "d h w" in voxels.
+        distil: whether a teacher is there.
+        state: as `mesh.state`.
+        options: of the augmentation; by default none but flips and brightness.
+        modalities: sequences of the data, all of which a teacher or a baseline sees.
+
+    Returns:
+        The compiled program, and the shapes of the network's parameters.
+    """
+    options = options or augment.AugmentOptions()
+    everything = steps.Network(unet.UNet(config).apply, config.head, tuple(range(modalities)))
+    network = everything._replace(channels=(0,)) if distil else everything
+    optimizer = optimizers.make_optimizer(optimizers.OptimizerOptions(), 10, 1)
+    params, taught = (
+        jax.eval_shape(lambda n=n: unet.init_params(config, n, jax.random.key(0)))
+        for n in (len(network.channels), modalities)
+    )
+    whole = jax.eval_shape(lambda p: steps.init_state(p, optimizer), params)
+    common = {
+        "network": network,
+        "optimizer": optimizer,
+        "loss_options": steps.LossOptions(),
+        "augment_options": options,
+        "patch": patch,
+        "state_sharding": sharding.state_sharding(mesh, whole, state),
+    }
+    shapes = steps.batch_shapes(batch, augment.source_patch(patch, options), modalities)
+    root = jax.eval_shape(lambda: jax.random.key(0))
+    if distil:
+        step = steps.jit_distillation(
+            mesh, teacher=everything, options=distillation.DistillationOptions(), **common
+        )
+        compiled = step.lower(whole, taught, shapes, root).compile()
+    else:
+        compiled = steps.jit_supervised(mesh, **common).lower(whole, shapes, root).compile()
+    return compiled, {leaf.shape for leaf in jax.tree.leaves(params)}
+
+
+def count(text: str, parameters: Iterable[tuple[int, ...]]) -> list[dict[str, Any]]:
+    """Returns a row for each kind of collective and what it moves: arrays and bytes a device."""
+    numbers, sizes = collections.Counter(), collections.Counter()
+    for array in collectives(text):
+        key = (array.kind, what(array, parameters), array.type)
+        numbers[key] += 1
+        sizes[key] += array.bytes
+    return [
+        {"collective": kind, "what": name, "type": element, "arrays": n, "bytes": sizes[key]}
+        for key, n in sorted(numbers.items())
+        for kind, name, element in [key]
+    ]
+
+
+def main(argv: list[str]) -> None:
+    """Compiles the step of the flags, and prints what it communicates."""
+    del argv
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", _DATA.value * _SPACE.value)
+    config = unet.UNetConfig(
+        widths=tuple(map(int, _WIDTHS.value)),
+        last_blocks=2,
+        down="strided",
+        up="learned",
+        deep_supervision=True,
+        convolutions="native",
+    )
+    compiled, parameters = compile_step(
+        config=config,
+        mesh=sharding.make_mesh(_DATA.value, _SPACE.value),
+        batch=_BATCH.value * _DATA.value,
+        patch=(_PATCH.value,) * 3,
+        distil=_STEP.value == "distillation",
+        state=_STATE.value,
+        options=augment.PRESETS[_AUGMENT.value],
+    )
+    rows = count(compiled.as_text(), parameters)
+    print(f"{'collective':20} {'what':32} {'type':6} {'arrays':>7} {'MB a device':>12}")
+    for row in rows:
+        print(
+            f"{row['collective']:20} {row['what']:32} {row['type']:6} {row['arrays']:7d} "
+            f"{row['bytes'] / 1e6:12.4f}"
+        )
+    if _JSON.value:
+        pathlib.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    app.run(main)
