@@ -247,26 +247,12 @@ def _train(
     state = steps.init_state(params, optimizer)
     state = jax.device_put(state, sharding.state_sharding(mesh, state, values.state))
     profiler = None
-    if values.profile:
+    if values.profile and processes.is_first():
         flops = compilation.count_flops(config, values, mesh, taught_by)
         profiler = profiling.make_profiler(folder, values.profile, values.network, step_fn, flops)
     if teacher:
         teacher_params = sharding.replicate(teacher.params, mesh)
         step_fn = compilation.bind_teacher(step_fn, teacher_params)
-    validation = data.indices("validation")
-    predictor = runs.volume_predictor(values, config)
-
-    own = processes.share(list(enumerate(validation)))
-
-    def validate(params: Any) -> list[tuple[int, dict[str, float]]]:
-        return evaluation.dice_on_working_grid(
-            predictor(sharding.to_own_devices(params)),
-            values.network.head,
-            ((place, data.cases[index]) for place, index in own),
-            values.channels,
-            config.data.resection_cavity,
-        )
-
     identity = identity | {"random root": checksums.content_hash(jax.random.key_data(root))}
     teacher_path = os.fspath(teacher.folder) if teacher else ""
     batches = run_data.open_batches(config, values, data, mesh, folder)
@@ -285,13 +271,32 @@ def _train(
                 batches,
                 root=root,
                 mesh=mesh,
-                validate=validate,
+                validate=_validator(config, values, data),
                 checkpoints=checkpoints,
                 options=values.train,
                 log=log,
                 description=config.role,
                 profiler=profiler,
             )
+
+
+def _validator(
+    config: config_dict.ConfigDict, values: settings.Settings, data: run_data.Data
+) -> train.Validate:
+    """Returns what scores parameters on this process's share of the validation cases."""
+    predictor = runs.volume_predictor(values, config)
+    own = processes.share(list(enumerate(data.indices("validation"))))
+
+    def validate(params: Any) -> list[tuple[int, dict[str, float]]]:
+        return evaluation.dice_on_working_grid(
+            predictor(sharding.to_own_devices(params)),
+            values.network.head,
+            ((place, data.cases[index]) for place, index in own),
+            values.channels,
+            config.data.resection_cavity,
+        )
+
+    return validate
 
 
 def _note_start(

@@ -78,8 +78,8 @@ def test_a_run_whose_step_cannot_fit_is_refused_before_any_step(
 ) -> None:
     config = common.base_config(role, "smoke")
     config.data.data_dir, config.data.root = str(tiny_cohort), str(built)
-    # Patches of 700 GB in all: nothing of that size is ever made.
-    config.loader.batch = 10_000_000
+    # Patches of 7 GB, and the activations of 100 000 networks: nothing of it is ever made.
+    config.loader.batch = 100_000
     if role == "student":
         config.teacher.widths = (2, 8)
     with pytest.raises(UserError, match=r"one training step needs \d+\.\d GiB on the CPU"):

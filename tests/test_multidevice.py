@@ -5,6 +5,7 @@ file as a script: `python test_multidevice.py OUTPUT.npz DATAxSPACE ...`. The pr
 are also read: what do the devices send each other?
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -92,14 +93,26 @@ def train_on(mesh: jax.sharding.Mesh, state_form: str) -> tuple[dict[str, Any], 
     return found, compiled.as_text()
 
 
-def sent(text: str, state_form: str) -> list[list[str]]:
-    """Kind and content of all collectives of a program."""
+def sent(text: str, state_form: str) -> np.ndarray:
+    """Kind and content of all collectives of a program, as JSON."""
     config = NETWORKS[state_form]
     params = jax.eval_shape(lambda: unet.init_params(config, 1, jax.random.key(0)))
     shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
-    return [
+    found = [
         [each.kind, communication.what(each, shapes)] for each in communication.collectives(text)
     ]
+    return np.array(json.dumps(found))
+
+
+def supervised_text(mesh: jax.sharding.Mesh) -> str:
+    """The program of a baseline's step, of the layers that the replicated student's lacks."""
+    compiled, _ = communication.compile_step(
+        config=dataclasses.replace(NETWORKS["sharded"], convolutions="planes"),
+        mesh=mesh,
+        batch=4,
+        patch=PATCH,
+    )
+    return compiled.as_text()
 
 
 def run(output: pathlib.Path, devices: int, *meshes: str) -> dict[str, np.ndarray]:
@@ -146,8 +159,10 @@ def test_four_devices_train_as_one(
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_no_activations_are_gathered(results: dict[str, np.ndarray], mesh: str) -> None:
+    baseline = json.loads(str(results[f"{mesh}/supervised"]))
     found = json.loads(str(results[f"{mesh}/replicated/sent"]))
-    assert {kind for kind, _ in found} <= {"all-reduce", "collective-permute"}
+    for program in (found, baseline):
+        assert {kind for kind, _ in program} <= {"all-reduce", "collective-permute"}
     # Depth is exchanged by halos, where it is split.
     assert (["collective-permute", "halos of convolutions"] in found) == (mesh != "4x1")
     assert (["collective-permute", "halos of upsampling"] in found) == (mesh != "4x1")
@@ -182,6 +197,8 @@ if __name__ == "__main__":
         on = sharding.make_mesh(*map(int, mesh_name.split("x")))
         for how in sharding.STATES:
             values, program = train_on(on, how)
-            values["sent"] = np.array(json.dumps(sent(program, how)))
+            values["sent"] = sent(program, how)
             arrays |= {f"{mesh_name}/{how}/{key}": value for key, value in values.items()}
+        if on.size > 1:
+            arrays[f"{mesh_name}/supervised"] = sent(supervised_text(on), "sharded")
     np.savez(sys.argv[1], **arrays)
