@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     if run.settings.network.head != "softmax":
         raise UserError(f"{run.folder}: its head is not softmax, so it has no temperature.")
     data = run_data.open_data(run.config, run.settings)
-    teacher = ensembles.Ensemble((run,), mirror=run.config.inference.mirror)
+    teacher = ensembles.of_run(run)
     print("| part | cases | Dice ET / TC / WT | tumour, in / out | the same at T, in / out |")
     print("|---|---|---|---|---|")
     for part in splits.PARTS:

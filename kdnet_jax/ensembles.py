@@ -103,7 +103,7 @@ class Ensemble:
     def _at_once(self) -> int:
         return self.window_batch * (self.mesh.shape[sharding.DATA] if self.mesh else 1)
 
-    def _window(self, shape: Sequence[int]) -> tuple[int, int, int]:
+    def window(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Returns the window that a volume is segmented by."""
         if not self.whole:
             return self.members[0].settings.window
@@ -141,7 +141,7 @@ class Ensemble:
         self, image: Float[np.ndarray, "d h w m"], entropies: bool, progress: bool
     ) -> Float[np.ndarray, "d h w k"]:
         """Returns the mean over members, mirror images and windows, in one pass over the volume."""
-        window = self._window(image.shape)
+        window = self.window(image.shape)
         programs = [
             self._program(each.settings.network, entropies, window) for each in self.members
         ]

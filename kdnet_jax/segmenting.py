@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import nibabel as nib
 import numpy as np
 from jaxtyping import UInt8
 
-from kdnet_jax import ensembles, prediction_jobs, prediction_outputs
+from kdnet_jax import ensembles, memory, prediction_jobs, prediction_outputs
 from kdnet_jax.data import familiarity, geometry, labels, nifti, prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import figures
@@ -118,9 +119,22 @@ def segment_scan(
         case, warnings = _prepare(ensemble, job, options, clock)
     except UserError as error:
         raise UnusableScanError(str(error)) from error
-    prediction = ensemble.segment(
-        case, uncertainty=options.uncertainty, progress=True, stage=clock.stage
-    )
+    try:
+        prediction = ensemble.segment(
+            case, uncertainty=options.uncertainty, progress=True, stage=clock.stage
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if not memory.is_exhausted(error):
+            raise
+        raise UserError(
+            f"{job.name}: the memory of the device is used up. Leave out --whole, give --whole more "
+            "devices (--space), or lower --window_batch."
+        ) from error
+    if ensemble.whole:
+        shape = case.image.shape[:3]
+        print(
+            f"{job.name}: {_by(shape)} voxels in one pass, padded to {_by(ensemble.window(shape))}"
+        )
     with clock.stage("write"):
         _write(job, case, prediction, ensemble, options)
     affine = case.geometry.affine
@@ -130,6 +144,10 @@ def segment_scan(
     print(f"  {clock.text()}")
     spacing = tuple(nib.affines.voxel_sizes(affine).tolist())
     return prediction_outputs.ScanVolumes(job.name, volumes, spacing, str(job.output), warnings)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _prepare(

@@ -64,9 +64,10 @@ def alone(
 def together(
     tiny_cohort: pathlib.Path, built: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
-    """The same run, of two processes."""
+    """The same run, of two processes that each hold a half of the optimizer's state."""
     folder = tmp_path_factory.mktemp("together") / "run"
-    ended = companies.run(_of_two(_words(tiny_cohort, built, folder)), timeout=200)
+    words = [*_words(tiny_cohort, built, folder), "--config.mesh.state=sharded"]
+    ended = companies.run(_of_two(words), timeout=200)
     assert [done.returncode for done in ended] == [0, 0], ended[0].stderr + ended[1].stderr
     assert ended[1].stdout == ""
     return folder
@@ -153,7 +154,7 @@ def test_one_process_goes_on_where_two_stopped(
     together: pathlib.Path,
     tmp_path: pathlib.Path,
 ) -> None:
-    """From the checkpoint of two processes in the middle: no patch is repeated or left out."""
+    """From the checkpoint of two processes in the middle, with a whole state on each device."""
     folder = tmp_path / "run"
     shutil.copytree(together, folder)
     shutil.rmtree(folder / "evaluation")
