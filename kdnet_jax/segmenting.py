@@ -127,7 +127,7 @@ def segment_scan(
         if not memory.is_exhausted(error):
             raise
         raise UserError(
-            f"{job.name}: the memory of the device is used up. Leave out --whole, give --whole more "
+            f"{job.name}: the memory of the device is used up. Leave out --whole, give it more "
             "devices (--space), or lower --window_batch."
         ) from error
     if ensemble.whole:
