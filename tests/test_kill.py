@@ -3,11 +3,11 @@
 import json
 import pathlib
 
-from benchmarks import kill_test
+from benchmarks import kills
 
 
 def test_twenty_kills_leave_no_trace(tmp_path: pathlib.Path) -> None:
-    record = kill_test.run(tmp_path, kills=20, seed=1)
+    record = kills.run(tmp_path, kills=20, seed=1)
     assert record["differences"] == []
     assert record["kills_in_all"] == 20
     # It is not always the same harmless moment.
@@ -16,13 +16,13 @@ def test_twenty_kills_leave_no_trace(tmp_path: pathlib.Path) -> None:
 
 def test_a_difference_is_seen(tmp_path: pathlib.Path) -> None:
     straight, other = (_finished(tmp_path / name) for name in ("straight", "other"))
-    assert kill_test.differences(straight, other) == []
+    assert kills.differences(straight, other) == []
     log = other / "teacher/metrics.jsonl"
     log.write_text(log.read_text("utf-8").replace('"time_x": 1', '"time_x": 2'), "utf-8")
-    assert kill_test.differences(straight, other) == []
+    assert kills.differences(straight, other) == []
     log.write_text(log.read_text("utf-8") * 2, "utf-8")
     (other / "predictions/a.nii.gz").write_bytes(b"2")
-    assert kill_test.differences(straight, other) == [
+    assert kills.differences(straight, other) == [
         "student: predictions",
         "teacher: metrics.jsonl",
     ]

@@ -1,0 +1,217 @@
+"""A run that is killed again and again, and what must be equal at its end; see `kill_test`."""
+
+import collections
+import hashlib
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import tqdm
+
+from kdnet_jax.errors import UserError
+
+VALIDATE_EVERY = 50
+_SETTINGS = {
+    "train.steps": 200,
+    "teacher.steps": 200,
+    "train.validate_every": VALIDATE_EVERY,
+    # Most saves lie between two rows of the log.
+    "train.log_every": 7,
+    "train.save_steps": 15,
+    "data.phantom.cases": 10,
+}
+# What a kill can hit, as seen from the run's folder.
+START, STEP, FIRST_SAVE, SAVE, VALIDATION, EVALUATION = (
+    "start (import, data, compilation)",
+    "step",
+    "first save",
+    "save",
+    "validation",
+    "evaluation and report",
+)
+# A moment that does not come (a run cannot have two first saves) is given up after so long.
+_LONGEST_SECONDS = 120.0
+
+
+def run(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, Any]:
+    """Returns how many kills hit what, and all in which the two runs differ.
+
+    Args:
+        folder: empty; the runs' folders are made in it.
+        kills: how many.
+        seed: of the moments.
+
+    Raises:
+        UserError: a run failed.
+    """
+    straight, victim = folder / "straight", folder / "killed"
+    data = folder / "datasets"
+    seconds = _to_the_end(straight, data)
+    draw = random.Random(seed)
+    hit: collections.Counter[str] = collections.Counter()
+    starts = 0
+    with tqdm.tqdm(total=kills, desc="kills", unit="kill", disable=None) as bar:
+        while hit.total() < kills:
+            starts += 1
+            # The first save comes once, so it is the first to be waited for.
+            wanted = FIRST_SAVE if starts <= 2 else draw.choice(_MOMENTS)
+            phase = _start_and_kill(victim, data, wanted, draw.uniform(0, seconds))
+            if phase is None:
+                # It has reached its end: begin again in a new folder; the ended one is compared.
+                _refuse_differences(straight, victim)
+                victim = folder / f"killed-{starts}"
+                continue
+            hit[phase] += 1
+            bar.update()
+    _to_the_end(victim, data)
+    return {
+        "kills": dict(sorted(hit.items())),
+        "kills_in_all": hit.total(),
+        "seed": seed,
+        "settings": _SETTINGS,
+        "compared": sorted(fingerprint(straight)),
+        "differences": differences(straight, victim),
+    }
+
+
+# None: any moment.
+_MOMENTS = (None, None, STEP, SAVE, VALIDATION, EVALUATION)
+
+
+def _command(workdir: pathlib.Path, data: pathlib.Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "kdnet_jax.main", "--config=configs/student.py:smoke"),
+        *(f"--workdir={workdir}", f"--config.data.root={data}"),
+        *(f"--config.{key}={value}" for key, value in _SETTINGS.items()),
+    ]
+
+
+def _to_the_end(workdir: pathlib.Path, data: pathlib.Path) -> float:
+    """Runs the command to its end; returns the seconds."""
+    started = time.monotonic()
+    done = subprocess.run(_command(workdir, data), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"a run ended with exit code {done.returncode}: {done.stderr[-2000:]}")
+    return time.monotonic() - started
+
+
+def _start_and_kill(
+    workdir: pathlib.Path, data: pathlib.Path, wanted: str | None, delay: float
+) -> str | None:
+    """Starts the command and kills it; returns what it was doing, `None` if it ended before.
+
+    Args:
+        workdir: of the run.
+        data: its datasets.
+        wanted: what to kill it in; `None` after `delay`.
+        delay: seconds.
+    """
+    began, rows = time.time(), _count_rows(workdir)
+    command = _command(workdir, data)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        started = time.monotonic()
+        while process.poll() is None:
+            seconds = time.monotonic() - started
+            phase = _phase(workdir, began, rows)
+            if (seconds > delay if wanted is None else phase == wanted) or (
+                seconds > _LONGEST_SECONDS
+            ):
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return phase
+            time.sleep(0.001)
+        if process.returncode:
+            raise UserError(f"a resumed run ended with exit code {process.returncode}")
+    return None
+
+
+def _phase(workdir: pathlib.Path, began: float, rows: dict[str, int]) -> str:
+    """Returns what a run that began at this time does, by what its folder shows.
+
+    The teacher's run comes first, so the student's folder, where it shows something, counts.
+    """
+    for run in (workdir, workdir / "teacher"):
+        if (run / ".evaluation.part").is_dir():
+            return EVALUATION
+        checkpoints = run / "checkpoints"
+        names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+        if any("tmp" in name and _is_new(checkpoints / name, began) for name in names):
+            return SAVE if any(name.isdecimal() for name in names) else FIRST_SAVE
+        lines = _lines(run)
+        if len(lines) > rows[run.name]:
+            last = json.loads(lines[-1])
+            due = last["step"] % VALIDATE_EVERY == 0 and last["split"] == "train"
+            return VALIDATION if due else STEP
+    return START
+
+
+def _is_new(path: pathlib.Path, began: float) -> bool:
+    try:
+        return path.stat().st_mtime > began
+    except FileNotFoundError:  # renamed just now
+        return False
+
+
+def _lines(run: pathlib.Path) -> list[str]:
+    log = run / "metrics.jsonl"
+    text = log.read_text("utf-8") if log.is_file() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _count_rows(workdir: pathlib.Path) -> dict[str, int]:
+    return {run.name: len(_lines(run)) for run in (workdir, workdir / "teacher")}
+
+
+def fingerprint(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns what must be equal of a finished run: name -> value or hash."""
+    found: dict[str, Any] = {}
+    for name, run in (("student", workdir), ("teacher", workdir / "teacher")):
+        rows = [json.loads(line) for line in _lines(run)]
+        found[f"{name}: metrics.jsonl"] = [
+            {key: value for key, value in row.items() if not key.startswith("time_")}
+            for row in rows
+        ]
+        for which in ("best", "latest"):
+            found[f"{name}: {which} parameters"] = _parameters(run, which)
+        for path in ("evaluation/cases.csv", "evaluation/postprocessed/cases.csv", "split.json"):
+            found[f"{name}: {path}"] = _hash([run / path])
+        found[f"{name}: predictions"] = _hash(sorted((run / "predictions").iterdir()))
+    return found
+
+
+def _parameters(run: pathlib.Path, which: str) -> str:
+    import jax
+
+    from kdnet_jax import checksums, saved_checkpoints, settings
+    from kdnet_jax.models import unet
+
+    values = settings.read_run(run)[1]
+    like = jax.eval_shape(
+        lambda: unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    )
+    params, step = saved_checkpoints.load_params(run, like, which)
+    return f"step {step}, {checksums.content_hash(params)}"
+
+
+def _hash(paths: Sequence[pathlib.Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def differences(straight: pathlib.Path, other: pathlib.Path) -> list[str]:
+    """Returns the names of all in which two finished runs differ."""
+    ours, theirs = fingerprint(straight), fingerprint(other)
+    return [name for name in ours if ours[name] != theirs[name]]
+
+
+def _refuse_differences(straight: pathlib.Path, other: pathlib.Path) -> None:
+    if found := differences(straight, other):
+        raise UserError(f"after some kills, {other} differs in {', '.join(found)}")
