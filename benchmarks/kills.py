@@ -60,7 +60,7 @@ def run(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, Any]:
         while hit.total() < kills:
             starts += 1
             # The first save comes once, so it is the first to be waited for.
-            wanted = FIRST_SAVE if starts <= 2 else draw.choice(_MOMENTS)
+            wanted = FIRST_SAVE if starts <= 2 else _MOMENTS[starts % len(_MOMENTS)]
             phase = _start_and_kill(victim, data, wanted, draw.uniform(0, seconds))
             if phase is None:
                 # It has reached its end: begin again in a new folder; the ended one is compared.
@@ -179,6 +179,8 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, Any]:
         ]
         for which in ("best", "latest"):
             found[f"{name}: {which} parameters"] = _parameters(run, which)
+        # Damage would be mended, and hide what made it.
+        found[f"{name}: damaged checkpoints"] = (run / "damaged_checkpoints").exists()
         for path in ("evaluation/cases.csv", "evaluation/postprocessed/cases.csv", "split.json"):
             found[f"{name}: {path}"] = _hash([run / path])
         found[f"{name}: predictions"] = _hash(sorted((run / "predictions").iterdir()))

@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,8 @@ from kdnet_jax.saved_checkpoints import Damaged, Progress
 
 # Where damaged checkpoints of a run that goes on are put aside; nobody reads them again.
 DAMAGED = "damaged_checkpoints"
+# Where a checkpoint lies while another of its step is written.
+_REPLACED = ".replaced_checkpoint"
 # Saves that are kept besides the best: the newest, and one to fall back on.
 NEWEST = 2
 # How TensorStore says that a file could not be written.
@@ -75,8 +78,34 @@ class RunCheckpoints:
             cleanup_tmp_directories=True,
         )
 
-    def save(self, state: steps.TrainState, progress: Progress, *, overwrite: bool = False) -> None:
-        """Saves in the background; only with `overwrite` may `Progress.step` be there already.
+    def replace(self, state: steps.TrainState, progress: Progress) -> None:
+        """Saves in place of the checkpoint of this step, before any other `save`, and waits.
+
+        A stop in the middle leaves the former one (Orbax would delete it first).
+
+        Raises:
+            UserError: as `save`.
+        """
+        former = self._run / _REPLACED / str(progress.step)
+        processes.first_does(lambda: self._lay_by(former))
+        self.save(state, progress)
+        self.wait()
+        processes.first_does(lambda: shutil.rmtree(former.parent))
+
+    def _lay_by(self, former: pathlib.Path) -> None:
+        former.parent.mkdir(exist_ok=True)
+        os.replace(self.folder / former.name, former)
+
+    def _bring_back(self) -> None:
+        """Puts back what an interrupted `replace` has laid by."""
+        aside = self._run / _REPLACED
+        for former in aside.iterdir() if aside.is_dir() else ():
+            if not (self.folder / former.name).exists():
+                os.replace(former, self.folder / former.name)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def save(self, state: steps.TrainState, progress: Progress) -> None:
+        """Saves in the background; there is no checkpoint of `Progress.step` yet.
 
         Raises:
             UserError: the disk is full, or cannot be written; for this save or the one before.
@@ -91,7 +120,6 @@ class RunCheckpoints:
                 progress.step,
                 trees,
                 force=True,
-                overwrite=overwrite,
                 metrics=None if progress.score is None else {"score": progress.score},
                 custom_metadata=dataclasses.asdict(progress),
             )
@@ -122,6 +150,7 @@ class RunCheckpoints:
             UserError: all there are are damaged; nothing is changed then.
         """
         on_host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _trees(like))
+        processes.first_does(self._bring_back)
         # Every process reads for itself, so that none waits for another that finds a fault.
         found, trees, faults = self._read_newest(on_host)
         views = processes.gather([found and found.step, sorted(faults)])

@@ -1,5 +1,6 @@
 """Scores a network on whole scans, each on its own grid, and writes what it found."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -110,7 +111,7 @@ def evaluate(
 
     def share(part: Sequence[int], done: pathlib.Path, what: str) -> Iterator[_Predicted]:
         """Yields this process's cases that are not done; `done/<case>.*` says that it is."""
-        finished = {path.stem for path in done.iterdir()}
+        finished = processes.first_does(lambda: [path.stem for path in done.iterdir()])
         own = processes.share(part)
         bar = tqdm.tqdm(
             own, f"{description}: {what}", unit="case", disable=not processes.is_first()
@@ -136,7 +137,7 @@ def evaluate(
     processes.together(tabulate)
     names = [summary.case_id for summary in cases.summaries]
     tables = [beside / _TABLES / f"{names[index]}.json" for index in validation]
-    rules = postprocessing.choose([json.loads(table.read_text("utf-8")) for table in tables])
+    rules = postprocessing.Rules(**processes.first_does(lambda: _choose_rules(tables)))
     processes.together(lambda: score(rules))
     about = about | {
         "evaluate_seconds": round(time.monotonic() - started, 1),
@@ -144,6 +145,12 @@ def evaluate(
     }
     tested = [names[index] for index in test]
     processes.first_does(lambda: _gather(beside, folder, tested, rules, about | key))
+
+
+def _choose_rules(tables: Sequence[pathlib.Path]) -> dict[str, float]:
+    files.wait_until_seen(tables)
+    rules = postprocessing.choose([json.loads(table.read_text("utf-8")) for table in tables])
+    return dataclasses.asdict(rules)
 
 
 def _begin(beside: pathlib.Path, key: dict[str, Any]) -> None:
@@ -169,6 +176,7 @@ def _gather(
     about: dict[str, Any],
 ) -> None:
     """Makes an evaluation of the test cases' own files, each of which must be there."""
+    files.wait_until_seen([beside / _PLAIN / f"{name}.csv" for name in test])
     plain, processed = (
         [row for name in test for row in case_metrics.read_cases_csv(beside / part / f"{name}.csv")]
         for part in (_PLAIN, _PROCESSED)

@@ -32,6 +32,7 @@ from kdnet_jax import (
 )
 from kdnet_jax import workdir as workdir_lib
 from kdnet_jax.data import familiarity, loader, skipping
+from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, unet
 from kdnet_jax.reporting import figures, progress, run_report
@@ -73,7 +74,7 @@ def _run(
         teacher_config = own.get(teacher_folder) or settings.read_run(teacher_folder)[0]
         teachers.check_settings(teacher_folder, teacher_config, config)
     # Read now: what is wrong with its checkpoint is better known before the data are built.
-    given = runs.load_run(teacher_folder) if teacher_folder and teacher_folder not in own else None
+    given = _load_run(teacher_folder) if teacher_folder and teacher_folder not in own else None
     for folder, each in own.items():
         workdir_lib.check(folder, each)
         processes.first_does(functools.partial(_lock, folder, locks))
@@ -152,12 +153,28 @@ def train_and_evaluate(
         "teacher": teacher.params_hash if teacher else "",
     }
     trained = _train(config, values, folder, data, teacher, identity)
-    best = runs.load_run(folder)
+    best = _load_run(folder)
     about = {"steps": trained.step, "train_seconds": round(trained.seconds, 1)}
     if teacher:
         about["teacher"] = {"path": os.fspath(teacher.folder), "hash": teacher.params_hash}
     evaluate(best, folder, data, about)
     return best
+
+
+def _load_run(folder: pathlib.Path) -> runs.Run:
+    """Reads a run on every process.
+
+    Raises:
+        UserError: as `runs.load_run`, or they do not read the same.
+    """
+    run = processes.together(lambda: runs.load_run(folder))
+    views = processes.gather([run.step, run.params_hash])
+    if any(view != views[0] for view in views):
+        raise UserError(
+            f"{folder}: the processes do not read the same parameters ({views}). Give a folder on "
+            "storage that all of them share."
+        )
+    return run
 
 
 def teacher_evaluation(
@@ -168,13 +185,18 @@ def teacher_evaluation(
     It is the teacher's own folder where that was evaluated on the same cases (always so for a
     teacher that this run trained), else `teacher_evaluation/`.
     """
-    former = evaluation.read_summary(teacher.folder)
-    if former and _evaluation_key(teacher, data).items() <= former.items():
+    key = _evaluation_key(teacher, data)
+    if processes.first_does(lambda: _is_scored(teacher.folder, key)):
         return teacher.folder
     folder = workdir / "teacher_evaluation"
     processes.first_does(lambda: _copy_log(teacher.folder, folder))
     evaluate(teacher, folder, data, {"steps": teacher.step, "train_seconds": 0.0})
     return folder
+
+
+def _is_scored(folder: pathlib.Path, key: dict[str, str | int]) -> bool:
+    former = evaluation.read_summary(folder)
+    return bool(former) and key.items() <= former.items()
 
 
 def _copy_log(source: pathlib.Path, folder: pathlib.Path) -> None:
@@ -198,8 +220,7 @@ def evaluate(
 ) -> None:
     """Scores a run on the test cases, unless `folder` holds just that already."""
     key = _evaluation_key(run, data)
-    former = evaluation.read_summary(folder)
-    if former and key.items() <= former.items() and evaluation.is_complete(folder):
+    if processes.first_does(lambda: _is_scored(folder, key) and evaluation.is_complete(folder)):
         print(f"{folder}: already evaluated")
         processes.first_does(lambda: evaluation.remove_unfinished(folder))
         return

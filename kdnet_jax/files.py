@@ -6,10 +6,13 @@ import errno
 import io
 import os
 import pathlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from kdnet_jax.errors import UserError
+
+_SEEN_SECONDS = 70.0
 
 
 @contextlib.contextmanager
@@ -33,6 +36,19 @@ def replacing(path: str | os.PathLike[str], suffix: str = ".part") -> Iterator[p
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def wait_until_seen(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Waits for files that another machine has written; returns those that do not appear.
+
+    NFS remembers for up to a minute that a file was not there.
+    """
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while (missing := [path for path in paths if not path.exists()]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.2)
+    return missing
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -36,7 +36,8 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         with stopping.AtOnce():
             errors.exit_on_user_error(lambda: run(config, workdir))
     except stopping.Stopped as stop:
-        print(f"{stop}. Everything is saved; the same command goes on from there.", file=sys.stderr)
+        saved = "What was saved before is kept" if stop.step is None else "Everything is saved"
+        print(f"{stop}. {saved}; the same command goes on from there.", file=sys.stderr)
         sys.exit(128 + stop.signal)
 
 

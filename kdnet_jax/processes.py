@@ -124,6 +124,10 @@ class Agreement:
             lambda wishes: wishes.max(0), out_shardings=NamedSharding(mesh, PartitionSpec())
         )
 
+    def forget(self) -> None:
+        """Drops wishes that are not answered yet; for when what they were about has been done."""
+        self._asked.clear()
+
     def agree(self, *wishes: int) -> tuple[int, ...]:
         """Returns the largest of each wish over all processes; 0 is none."""
         if count() == 1:

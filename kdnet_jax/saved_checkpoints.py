@@ -43,6 +43,7 @@ class Progress:
         teacher_path: where a student's teacher lay when the run began; it may move.
         rows: rows of the log so far; `None` in runs of before it was noted.
         unlogged: metrics of the steps since the last row of the log.
+        skipped_in_a_row: steps before this one whose update was skipped, without one between.
         checksums: of each tree (`checksums.checksum`).
         shapes: of the parameters, by their path in the tree.
     """
@@ -57,6 +58,7 @@ class Progress:
     teacher_path: str = ""
     rows: int | None = None
     unlogged: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    skipped_in_a_row: int = 0
     checksums: dict[str, int] = dataclasses.field(default_factory=dict)
     shapes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 

@@ -21,6 +21,7 @@ class Window:
 
     Attributes:
         rows: those that were fetched; an empty one is a step whose update was skipped.
+        skipped_in_a_row: the last steps whose update was skipped, without one between.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Window:
         self.rows: list[dict[str, float]] = list(progress.unlogged)
         self._log, self._batches, self._nonfinite = log, batches, nonfinite
         self._pending: list[tuple[int, steps.Metrics]] = []
-        self._skipped_in_a_row = 0
+        self.skipped_in_a_row = progress.skipped_in_a_row
 
     def add(self, step: int, metrics: steps.Metrics) -> None:
         """Takes the metrics of a step as they are, on the device."""
@@ -53,7 +54,7 @@ class Window:
         for step, metrics in fetched:
             row = {name: float(value) for name, value in metrics.items()}
             broken = [name for name, value in row.items() if not math.isfinite(value)]
-            self._skipped_in_a_row = self._skipped_in_a_row + 1 if broken else 0
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if broken else 0
             if broken:
                 self._tell_broken(step, broken, bar)
             self.rows.append({} if broken else row)
@@ -69,10 +70,10 @@ class Window:
                 "--config.optimizer.clip, and train again in a new --workdir; or go on without "
                 "the updates of such batches by --config.train.nonfinite=skip."
             )
-        if self._skipped_in_a_row >= MOST_SKIPPED:
+        if self.skipped_in_a_row >= MOST_SKIPPED:
             raise UserError(
                 f"{where}, as in the {MOST_SKIPPED - 1} steps before: the training has diverged. "
-                "Nothing of it was saved. Lower --config.optimizer.learning_rate or "
+                "Lower --config.optimizer.learning_rate or "
                 "--config.optimizer.clip, and train again in a new --workdir."
             )
         bar.write(f"WARNING: {where}: its update is left out (train.nonfinite=skip)")

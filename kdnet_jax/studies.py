@@ -1,12 +1,13 @@
 """A study: teacher, baseline and student over folds and seeds, each a run of its own."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
 from ml_collections import config_dict
 
-from kdnet_jax import config_values, evaluation, experiment, provenance, settings
+from kdnet_jax import config_values, evaluation, experiment, processes, provenance, settings
 from kdnet_jax import workdir as workdir_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import run_report, study_report
@@ -95,12 +96,21 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         workdir_lib.check(part.folder, part.config)
     for number, part in enumerate(planned, 1):
         print(f"--- {number} of {len(planned)}: {part.folder}")
-        if is_finished(part):
+        if processes.first_does(functools.partial(is_finished, part)):
             print(f"{part.folder}: finished")
             continue
         experiment.run(part.config, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
     sides = {role: [part.folder for part in planned if part.role == role] for role in ROLES}
+    processes.first_does(lambda: _report(config, workdir, planned, sides))
+
+
+def _report(
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    planned: list[Part],
+    sides: dict[str, list[pathlib.Path]],
+) -> None:
     report, verdict = study_report.write(
         workdir,
         sides,

@@ -155,7 +155,7 @@ def train(
             # A signal came at a step that was due: it was saved at once, and is validated now.
             progress, stopped = _validated(progress, state.params, validate, stop, log)
             if not stopped:
-                _save(checkpoints, state, progress, log, overwrite=True)
+                _save(checkpoints.replace, state, progress, log)
         step = progress.step
         if step < options.steps and not stopped:
             batches.start()
@@ -168,6 +168,7 @@ def train(
                 score=None,
                 seconds=time.monotonic() - started,
                 unlogged=window.rows,
+                skipped_in_a_row=window.skipped_in_a_row,
             )
 
         last_save = time.monotonic()
@@ -183,7 +184,7 @@ def train(
                 # A case that cannot be read. Other processes do not know of it: no save then.
                 if step > progress.step and processes.count() == 1:
                     window.fetch(bar)
-                    _save(checkpoints, state, now(), log)
+                    _save(checkpoints.save, state, now(), log)
                 raise
             # Freed now, not while the next one is waited for.
             del batch
@@ -210,12 +211,13 @@ def train(
             with bar.paused():
                 if due and not stopped:
                     progress, stopped = _validated(progress, state.params, validate, stop, log)
-                _save(checkpoints, state, progress, log)
+                _save(checkpoints.save, state, progress, log)
             last_save = time.monotonic()
+            wishes.forget()
         checkpoints.wait()
-        # One that came too late for the loop.
+        # One that came too late for the loop, or for the others' answer.
         stopped = max(processes.gather(int(stopped or stop.requested)))
-    if stopped:
+    if stopped := stopped or stop.requested:
         raise stopping.Stopped(stopped, progress.step)
     if profiler and (told := profiler.close()):
         print(told)
@@ -235,17 +237,14 @@ def _out_of_patience(progress: Progress, options: TrainOptions) -> bool:
 
 
 def _save(
-    checkpoints: checkpoint.RunCheckpoints,
+    save: Callable[[steps.TrainState, Progress], None],
     state: steps.TrainState,
     progress: Progress,
     log: progress_lib.MetricsLog,
-    *,
-    overwrite: bool = False,
 ) -> None:
     # The log first: its rows must be there when the checkpoint says so.
     log.sync()
-    progress = dataclasses.replace(progress, rows=log.rows)
-    checkpoints.save(state, progress, overwrite=overwrite)
+    save(state, dataclasses.replace(progress, rows=log.rows))
 
 
 def _validated(
@@ -286,8 +285,9 @@ def _place(row: Sequence[Any]) -> int:
 
 
 def _check_identity(saved: dict[str, str], current: dict[str, str], folder: Any) -> None:
-    # A run of before a part of the identity was noted has none.
-    for key in sorted(saved.keys() & current.keys()):
+    # A run of before a part of the identity was noted has none. The config is compared key by key
+    # (`workdir.check`): another version may know keys that change nothing.
+    for key in sorted(saved.keys() & current.keys() - {"config"}):
         if saved[key] != current[key]:
             raise UserError(
                 f"{folder} was trained with {key} {saved[key]}, and now it is "

@@ -22,8 +22,6 @@ from kdnet_jax.errors import UserError
 
 CONFIG, SPLIT = "config.json", "split.json"
 LOCK = ".lock"
-# NFS remembers for so long that a file was not there.
-_SEEN_SECONDS = 70.0
 # Settings that change how fast a run goes or how often it looks, but not what it computes.
 OPERATIONAL = (
     # What these two name is guarded by the hash of its content.
@@ -142,6 +140,8 @@ def claim(folder: pathlib.Path, config: config_dict.ConfigDict, split: splits.Sp
     Raises:
         UserError: for another split, or a folder that cannot be written.
     """
+    # Again: another command may have written it before this one had the lock.
+    check(folder, config)
     if (folder / SPLIT).exists():
         splits.check_same_split(splits.load_split(folder / SPLIT), split)
     if not (folder / CONFIG).exists():
@@ -156,14 +156,11 @@ def check_seen(folder: pathlib.Path) -> None:
     Raises:
         UserError: it never does.
     """
-    deadline = time.monotonic() + _SEEN_SECONDS
-    while not (folder / CONFIG).is_file():
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{folder / CONFIG}: process 0 wrote it, but it is not seen on "
-                f"{socket.gethostname()}. Give a --workdir on storage that all processes share."
-            )
-        time.sleep(0.2)
+    if files.wait_until_seen([folder / CONFIG]):
+        raise UserError(
+            f"{folder / CONFIG}: process 0 wrote it, but it is not seen on "
+            f"{socket.gethostname()}. Give a --workdir on storage that all processes share."
+        )
 
 
 def _write(path: pathlib.Path, text: str) -> None:

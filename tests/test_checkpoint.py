@@ -138,6 +138,35 @@ def test_folders_without_a_checkpoint_are_named(tmp_path: pathlib.Path) -> None:
         saved_checkpoints.load_params(tmp_path, _state(0.0).params)
 
 
+def test_a_checkpoint_is_replaced(tmp_path: pathlib.Path) -> None:
+    _save(tmp_path, (1, 0.3), (2, None))
+    with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
+        state, progress = checkpoints.restore(_state(0.0))
+        checkpoints.replace(state, dataclasses.replace(progress, score=0.5))
+        checkpoints.save(_state(3.0, 3), _progress(3))
+    assert saved_checkpoints.read_progress(tmp_path, 2).score == 0.5
+    assert _kept(tmp_path) == {"2", "3"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
+
+
+def test_a_replacement_that_is_interrupted_keeps_the_former(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*unused: Any) -> None:
+        raise KeyboardInterrupt
+
+    _save(tmp_path, (2, None))
+    with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
+        state, progress = checkpoints.restore(_state(0.0))
+        monkeypatch.setattr(checkpoints, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.replace(state, dataclasses.replace(progress, score=0.5))
+    assert _kept(tmp_path) == set()
+    with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(_state(0.0))[1] == progress
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
+
+
 def test_saves_leave_no_thread_and_no_open_file(tmp_path: pathlib.Path) -> None:
     _save(tmp_path / "first", (1, 0.1))  # what is opened once and stays
     before = psutil.Process().num_fds()

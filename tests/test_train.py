@@ -286,10 +286,21 @@ def test_rows_of_the_log(straight: pathlib.Path) -> None:
         assert row["dice_mean"] == pytest.approx(mean)
 
 
-def test_early_stop(config: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("stop_at", [None, 2])
+def test_early_stop(
+    config: config_dict.ConfigDict,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int | None,
+) -> None:
     # So small a rate changes no parameter: no validation is better than the first.
     config.optimizer.learning_rate = 1e-30
     config.train.steps, config.train.validate_every, config.train.early_stop = 9, 1, 2
+    if stop_at:
+        with monkeypatch.context() as patch:
+            _signal_at(patch, stop_at, signal.SIGTERM)
+            with pytest.raises(stopping.Stopped):
+                _run(config, tmp_path)
     _run(config, tmp_path)
     assert [row["step"] for row in _rows(tmp_path) if row["split"] == "validation"] == [1, 2, 3]
 

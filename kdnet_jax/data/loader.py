@@ -23,7 +23,7 @@ from kdnet_jax.errors import UserError
 
 # Batches that have arrived on the device before they are asked for, besides one on its way. With a
 # GPU, XLA begins a transfer when the steps that are queued have ended: the loop queues up to two
-# (`train.STEPS_AHEAD`), so one batch fewer would be late by its transfer.
+# (`step_metrics.STEPS_AHEAD`), so one batch fewer would be late by its transfer.
 _BATCHES_AHEAD = 2
 
 Batch = resident.Batch

@@ -265,6 +265,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected the log of a training") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}). Restore it, or remove it.") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):
