@@ -33,7 +33,7 @@ from absl import flags
 from ml_collections import config_dict
 
 from configs import common
-from kdnet_jax import cli, files, optimizers, runs, settings, sharding, steps, train
+from kdnet_jax import cli, files, optimizers, runs, settings, sharding, step_metrics, steps
 from kdnet_jax.data import augment, building, loader, placement, resident, store
 from kdnet_jax.models import unet
 
@@ -119,7 +119,7 @@ def stand_in(seconds: float) -> Step:
 
 def run_steps(batches: Iterator[loader.Batch], step: Step, count: int) -> tuple[float, float]:
     """Returns seconds per step, and the share of the time that was spent waiting for a batch."""
-    ahead = train.STEPS_AHEAD
+    ahead = step_metrics.STEPS_AHEAD
     pending = [step(next(batches)) for _ in range(_WARM_UP)]
     jax.block_until_ready(pending)
     start, waited = time.perf_counter(), 0.0

@@ -150,7 +150,7 @@ def _check_fields(fields: nib.Nifti1Header, path: pathlib.Path) -> None:
         )
 
 
-def _times(numbers: Iterable[float | int]) -> str:
+def _times(numbers: Iterable[float | int | np.number]) -> str:
     return " x ".join(f"{n}" if isinstance(n, int) else f"{n:.4g}" for n in numbers)
 
 

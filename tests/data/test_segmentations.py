@@ -85,10 +85,13 @@ def test_a_compressed_copy_is_taken_and_said(tmp_path) -> None:
     assert "a.nii.gz" in found.notes[0]
 
 
-@pytest.mark.parametrize("name", ["gone", "", "file.nii.gz"])
-def test_no_folder(tmp_path, monkeypatch, name) -> None:
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("gone", "no such folder"), ("", "no such folder"), ("file.nii.gz", "is a file")],
+)
+def test_no_folder(tmp_path, monkeypatch, name, found) -> None:
     monkeypatch.chdir(_folder(tmp_path, "file.nii.gz"))
-    with pytest.raises(UserError, match=r"--references=.*no such folder"):
+    with pytest.raises(UserError, match=rf"--references=.*{found}"):
         segmentations.find_masks(name, "--references")
 
 
