@@ -15,7 +15,7 @@ from benchmarks.measuring import Job
 from kdnet_jax import inference, optimizers, sharding, steps
 from kdnet_jax.data import augment, building, loader
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import layers, unet
+from kdnet_jax.models import layers, networks, unet
 
 _WARM_UP = 3
 _ALL_CHANNELS = tuple(range(made_data.CHANNELS))
@@ -89,11 +89,11 @@ def training(
             options=distillation.DistillationOptions(),
             **chosen,
         )
-        given = unet.init_params(config, len(_ALL_CHANNELS), jax.random.key(5))
+        given = networks.init_params(config, len(_ALL_CHANNELS), jax.random.key(5))
         teacher = (jax.device_put(given, whole),)
     else:
         step = steps.jit_supervised(mesh, **chosen)
-    params = unet.init_params(config, len(channels), jax.random.key(0))
+    params = networks.init_params(config, len(channels), jax.random.key(0))
     state = jax.device_put(steps.init_state(params, optimizer), whole)
     key = jax.device_put(jax.random.key(1), whole)
     built = building.build_phantom(pathlib.Path(root), cases=cases, seed=0, spacing=spacing)
@@ -145,7 +145,7 @@ def prediction(
 ) -> Job:
     """Seconds of a whole scan with 8 mirror images of each window, from host to host."""
     config = network_config(widths, bfloat16, supervision=False)
-    params = unet.init_params(config, made_data.CHANNELS, jax.random.key(0))
+    params = networks.init_params(config, made_data.CHANNELS, jax.random.key(0))
     predict = inference.make_predict(unet.UNet(config).apply, config.head, mirror=True)
     image = made_data.scan(shape)
     seconds = []

@@ -18,7 +18,7 @@ from absl import flags
 
 from kdnet_jax import cli, optimizers, runs, settings, sharding, steps
 from kdnet_jax.data import augment
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks
 
 _CONFIG = cli.define_config("configs/baseline.py:brats", "What is trained")
 _STEPS = flags.DEFINE_integer("steps", 30, "Steps of each kind that are timed", lower_bound=2)
@@ -51,11 +51,11 @@ def _timer(
     """Returns a function that makes one step and returns its seconds; compiles first."""
     mesh = sharding.make_mesh()
     optimizer = optimizers.make_optimizer(values.optimizer, 1000, 10)
-    params = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
     step = steps.jit_supervised(
         mesh,
-        network=runs.as_network(values),
+        network=runs.as_network(values, values.data_modalities),
         optimizer=optimizer,
         loss_options=values.loss,
         augment_options=options,

@@ -22,7 +22,7 @@ from absl import app, flags
 from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks, unet
 
 _DATA = flags.DEFINE_integer("data", 8, "Devices on the data axis")
 _SPACE = flags.DEFINE_integer("space", 1, "Devices on the space axis")
@@ -125,7 +125,7 @@ def compile_step(
     network = everything._replace(channels=(0,)) if distil else everything
     optimizer = optimizers.make_optimizer(optimizers.OptimizerOptions(), 10, 1)
     params, taught = (
-        jax.eval_shape(lambda n=n: unet.init_params(config, n, jax.random.key(0)))
+        jax.eval_shape(lambda n=n: networks.init_params(config, n, jax.random.key(0)))
         for n in (len(network.channels), modalities)
     )
     whole = jax.eval_shape(lambda p: steps.init_state(p, optimizer), params)

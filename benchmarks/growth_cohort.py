@@ -8,7 +8,7 @@ import jax
 from benchmarks.measuring import Job, forget_peak, memory_gib
 from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment, building, loader
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks, unet
 
 _PATCH = (32, 32, 32)
 _STEPS, _WARM_UP = 20, 5
@@ -32,7 +32,7 @@ def training(root: str, cases: int) -> Job:
         loss_options=steps.LossOptions(),
         augment_options=augment.choose("none"),
     )
-    params = unet.init_params(config, 4, jax.random.key(0))
+    params = networks.init_params(config, 4, jax.random.key(0))
     whole = sharding.replicated(mesh)
     state = jax.device_put(steps.init_state(params, optimizer), whole)
     root_key = jax.device_put(jax.random.key(1), whole)

@@ -35,7 +35,7 @@ from ml_collections import config_dict
 from configs import common
 from kdnet_jax import cli, files, optimizers, runs, settings, sharding, step_metrics, steps
 from kdnet_jax.data import augment, building, loader, placement, resident, store
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of BraTS cases.", required=True)
 _ROOT = flags.DEFINE_string("root", str(building.DEFAULT_ROOT), "Folder of built datasets.")
@@ -87,13 +87,13 @@ def real_step(mesh: Any) -> Step:
     optimizer = optimizers.make_optimizer(values.optimizer, 1000, 100)
     step = steps.jit_supervised(
         mesh,
-        network=runs.as_network(values),
+        network=runs.as_network(values, values.data_modalities),
         optimizer=optimizer,
         loss_options=values.loss,
         augment_options=values.augment,
         patch=values.patch,
     )
-    params = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     whole = sharding.replicated(mesh)
     root = jax.device_put(jax.random.key(1), whole)
     state = jax.device_put(steps.init_state(params, optimizer), whole)

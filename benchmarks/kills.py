@@ -191,11 +191,11 @@ def _parameters(run: pathlib.Path, which: str) -> str:
     import jax
 
     from kdnet_jax import checksums, saved_checkpoints, settings
-    from kdnet_jax.models import unet
+    from kdnet_jax.models import networks
 
     values = settings.read_run(run)[1]
     like = jax.eval_shape(
-        lambda: unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+        lambda: networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     )
     params, step = saved_checkpoints.load_params(run, like, which)
     return f"step {step}, {checksums.content_hash(params)}"

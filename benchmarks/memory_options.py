@@ -19,7 +19,7 @@ from absl import flags
 from benchmarks import made_data, measuring
 from kdnet_jax import cli, memory, optimizers, sharding, steps
 from kdnet_jax.data import augment
-from kdnet_jax.models import layers, unet
+from kdnet_jax.models import layers, networks, unet
 
 _STEPS = 3
 # Setting -> parts of the batch, and changes of the network.
@@ -51,7 +51,7 @@ def measure(row: str, edge: int, batch: int, widths: Sequence[int]) -> measuring
         augment_options=augment.choose("none"),
         accumulate=accumulate,
     )
-    params = unet.init_params(config, made_data.CHANNELS, jax.random.key(0))
+    params = networks.init_params(config, made_data.CHANNELS, jax.random.key(0))
     state, root = jax.device_put(
         (steps.init_state(params, optimizer), jax.random.key(1)), sharding.replicated(mesh)
     )
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     measuring.check_machine(given.cores)
     sizes = {"edge": given.patch, "batch": given.batch, "widths": tuple(map(int, given.widths))}
     patch = (given.patch,) * 3
-    unet.check_patch(patch, unet.UNetConfig(widths=sizes["widths"]), "patch")
+    networks.check_patch(patch, unet.UNetConfig(widths=sizes["widths"]), "patch")
     sharding.check_batch(sharding.make_mesh(), given.batch, patch, 2)
     lines = []
     for row in tqdm.tqdm(ROWS, unit="row", leave=False):

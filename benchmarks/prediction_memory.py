@@ -28,7 +28,7 @@ from kdnet_jax import (
     steps,
 )
 from kdnet_jax.data import nifti
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks
 
 _ROWS = flags.DEFINE_list("rows", None, "Names of rows; by default all.")
 _JSON = flags.DEFINE_string("json", None, "Also write the rows here.")
@@ -82,7 +82,7 @@ def write_run(folder: pathlib.Path, row: Row) -> None:
     config.inference.patch = (128, 128, 128)
     config.inference.overlap = row.overlap
     values = settings.read_settings(config)
-    params = unet.init_params(values.network, 1, jax.random.key(0))
+    params = networks.init_params(values.network, 1, jax.random.key(0))
     optimizer = optimizers.make_optimizer(values.optimizer, values.train.steps, 1)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(settings.to_json(config), "utf-8")

@@ -18,7 +18,7 @@ from configs import common
 from kdnet_jax import cli, compilation, inference, memory, optimizers, settings, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import layers, unet
+from kdnet_jax.models import layers, networks, unet
 
 _STUDENT_CHANNELS = (1,)
 _ALL_CHANNELS = tuple(range(made_data.CHANNELS))
@@ -31,7 +31,7 @@ def _network(widths: Sequence[int], channels: tuple[int, ...]) -> steps.Network:
 
 def _params(widths: Sequence[int], channels: int, seed: int = 0) -> Any:
     config = unet.UNetConfig(widths=tuple(widths))
-    return unet.init_params(config, channels, jax.random.key(seed))
+    return networks.init_params(config, channels, jax.random.key(seed))
 
 
 def _optimizer() -> Any:

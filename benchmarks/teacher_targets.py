@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from kdnet_jax import cli, conventions, ensembles, run_data, runs
+from kdnet_jax import cli, conventions, ensembles, run_data, runs, settings
 from kdnet_jax.data import labels, prepare, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import overlap
@@ -33,9 +33,9 @@ def main(argv: list[str]) -> None:
     """Prints a row per part of the split."""
     cli.refuse_arguments(argv)
     run = runs.load_run(pathlib.Path(_CHECKPOINT.value))
-    if run.settings.network.head != "softmax":
+    if run.model.head != "softmax":
         raise UserError(f"{run.folder}: its head is not softmax, so it has no temperature.")
-    data = run_data.open_data(run.config, run.settings)
+    data = run_data.open_data(*settings.read_run(run.folder))
     teacher = ensembles.of_run(run)
     print("| part | cases | Dice ET / TC / WT | tumour, in / out | the same at T, in / out |")
     print("|---|---|---|---|---|")
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 
 def _row(teacher: ensembles.Ensemble, case: prepare.PreparedCase, run: runs.Run) -> list[float]:
     probs = teacher.segment(case).probabilities
-    reference = labels.map_cavity(case.label, run.config.data.resection_cavity)
+    reference = labels.map_cavity(case.label, run.model.resection_cavity)
     found = heads.to_classes(probs, "softmax")
     inside = conventions.region_mask(reference, "WT")
     values = [

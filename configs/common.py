@@ -49,7 +49,10 @@ def base_config(role: str, preset: str) -> config_dict.ConfigDict:
         config.distillation = _fields(distillation.DistillationOptions())
         # A teacher that has to be trained first differs from the student in these alone.
         config.teacher = {
+            # A run, an exported model, or what nnU-Net or MONAI trained.
             "checkpoint": "",
+            # Of a teacher of nnU-Net: its folds with commas, to be averaged; empty: all there are.
+            "folds": "",
             "modalities": ",".join(conventions.MODALITIES),
             # Empty: the student's.
             "widths": (),
@@ -117,7 +120,9 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             # the first that fits.
             "cache": "auto",
         },
-        "model": {"modalities": STUDENT_SEQUENCE} | _fields(unet.UNetConfig()),
+        # unet, or a network of nnU-Net (plain_conv_unet, residual_encoder_unet) or MONAI (dynunet,
+        # segresnet), of which widths, blocks, head, deep_supervision and bfloat16 hold too.
+        "model": {"modalities": STUDENT_SEQUENCE, "family": "unet"} | _fields(unet.UNetConfig()),
         "loss": {"form": "dice_ce", "over_batch": False},
         "optimizer": _fields(optimizers.OptimizerOptions()),
         "augment": _augment(),

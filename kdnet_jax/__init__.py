@@ -1,3 +1,15 @@
 """KD-Net in JAX: a four-sequence teacher, distilled into a one-sequence student."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not at once: JAX takes seconds, and commands tell mistakes in their flags before.
+    if name == "load":
+        from kdnet_jax import api
+
+        return api.load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import tqdm
 
-from kdnet_jax import ensembles, prediction_jobs
+from kdnet_jax import ensembles, prediction_jobs, workdir
 from kdnet_jax.data import cases, labels, layouts, nifti, patients, prepare
 from kdnet_jax.errors import UserError
 
@@ -47,7 +47,7 @@ def segment(
     if not allow_seen:
         _refuse_seen(chosen, cohort, ensemble)
     _check_place(output / FOLDER)
-    config = ensemble.members[0].config.data
+    model = ensemble.members[0].model
     prediction_jobs.check_headers(case.images for case in chosen)
     with _beside(output) as beside:
         for case in tqdm.tqdm(chosen, "segmenting", unit="case"):
@@ -55,8 +55,8 @@ def segment(
             prepared, notes = prepare.prepare_case(
                 dataclasses.replace(case, label=None),
                 spacing=ensemble.spacing,
-                orientation=config.orientation,
-                allow_skull=config.allow_skull,
+                orientation=ensemble.orientation,
+                allow_skull=model.allow_skull,
             )
             for note in notes:
                 tqdm.tqdm.write(f"note: {note}")
@@ -123,6 +123,6 @@ def _refuse_seen(
         raise UserError(
             f"{run} was trained or chosen on {len(known)} of the {len(chosen)} cases, such as "
             f"{known[0].case_id}: their scores would flatter it. Name the cases that it has not "
-            f"seen, such as --cases={run / ensembles.SPLIT_FILE}:test; or, if these are other "
+            f"seen, such as --cases={run / workdir.SPLIT}:test; or, if these are other "
             "patients with the same names, give --allow_seen_cases."
         )

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from kdnet_jax import flops, memory, optimizers, runs, settings, sharding, steps
+from kdnet_jax import model as model_lib
 from kdnet_jax.data import augment, placement
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks, unet
 
 Step = Callable[..., tuple[steps.TrainState, steps.Metrics]]
 
@@ -30,7 +31,7 @@ def compile_step(
     values: settings.Settings,
     mesh: Mesh,
     cases: int,
-    teacher: settings.Settings | None,
+    teacher: model_lib.Model | settings.Settings | None,
 ) -> tuple[Step, str]:
     """Compiles the step, and checks that it fits into the memory of each device.
 
@@ -68,14 +69,12 @@ def count_flops(
     config: config_dict.ConfigDict,
     values: settings.Settings,
     mesh: Mesh,
-    teacher: settings.Settings | None,
+    teacher: model_lib.Model | settings.Settings | None,
 ) -> int:
     """Returns the floating-point operations of a step (`flops.count`), over all devices."""
-    network = dataclasses.replace(values.network, convolutions="native")
-    values = dataclasses.replace(values, network=network)
+    values = dataclasses.replace(values, network=networks.native(values.network))
     if teacher is not None:
-        network = dataclasses.replace(teacher.network, convolutions="native")
-        teacher = dataclasses.replace(teacher, network=network)
+        teacher = dataclasses.replace(teacher, network=networks.native(teacher.network))
     step, arguments = _step(config, values, mesh, 1, teacher)
     return flops.count(step, *arguments)
 
@@ -85,11 +84,11 @@ def _step(
     values: settings.Settings,
     mesh: Mesh,
     cases: int,
-    teacher: settings.Settings | None,
+    teacher: model_lib.Model | settings.Settings | None,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Returns the jitted step, and the shapes that the run calls it with."""
     options = {
-        "network": runs.as_network(values),
+        "network": runs.as_network(values, values.data_modalities),
         "optimizer": optimizer(config, values, cases),
         "loss_options": values.loss,
         "augment_options": values.augment,
@@ -104,12 +103,14 @@ def _step(
     root = jax.eval_shape(lambda: jax.random.key(0))
     if teacher is None:
         return steps.jit_supervised(mesh, **options), (state, batch, root)
-    # The teacher sees its sequences at their positions in this run's stack.
-    seen = dataclasses.replace(teacher, data_modalities=values.data_modalities)
     step = steps.jit_distillation(
-        mesh, teacher=runs.as_network(seen), options=values.distillation, **options
+        mesh,
+        # It sees its sequences at their positions in this run's stack.
+        teacher=runs.as_network(teacher, values.data_modalities),
+        options=values.distillation,
+        **options,
     )
-    return step, (state, jax.eval_shape(lambda: _new_params(seen)), batch, root)
+    return step, (state, runs.expected_params(teacher), batch, root)
 
 
 def bind_teacher(step: Step, teacher_params: Any) -> Step:
@@ -122,7 +123,7 @@ def bind_teacher(step: Step, teacher_params: Any) -> Step:
 
 
 def _new_params(values: settings.Settings) -> Any:
-    return unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    return networks.init_params(values.network, len(values.modalities), jax.random.key(0))
 
 
 @contextlib.contextmanager

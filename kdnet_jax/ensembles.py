@@ -17,11 +17,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from kdnet_jax import inference, runs, sharding, teachers
-from kdnet_jax.data import prepare, splits
+from kdnet_jax import model as model_lib
+from kdnet_jax.data import familiarity, prepare
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import heads, unet
-
-SPLIT_FILE = "split.json"
+from kdnet_jax.models import heads, networks
 
 # Times a stage, such as "network": used as `with stage("network"):`.
 Stage = Callable[[str], contextlib.AbstractContextManager]
@@ -65,24 +64,53 @@ class Ensemble:
     whole: bool = False
 
     @property
+    def _model(self) -> model_lib.Model:
+        return self.members[0].model
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """The sequences that it needs."""
-        return self.members[0].settings.modalities
+        return self._model.modalities
 
     @property
     def spacing(self) -> float | None:
         """The working voxel size in mm; `None` keeps the scan's own."""
-        return self.members[0].settings.spacing
+        return self._model.spacing
+
+    @functools.cached_property
+    def orientation(self) -> str:
+        """How the scans' voxels were taken in training; see `prepare.prepare_case`.
+
+        Raises:
+            UserError: the members differ.
+        """
+        known = {run.model.orientation: run.folder for run in self.members}
+        if len(known) > 1:
+            listed = ", ".join(f"{folder} with {value}" for value, folder in known.items())
+            raise UserError(
+                f"the networks were trained with different orientations: {listed}. Say by "
+                "--orientation how the scans are to be taken."
+            )
+        return next(iter(known))
+
+    def training_data(self) -> dict[str, Any] | None:
+        """Returns what the first member that kept it knows of its training data.
+
+        Raises:
+            UserError: that file is damaged.
+        """
+        kept = (familiarity.read(run.folder) for run in self.members)
+        return next((usual for usual in kept if usual is not None), None)
 
     @property
     def head(self) -> heads.Head:
         """What the outputs are."""
-        return self.members[0].settings.network.head
+        return self._model.head
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs: classes or regions."""
-        return self.members[0].settings.network.outputs
+        return self._model.outputs
 
     @property
     def disagreeing(self) -> bool:
@@ -96,7 +124,7 @@ class Ensemble:
         """
         started = time.monotonic()
         for member in self.members if not self.whole else ():
-            self._program(member.settings.network, uncertainty, member.settings.window)
+            self._program(member.model.network, uncertainty, member.model.window)
         return time.monotonic() - started
 
     @property
@@ -106,8 +134,8 @@ class Ensemble:
     def window(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Returns the window that a volume is segmented by."""
         if not self.whole:
-            return self.members[0].settings.window
-        divisor = max(member.settings.network.divisor for member in self.members)
+            return self._model.window
+        divisor = max(member.model.network.divisor for member in self.members)
         space = self.mesh.shape[sharding.SPACE] if self.mesh else 1
         return inference.whole_window(shape, divisor, space)
 
@@ -123,14 +151,14 @@ class Ensemble:
         return {}
 
     def _program(
-        self, network: unet.UNetConfig, entropies: bool, window: tuple[int, int, int]
+        self, network: networks.Network, entropies: bool, window: tuple[int, int, int]
     ) -> Callable[[Any, Array], Array]:
         """Returns the one program of a network: members of one form share it."""
         key = (network, entropies, window)
         if key not in self._programs:
-            member = next(each for each in self.members if each.settings.network == network)
+            member = next(each for each in self.members if each.model.network == network)
             predict = inference.make_predict(
-                unet.UNet(network).apply, self.head, self.mirror, entropies, self.mesh
+                network.module().apply, self.head, self.mirror, entropies, self.mesh
             )
             shape = (self._at_once, *window, len(self.modalities))
             windows = jax.ShapeDtypeStruct(shape, np.float32)
@@ -142,9 +170,7 @@ class Ensemble:
     ) -> Float[np.ndarray, "d h w k"]:
         """Returns the mean over members, mirror images and windows, in one pass over the volume."""
         window = self.window(image.shape)
-        programs = [
-            self._program(each.settings.network, entropies, window) for each in self.members
-        ]
+        programs = [self._program(each.model.network, entropies, window) for each in self.members]
 
         def predict(windows: Array) -> Array:
             total = programs[0](self._params[0], windows)
@@ -156,7 +182,7 @@ class Ensemble:
             predict,
             image,
             window,
-            self.members[0].config.inference.overlap,
+            self._model.overlap,
             batch=self._at_once,
             progress=progress,
         )
@@ -206,21 +232,15 @@ class Ensemble:
     def trained_cases(self) -> dict[str, pathlib.Path]:
         """Returns the ids of all cases that a member was trained or chosen on, and its folder.
 
-        What a student's teacher was trained on counts too, where the teacher's run is there.
+        What a student's teacher was trained on counts too, where that is known.
 
         Raises:
             UserError: a run's split cannot be read.
         """
         seen: dict[str, pathlib.Path] = {}
         for member in self.members:
-            teacher = teachers.find_folder(member.config, member.folder)
-            folders = [member.folder]
-            if teacher and (teacher / SPLIT_FILE).is_file():
-                folders.append(teacher)
-            for folder in folders:
-                split = splits.load_split(folder / SPLIT_FILE)
-                for case_id in (*split.train, *split.validation):
-                    seen.setdefault(case_id, member.folder)
+            for case_id in teachers.known_cases(member.folder) or ():
+                seen.setdefault(case_id, member.folder)
         return seen
 
 
@@ -228,9 +248,9 @@ def of_run(run: runs.Run) -> Ensemble:
     """Returns the ensemble of one run, which segments as its config says."""
     return Ensemble(
         (run,),
-        mirror=run.config.inference.mirror,
-        mesh=runs.prediction_mesh(run.settings, run.config),
-        whole=runs.predicts_whole(run.config),
+        mirror=run.model.mirror,
+        mesh=runs.prediction_mesh(run.model),
+        whole=run.model.whole,
     )
 
 
@@ -267,11 +287,11 @@ def load_ensemble(
                     "it would count twice. Name each run once."
                 )
     if mirror is None:
-        mirror = bool(members[0].config.inference.mirror)
+        mirror = members[0].model.mirror
     if whole is None:
-        whole = runs.predicts_whole(members[0].config)
+        whole = members[0].model.whole
     # Of each, so that every member's window is checked; they are the same.
-    meshes = [runs.prediction_mesh(each.settings, each.config, whole, space) for each in members]
+    meshes = [runs.prediction_mesh(each.model, whole, space) for each in members]
     return Ensemble(members, mirror, window_batch, meshes[0], whole)
 
 
@@ -288,17 +308,17 @@ def _check_agreement(
 
 
 def _must_agree(run: runs.Run, mirror: bool | None, whole: bool | None) -> dict[str, str]:
-    values = run.settings
+    model = run.model
     agree = {
-        "sequences (model.modalities)": ", ".join(values.modalities),
-        "spacings (data.spacing)": f"{values.spacing:g} mm" if values.spacing else "the scan's own",
-        "outputs (model.head)": ", ".join(values.network.outputs),
-        "windows (inference.patch)": "x".join(map(str, values.window)),
-        "overlaps (inference.overlap)": str(run.config.inference.overlap),
+        "sequences (model.modalities)": ", ".join(model.modalities),
+        "spacings (data.spacing)": f"{model.spacing:g} mm" if model.spacing else "the scan's own",
+        "outputs (model.head)": ", ".join(model.outputs),
+        "windows (inference.patch)": "x".join(map(str, model.window)),
+        "overlaps (inference.overlap)": str(model.overlap),
     }
     # A choice made for all members need not be in their configs.
     if mirror is None:
-        agree["mirrors (inference.mirror)"] = str(run.config.inference.mirror)
+        agree["mirrors (inference.mirror)"] = str(model.mirror)
     if whole is None:
-        agree["passes (inference.whole)"] = str(runs.predicts_whole(run.config))
+        agree["passes (inference.whole)"] = str(model.whole)
     return agree

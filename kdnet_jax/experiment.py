@@ -18,6 +18,7 @@ from kdnet_jax import (
     ensembles,
     evaluation,
     files,
+    given_teachers,
     processes,
     profiling,
     provenance,
@@ -30,11 +31,12 @@ from kdnet_jax import (
     teachers,
     train,
 )
+from kdnet_jax import model as model_lib
 from kdnet_jax import workdir as workdir_lib
 from kdnet_jax.data import familiarity, loader, skipping
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import surface
-from kdnet_jax.models import layers, unet
+from kdnet_jax.models import layers, networks
 from kdnet_jax.reporting import figures, progress, run_report
 
 
@@ -65,16 +67,20 @@ def _run(
         values.train.accumulate,
         values.network.divisor,
     )
-    runs.prediction_mesh(values, config)
-    teacher_folder = teachers.find_folder(config, workdir)
+    networks.check_space(mesh.shape[sharding.SPACE], values.network, "mesh.space")
+    runs.prediction_mesh(model_lib.of_config(config, values))
     own = {workdir: config}
-    if teacher_folder and not config.teacher.checkpoint:
-        own[teacher_folder] = settings.teacher_config(config)
-    if teacher_folder:
-        teacher_config = own.get(teacher_folder) or settings.read_run(teacher_folder)[0]
-        teachers.check_settings(teacher_folder, teacher_config, config)
-    # Read now: what is wrong with its checkpoint is better known before the data are built.
-    given = _load_run(teacher_folder) if teacher_folder and teacher_folder not in own else None
+    given = None
+    if config.role == "student" and config.teacher.checkpoint:
+        # Read now: what is wrong with it is better known before the data are built.
+        given = processes.together(lambda: given_teachers.load(config, workdir))
+        _check_same(given.run)
+        teachers.check_settings(given.run.folder, given.run.model, config)
+    elif config.role == "student":
+        teacher_config = settings.teacher_config(config)
+        own[workdir / teachers.OWN] = teacher_config
+        to_be = model_lib.of_config(teacher_config, settings.read_settings(teacher_config))
+        teachers.check_settings(workdir / teachers.OWN, to_be, config)
     for folder, each in own.items():
         workdir_lib.check(folder, each)
         processes.first_does(functools.partial(_lock, folder, locks))
@@ -92,16 +98,15 @@ def _run(
 
     # -- The teacher first -------------------------------------------------------------------
     teacher = None
-    if teacher_folder is not None:
-        if teacher_folder in own:
-            print(f"No teacher is given (--config.teacher.checkpoint): {teacher_folder} is trained")
-            # Whether the student's step fits is better known before the teacher's hours.
-            seen = settings.read_settings(own[teacher_folder])
-            compilation.compile_step(config, values, mesh, len(data.split.train), seen)
-            teacher = train_and_evaluate(own[teacher_folder], teacher_folder, data, None)
-        else:
-            teachers.check_split(teacher_folder, data)
-            teacher = given
+    if given:
+        teacher = given_teachers.keep(given, workdir)
+        teachers.check_split(teacher.folder, data)
+    elif config.role == "student":
+        folder = workdir / teachers.OWN
+        print(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
+        # Whether the student's step fits is better known before the teacher's hours.
+        compilation.compile_step(config, values, mesh, len(data.split.train), to_be)
+        teacher = train_and_evaluate(own[folder], folder, data, None)
 
     # -- The run itself ----------------------------------------------------------------------
     train_and_evaluate(config, workdir, data, teacher)
@@ -153,7 +158,8 @@ def train_and_evaluate(
         "teacher": teacher.params_hash if teacher else "",
     }
     trained = _train(config, values, folder, data, teacher, identity)
-    best = _load_run(folder)
+    best = processes.together(lambda: runs.load_run(folder))
+    _check_same(best)
     about = {"steps": trained.step, "train_seconds": round(trained.seconds, 1)}
     if teacher:
         about["teacher"] = {"path": os.fspath(teacher.folder), "hash": teacher.params_hash}
@@ -161,20 +167,14 @@ def train_and_evaluate(
     return best
 
 
-def _load_run(folder: pathlib.Path) -> runs.Run:
-    """Reads a run on every process.
-
-    Raises:
-        UserError: as `runs.load_run`, or they do not read the same.
-    """
-    run = processes.together(lambda: runs.load_run(folder))
+def _check_same(run: runs.Run) -> None:
+    """Raises UserError if the processes have not read the same parameters."""
     views = processes.gather([run.step, run.params_hash])
     if any(view != views[0] for view in views):
         raise UserError(
-            f"{folder}: the processes do not read the same parameters ({views}). Give a folder on "
-            "storage that all of them share."
+            f"{run.folder}: the processes do not read the same parameters ({views}). Give a "
+            "folder on storage that all of them share."
         )
-    return run
 
 
 def teacher_evaluation(
@@ -229,13 +229,13 @@ def evaluate(
         data.cases,
         data.indices("test"),
         data.indices("validation"),
-        cavity=run.config.data.resection_cavity,
+        cavity=run.model.resection_cavity,
         convention=data.cases.label_convention,
         folder=folder,
         key=key,
         about={
-            "role": run.config.role,
-            "modalities": list(run.settings.modalities),
+            "role": run.model.role,
+            "modalities": list(run.model.modalities),
             "step": run.step,
             "parameters": layers.parameter_count(run.params),
             "teacher": None,
@@ -244,7 +244,7 @@ def evaluate(
             "hd95": surface.HD95_DEFINITION,
             "provenance": provenance.collect(),
         },
-        description=f"evaluate {run.config.role}",
+        description=f"evaluate {run.model.role}",
     )
 
 
@@ -261,10 +261,10 @@ def _train(
     init_key, root = jax.random.split(jax.random.key(config.seed))
     training = data.indices("train")
     optimizer = compilation.optimizer(config, values, len(training))
-    taught_by = teacher.settings if teacher else None
+    taught_by = teacher.model if teacher else None
     step_fn, sentence = compilation.compile_step(config, values, mesh, len(training), taught_by)
     print(sentence)
-    params = unet.init_params(values.network, len(values.modalities), init_key)
+    params = networks.init_params(values.network, len(values.modalities), init_key)
     state = steps.init_state(params, optimizer)
     state = jax.device_put(state, sharding.state_sharding(mesh, state, values.state))
     profiler = None
@@ -305,7 +305,7 @@ def _validator(
     config: config_dict.ConfigDict, values: settings.Settings, data: run_data.Data
 ) -> train.Validate:
     """Returns what scores parameters on this process's share of the validation cases."""
-    predictor = runs.volume_predictor(values, config)
+    predictor = runs.volume_predictor(model_lib.of_config(config, values))
     own = processes.share(list(enumerate(data.indices("validation"))))
 
     def validate(params: Any) -> list[tuple[int, dict[str, float]]]:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -36,6 +37,31 @@ def replacing(path: str | os.PathLike[str], suffix: str = ".part") -> Iterator[p
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder beside `folder` to fill, which becomes `folder` at the end.
+
+    Where the block fails, nothing is left.
+
+    Raises:
+        UserError: `folder` is there already, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: give a new folder, or remove it first.")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    new = [each for each in folder.parents if not each.exists()]
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        os.replace(beside, folder)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        for parent in () if folder.exists() else new:
+            parent.rmdir()
 
 
 def wait_until_seen(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
@@ -75,5 +101,5 @@ def disk_error(error: OSError, where: pathlib.Path) -> Exception:
         )
     # The last two: a file stands where a folder is needed.
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-        return UserError(f"{where} cannot be written ({error.strerror}). Give another --workdir.")
+        return UserError(f"{where} cannot be written ({error.strerror}). Give another place.")
     return error

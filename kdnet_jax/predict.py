@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
         )
     for run in ensemble.members:
         print(
-            f"{run.folder} ({run.config.role}, step {run.step}) was trained on "
+            f"{run.folder} ({run.model.role}, step {run.step}) was trained on "
             f"{', '.join(ensemble.modalities)}: every input is taken as that."
         )
     orientation = _ORIENTATION.value or _orientation(ensemble)
@@ -147,14 +147,7 @@ def main(argv: list[str]) -> None:
 
 def _orientation(ensemble: Any) -> str:
     """Returns the orientation that the networks were trained with, and says it if it is special."""
-    known = {run.config.data.get("orientation", "header"): run.folder for run in ensemble.members}
-    if len(known) > 1:
-        listed = ", ".join(f"{folder} with {value}" for value, folder in known.items())
-        raise UserError(
-            f"the networks were trained with different orientations: {listed}. Say by "
-            "--orientation how the scans are to be taken."
-        )
-    (orientation,) = known
+    orientation = ensemble.orientation
     if orientation != "header":
         print(
             f"note: the scans are taken as stored in {orientation}, whatever their headers say, as "
@@ -167,9 +160,8 @@ def _training_data(ensemble: Any) -> dict[str, Any] | None:
     """Returns what the first member that kept it knows of its training data, or says that none."""
     from kdnet_jax.data import familiarity
 
-    for run in ensemble.members:
-        if (usual := familiarity.read(run.folder)) is not None:
-            return usual
+    if (usual := ensemble.training_data()) is not None:
+        return usual
     print(
         f"note: {ensemble.members[0].folder} holds no {familiarity.FILE} (it is of an older "
         "version), so it is not checked whether a scan looks as in training"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kdnet_jax import files, memory, trace
-from kdnet_jax.models import layers, unet
+from kdnet_jax.models import layers, networks, unet
 from kdnet_jax.reporting import profile_page
 
 FOLDER = "profile"
@@ -156,7 +156,7 @@ class Profiler:
 
 
 def make_profiler(
-    folder: pathlib.Path, steps: int, network: unet.UNetConfig, compiled: Any, flops: int
+    folder: pathlib.Path, steps: int, network: networks.Network, compiled: Any, flops: int
 ) -> Profiler:
     """Returns the profiler of a run; measures the device's peak.
 
@@ -176,7 +176,7 @@ def make_profiler(
     return Profiler(folder, steps, compiled.as_text(), about)
 
 
-def measure_peak(network: unet.UNetConfig) -> float:
+def measure_peak(network: networks.Network) -> float:
     """Returns the operations per second of a large matrix product in the network's type.
 
     A yardstick measured on the spot; on CPU, where oneDNN's convolution is faster than XLA's matrix

@@ -1,69 +1,91 @@
-"""A finished (or running) run as others use it: its network, its parameters, what it is."""
+"""A trained network as others use it, from a run's folder or one that was handed over."""
 
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
-from ml_collections import config_dict
 
-from kdnet_jax import checksums, inference, saved_checkpoints, settings, sharding, steps
+from kdnet_jax import (
+    checksums,
+    inference,
+    model_folder,
+    saved_checkpoints,
+    settings,
+    sharding,
+    steps,
+)
+from kdnet_jax import model as model_lib
 from kdnet_jax.data import geometry as geometry_lib
-from kdnet_jax.models import heads, unet
+from kdnet_jax.errors import UserError
+from kdnet_jax.interop import foreign
+from kdnet_jax.models import heads, networks
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run's folder, read.
+    """A run, or a model that was handed over, read.
 
     Attributes:
         folder: where it lies.
-        config: its config.
-        settings: the config's values.
-        params: the parameters of its best checkpoint.
+        model: the network and how it is used.
+        params: the parameters, of a run's best checkpoint.
         step: the step they come from.
         params_hash: SHA-256 of their content.
     """
 
     folder: pathlib.Path
-    config: config_dict.ConfigDict
-    settings: settings.Settings
+    model: model_lib.Model
     params: Any
     step: int
     params_hash: str
 
 
 def load_run(folder: pathlib.Path) -> Run:
-    """Reads config and best parameters of a run.
+    """Reads a run's folder, with its best parameters, or a model folder (`model_folder`).
 
     Raises:
-        UserError: if the folder is no run, or its checkpoint does not fit its config.
+        UserError: if the folder is neither, or its parameters do not fit its network.
     """
+    if model_folder.is_model(folder):
+        return _of_model_folder(folder)
+    if foreign.is_foreign(folder):
+        raise UserError(
+            f"{folder} was trained by another tool. Make a model folder of it first: python -m "
+            f"kdnet_jax.export --checkpoint={folder} --output=DIR"
+        )
     config, values = settings.read_run(folder)
-    like = jax.eval_shape(
-        lambda: unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    model = model_lib.of_config(config, values)
+    params, step = saved_checkpoints.load_params(folder, expected_params(model))
+    return Run(folder, model, params, step, checksums.content_hash(params))
+
+
+def _of_model_folder(folder: pathlib.Path) -> Run:
+    about = model_folder.read(folder)
+    params = model_folder.read_params(folder, about, expected_params(about.model))
+    return Run(folder, about.model, params, about.step, about.params_hash)
+
+
+def expected_params(model: model_lib.Model) -> Any:
+    """Returns the shapes of a model's parameters."""
+    return jax.eval_shape(
+        lambda: networks.init_params(model.network, len(model.modalities), jax.random.key(0))
     )
-    params, step = saved_checkpoints.load_params(folder, like)
-    return Run(folder, config, values, params, step, checksums.content_hash(params))
 
 
 def prediction_mesh(
-    values: settings.Settings,
-    config: config_dict.ConfigDict,
-    whole: bool | None = None,
-    space: int | None = None,
+    model: model_lib.Model, whole: bool | None = None, space: int | None = None
 ) -> Mesh:
     """Returns how this process's own devices share windows, or whole scans.
 
     Args:
-        values: the config's.
-        config: of the run.
-        whole: a scan in one pass; `None` as the config says.
+        model: what predicts.
+        whole: a scan in one pass; `None` as the model says.
         space: devices that share the depth of a scan or window; `None`: all for whole scans, else
             as many of `mesh.space` as this process has.
 
@@ -71,33 +93,30 @@ def prediction_mesh(
         UserError: the devices, or the window's depth, cannot be divided so.
     """
     if whole is None:
-        whole = predicts_whole(config)
+        whole = model.whole
     devices = len(jax.local_devices())
     key = "mesh.space" if space is None else "--space"
-    if space is None:
-        space = devices if whole else math.gcd(config.mesh.space, devices)
-    mesh = sharding.local_mesh(space)
+    if space is None and networks.splits_depth(model.network):
+        space = devices if whole else math.gcd(model.space, devices)
+    mesh = sharding.local_mesh(space or 1)
+    networks.check_space(mesh.shape[sharding.SPACE], model.network, key)
     if not whole:
-        sharding.check_depth(space, values.window, values.network.divisor, "inference.patch", key)
+        sharding.check_depth(
+            mesh.shape[sharding.SPACE], model.window, model.network.divisor, "inference.patch", key
+        )
     return mesh
 
 
-def predicts_whole(config: config_dict.ConfigDict) -> bool:
-    """Returns whether a run segments a scan in one pass; runs of before the key do not."""
-    return config.inference.get("whole", False)
-
-
 def volume_predictor(
-    values: settings.Settings, config: config_dict.ConfigDict
+    model: model_lib.Model,
 ) -> Callable[[Any], Callable[[Float[np.ndarray, "d h w m"]], Float[np.ndarray, "d h w k"]]]:
     """Returns parameters -> (whole volume -> probabilities), compiled once for all parameters.
 
-    Where the config asks for whole scans it is compiled for each size of scan.
+    Where the model takes whole scans it is compiled for each size of scan.
     """
-    mesh = prediction_mesh(values, config)
-    network = unet.UNet(values.network)
+    mesh = prediction_mesh(model)
     predict = inference.make_predict(
-        network.apply, values.network.head, config.inference.mirror, mesh=mesh
+        model.network.module().apply, model.head, model.mirror, mesh=mesh
     )
     devices, space = mesh.shape[sharding.DATA], mesh.shape[sharding.SPACE]
 
@@ -105,14 +124,14 @@ def volume_predictor(
         placed = jax.device_put(params, sharding.replicated(mesh))
 
         def answer(image: Float[np.ndarray, "d h w m"]) -> Float[np.ndarray, "d h w k"]:
-            window = values.window
-            if predicts_whole(config):
-                window = inference.whole_window(image.shape, values.network.divisor, space)
+            window = model.window
+            if model.whole:
+                window = inference.whole_window(image.shape, model.network.divisor, space)
             return inference.sliding_window(
                 lambda windows: predict(placed, windows),
                 image,
                 window,
-                config.inference.overlap,
+                model.overlap,
                 batch=devices,
             )
 
@@ -121,9 +140,12 @@ def volume_predictor(
     return bind
 
 
-def as_network(values: settings.Settings) -> steps.Network:
-    """Returns the network as the train steps see it."""
-    return steps.Network(unet.UNet(values.network).apply, values.network.head, values.channels)
+def as_network(
+    seen: model_lib.Model | settings.Settings, data_modalities: Sequence[str]
+) -> steps.Network:
+    """Returns a network as the train steps see it, fed from a stack of `data_modalities`."""
+    channels = tuple(data_modalities.index(name) for name in seen.modalities)
+    return steps.Network(seen.network.module().apply, seen.network.head, channels)
 
 
 def segmentation_on_scan(

@@ -121,12 +121,8 @@ def _reading() -> Iterator[None]:
 
     Errors of the machine stay what they are: no memory, no permission.
     """
-    alone = ocp.Context()
-    alone.multiprocessing.primary_host = processes.index()
-    alone.multiprocessing.active_processes = {processes.index()}
     try:
-        # Each process reads for itself: the others may not be reading.
-        with alone:
+        with _by_itself():
             yield
     except (MemoryError, PermissionError):
         raise
@@ -138,6 +134,16 @@ def _reading() -> Iterator[None]:
             cause = cause.__cause__
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise Damaged(reason[:200]) from error
+
+
+@contextlib.contextmanager
+def _by_itself() -> Iterator[None]:
+    """Lets Orbax read or write in this process alone: the others may be doing something else."""
+    alone = ocp.Context()
+    alone.multiprocessing.primary_host = processes.index()
+    alone.multiprocessing.active_processes = {processes.index()}
+    with alone:
+        yield
 
 
 def load_params(
@@ -209,6 +215,33 @@ def _checked_params(run: pathlib.Path, step: int, like: Any, document: Progress)
         )
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     loaded = read_trees(run, step, {PARAMS: like}, document.checksums)[PARAMS]
+    return jax.device_put(loaded, jax.local_devices()[0])
+
+
+def save_params(path: pathlib.Path, params: Any) -> None:
+    """Writes parameters alone as an Orbax checkpoint, into a folder that does not exist yet."""
+    with _by_itself():
+        ocp.save_pytree(path.absolute(), params)
+
+
+def read_params(path: pathlib.Path, like: Any) -> Any:
+    """Reads what `save_params` wrote, onto this process's first device.
+
+    Raises:
+        UserError: it cannot be read, or holds other arrays than `like`.
+    """
+    like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+    try:
+        with _reading():
+            there = shapes(ocp.pytree_metadata(path.absolute()).metadata)
+            loaded = ocp.load_pytree(path.absolute(), like) if there == shapes(like) else None
+    except Damaged as error:
+        raise UserError(f"{path} cannot be read ({error}). Restore it from a copy.") from error
+    if loaded is None:
+        raise UserError(
+            f"{path} holds the parameters of another network than the file beside it describes. "
+            "One of the two was changed; restore the original."
+        )
     return jax.device_put(loaded, jax.local_devices()[0])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdnet_jax import ensembles, memory, prediction_jobs, prediction_outputs
-from kdnet_jax.data import familiarity, geometry, labels, nifti, prepare
+from kdnet_jax.data import cases, familiarity, geometry, labels, nifti, prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import figures
 
@@ -161,21 +161,42 @@ def _prepare(
     with clock.stage("read"):
         files = prepare.read_files(scan)
     with clock.stage("prepare"):
-        case, notes = prepare.prepare_files(
-            scan,
-            files,
-            spacing=ensemble.spacing,
-            orientation=options.orientation,
-            allow_skull=True,
+        case, notes, warnings = prepare_scan(
+            scan, files, ensemble.spacing, options.orientation, options.usual
         )
-        warnings = familiarity.compare(case, options.usual) if options.usual else []
-    skull = [f"{note}. {familiarity.STRIP}" for note in notes if prepare.SKULL_ON in note]
     for note in notes:
-        if prepare.SKULL_ON not in note:
-            print(f"note: {note}")
-    for warning in (warnings := [*skull, *warnings]):
+        print(f"note: {note}")
+    for warning in warnings:
         print(f"WARNING: {job.name}: {warning}")
-    return case, tuple(warnings)
+    return case, warnings
+
+
+def prepare_scan(
+    scan: cases.Case,
+    files: prepare.CaseFiles,
+    spacing: float | None,
+    orientation: str,
+    usual: Mapping[str, Any] | None,
+) -> tuple[prepare.PreparedCase, tuple[str, ...], tuple[str, ...]]:
+    """Prepares a scan for prediction, with the skull on too.
+
+    Args:
+        scan: what the files are of.
+        files: read.
+        spacing: see `prepare.prepare_case`.
+        orientation: likewise.
+        usual: `familiarity.measure` of the training cases, or `None`.
+
+    Returns:
+        The scan, what was repaired or assumed, and what is unlike training.
+    """
+    case, notes = prepare.prepare_files(
+        scan, files, spacing=spacing, orientation=orientation, allow_skull=True
+    )
+    skull = [f"{note}. {familiarity.STRIP}" for note in notes if prepare.SKULL_ON in note]
+    unlike = familiarity.compare(case, usual) if usual else []
+    plain = tuple(note for note in notes if prepare.SKULL_ON not in note)
+    return case, plain, (*skull, *unlike)
 
 
 def _write(

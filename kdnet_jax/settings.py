@@ -14,7 +14,7 @@ from kdnet_jax import config_values, conventions, documents, optimizers, shardin
 from kdnet_jax.data import augment, geometry, labels, layouts, placement, skipping, splits
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks, unet
 
 ROLES = ("teacher", "baseline", "student")
 _BFLOAT16 = {"auto": None, "true": True, "false": False}
@@ -43,7 +43,7 @@ class Settings:
 
     data_modalities: tuple[str, ...]
     modalities: tuple[str, ...]
-    network: unet.UNetConfig
+    network: networks.Network
     patch: tuple[int, int, int]
     window: tuple[int, int, int]
     loss: steps.LossOptions
@@ -79,8 +79,8 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
         )
     network = network_config(config.model)
     patch, window = tuple(config.loader.patch), tuple(config.inference.patch)
-    unet.check_patch(patch, network, "loader.patch")
-    unet.check_patch(window, network, "inference.patch")
+    networks.check_patch(patch, network, "loader.patch")
+    networks.check_patch(window, network, "inference.patch")
     # Runs of before the key have none.
     check_choice("loader.cache", config.loader.get("cache", "auto"), placement.CHOICES)
     check_choice("mesh.state", config.mesh.get("state", "replicated"), sharding.STATES)
@@ -130,13 +130,21 @@ def _check_split(config: config_dict.ConfigDict) -> None:
         splits.check_fractions((section.train, section.validation, section.test))
 
 
-def network_config(model: config_dict.ConfigDict) -> unet.UNetConfig:
+def network_config(model: config_dict.ConfigDict) -> networks.Network:
     """Returns the network that the `model` section of a config describes."""
     # "planes" was the choice of the convolutions' form in runs of before "convolutions".
-    values = {key: value for key, value in model.items() if key not in ("modalities", "planes")}
+    others = ("modalities", "planes", "family")
+    values = {key: value for key, value in model.items() if key not in others}
     chosen = str(model.bfloat16).lower()
     check_choice("model.bfloat16", chosen, _BFLOAT16)
-    return unet.UNetConfig(**values | {"bfloat16": _BFLOAT16[chosen]})
+    values["bfloat16"] = _BFLOAT16[chosen]
+    family = model.get("family", networks.UNET)
+    check_choice("model.family", family, (networks.UNET, *networks.FAMILIES))
+    network = unet.UNetConfig(**values)  # checks the values for all kinds
+    if family == networks.UNET:
+        return network
+    shared = ("head", "widths", "blocks", "deep_supervision", "bfloat16")
+    return networks.of_family(family, **{key: getattr(network, key) for key in shared})
 
 
 def teacher_config(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
@@ -168,8 +176,8 @@ def read_config(run: pathlib.Path) -> config_dict.ConfigDict:
     path = run / "config.json"
     if not path.is_file():
         raise UserError(
-            f"{run} is no run of kdnet_jax: it has no config.json. Give the folder that "
-            "python -m kdnet_jax.main wrote (its --workdir)."
+            f"{run} is no run of kdnet_jax: it has no config.json. Give the folder that python -m "
+            "kdnet_jax.main wrote (its --workdir), or one that python -m kdnet_jax.export wrote."
         )
     try:
         values = documents.read_json(path)

@@ -4,67 +4,131 @@ import pathlib
 
 from ml_collections import config_dict
 
-from kdnet_jax import run_data, settings
+from kdnet_jax import model as model_lib
+from kdnet_jax import model_folder, run_data, settings, workdir
 from kdnet_jax.data import patients, splits
 from kdnet_jax.errors import UserError
+from kdnet_jax.models import networks
+
+# Where a run keeps a teacher that it had to train, and one that came from another tool.
+OWN, CONVERTED = "teacher", "teacher_model"
 
 
-def find_folder(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path | None:
-    """Returns the folder of the teacher's run, to be trained or given; `None` without a teacher."""
+def find_folder(config: config_dict.ConfigDict, run: pathlib.Path) -> pathlib.Path | None:
+    """Returns where the teacher lies, to be trained or given; `None` without a teacher."""
     if config.role != "student":
         return None
     if not config.teacher.checkpoint:
-        return workdir / "teacher"
-    return pathlib.Path(config.teacher.checkpoint)
+        return run / OWN
+    converted = run / CONVERTED
+    return converted if converted.is_dir() else pathlib.Path(config.teacher.checkpoint)
 
 
 def check_settings(
-    where: pathlib.Path, teacher: config_dict.ConfigDict, student: config_dict.ConfigDict
+    where: pathlib.Path, teacher: model_lib.Model, student: config_dict.ConfigDict
 ) -> None:
-    """Raises UserError for a teacher that cannot teach this student, from the two configs alone."""
-    theirs, ours = settings.read_settings(teacher), settings.read_settings(student)
-    absent = [name for name in theirs.modalities if name not in ours.data_modalities]
+    """Raises UserError for a teacher that cannot teach this student, from their settings alone."""
+    ours = settings.read_settings(student)
+    absent = [name for name in teacher.modalities if name not in ours.data_modalities]
     if absent:
         raise UserError(
             f"the teacher {where} needs {', '.join(absent)}, but data.modalities is "
             f"{','.join(ours.data_modalities)}. Add it to --config.data.modalities."
         )
-    if theirs.network.outputs != ours.network.outputs:
+    if teacher.outputs != ours.network.outputs:
         raise UserError(
-            f"the teacher {where} predicts {', '.join(theirs.network.outputs)}, the student "
-            f"{', '.join(ours.network.outputs)}. Set --config.model.head={theirs.network.head}."
+            f"the teacher {where} predicts {', '.join(teacher.outputs)}, the student "
+            f"{', '.join(ours.network.outputs)}. Set --config.model.head={teacher.head}."
         )
-    bottlenecks = [(len(each.network.widths), each.network.widths[-1]) for each in (theirs, ours)]
-    if ours.distillation.latent_weight and bottlenecks[0] != bottlenecks[1]:
+    _check_patch(where, teacher, ours)
+    if ours.distillation.latent_weight:
+        _check_bottlenecks(where, teacher, ours)
+    if teacher.spacing != ours.spacing:
         raise UserError(
-            f"the teacher {where} has widths {theirs.network.widths}, the student "
-            f"{ours.network.widths}: their bottlenecks cannot be compared. Give the student as "
-            "many levels and the same last width, or set "
+            f"the teacher {where} was trained at data.spacing {teacher.spacing}, the student is to "
+            f"be at {ours.spacing}. Set --config.data.spacing={teacher.spacing or 0}."
+        )
+    if teacher.resection_cavity != student.data.resection_cavity:
+        raise UserError(
+            f"the teacher {where} took a resection cavity as {teacher.resection_cavity}, the "
+            f"student is to take it as {student.data.resection_cavity}. Set "
+            f"--config.data.resection_cavity={teacher.resection_cavity}."
+        )
+    networks.check_space(student.mesh.space, teacher.network, "mesh.space")
+
+
+def _check_patch(where: pathlib.Path, teacher: model_lib.Model, ours: settings.Settings) -> None:
+    divisor = teacher.network.divisor
+    if any(edge % divisor for edge in ours.patch):
+        fitting = ",".join(str(-(-edge // divisor) * divisor) for edge in ours.patch)
+        raise UserError(
+            f"the teacher {where} needs patches whose edges are divisible by {divisor}, but "
+            f"loader.patch is {ours.patch}. Set --config.loader.patch={fitting}."
+        )
+
+
+def _check_bottlenecks(
+    where: pathlib.Path, teacher: model_lib.Model, ours: settings.Settings
+) -> None:
+    found = [
+        networks.bottleneck_shape(each.network, len(each.modalities), ours.patch)
+        for each in (teacher, ours)
+    ]
+    if found[0] is None:
+        raise UserError(
+            f"the teacher {where} is an average of several networks, which has no bottleneck to "
+            "compare the student's with. Set --config.distillation.latent_weight=0."
+        )
+    if found[0] != found[1]:
+        words = [" x ".join(map(str, shape)) for shape in found]
+        raise UserError(
+            f"the bottleneck of the teacher {where} is {words[0]} for a patch (depth, height, "
+            f"width, channels), the student's {words[1]}: they cannot be compared. Give the "
+            "student as many levels and the same last width (--config.model.widths), or set "
             "--config.distillation.latent_weight=0."
-        )
-    if theirs.spacing != ours.spacing:
-        raise UserError(
-            f"the teacher {where} was trained at data.spacing {theirs.spacing}, the student is to "
-            f"be at {ours.spacing}. Set --config.data.spacing={theirs.spacing or 0}."
-        )
-    cavities = (teacher.data.resection_cavity, student.data.resection_cavity)
-    if cavities[0] != cavities[1]:
-        raise UserError(
-            f"the teacher {where} took a resection cavity as {cavities[0]}, the student is to take "
-            f"it as {cavities[1]}. Set --config.data.resection_cavity={cavities[0]}."
         )
 
 
 def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
-    """Raises UserError if the teacher knows a patient on whom this run is tested."""
+    """Raises UserError if the teacher knows a patient on whom this run is tested.
+
+    Where nobody noted what it knows, that is said.
+    """
+    known = known_cases(teacher)
+    if known is None:
+        print(
+            f"note: {teacher} does not say on which cases it was trained. If this run's test cases "
+            "are among them, the teacher's scores, and perhaps the student's, are too good."
+        )
+        return
     patient = {summary.case_id: summary.patient_id for summary in data.cases.summaries}
-    theirs = splits.load_split(teacher / "split.json")
-    seen = {patient.get(name, patients.patient_of(name)) for name in theirs.train}
-    seen |= {patient.get(name, patients.patient_of(name)) for name in theirs.validation}
+    seen = {patient.get(name, patients.patient_of(name)) for name in known}
     leaked = seen & {patient[name] for name in data.split.test}
     if leaked:
+        split = teacher / workdir.SPLIT
+        remedy = (
+            f"Use its split: --config.split.file={split}"
+            if split.is_file()
+            else "Give a split that keeps them out of the test part: --config.split.file=FILE"
+        )
         raise UserError(
             f"the teacher {teacher} was trained or selected on {len(leaked)} patients of this "
-            f"run's test cases (such as {min(leaked)}). Use its split: "
-            f"--config.split.file={teacher / 'split.json'}"
+            f"run's test cases (such as {min(leaked)}). {remedy}"
         )
+
+
+def known_cases(folder: pathlib.Path) -> tuple[str, ...] | None:
+    """Returns the ids of the cases that a run or model, or its teacher, was trained or chosen on.
+
+    `None`: nobody noted them.
+
+    Raises:
+        UserError: the folder is neither, or its split cannot be read.
+    """
+    if model_folder.is_model(folder):
+        return model_folder.read(folder).known_cases
+    split = splits.load_split(folder / workdir.SPLIT)
+    own = (*split.train, *split.validation)
+    teacher = find_folder(settings.read_config(folder), folder)
+    there = teacher and (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file())
+    return (*own, *(known_cases(teacher) or ())) if there else own

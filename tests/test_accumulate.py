@@ -23,7 +23,7 @@ from kdnet_jax import optimizers, settings, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks, unet
 
 CONFIG = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1, convolutions="planes")
 CHANNELS = {"supervised": (0, 1), "distillation": (1,)}
@@ -65,12 +65,12 @@ def optimizer() -> Any:
 
 
 def fresh_state(form: str) -> steps.TrainState:
-    params = unet.init_params(CONFIG, len(CHANNELS[form]), jax.random.key(0))
+    params = networks.init_params(CONFIG, len(CHANNELS[form]), jax.random.key(0))
     return steps.init_state(params, optimizer())
 
 
 def fresh_teacher() -> Any:
-    return unet.init_params(CONFIG, 2, jax.random.key(1))
+    return networks.init_params(CONFIG, 2, jax.random.key(1))
 
 
 def make_batch(size: int, seed: int) -> dict[str, np.ndarray]:

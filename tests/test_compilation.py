@@ -14,7 +14,7 @@ from ml_collections import config_dict
 from configs import common
 from kdnet_jax import compilation, experiment, memory, settings, sharding, steps
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks, unet
 from tests.helpers import jaxprs
 
 CASES = 4
@@ -57,7 +57,7 @@ def test_the_compiled_step_of_a_student_is_the_step_of_a_run() -> None:
     teacher = settings.read_settings(settings.teacher_config(config))
     step, _ = _compile(config, teacher)
     parameters = [
-        unet.init_params(each.network, len(each.modalities), jax.random.key(0))
+        networks.init_params(each.network, len(each.modalities), jax.random.key(0))
         for each in (values, teacher)
     ]
     state = steps.init_state(parameters[0], compilation.optimizer(config, values, CASES))

@@ -21,7 +21,7 @@ from kdnet_jax import (
 )
 from kdnet_jax.data import prepare, splits
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks
 
 
 def _write_run(folder: pathlib.Path, seed: int, changes: dict[str, Any] | None = None) -> None:
@@ -32,7 +32,7 @@ def _write_run(folder: pathlib.Path, seed: int, changes: dict[str, Any] | None =
     config.update_from_flattened_dict(changes or {})
     values = settings.read_settings(config)
     key = jax.random.key(seed)
-    params = unet.init_params(values.network, len(values.modalities), key)
+    params = networks.init_params(values.network, len(values.modalities), key)
     # Larger weights: answers that differ.
     params = jax.tree.map(lambda x: 3 * x, params)
     folder.mkdir(parents=True)
@@ -95,7 +95,7 @@ def _load(folder: pathlib.Path, *names: str, **options: Any) -> ensembles.Ensemb
 def _alone(folder: pathlib.Path, case: prepare.PreparedCase) -> np.ndarray:
     """The run's own way of predicting, that its validation and its evaluation take."""
     run = runs.load_run(folder)
-    return runs.volume_predictor(run.settings, run.config)(run.params)(case.image[..., :1])
+    return runs.volume_predictor(run.model)(run.params)(case.image[..., :1])
 
 
 def test_the_average_is_that_of_the_members(

@@ -94,7 +94,7 @@ def test_the_student_holds_no_teacher(smoke_student: commands.Finished) -> None:
     )
     assert stored
     assert "teacher" not in stored
-    assert student.config.role == "student"
+    assert student.model.role == "student"
 
 
 def test_the_same_command_again_repeats_nothing(
@@ -208,7 +208,7 @@ def test_a_given_teacher_is_used_and_must_stay_the_same(
     [
         ("data.modalities", "t1,t1ce,t2", "needs flair"),
         ("model.head", "regions", "--config.model.head=softmax"),
-        ("model.widths", (4, 6), "bottlenecks cannot be compared"),
+        ("model.widths", (4, 6), "they cannot be compared"),
         ("data.spacing", 5.0, "was trained at data.spacing 6.0"),
         ("split.seed", 3, "test cases"),
     ],

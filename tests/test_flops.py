@@ -6,7 +6,7 @@ import pytest
 
 from configs import common
 from kdnet_jax import compilation, flops, settings, sharding
-from kdnet_jax.models import layers, unet
+from kdnet_jax.models import layers, networks, unet
 
 NNUNET = (32, 64, 128, 256, 320, 320)
 
@@ -54,7 +54,7 @@ def test_products_loops_and_branches() -> None:
 
 def test_a_network_of_two_levels_by_hand() -> None:
     config = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1, convolutions="native")
-    params = jax.eval_shape(lambda: unet.init_params(config, 1, jax.random.key(0)))
+    params = jax.eval_shape(lambda: networks.init_params(config, 1, jax.random.key(0)))
     fine, coarse = 8 * 8 * 8, 4 * 4 * 4
     sums = fine * 27 * (1 * 2) + coarse * 27 * (2 * 3) + fine * 27 * (5 * 2) + fine * (2 * 4)
     found = flops.count(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdnet_jax import inference
-from kdnet_jax.models import heads, unet
+from kdnet_jax.models import heads, networks, unet
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -196,7 +196,7 @@ def test_the_last_channel_is_the_mean_entropy_of_the_images(head: heads.Head, mi
 @pytest.mark.parametrize("mirror", [False, True])
 def test_a_window_over_the_volume_is_a_plain_pass_of_the_network(mirror: bool) -> None:
     config = unet.UNetConfig(widths=(2, 2), blocks=1, last_blocks=1)
-    model, params = unet.UNet(config), unet.init_params(config, 1, jax.random.key(0))
+    model, params = unet.UNet(config), networks.init_params(config, 1, jax.random.key(0))
     image = normal(4, 6, 4, 1)
     predict = inference.make_predict(model.apply, "softmax", mirror)
     actual = inference.sliding_window(lambda w: predict(params, w), image, (4, 6, 4), batch=2)
@@ -213,7 +213,7 @@ def test_a_window_over_the_volume_is_a_plain_pass_of_the_network(mirror: bool) -
 def test_a_network_over_a_whole_volume() -> None:
     config = unet.UNetConfig(widths=(2, 2), blocks=1, last_blocks=1, head="regions")
     model = unet.UNet(config)
-    params = unet.init_params(config, 1, jax.random.key(0))
+    params = networks.init_params(config, 1, jax.random.key(0))
     predict = inference.make_predict(model.apply, "regions", mirror=False)
     image = normal(4, 6, 4, 1)
     actual = inference.sliding_window(lambda w: predict(params, w), image, (4, 6, 4))

@@ -17,8 +17,8 @@ import pytest
 
 from benchmarks import communication
 from configs import common
-from kdnet_jax import inference, runs, settings, sharding
-from kdnet_jax.models import unet
+from kdnet_jax import inference, model, runs, settings, sharding
+from kdnet_jax.models import networks, unet
 
 # Neither is a multiple of anything.
 SCAN = (21, 18, 15)
@@ -32,14 +32,14 @@ def answers(space: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
     config.inference.update(patch=(16, 16, 16), mirror=True, whole=whole)
     config.mesh.space, config.model.convolutions = space, "planes"
     values = settings.read_settings(config)
-    params = unet.init_params(values.network, 1, jax.random.key(0))
+    params = networks.init_params(values.network, 1, jax.random.key(0))
     image = np.random.default_rng(0).normal(size=(*SCAN, 1)).astype(np.float32)
     network, divisor = unet.UNet(values.network), values.network.divisor
     predict = inference.make_predict(network.apply, "softmax", mirror=True)
     # The same padding: zeros beside a scan count in the statistics of the norms.
     window = inference.whole_window(SCAN, divisor, 4) if whole else values.window
     one = inference.sliding_window(lambda windows: predict(params, windows), image, window)
-    return one, runs.volume_predictor(values, config)(params)(image)
+    return one, runs.volume_predictor(model.of_config(config, values))(params)(image)
 
 
 def sent(convolutions: Any) -> list[list[str]]:
@@ -49,7 +49,7 @@ def sent(convolutions: Any) -> list[list[str]]:
     predict = inference.make_predict(
         apply, config.head, mirror=True, entropies=True, mesh=sharding.local_mesh(4)
     )
-    params = jax.eval_shape(lambda: unet.init_params(config, 1, jax.random.key(0)))
+    params = jax.eval_shape(lambda: networks.init_params(config, 1, jax.random.key(0)))
     windows = jax.ShapeDtypeStruct((1, 32, 16, 16, 1), np.float32)
     text = predict.lower(params, windows).compile().as_text()
     return [[each.kind, str(each.shape)] for each in communication.collectives(text)]

@@ -16,7 +16,7 @@ from kdnet_jax import optimizers, settings, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import layers, unet
+from kdnet_jax.models import layers, networks, unet
 from tests.helpers import jaxprs
 
 FLOAT32 = unet.UNetConfig(
@@ -47,11 +47,11 @@ def optimizer() -> Any:
 
 
 def fresh_state(config: unet.UNetConfig = FLOAT32) -> steps.TrainState:
-    return steps.init_state(unet.init_params(config, 1, jax.random.key(0)), optimizer())
+    return steps.init_state(networks.init_params(config, 1, jax.random.key(0)), optimizer())
 
 
 def fresh_teacher(config: unet.UNetConfig = FLOAT32) -> Any:
-    return unet.init_params(config, 2, jax.random.key(1))
+    return networks.init_params(config, 2, jax.random.key(1))
 
 
 def phantom_batch(seed: int) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from benchmarks import communication
 from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks, unet
 
 STEPS = 3
 MESHES = ("4x1", "2x2", "1x4")
@@ -55,7 +55,7 @@ def train_on(mesh: jax.sharding.Mesh, state_form: str) -> tuple[dict[str, Any], 
     optimizer = optimizers.make_optimizer(
         optimizers.OptimizerOptions(name="sgd", learning_rate=0.01), STEPS, 1
     )
-    state = steps.init_state(unet.init_params(config, 1, jax.random.key(0)), optimizer)
+    state = steps.init_state(networks.init_params(config, 1, jax.random.key(0)), optimizer)
     form = sharding.state_sharding(mesh, state, state_form)
     step = steps.jit_distillation(
         mesh,
@@ -68,7 +68,7 @@ def train_on(mesh: jax.sharding.Mesh, state_form: str) -> tuple[dict[str, Any], 
         patch=PATCH,
         state_sharding=form,
     )
-    teacher = unet.init_params(config, 2, jax.random.key(1))
+    teacher = networks.init_params(config, 2, jax.random.key(1))
     crop = augment.source_patch(PATCH, AUGMENT[state_form])
     shapes = steps.batch_shapes(4, crop, 2)
     compiled = step.lower(state, teacher, shapes, jax.random.key(2)).compile()
@@ -96,7 +96,7 @@ def train_on(mesh: jax.sharding.Mesh, state_form: str) -> tuple[dict[str, Any], 
 def sent(text: str, state_form: str) -> np.ndarray:
     """Kind and content of all collectives of a program, as JSON."""
     config = NETWORKS[state_form]
-    params = jax.eval_shape(lambda: unet.init_params(config, 1, jax.random.key(0)))
+    params = jax.eval_shape(lambda: networks.init_params(config, 1, jax.random.key(0)))
     shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
     found = [
         [each.kind, communication.what(each, shapes)] for each in communication.collectives(text)

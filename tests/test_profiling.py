@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from configs import common
 from kdnet_jax import checksums, experiment, saved_checkpoints, settings, trace
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def run(config: config_dict.ConfigDict, folder: pathlib.Path, profile: int) -> s
 
 def _params(folder: pathlib.Path) -> Any:
     values = settings.read_settings(settings.read_config(folder))
-    like = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    like = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     return saved_checkpoints.load_params(folder, like, "latest")[0]
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from kdnet_jax import saved_checkpoints, settings
 from kdnet_jax.metrics import cases
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks
 from tests.helpers import commands, companies
 
 STEPS = 8
@@ -81,7 +81,7 @@ def _rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 def _params(folder: pathlib.Path) -> list[np.ndarray]:
     values = settings.read_run(folder)[1]
-    like = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    like = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     return [np.asarray(x) for x in jax.tree.leaves(saved_checkpoints.load_params(folder, like)[0])]
 
 

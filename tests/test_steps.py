@@ -12,7 +12,7 @@ import pytest
 from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks, unet
 
 CONFIG = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1)
 NO_AUGMENT = augment.AugmentOptions(flip_axes="", scale=0.0, shift=0.0)
@@ -38,7 +38,7 @@ def optimizer() -> Any:
 
 @functools.cache
 def initial(modalities: int) -> Any:
-    return jax.device_get(unet.init_params(CONFIG, modalities, jax.random.key(modalities)))
+    return jax.device_get(networks.init_params(CONFIG, modalities, jax.random.key(modalities)))
 
 
 def fresh_state() -> steps.TrainState:

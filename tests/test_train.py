@@ -22,6 +22,7 @@ from kdnet_jax import (
     compilation,
     evaluation,
     experiment,
+    model,
     run_data,
     runs,
     saved_checkpoints,
@@ -33,7 +34,7 @@ from kdnet_jax import (
 )
 from kdnet_jax.data import augment, cases, loader, prepare
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks
 from kdnet_jax.reporting import progress
 from tests.helpers import stores
 
@@ -68,12 +69,12 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
     mesh = sharding.make_mesh()
     optimizer = optax.adam(1e-2)
     shared = {
-        "network": runs.as_network(values),
+        "network": runs.as_network(values, values.data_modalities),
         "optimizer": optimizer,
         "loss_options": values.loss,
         "augment_options": augment.AugmentOptions("", 0.0, 0.0, 0.0),
     }
-    params = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     state, batch, root = steps.init_state(params, optimizer), _centre(case), jax.random.key(1)
     if teacher is None:
         step = steps.jit_supervised(mesh, **shared)
@@ -81,7 +82,7 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
         teacher_values = settings.read_settings(settings.teacher_config(config))
         distil = steps.jit_distillation(
             mesh,
-            teacher=runs.as_network(teacher_values),
+            teacher=runs.as_network(teacher_values, teacher_values.data_modalities),
             options=values.distillation,
             **shared,
         )
@@ -89,7 +90,7 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
     for _ in range(80):
         state, _ = step(state, batch, root)
     ((_, dice),) = evaluation.dice_on_working_grid(
-        runs.volume_predictor(values, config)(state.params),
+        runs.volume_predictor(model.of_config(config, values))(state.params),
         values.network.head,
         [(0, case)],
         values.channels,
@@ -134,7 +135,7 @@ def _untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _params(folder: pathlib.Path, which: str = "best") -> Any:
     config = settings.read_config(folder)
     values = settings.read_settings(config)
-    like = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    like = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     return saved_checkpoints.load_params(folder, like, which)[0]
 
 

@@ -53,7 +53,30 @@ def read_volume(path: str | os.PathLike[str], *, channels: bool = False) -> Volu
     """
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: refused below
         volume = _read(path, channels, lambda stored: np.asarray(stored, dtype=np.float32))
-    path, data = volume.path, volume.data
+    _check_intensities(volume.data, volume.path)
+    return volume
+
+
+def from_memory(data: Num[np.ndarray, "..."], affine: Affine, name: str) -> Volume:
+    """Returns an image that is in memory already as float32, checked as a file is.
+
+    Args:
+        data: intensities, "x y z".
+        affine: voxel index to mm, RAS+.
+        name: names it in messages.
+
+    Raises:
+        UserError: as `read_volume`.
+    """
+    path = pathlib.Path(name)
+    nifti_header.check_grid(data.shape, data.dtype, affine, path)
+    with np.errstate(over="ignore"):
+        volume = Volume(np.asarray(data, np.float32), np.asarray(affine, np.float64), path)
+    _check_intensities(volume.data, path)
+    return volume
+
+
+def _check_intensities(data: Num[np.ndarray, "..."], path: pathlib.Path) -> None:
     bad = data.size - np.count_nonzero(np.isfinite(data))
     if bad:
         raise UserError(
@@ -65,7 +88,6 @@ def read_volume(path: str | os.PathLike[str], *, channels: bool = False) -> Volu
         raise UserError(
             f"{path}: every voxel is {low:g}; the file holds no image. Export the scan again"
         )
-    return volume
 
 
 def read_labels(path: str | os.PathLike[str]) -> Volume:

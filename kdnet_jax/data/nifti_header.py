@@ -109,9 +109,8 @@ def parse(file: io.BufferedIOBase, path: pathlib.Path, channels: bool) -> Header
     # Repairs what is harmless, such as negative voxel sizes, and raises for the rest.
     fields.check_fix(logger=_SILENT)
     shape, dtype = _shape(fields), fields.get_data_dtype()
-    _check_kind(shape, dtype, path, (3, 4) if channels else (3,))
     affine = fields.get_best_affine()
-    _check_affine(affine, path)
+    check_grid(shape, dtype, affine, path, (3, 4) if channels else (3,))
     _check_size(shape, dtype, path)
     slope, inter = fields.get_slope_inter()
     offset = fields.get_data_offset()
@@ -160,6 +159,18 @@ def _shape(fields: nib.Nifti1Header) -> tuple[int, ...]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
+
+
+def check_grid(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    affine: Affine,
+    path: pathlib.Path,
+    dimensions: Sequence[int] = (3,),
+) -> None:
+    """Raises UserError for voxels that are no volume of numbers, or lie nowhere."""
+    _check_kind(shape, dtype, path, dimensions)
+    _check_affine(affine, path)
 
 
 def _check_kind(

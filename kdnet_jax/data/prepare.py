@@ -168,14 +168,17 @@ def unlabelled_case(images: Mapping[str, cases.Source]) -> cases.Case:
         UserError: the first file is no NIfTI by its name.
     """
     path = nifti_header.check_suffix(_path_and_channel(next(iter(images.values())))[0])
-    name = path.name[: path.name.lower().rfind(".nii")]
+    return _unlabelled(path.name[: path.name.lower().rfind(".nii")], dict(images))
+
+
+def in_memory(images: Mapping[str, nifti.Volume], name: str) -> tuple[cases.Case, CaseFiles]:
+    """Returns scans that were not read from files of their own as what `prepare_files` takes."""
+    return _unlabelled(name, {}), CaseFiles(_in_order(images), None)
+
+
+def _unlabelled(name: str, images: dict[str, cases.Source]) -> cases.Case:
     return cases.Case(
-        case_id=name,
-        patient_id=name,
-        grade=None,
-        images=dict(images),
-        label=None,
-        convention="kdnet",
+        case_id=name, patient_id=name, grade=None, images=images, label=None, convention="kdnet"
     )
 
 

@@ -1,8 +1,6 @@
 """The 3-D U-Net of KD-Net, and nnU-Net's form of it, behind one interface."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -72,6 +70,10 @@ class UNetConfig:
         """What every edge of the input must be divisible by."""
         return 2 ** (len(self.widths) - 1)
 
+    def module(self) -> "UNet":
+        """Returns the network."""
+        return UNet(self)
+
 
 _CHOICES = {
     "down": ("max_pool", "strided"),
@@ -79,20 +81,6 @@ _CHOICES = {
     "head": ("softmax", "regions"),
     "convolutions": ("auto", *layers.FORMS),
 }
-
-
-def check_patch(patch: Sequence[int], config: UNetConfig, key: str) -> None:
-    """Raises UserError if the network cannot halve `patch` (voxels, d h w) at every level."""
-    if len(patch) != 3 or any(edge < 1 for edge in patch):
-        raise UserError(f"{key} is {tuple(patch)}: give three positive edges, such as 64,64,64.")
-    if any(edge % config.divisor for edge in patch):
-        fitting = tuple(math.ceil(edge / config.divisor) * config.divisor for edge in patch)
-        raise UserError(
-            f"{key} is {tuple(patch)}, but a network of {len(config.widths)} levels halves the "
-            f"patch {len(config.widths) - 1} times, so every edge must be divisible by "
-            f"{config.divisor}. Set --config.{key}={','.join(map(str, fitting))}, or fewer levels "
-            "in --config.model.widths."
-        )
 
 
 class UNet(nn.Module):
@@ -184,10 +172,3 @@ def describe(config: UNetConfig) -> str:
     if kind != jnp.float32 and form == "onednn":
         form = "planes"  # as `layers.convolve` does
     return f"The network computes in {jnp.dtype(kind).name}, convolutions {form}."
-
-
-def init_params(config: UNetConfig, modalities: int, key: jax.Array) -> Any:
-    """Returns new parameters for an input of `modalities` channels."""
-    edge = config.divisor
-    x = jnp.zeros((1, edge, edge, edge, modalities), jnp.float32)
-    return jax.jit(UNet(config).init)(key, x)

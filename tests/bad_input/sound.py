@@ -9,7 +9,7 @@ import jax
 from configs import common
 from kdnet_jax import checkpoint, optimizers, settings, steps
 from kdnet_jax.data import cases, splits
-from kdnet_jax.models import unet
+from kdnet_jax.models import networks
 from tests.bad_input import scans
 from tests.helpers import compared_runs, tiny_cases
 
@@ -45,7 +45,7 @@ def _write_trained(folder: pathlib.Path, role: str, cohort: pathlib.Path) -> Non
     config.loader.patch = config.inference.patch = (8, 8, 8)
     config.data.spacing = scans.SPACING_MM
     values = settings.read_settings(config)
-    params = unet.init_params(values.network, len(values.modalities), jax.random.key(0))
+    params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(settings.to_json(config), "utf-8")
     optimizer = optimizers.make_optimizer(values.optimizer, 1, 1)

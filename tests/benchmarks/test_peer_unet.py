@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="the peer of the benchmarks needs to
 
 from benchmarks import made_data, peer_unet  # noqa: E402
 from kdnet_jax.losses import segmentation  # noqa: E402
-from kdnet_jax.models import heads, unet  # noqa: E402
+from kdnet_jax.models import heads, networks, unet  # noqa: E402
 
 _WIDTHS = (4, 6, 8)
 # Threads that wait for one another are slow where tests share the cores.
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 def both() -> tuple[Any, ...]:
     """Our parameters with scales and biases that matter, the peer with the same, and a batch."""
     config = unet.UNetConfig(widths=_WIDTHS)
-    params = unet.init_params(config, made_data.CHANNELS, jax.random.key(0))
+    params = networks.init_params(config, made_data.CHANNELS, jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(1)
     leaves = [leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves]

@@ -10,7 +10,7 @@ import pytest
 
 from kdnet_jax.errors import UserError
 from kdnet_jax.kernels import build
-from kdnet_jax.models import layers, unet
+from kdnet_jax.models import layers, networks, unet
 
 
 def tiny(**options: Any) -> unet.UNetConfig:
@@ -121,7 +121,7 @@ def test_every_form_of_the_convolutions_gives_the_same_network() -> None:
 
 
 def test_init_is_decided_by_the_key() -> None:
-    first, again = (unet.init_params(tiny(), 1, jax.random.key(seed)) for seed in (0, 0))
+    first, again = (networks.init_params(tiny(), 1, jax.random.key(seed)) for seed in (0, 0))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert layers.parameter_count(first) == 519
     kernels = [leaf for leaf in jax.tree.leaves(first) if leaf.ndim == 5]
@@ -183,11 +183,11 @@ def test_a_network_that_cannot_be_is_refused(options: dict[str, Any], message: s
 
 def test_a_patch_that_cannot_be_halved_is_refused_with_one_that_can() -> None:
     config = unet.UNetConfig(widths=(2, 2, 2))
-    unet.check_patch((4, 8, 12), config, "loader.patch")
+    networks.check_patch((4, 8, 12), config, "loader.patch")
     with pytest.raises(UserError, match=r"loader\.patch=8,8,12") as error:
-        unet.check_patch((6, 8, 9), config, "loader.patch")
-    for fact in ("(6, 8, 9)", "3 levels", "2 times", "divisible by 4", "model.widths"):
+        networks.check_patch((6, 8, 9), config, "loader.patch")
+    for fact in ("(6, 8, 9)", "divisible by 4", "2 times", "divisible by 4", "model.widths"):
         assert fact in str(error.value)
     for patch in ((8, 8), (8, 8, 0), (8, 8, -8)):
         with pytest.raises(UserError, match="three positive edges"):
-            unet.check_patch(patch, config, "inference.patch")
+            networks.check_patch(patch, config, "inference.patch")

@@ -1,0 +1,214 @@
+"""Segmentation from Python: `kdnet_jax.load(path).segment(scan)`.
+
+import kdnet_jax
+
+model = kdnet_jax.load("exports/student")  # or the folder of a run
+found = model.segment("scan.nii.gz")
+print(found.volumes_ml)
+found.save("mask.nii.gz")
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, Num, UInt8
+
+from kdnet_jax import ensembles, prediction_outputs, segmenting
+from kdnet_jax.data import geometry, nifti, prepare
+from kdnet_jax.data import labels as label_values
+from kdnet_jax.errors import UserError, check_choice
+
+Path = str | os.PathLike[str]
+# A file, an image of nibabel, or intensities alone.
+Scan = Path | nib.spatialimages.SpatialImage | Num[np.ndarray, "x y z"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What a model finds in a scan, on the scan's own grid.
+
+    Attributes:
+        mask: label values of `labels`.
+        affine: voxel index to mm, RAS+.
+        labels: their convention.
+        volumes_ml: region (ET, TC, WT) -> volume in ml.
+        notes: what was repaired or assumed.
+        warnings: how the scan is unlike those of the training; the mask may then be wrong.
+        prediction: the same before the decision, on the working grid.
+        geometry: the way from there to the scan's own grid.
+        outputs: names of the probabilities' channels.
+    """
+
+    mask: UInt8[np.ndarray, "x y z"]
+    affine: Float[np.ndarray, "4 4"]
+    labels: str
+    volumes_ml: dict[str, float]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    prediction: ensembles.Prediction
+    geometry: geometry.Geometry
+    outputs: tuple[str, ...]
+
+    @functools.cached_property
+    def image(self) -> nib.Nifti1Image:
+        """The mask as an image of nibabel."""
+        return nib.Nifti1Image(self.mask, self.affine)
+
+    def save(self, path: Path) -> None:
+        """Writes the mask as .nii or .nii.gz.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        nifti.write_mask(path, self.mask, self.affine, description="kdnet_jax")
+
+    def probability(self, output: str) -> Float[np.ndarray, "x y z"]:
+        """Returns the probability of one of `outputs`; 0 outside of the brain's box.
+
+        Raises:
+            UserError: there is no such output.
+        """
+        check_choice("output", output, self.outputs)
+        channel = self.prediction.probabilities[..., self.outputs.index(output)]
+        return geometry.map_to_scan(channel, self.geometry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One or several networks that segment scans.
+
+    Attributes:
+        ensemble: the networks.
+        usual: what their training data look like, where it is known.
+    """
+
+    ensemble: ensembles.Ensemble
+    usual: Mapping[str, Any] | None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The sequences that it needs."""
+        return self.ensemble.modalities
+
+    def segment(
+        self,
+        scan: Scan | Mapping[str, Scan],
+        *,
+        spacing: Sequence[float] | None = None,
+        axes: str | None = None,
+        orientation: str | None = None,
+        labels: str = "brats2021",
+    ) -> Segmentation:
+        """Segments a scan.
+
+        Args:
+            scan: a .nii or .nii.gz file, an image of nibabel, or an array "x y z" of intensities
+                whose background is 0; for a model of several sequences, one of these for each.
+            spacing: of an array, mm along its axes.
+            axes: of an array, the letters to which its axes grow, such as "LPS" (BraTS) or "RAS".
+            orientation: "header", or three letters that overrule a wrong header; `None` as in
+                training.
+            labels: label values of the mask: brats2021, brats2023 or decathlon.
+
+        Raises:
+            UserError: the scan cannot be used, or is not what the model needs.
+        """
+        check_choice("labels", labels, label_values.LABEL_CONVENTIONS)
+        if orientation is not None:
+            geometry.check_orientation(orientation)
+        volumes = {
+            name: _read(each, name, spacing, axes) for name, each in self._by_name(scan).items()
+        }
+        name = next(iter(volumes.values())).path.name
+        case, notes, warnings = segmenting.prepare_scan(
+            *prepare.in_memory(volumes, name),
+            self.ensemble.spacing,
+            orientation or self.ensemble.orientation,
+            self.usual,
+        )
+        prediction = self.ensemble.segment(case)
+        affine = case.geometry.affine
+        return Segmentation(
+            mask=label_values.from_classes(prediction.classes, labels),
+            affine=affine,
+            labels=labels,
+            volumes_ml=prediction_outputs.volumes_ml(prediction.classes, affine),
+            notes=notes,
+            warnings=warnings,
+            prediction=prediction,
+            geometry=case.geometry,
+            outputs=self.ensemble.outputs,
+        )
+
+    def _by_name(self, scan: Scan | Mapping[str, Scan]) -> Mapping[str, Scan]:
+        needed = self.modalities
+        if not isinstance(scan, Mapping):
+            if len(needed) > 1:
+                raise UserError(
+                    f"the model needs {', '.join(needed)}: give a dictionary with a scan for each."
+                )
+            return {needed[0]: scan}
+        if set(scan) != set(needed):
+            raise UserError(
+                f"scans are given for {', '.join(map(str, scan)) or 'nothing'}, but the model "
+                f"needs {', '.join(needed)}: give just these."
+            )
+        return scan
+
+
+def load(*paths: Path, mirror: bool | None = None, whole: bool | None = None) -> Model:
+    """Loads a model.
+
+    Args:
+        paths: the folder of a run, or what `python -m kdnet_jax.export` wrote; several are
+            averaged.
+        mirror: average over mirror images; `None` as the model says.
+        whole: segment a scan in one pass, without windows; `None` as the model says.
+
+    Raises:
+        UserError: a folder is neither, or they cannot be averaged.
+    """
+    ensemble = ensembles.load_ensemble(
+        [pathlib.Path(path) for path in paths], mirror=mirror, whole=whole
+    )
+    return Model(ensemble, ensemble.training_data())
+
+
+def _read(scan: Scan, name: str, spacing: Sequence[float] | None, axes: str | None) -> nifti.Volume:
+    in_words = "spacing=(mm, mm, mm) and axes, the letters to which they grow, such as 'LPS'"
+    if isinstance(scan, np.ndarray):
+        if spacing is None or axes is None:
+            raise UserError(f"an array does not say where its voxels lie: give {in_words}.")
+        return nifti.from_memory(scan, _affine(spacing, axes), f"the array of {name}")
+    if spacing is not None or axes is not None:
+        raise UserError(f"spacing and axes are for arrays; {name} says by itself where it lies.")
+    if isinstance(scan, nib.spatialimages.SpatialImage):
+        source = scan.get_filename() or f"the image of {name}"
+        return nifti.from_memory(np.asanyarray(scan.dataobj), scan.affine, source)
+    if isinstance(scan, str | os.PathLike):
+        return nifti.read_volume(scan)
+    raise UserError(
+        f"{name} is a {type(scan).__name__}: give a .nii or .nii.gz file, an image of nibabel, or "
+        f"a NumPy array with {in_words}."
+    )
+
+
+def _affine(spacing: Sequence[float], axes: str) -> Float[np.ndarray, "4 4"]:
+    """Returns the affine of voxels that lie so, the first at the origin."""
+    if axes == geometry.HEADER:
+        raise UserError("axes is 'header', but an array has none: give letters such as 'LPS'.")
+    geometry.check_orientation(axes)
+    if len(spacing) != 3 or not all(mm > 0 for mm in spacing):
+        raise UserError(f"spacing is {tuple(spacing)}: give three numbers above 0, in mm.")
+    ornt = nib.orientations.axcodes2ornt(axes)
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, direction) in enumerate(ornt):
+        affine[int(world), axis] = direction * spacing[axis]
+    return affine

@@ -1,0 +1,80 @@
+"""The given teacher of a student: a run, an exported model, or what another tool has trained.
+
+The last is kept as a model folder within the run's own, so that a run that goes on needs neither
+the tool's files nor PyTorch.
+"""
+
+import dataclasses
+import pathlib
+
+from ml_collections import config_dict
+
+from kdnet_jax import checksums, files, model_folder, processes, runs, teachers
+from kdnet_jax.errors import UserError
+from kdnet_jax.interop import conversion, foreign
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A given teacher.
+
+    Attributes:
+        run: as it is used.
+        converted: of another tool, and not yet kept in the run's folder; else `None`.
+    """
+
+    run: runs.Run
+    converted: conversion.Converted | None = None
+
+
+def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Given:
+    """Reads the teacher that `teacher.checkpoint` names; writes nothing.
+
+    Raises:
+        UserError: it is no teacher that can be read.
+    """
+    path, folds = pathlib.Path(config.teacher.checkpoint), _folds(config)
+    kept = workdir / teachers.CONVERTED
+    if model_folder.is_model(kept):
+        was = model_folder.read(kept).document.get("source")
+        if was == conversion.source(path, folds):
+            return Given(runs.load_run(kept))
+        raise UserError(
+            f"{workdir} was begun with another teacher: {was}. Give a new --workdir, or the former "
+            "--config.teacher.checkpoint and --config.teacher.folds."
+        )
+    if not foreign.is_foreign(path):
+        if folds:
+            raise UserError(
+                f"teacher.folds is {config.teacher.folds!r}, but {path} is not of nnU-Net: leave "
+                "it empty."
+            )
+        return Given(runs.load_run(path))
+    found = conversion.convert(path, folds)
+    print(
+        f"{path}: {found.about['made_by']}; {found.model.network.members} network(s) of "
+        f"{', '.join(found.model.modalities)}, kept in {kept}"
+    )
+    digest = checksums.content_hash(found.params)
+    return Given(runs.Run(path, found.model, found.params, 0, digest), found)
+
+
+def _folds(config: config_dict.ConfigDict) -> tuple[str, ...]:
+    # Runs of before the key have none.
+    return tuple(filter(None, config.teacher.get("folds", "").replace(" ", "").split(",")))
+
+
+def keep(given: Given, workdir: pathlib.Path) -> runs.Run:
+    """Keeps a converted teacher in the run's folder; returns the teacher, wherever it lies."""
+    if given.converted is None:
+        return given.run
+    folder = workdir / teachers.CONVERTED
+    converted = given.converted
+    processes.first_does(lambda: _write(folder, converted))
+    files.wait_until_seen([folder / model_folder.FILE])
+    return dataclasses.replace(given.run, folder=folder)
+
+
+def _write(folder: pathlib.Path, converted: conversion.Converted) -> None:
+    with files.new_folder(folder) as beside:
+        conversion.fill(beside, converted)

@@ -1,0 +1,1 @@
+"""Networks that other tools trained, and networks for other tools."""

@@ -1,0 +1,77 @@
+"""A model of another tool as a model of this project."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdnet_jax import model as model_lib
+from kdnet_jax import model_folder
+from kdnet_jax.interop import foreign
+from kdnet_jax.models import adapted
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A model of another tool in this project's conventions.
+
+    Attributes:
+        model: the network and how it is used.
+        params: its parameters, of all its folds.
+        known_cases: ids that it was trained or chosen on; `None` if its files do not say.
+        about: what it was made of, for `model.json`.
+    """
+
+    model: model_lib.Model
+    params: Any
+    known_cases: tuple[str, ...] | None
+    about: dict[str, Any]
+
+
+def convert(path: pathlib.Path, folds: Sequence[str] = ()) -> Converted:
+    """Reads a model of nnU-Net or MONAI; needs PyTorch.
+
+    Args:
+        path: see `foreign.read`.
+        folds: to be averaged; empty: all there are.
+
+    Raises:
+        UserError: it is none that can be used here.
+    """
+    found = foreign.read(path, folds)
+    network = adapted.AdaptedConfig(
+        found.network, found.head, tuple(found.order), found.axes, len(found.members)
+    )
+    model = model_lib.Model(
+        role="teacher",
+        network=network,
+        modalities=tuple(found.modalities),
+        spacing=found.spacing,
+        window=adapted.to_spl(found.window, found.axes),
+        overlap=found.overlap,
+        mirror=found.mirror,
+    )
+    params = jax.tree.map(jnp.asarray, adapted.join_members(found.members))
+    about = {"source": source(path, folds), "made_by": found.source, "details": found.about}
+    return Converted(model, params, tuple(found.known_cases) or None, about)
+
+
+def source(path: pathlib.Path, folds: Sequence[str]) -> dict[str, Any]:
+    """Returns where a model comes from, as `model.json` notes it."""
+    return {"path": os.fspath(path.absolute()), "folds": list(folds)}
+
+
+def fill(folder: pathlib.Path, converted: Converted) -> None:
+    """Writes it into an empty folder as a model folder."""
+    model_folder.fill(
+        folder,
+        converted.model,
+        converted.params,
+        step=0,
+        known_cases=converted.known_cases,
+        about=converted.about,
+    )

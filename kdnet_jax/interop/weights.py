@@ -1,0 +1,131 @@
+"""Parameters between this project's trees and PyTorch's state dicts, by one table for both ways.
+
+NumPy arrays on both sides: PyTorch is not needed.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Num
+
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import adapted
+
+State = Mapping[str, Num[np.ndarray, "..."]]
+Layout = Literal["conv", "transposed", "vector"]
+# The axes of PyTorch's array that become ours: "d h w in out".
+_AXES: dict[Layout, tuple[int, ...]] = {
+    "conv": (2, 3, 4, 1, 0),
+    "transposed": (2, 3, 4, 0, 1),
+    "vector": (0,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One array.
+
+    Attributes:
+        path: in our tree, under "params", joined by "/".
+        names: in the state dict, which may hold it several times.
+        layout: how its axes lie.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    layout: Layout
+
+
+def convolution(
+    path: str, names: Sequence[str], *, bias: bool, layout: Layout = "conv"
+) -> list[Entry]:
+    """Returns the entries of a convolution whose module has these names."""
+    found = [Entry(f"{path}/kernel", tuple(f"{name}.weight" for name in names), layout)]
+    if bias:
+        found.append(Entry(f"{path}/bias", tuple(f"{name}.bias" for name in names), "vector"))
+    return found
+
+
+def norm(path: str, names: Sequence[str], *, affine: bool = True) -> list[Entry]:
+    """Returns the entries of a norm whose module has these names."""
+    if not affine:
+        return []
+    return [
+        Entry(f"{path}/{ours}", tuple(f"{name}.{theirs}" for name in names), "vector")
+        for ours, theirs in (("scale", "weight"), ("bias", "bias"))
+    ]
+
+
+def from_torch(config: adapted.RawConfig, entries: Iterable[Entry], state: State) -> Any:
+    """Returns our parameters from a state dict.
+
+    Args:
+        config: the network.
+        entries: what it consists of, the convolution that sees the input first.
+        state: the state dict.
+
+    Raises:
+        UserError: a key is missing, surplus or of another shape, or two that should be one array
+            differ.
+    """
+    entries = list(entries)
+    known = {name for entry in entries for name in entry.names}
+    missing, surplus = sorted(known - set(state)), sorted(set(state) - known)
+    if missing or surplus:
+        found = [f"lack {_some(missing)}"] * bool(missing)
+        found += [f"have {_some(surplus)}, which it does not"] * bool(surplus)
+        raise UserError(
+            f"the weights are not of the network that is described: they {' and '.join(found)}."
+        )
+    expected = _shapes(config, np.shape(state[entries[0].names[0]]))
+    flat = {}
+    for entry in entries:
+        arrays = [np.asarray(state[name]) for name in entry.names]
+        for name, array in zip(entry.names, arrays, strict=True):
+            _check(name, array, entry, expected[entry.path].shape)
+            if not np.array_equal(array, arrays[0]):
+                raise UserError(
+                    f"the weights {entry.names[0]} and {name} are one array of the network, but "
+                    "differ: the file is damaged, or was put together from two."
+                )
+        flat[entry.path] = arrays[0].transpose(_AXES[entry.layout]).astype(np.float32)
+    return {"params": traverse_util.unflatten_dict(flat, sep="/")}
+
+
+def to_torch(entries: Iterable[Entry], params: Any) -> dict[str, Num[np.ndarray, "..."]]:
+    """Returns the state dict from our parameters."""
+    flat, state = traverse_util.flatten_dict(params["params"], sep="/"), {}
+    for entry in entries:
+        axes = np.argsort(_AXES[entry.layout])
+        array = np.ascontiguousarray(np.asarray(flat[entry.path], np.float32).transpose(axes))
+        state.update(dict.fromkeys(entry.names, array))
+    return state
+
+
+def _shapes(config: adapted.RawConfig, first: Sequence[int]) -> dict[str, Any]:
+    """Returns the shapes of our arrays by their paths, given that of the first convolution."""
+    channels = first[1] if len(first) > 1 else 1
+    x = jax.ShapeDtypeStruct((1, *config.divisor, channels), np.float32)
+    tree = jax.eval_shape(config.module().init, jax.random.key(0), x)
+    return traverse_util.flatten_dict(tree["params"], sep="/")
+
+
+def _check(name: str, array: Num[np.ndarray, "..."], entry: Entry, shape: Sequence[int]) -> None:
+    inverse = np.argsort(_AXES[entry.layout])
+    wanted = tuple(shape[axis] for axis in inverse)
+    if array.shape != wanted:
+        raise UserError(
+            f"the weights {name} have the shape {array.shape}, expected {wanted}: they are not of "
+            "the network that is described."
+        )
+    if not np.isfinite(array).all():
+        raise UserError(f"the weights {name} hold NaN or infinity.")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

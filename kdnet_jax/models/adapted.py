@@ -1,0 +1,162 @@
+"""Networks of other tools in this project's conventions: its axes, its outputs, folds averaged.
+
+nnU-Net's and MONAI's networks have axes, channels and labels of their own; `AdaptedConfig` says how
+they lie, so that all else sees one more network.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdnet_jax import conventions
+
+# Of an axis: the letter that this project's arrays grow to, and the opposite one.
+_LINES = ("SI", "PA", "LR")
+
+
+class RawConfig(Protocol):
+    """What a network of another tool looks like (`models.nnunet`, `models.monai`)."""
+
+    @property
+    def out_channels(self) -> int:
+        """Output channels."""
+
+    @property
+    def bfloat16(self) -> bool | None:
+        """See `unet.UNetConfig`."""
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        """What each edge of the input, in the network's own order, must be divisible by."""
+
+    def module(self) -> nn.Module:
+        """Returns the network: "b d h w m" to (logits "b d h w k", named features)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptedConfig:
+    """A network of another tool, and how it lies in this project's conventions.
+
+    Attributes:
+        network: the network as it is.
+        head: what its outputs mean; see `unet.UNetConfig`.
+        order: for each of our outputs, the network's own channel.
+        axes: the letters to which its array axes grow, "SPL" as ours, "RAS", ...
+        members: networks of this form, such as folds, whose probabilities are averaged. Then there
+            is no bottleneck among the features: there is not one.
+    """
+
+    network: RawConfig
+    head: Literal["softmax", "regions"]
+    order: tuple[int, ...]
+    axes: str = "SPL"
+    members: int = 1
+
+    # How `unet.UNetConfig` calls the choice of a convolution's form; these have no other.
+    convolutions: ClassVar[str] = "auto"
+
+    @property
+    def bfloat16(self) -> bool | None:
+        """See `unet.UNetConfig`."""
+        return self.network.bfloat16
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the output channels."""
+        return conventions.CLASSES if self.head == "softmax" else conventions.REGIONS
+
+    @property
+    def divisor(self) -> int:
+        """What every edge of the input must be divisible by."""
+        return math.lcm(*self.network.divisor)
+
+    def module(self) -> nn.Module:
+        """Returns the network as others see it."""
+        return AdaptedNetwork(self)
+
+
+class AdaptedNetwork(nn.Module):
+    """`AdaptedConfig`'s network: "b d h w m" in SPL to (logits "b d h w k", features in SPL).
+
+    Parameters: one tree per member, `member_0`, `member_1`, ...
+    """
+
+    config: AdaptedConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b d h w m"]
+    ) -> tuple[Float[Array, "b d h w k"], dict[str, Array]]:
+        """Applies the network, or averages its members."""
+        there, back = _ways(self.config.axes)
+        x = there(x)
+        answers = [self._member(index)(x) for index in range(self.config.members)]
+        if len(answers) == 1:
+            ((logits, features),) = answers
+        else:
+            # The features of one member say nothing about another's.
+            logits = mean_logits([each for each, _ in answers], self.config.head)
+            features = {}
+        found = {
+            name: self._ordered(value) if name.startswith("logits_") else value
+            for name, value in features.items()
+        }
+        return back(self._ordered(logits)), jax.tree.map(back, found)
+
+    def _member(self, index: int) -> nn.Module:
+        # `copy` gives the member its name within this module.
+        return self.config.network.module().copy(name=f"member_{index}")
+
+    def _ordered(self, logits: Array) -> Array:
+        return jnp.concatenate([logits[..., c : c + 1] for c in self.config.order], axis=-1)
+
+
+def join_members(members: tuple[Any, ...]) -> Any:
+    """Returns the parameters of `AdaptedNetwork` from those of its members."""
+    return {"params": {f"member_{i}": each["params"] for i, each in enumerate(members)}}
+
+
+def mean_logits(
+    members: list[Float[Array, "*grid k"]], head: Literal["softmax", "regions"]
+) -> Float[Array, "*grid k"]:
+    """Returns logits whose probabilities are the mean of the members'."""
+    stacked = jnp.stack(members)
+    if head == "softmax":
+        return _log_mean(jax.nn.log_softmax(stacked, axis=-1))
+    return _log_mean(jax.nn.log_sigmoid(stacked)) - _log_mean(jax.nn.log_sigmoid(-stacked))
+
+
+def _log_mean(log_p: Array) -> Array:
+    return jax.scipy.special.logsumexp(log_p, axis=0) - math.log(log_p.shape[0])
+
+
+def to_spl(edges: tuple[int, int, int], axes: str) -> tuple[int, int, int]:
+    """Returns edges along `axes` as edges along superior, posterior and left."""
+    d, h, w = (edges[_sources(axes).index(line)] for line in range(3))
+    return d, h, w
+
+
+def _sources(axes: str) -> list[int]:
+    """Returns, for each of `axes`, which of S, P and L runs along the same line."""
+    return [next(i for i, line in enumerate(_LINES) if letter in line) for letter in axes]
+
+
+def _ways(axes: str) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """Returns the way from SPL to `axes` for "b d h w c" arrays, and the way back."""
+    flipped = [i + 1 for i, letter in enumerate(axes) if letter not in "SPL"]
+    order = (0, *(i + 1 for i in _sources(axes)), 4)
+    inverse = tuple(sorted(range(5), key=lambda i: order[i]))
+
+    def there(x: Array) -> Array:
+        return jnp.flip(x.transpose(order), flipped)
+
+    def back(x: Array) -> Array:
+        return jnp.flip(x, flipped).transpose(inverse)
+
+    return there, back

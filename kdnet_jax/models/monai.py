@@ -1,0 +1,301 @@
+"""MONAI's networks, equal to `monai.networks.nets`' with the same weights.
+
+DynUNet: Futrega et al., "Optimized U-Net for brain tumor segmentation", BraTS 2021. SegResNet:
+Myronenko, "3D MRI brain tumor segmentation using autoencoder regularization", BraTS 2018.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import layers, torch_layers, unet
+from kdnet_jax.models.torch_layers import Triple
+
+_ONE: Triple = (1, 1, 1)
+_EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class DynUNetConfig:
+    """`DynUNet`; the number of input channels follows from the input.
+
+    Attributes:
+        kernels: of each stage, finest first; the last is the bottleneck's.
+        strides: likewise.
+        upsample_kernels: of the transposed convolutions, `strides[1:]` in MONAI's words.
+        filters: channels of each stage.
+        out_channels: of the logits.
+        groups: of the norms; 0 for instance norms.
+        norm_affine: they have a scale and a bias.
+        slope: of the LeakyReLU.
+        res_block: residual blocks in the encoder.
+        trans_bias: transposed convolutions have a bias.
+        heads: logits at so many coarser stages too, under "logits_1", ... of the features; 0
+            without deep supervision.
+        bfloat16: see `unet.UNetConfig`.
+    """
+
+    kernels: tuple[Triple, ...]
+    strides: tuple[Triple, ...]
+    upsample_kernels: tuple[Triple, ...]
+    filters: tuple[int, ...]
+    out_channels: int
+    groups: int = 0
+    norm_affine: bool = True
+    slope: float = 0.01
+    res_block: bool = False
+    trans_bias: bool = False
+    heads: int = 0
+    bfloat16: bool | None = None
+
+    @property
+    def divisor(self) -> Triple:
+        """What each edge of the input must be divisible by."""
+        return torch_layers.total_stride(self.strides)
+
+    def module(self) -> nn.Module:
+        """Returns the network."""
+        return DynUNet(self)
+
+    @classmethod
+    def isotropic(
+        cls,
+        widths: tuple[int, ...],
+        blocks: int,
+        out_channels: int,
+        deep_supervision: bool,
+        bfloat16: bool | None,
+    ) -> Any:
+        """Returns a network of 3x3x3 kernels that halves every edge at every stage but the first.
+
+        Its blocks have two convolutions, whatever `blocks` says.
+        """
+        down = ((2, 2, 2),) * (len(widths) - 1)
+        return cls(
+            kernels=((3, 3, 3),) * len(widths),
+            strides=(_ONE, *down),
+            upsample_kernels=down,
+            filters=widths,
+            out_channels=out_channels,
+            heads=max(len(widths) - 3, 0) if deep_supervision else 0,
+            bfloat16=bfloat16,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SegResNetConfig:
+    """`SegResNet`; the number of input channels follows from the input.
+
+    Attributes:
+        init_filters: channels of the finest stage; each further one has twice as many.
+        out_channels: of the logits.
+        blocks_down: residual blocks of each stage of the encoder, finest first.
+        blocks_up: of each stage of the decoder, coarsest first; one fewer.
+        groups: of the group norms.
+        upsample_mode: "nontrainable" (trilinear) or "deconv".
+        bfloat16: see `unet.UNetConfig`.
+    """
+
+    init_filters: int
+    out_channels: int
+    blocks_down: tuple[int, ...] = (1, 2, 2, 4)
+    blocks_up: tuple[int, ...] = (1, 1, 1)
+    groups: int = 8
+    upsample_mode: Literal["nontrainable", "deconv"] = "nontrainable"
+    bfloat16: bool | None = None
+
+    @property
+    def divisor(self) -> Triple:
+        """What each edge of the input must be divisible by."""
+        edge = 2 ** (len(self.blocks_down) - 1)
+        return edge, edge, edge
+
+    def module(self) -> nn.Module:
+        """Returns the network."""
+        return SegResNet(self)
+
+    @classmethod
+    def isotropic(
+        cls,
+        widths: tuple[int, ...],
+        blocks: int,
+        out_channels: int,
+        deep_supervision: bool,
+        bfloat16: bool | None,
+    ) -> Any:
+        """Returns a network as deep as `widths`, which begins with `widths[0]` channels.
+
+        Raises:
+            UserError: the widths do not double, or deep supervision is asked for.
+        """
+        if deep_supervision:
+            raise UserError("model.deep_supervision is true, but a segresnet has one head only.")
+        expected = tuple(widths[0] * 2**level for level in range(len(widths)))
+        if widths != expected or widths[0] % cls.groups:
+            raise UserError(
+                f"model.widths is {widths}, but a segresnet begins with a multiple of {cls.groups} "
+                f"and doubles, such as {tuple(8 * 2**level for level in range(len(widths)))}."
+            )
+        return cls(
+            init_filters=widths[0],
+            out_channels=out_channels,
+            blocks_down=(blocks,) * len(widths),
+            blocks_up=(1,) * (len(widths) - 1),
+            bfloat16=bfloat16,
+        )
+
+
+class _DynBlock(nn.Module):
+    """`UnetBasicBlock`, or `UnetResBlock` where `residual`."""
+
+    config: DynUNetConfig
+    features: int
+    kernel: Triple
+    stride: Triple = _ONE
+    residual: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = self._norm("norm1")(self._conv("conv1", self.kernel, self.stride)(x))
+        y = torch_layers.leaky_relu(y, self.config.slope)
+        y = self._norm("norm2")(self._conv("conv2", self.kernel)(y))
+        if self.residual:
+            if x.shape[-1] != self.features or self.stride != _ONE:
+                x = self._norm("norm3")(self._conv("conv3", _ONE, self.stride)(x))
+            y = y + x
+        return torch_layers.leaky_relu(y, self.config.slope)
+
+    def _conv(self, name: str, kernel: Triple, stride: Triple = _ONE) -> nn.Module:
+        d, h, w = ((k - s + 1) // 2 for k, s in zip(kernel, stride, strict=True))
+        dtype = unet.compute_type(self.config)
+        return torch_layers.Conv(
+            self.features, kernel, stride, (d, h, w), bias=False, dtype=dtype, name=name
+        )
+
+    def _norm(self, name: str) -> nn.Module:
+        config = self.config
+        return torch_layers.GroupNorm(config.groups, _EPSILON, config.norm_affine, name=name)
+
+
+class DynUNet(nn.Module):
+    """MONAI's dynamic U-Net: see `unet.UNet` for what it takes and returns."""
+
+    config: DynUNetConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b d h w m"]
+    ) -> tuple[Float[Array, "b d h w k"], dict[str, Array]]:
+        """Applies the network."""
+        config, last = self.config, len(self.config.filters) - 1
+        names = ["input_block", *(f"downsamples_{i}" for i in range(last - 1)), "bottleneck"]
+        skips = []
+        for level, name in enumerate(names):
+            x = _DynBlock(
+                config,
+                config.filters[level],
+                config.kernels[level],
+                config.strides[level],
+                config.res_block,
+                name=name,
+            )(x)
+            skips.append(x)
+        features = {"bottleneck": x}
+        for level in reversed(range(last)):
+            x = self._up(x, skips[level], level, f"upsamples_{last - 1 - level}")
+            features[f"decoder_{level}"] = x
+            if 0 < level <= config.heads:
+                features[f"logits_{level}"] = self._head(x, f"heads_{level - 1}")
+        return self._head(x, "output_block"), features
+
+    def _up(self, x: Array, skip: Array, level: int, name: str) -> Array:
+        config, features = self.config, self.config.filters[level]
+        x = torch_layers.TransposedConv(
+            features,
+            config.upsample_kernels[level],
+            config.trans_bias,
+            unet.compute_type(config),
+            name=f"{name}_transp_conv",
+        )(x)
+        x = jnp.concatenate([x, skip], axis=-1)
+        # The kernel of the stage below, as there.
+        block = _DynBlock(config, features, config.kernels[level + 1], name=f"{name}_conv_block")
+        return block(x)
+
+    def _head(self, x: Array, name: str) -> Array:
+        dtype = unet.compute_type(self.config)
+        conv = torch_layers.Conv(self.config.out_channels, _ONE, dtype=dtype, name=name)
+        return conv(x).astype(jnp.float32)
+
+
+class _Segment(nn.Module):
+    """What the parts of a SegResNet share."""
+
+    config: SegResNetConfig
+
+    def _conv(
+        self, name: str, features: int, edge: int = 3, stride: int = 1, **options: Any
+    ) -> Any:
+        return torch_layers.Conv(
+            features,
+            (edge,) * 3,
+            (stride,) * 3,
+            init=torch_layers.TORCH,
+            dtype=unet.compute_type(self.config),
+            name=name,
+            **{"bias": False} | options,
+        )
+
+    def _norm(self, name: str) -> nn.Module:
+        return torch_layers.GroupNorm(self.config.groups, _EPSILON, name=name)
+
+
+class _ResBlock(_Segment):
+    """Norm, ReLU and convolution twice, beside a skip (`ResBlock`)."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        features = x.shape[-1]
+        y = self._conv("conv1", features)(jax.nn.relu(self._norm("norm1")(x)))
+        return x + self._conv("conv2", features)(jax.nn.relu(self._norm("norm2")(y)))
+
+
+class SegResNet(_Segment):
+    """MONAI's SegResNet without its autoencoder: see `unet.UNet` for what it takes and returns."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b d h w m"]
+    ) -> tuple[Float[Array, "b d h w k"], dict[str, Array]]:
+        """Applies the network."""
+        config, skips = self.config, []
+        x = self._conv("init", config.init_filters)(x)
+        for level, count in enumerate(config.blocks_down):
+            if level:
+                x = self._conv(f"down_{level}", config.init_filters * 2**level, stride=2)(x)
+            for index in range(count):
+                x = _ResBlock(config, name=f"encoder_{level}_{index}")(x)
+            skips.append(x)
+        features = {"bottleneck": x}
+        for stage, count in enumerate(config.blocks_up):
+            level = len(config.blocks_up) - 1 - stage
+            x = self._up(x, config.init_filters * 2**level, stage) + skips[-2 - stage]
+            for index in range(count):
+                x = _ResBlock(config, name=f"decoder_{stage}_{index}")(x)
+            features[f"decoder_{level}"] = x
+        x = jax.nn.relu(self._norm("final_norm")(x))
+        logits = self._conv("final_conv", config.out_channels, edge=1, bias=True)(x)
+        return logits.astype(jnp.float32), features
+
+    def _up(self, x: Array, features: int, stage: int) -> Array:
+        x = self._conv(f"up_{stage}", features, edge=1)(x)
+        if self.config.upsample_mode == "nontrainable":
+            return layers.upsample_trilinear(x)
+        dtype = unet.compute_type(self.config)
+        up = torch_layers.TransposedConv(features, (2, 2, 2), dtype=dtype, name=f"deconv_{stage}")
+        return up(x)

@@ -1,0 +1,136 @@
+"""Every kind of network behind one interface: the project's own U-Net, and those of other tools."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import adapted, monai, nnunet, unet
+
+Network = unet.UNetConfig | adapted.AdaptedConfig
+UNET = "unet"
+# The networks of other tools, each by the name of its class.
+FAMILIES: dict[str, Any] = {
+    "plain_conv_unet": nnunet.PlainConvConfig,
+    "residual_encoder_unet": nnunet.ResidualEncoderConfig,
+    "dynunet": monai.DynUNetConfig,
+    "segresnet": monai.SegResNetConfig,
+}
+
+
+def check_patch(patch: Sequence[int], config: Network, key: str) -> None:
+    """Raises UserError if the network cannot halve `patch` (voxels, d h w) at every level."""
+    if len(patch) != 3 or any(edge < 1 for edge in patch):
+        raise UserError(f"{key} is {tuple(patch)}: give three positive edges, such as 64,64,64.")
+    if any(edge % config.divisor for edge in patch):
+        fitting = tuple(math.ceil(edge / config.divisor) * config.divisor for edge in patch)
+        raise UserError(
+            f"{key} is {tuple(patch)}, but the network halves a patch so often that every edge "
+            f"must be divisible by {config.divisor}. Set "
+            f"--config.{key}={','.join(map(str, fitting))}, or fewer levels in "
+            "--config.model.widths."
+        )
+
+
+def init_params(config: Network, modalities: int, key: jax.Array) -> Any:
+    """Returns new parameters for an input of `modalities` channels."""
+    edge = config.divisor
+    # Twice: instance norm needs more than one voxel where the network is coarsest.
+    x = jnp.zeros((1, 2 * edge, 2 * edge, 2 * edge, modalities), jnp.float32)
+    return jax.jit(config.module().init)(key, x)
+
+
+def family(config: Network) -> str:
+    """Returns the name of a network's kind."""
+    if isinstance(config, unet.UNetConfig):
+        return UNET
+    return next(name for name, kind in FAMILIES.items() if isinstance(config.network, kind))
+
+
+def of_family(
+    name: str,
+    *,
+    head: str,
+    widths: Sequence[int],
+    blocks: int,
+    deep_supervision: bool,
+    bfloat16: bool | None,
+) -> adapted.AdaptedConfig:
+    """Returns a network of another tool's kind, to be trained in this project's conventions."""
+    outputs = unet.UNetConfig(head=head).outputs
+    network = FAMILIES[name].isotropic(
+        tuple(widths), blocks, len(outputs), deep_supervision, bfloat16
+    )
+    return adapted.AdaptedConfig(network, head, tuple(range(len(outputs))))
+
+
+def splits_depth(config: Network) -> bool:
+    """Returns whether devices can share the depth of its input; layers must fetch their halos."""
+    return isinstance(config, unet.UNetConfig)
+
+
+def check_space(space: int, config: Network, key: str) -> None:
+    """Raises UserError if `space` devices (the value of `key`) cannot share a network's depth."""
+    if space > 1 and not splits_depth(config):
+        raise UserError(
+            f"{key} is {space}, but only the project's own U-Net can be split along its depth; "
+            f"this network is a {family(config)}. Set it to 1."
+        )
+
+
+def bottleneck_shape(
+    config: Network, modalities: int, patch: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Returns "d h w c" of the bottleneck for a patch; `None` where there is not one."""
+    x = jax.ShapeDtypeStruct((1, *patch, modalities), jnp.float32)
+    (_, features), _ = jax.eval_shape(config.module().init_with_output, jax.random.key(0), x)
+    return features["bottleneck"].shape[1:] if "bottleneck" in features else None
+
+
+def native(config: Network) -> Network:
+    """Returns the same network with XLA's own convolutions."""
+    if isinstance(config, unet.UNetConfig):
+        return dataclasses.replace(config, convolutions="native")
+    return config  # it has no others
+
+
+def portable(config: Network) -> Network:
+    """Returns the same network in float32 and XLA's own convolutions, for any backend."""
+    if isinstance(config, unet.UNetConfig):
+        return dataclasses.replace(native(config), bfloat16=False)
+    return dataclasses.replace(config, network=dataclasses.replace(config.network, bfloat16=False))
+
+
+def to_json(config: Network) -> dict[str, Any]:
+    """Returns a network as JSON: its kind under "family", and its fields."""
+    return {"family": family(config)} | dataclasses.asdict(config)
+
+
+def from_json(values: Mapping[str, Any]) -> Network:
+    """Returns the network that `to_json` wrote.
+
+    Raises:
+        UserError: it is of no kind that is known here.
+        TypeError: its fields are not those of its kind.
+    """
+    fields = {key: _tuples(value) for key, value in values.items() if key != "family"}
+    kind = values.get("family")
+    if kind == UNET:
+        return unet.UNetConfig(**fields)
+    if kind not in FAMILIES:
+        raise UserError(
+            f"a network of the kind {kind!r}; known are {', '.join((UNET, *FAMILIES))}. It may be "
+            "of a newer version of kdnet_jax."
+        )
+    return adapted.AdaptedConfig(**fields | {"network": FAMILIES[kind](**fields["network"])})
+
+
+def _tuples(value: Any) -> Any:
+    """Makes JSON's lists the tuples that they were."""
+    if isinstance(value, dict):
+        return {key: _tuples(each) for key, each in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

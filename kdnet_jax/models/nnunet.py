@@ -1,0 +1,229 @@
+"""nnU-Net's networks, equal to `dynamic_network_architectures`' with the same weights.
+
+Isensee et al., "nnU-Net", Nature Methods 2021, and "nnU-Net revisited", MICCAI 2024.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdnet_jax.models import torch_layers, unet
+from kdnet_jax.models.torch_layers import Triple
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainConvConfig:
+    """`PlainConvUNet`; the number of input channels follows from the input.
+
+    Attributes:
+        features: channels of each stage, finest first.
+        kernels: of each stage's convolutions.
+        strides: of each stage's first convolution.
+        blocks: convolutions of each stage of the encoder.
+        decoder_blocks: of each stage of the decoder, coarsest first; one fewer.
+        out_channels: of the logits.
+        conv_bias: convolutions have a bias.
+        norm_epsilon: of the instance norms.
+        norm_affine: they have a scale and a bias.
+        slope: of the LeakyReLU.
+        deep_supervision: logits at the coarser stages too (all but the coarsest, whose weight in
+            nnU-Net's loss is 0), under "logits_1", ... of the features. Their parameters are there
+            in any case.
+        bfloat16: see `unet.UNetConfig`.
+    """
+
+    features: tuple[int, ...]
+    kernels: tuple[Triple, ...]
+    strides: tuple[Triple, ...]
+    blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+    out_channels: int
+    conv_bias: bool = True
+    norm_epsilon: float = 1e-5
+    norm_affine: bool = True
+    slope: float = 0.01
+    deep_supervision: bool = False
+    bfloat16: bool | None = None
+
+    @property
+    def divisor(self) -> Triple:
+        """What each edge of the input must be divisible by."""
+        return torch_layers.total_stride(self.strides)
+
+    def module(self) -> nn.Module:
+        """Returns the network."""
+        return PlainConvUNet(self)
+
+    @classmethod
+    def isotropic(
+        cls,
+        widths: tuple[int, ...],
+        blocks: int,
+        out_channels: int,
+        deep_supervision: bool,
+        bfloat16: bool | None,
+    ) -> Any:
+        """Returns a network of 3x3x3 kernels that halves every edge at every stage but the first."""
+        depth = len(widths)
+        return cls(
+            features=widths,
+            kernels=((3, 3, 3),) * depth,
+            strides=((1, 1, 1), *((2, 2, 2),) * (depth - 1)),
+            blocks=(blocks,) * depth,
+            decoder_blocks=(cls._decoder_blocks(blocks),) * (depth - 1),
+            out_channels=out_channels,
+            deep_supervision=deep_supervision,
+            bfloat16=bfloat16,
+        )
+
+    @staticmethod
+    def _decoder_blocks(blocks: int) -> int:
+        return blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidualEncoderConfig(PlainConvConfig):
+    """`ResidualEncoderUNet` with basic blocks; see `PlainConvConfig`.
+
+    `blocks` are residual blocks of two convolutions; `decoder_blocks` are convolutions.
+
+    Attributes:
+        stem_features: channels of the convolution before the first stage; 0: `features[0]`.
+    """
+
+    stem_features: int = 0
+
+    def module(self) -> nn.Module:
+        """Returns the network."""
+        return ResidualEncoderUNet(self)
+
+    @staticmethod
+    def _decoder_blocks(blocks: int) -> int:
+        return 1  # as nnU-Net's planner
+
+
+class _Layers(nn.Module):
+    """What the blocks of one network share."""
+
+    config: PlainConvConfig
+
+    def _conv(self, name: str, features: int, kernel: Triple, **options: Any) -> nn.Module:
+        options = {"bias": self.config.conv_bias} | options
+        dtype = unet.compute_type(self.config)
+        return torch_layers.Conv(features, kernel, dtype=dtype, name=name, **options)
+
+    def _norm(self, name: str = "norm") -> nn.Module:
+        config = self.config
+        return torch_layers.GroupNorm(0, config.norm_epsilon, config.norm_affine, name=name)
+
+    def _activate(self, x: Array) -> Array:
+        return torch_layers.leaky_relu(x, self.config.slope)
+
+
+class _Block(_Layers):
+    """Convolution, norm, and LeakyReLU if `active` (`ConvDropoutNormReLU`)."""
+
+    features: int
+    kernel: Triple
+    stride: Triple = (1, 1, 1)
+    bias: bool = True
+    active: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        bias = self.bias and self.config.conv_bias
+        x = self._conv("conv", self.features, self.kernel, stride=self.stride, bias=bias)(x)
+        x = self._norm()(x)
+        return self._activate(x) if self.active else x
+
+
+class _ResidualBlock(_Layers):
+    """Two convolutions beside a skip (`BasicBlockD`; He et al., "Bag of tricks", CVPR 2019)."""
+
+    features: int
+    kernel: Triple
+    stride: Triple
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        block = (self.config, self.features, self.kernel)
+        y = _Block(*block, self.stride, name="conv1")(x)
+        y = _Block(*block, active=False, name="conv2")(y)
+        if self.stride != (1, 1, 1):
+            x = torch_layers.average_pool(x, self.stride)
+        if x.shape[-1] != self.features:
+            own = (self.config, self.features, (1, 1, 1))
+            x = _Block(*own, bias=False, active=False, name="skip")(x)
+        return self._activate(x + y)
+
+
+class _UNet(_Layers):
+    """The decoder (`UNetDecoder`) over an encoder that subclasses give."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b d h w m"]
+    ) -> tuple[Float[Array, "b d h w k"], dict[str, Array]]:
+        """Applies the network; `unet.UNet` says what it returns."""
+        config, depth = self.config, len(self.config.features)
+        skips = self._encode(x)
+        x = skips[-1]
+        features = {"bottleneck": x}
+        for stage in range(depth - 1):
+            level = depth - 2 - stage
+            x = torch_layers.TransposedConv(
+                config.features[level],
+                config.strides[level + 1],
+                config.conv_bias,
+                unet.compute_type(config),
+                name=f"up_{stage}",
+            )(x)
+            x = jnp.concatenate([x, skips[level]], axis=-1)
+            for index in range(config.decoder_blocks[stage]):
+                block = (config, config.features[level], config.kernels[level])
+                x = _Block(*block, name=f"decoder_{stage}_{index}")(x)
+            features[f"decoder_{level}"] = x
+            # All heads have parameters, as there.
+            logits = self._conv(f"head_{stage}", config.out_channels, (1, 1, 1), bias=True)(x)
+            logits = logits.astype(jnp.float32)
+            if config.deep_supervision and 0 < level < depth - 2:
+                features[f"logits_{level}"] = logits
+        return logits, features
+
+    def _encode(self, x: Array) -> list[Array]:
+        raise NotImplementedError
+
+
+class PlainConvUNet(_UNet):
+    """nnU-Net's U-Net of plain convolutions."""
+
+    def _encode(self, x: Array) -> list[Array]:
+        config, skips = self.config, []
+        for stage, width in enumerate(config.features):
+            for index in range(config.blocks[stage]):
+                stride = (1, 1, 1) if index else config.strides[stage]
+                name = f"encoder_{stage}_{index}"
+                x = _Block(config, width, config.kernels[stage], stride, name=name)(x)
+            skips.append(x)
+        return skips
+
+
+class ResidualEncoderUNet(_UNet):
+    """nnU-Net's U-Net with a residual encoder ("ResEnc")."""
+
+    config: ResidualEncoderConfig
+
+    def _encode(self, x: Array) -> list[Array]:
+        config, skips = self.config, []
+        width = config.stem_features or config.features[0]
+        x = _Block(config, width, config.kernels[0], name="stem")(x)
+        for stage, width in enumerate(config.features):
+            for index in range(config.blocks[stage]):
+                stride = (1, 1, 1) if index else config.strides[stage]
+                name = f"encoder_{stage}_{index}"
+                x = _ResidualBlock(config, width, config.kernels[stage], stride, name=name)(x)
+            skips.append(x)
+        return skips

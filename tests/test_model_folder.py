@@ -1,0 +1,122 @@
+"""A model that is handed over: all of it comes back, and damage is told."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from kdnet_jax import files, model_folder, runs
+from kdnet_jax import model as model_lib
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import networks, unet
+
+OWN = unet.UNetConfig(widths=(2, 4), head="regions", bfloat16=False)
+
+
+def _of_family(name: str, head: str) -> networks.Network:
+    return networks.of_family(
+        name, head=head, widths=(8, 16), blocks=1, deep_supervision=False, bfloat16=None
+    )
+
+
+NETWORKS = [OWN, *(_of_family(name, "softmax") for name in networks.FAMILIES)]
+
+
+def _write(folder: pathlib.Path, network: networks.Network = OWN) -> Any:
+    model = model_lib.Model(
+        "student", network, ("t2",), 1.5, (8, 16, 24), overlap=0.25, mirror=True, orientation="LPS"
+    )
+    params = networks.init_params(network, 1, jax.random.key(3))
+    with files.new_folder(folder) as beside:
+        model_folder.fill(
+            beside, model, params, step=7, known_cases=("a", "b"), about={"licence": "CC0-1.0"}
+        )
+    return model, params
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=networks.family)
+def test_all_of_a_model_comes_back(tmp_path: pathlib.Path, network: networks.Network) -> None:
+    model, params = _write(tmp_path / "model", network)
+    about = model_folder.read(tmp_path / "model")
+    assert about.model == model
+    assert (about.step, about.known_cases) == (7, ("a", "b"))
+    assert about.document["licence"] == "CC0-1.0"
+    run = runs.load_run(tmp_path / "model")
+    assert jax.tree.structure(run.params) == jax.tree.structure(params)
+    for ours, theirs in zip(*map(jax.tree.leaves, (run.params, params)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_nothing_but_jax_and_orbax_reads_the_parameters(tmp_path: pathlib.Path) -> None:
+    _, params = _write(tmp_path / "model")
+    from orbax.checkpoint import v1 as ocp
+
+    loaded = ocp.load_pytree(tmp_path / "model/params")
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, params))
+
+
+def _change(document: dict[str, Any], key: str, value: Any) -> None:
+    document[key] = value
+
+
+CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda d: _change(d, "version", 2), r"version 2; expected 'kdnet_jax model', 1"),
+    (lambda d: _change(d, "format", "other"), "format 'other'"),
+    (lambda d: d.pop("network"), "is damaged"),
+    (lambda d: _change(d, "window", 3), "is damaged"),
+    (lambda d: _change(d["network"], "family", "vnet"), "the kind 'vnet'"),
+    (lambda d: _change(d["network"], "heads", 3), "is damaged"),
+    (lambda d: _change(d["network"], "widths", [2, 8]), "parameters of another network"),
+    (lambda d: _change(d, "modalities", ["t1", "t2"]), "parameters of another network"),
+    (lambda d: _change(d, "parameters_sha256", "0" * 64), "is not what model.json says"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_a_changed_document_is_refused(
+    tmp_path: pathlib.Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    _write(tmp_path / "model")
+    path = tmp_path / "model/model.json"
+    document = json.loads(path.read_text("utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), "utf-8")
+    with pytest.raises(UserError, match=message):
+        runs.load_run(tmp_path / "model")
+
+
+def test_parameters_that_cannot_be_read_are_told(tmp_path: pathlib.Path) -> None:
+    _write(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model/params")
+    with pytest.raises(UserError, match=r"params cannot be read"):
+        runs.load_run(tmp_path / "model")
+
+
+def test_a_folder_that_is_there_is_not_overwritten(tmp_path: pathlib.Path) -> None:
+    _write(tmp_path / "model")
+    with pytest.raises(UserError, match="is there already"):
+        _write(tmp_path / "model")
+
+
+def test_a_failure_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    def fail() -> None:
+        with files.new_folder(tmp_path / "new/model") as beside:
+            (beside / "file").write_text("half", "utf-8")
+            raise RuntimeError
+
+    pytest.raises(RuntimeError, fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_scans_of_a_foreign_network_are_not_split() -> None:
+    network = _of_family("dynunet", "softmax")
+    model = model_lib.Model("teacher", network, ("t1",), 1.0, (16, 16, 16), whole=True)
+    assert runs.prediction_mesh(model).shape["space"] == 1
+    split = dataclasses.replace(model, space=2)
+    assert runs.prediction_mesh(split).shape["space"] == 1
