@@ -80,7 +80,7 @@ def fill(
         **model_lib.to_json(model),
         "outputs": model.outputs,
         "classes": conventions.CLASSES,
-        "regions": conventions.REGION_CLASSES,
+        "region_classes": conventions.REGION_CLASSES,
         "input": _INPUT,
         "parameters": layers.parameter_count(params),
         "parameters_sha256": checksums.content_hash(params),

@@ -110,7 +110,8 @@ def test_a_failure_leaves_nothing(tmp_path: pathlib.Path) -> None:
             (beside / "file").write_text("half", "utf-8")
             raise RuntimeError
 
-    pytest.raises(RuntimeError, fail)
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 

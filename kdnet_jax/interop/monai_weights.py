@@ -10,6 +10,9 @@ from kdnet_jax.interop import weights
 from kdnet_jax.models import monai
 
 Config = monai.DynUNetConfig | monai.SegResNetConfig
+# DynUNet holds its blocks by their names, and again nested in one another.
+_SKIP = "skip_layers"
+_FIRST = tuple(f"{block}.conv1.conv.weight" for block in ("input_block", f"{_SKIP}.downsample"))
 
 
 def from_torch(config: Config, state: weights.State) -> Any:
@@ -18,38 +21,45 @@ def from_torch(config: Config, state: weights.State) -> Any:
     Raises:
         UserError: it is not of this network; see `weights.from_torch`.
     """
-    return weights.from_torch(config, _entries(config), state)
+    channels = weights.input_channels(state, _FIRST)
+    return weights.from_torch(config, entries(config, channels), state)
 
 
 def to_torch(config: Config, params: Any) -> dict[str, Num[np.ndarray, "..."]]:
     """Returns the state dict of the PyTorch class, all of its keys."""
-    return weights.to_torch(_entries(config), params)
+    tree = params["params"]
+    channels = tree["input_block"]["conv1"]["kernel"].shape[3] if "input_block" in tree else 1
+    return weights.to_torch(entries(config, channels), params)
 
 
-def _entries(config: Config) -> Iterator[weights.Entry]:
-    return _dynunet(config) if isinstance(config, monai.DynUNetConfig) else _segresnet(config)
+def entries(config: Config, channels: int) -> Iterator[weights.Entry]:
+    """Returns the table of arrays.
+
+    Args:
+        config: the network.
+        channels: of its input, which decide whether DynUNet's first residual block projects it.
+    """
+    if isinstance(config, monai.DynUNetConfig):
+        return _dynunet(config, channels)
+    return _segresnet(config)
 
 
 # --- DynUNet -------------------------------------------------------------------------------------
 
 
-def _dynunet(config: monai.DynUNetConfig) -> Iterator[weights.Entry]:
-    last = len(config.filters) - 1
-    for level in range(last + 1):
-        first = level == 0
-        path, name = "bottleneck", "bottleneck"
-        twin = "skip_layers" + ".next_layer" * last
-        if level < last:
-            path = "input_block" if first else f"downsamples_{level - 1}"
-            name = "input_block" if first else f"downsamples.{level - 1}"
-            twin = "skip_layers" + ".next_layer" * level + ".downsample"
-        # The input's channels are not known here; they are never those of the first stage.
-        changed = first or config.filters[level] != config.filters[level - 1]
-        projected = config.res_block and (changed or config.strides[level] != (1, 1, 1))
-        yield from _block(config, path, [name, twin], projected)
+def _dynunet(config: monai.DynUNetConfig, channels: int) -> Iterator[weights.Entry]:
+    last, before = len(config.filters) - 1, channels
+    for level, features in enumerate(config.filters):
+        path, name = f"downsamples_{level - 1}", f"downsamples.{level - 1}"
+        if level in (0, last):
+            path = name = "bottleneck" if level else "input_block"
+        twin = _SKIP + ".next_layer" * level + ("" if level == last else ".downsample")
+        changed = before != features or config.strides[level] != (1, 1, 1)
+        yield from _block(config, path, [name, twin], projected=config.res_block and changed)
+        before = features
     for level in range(last):
         index = last - 1 - level
-        names = [f"upsamples.{index}", "skip_layers" + ".next_layer" * level + ".upsample"]
+        names = [f"upsamples.{index}", _SKIP + ".next_layer" * level + ".upsample"]
         yield from weights.convolution(
             f"upsamples_{index}_transp_conv",
             [f"{name}.transp_conv.conv" for name in names],
@@ -60,7 +70,7 @@ def _dynunet(config: monai.DynUNetConfig) -> Iterator[weights.Entry]:
         yield from _block(config, f"upsamples_{index}_conv_block", block, projected=False)
     yield from weights.convolution("output_block", ["output_block.conv.conv"], bias=True)
     for index in range(config.heads):
-        twin = "skip_layers" + ".next_layer" * (index + 1) + ".super_head"
+        twin = _SKIP + ".next_layer" * (index + 1) + ".super_head"
         names = [f"{name}.conv.conv" for name in (f"deep_supervision_heads.{index}", twin)]
         yield from weights.convolution(f"heads_{index}", names, bias=True)
 

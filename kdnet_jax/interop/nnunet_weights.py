@@ -16,15 +16,16 @@ def from_torch(config: nnunet.PlainConvConfig, state: weights.State) -> Any:
     Raises:
         UserError: it is not of this network; see `weights.from_torch`.
     """
-    return weights.from_torch(config, _entries(config), state)
+    return weights.from_torch(config, entries(config), state)
 
 
 def to_torch(config: nnunet.PlainConvConfig, params: Any) -> dict[str, Num[np.ndarray, "..."]]:
     """Returns the state dict of the PyTorch class, all of its keys."""
-    return weights.to_torch(_entries(config), params)
+    return weights.to_torch(entries(config), params)
 
 
-def _entries(config: nnunet.PlainConvConfig) -> Iterator[weights.Entry]:
+def entries(config: nnunet.PlainConvConfig) -> Iterator[weights.Entry]:
+    """Returns the table of arrays."""
     residual = isinstance(config, nnunet.ResidualEncoderConfig)
     if residual:
         yield from _block(config, "stem", _encoder("stem.convs.0"))

@@ -63,36 +63,28 @@ def norm(path: str, names: Sequence[str], *, affine: bool = True) -> list[Entry]
 def from_torch(config: adapted.RawConfig, entries: Iterable[Entry], state: State) -> Any:
     """Returns our parameters from a state dict.
 
+    An array that the state dict could hold several times may also be there once, as a file without
+    shared arrays has it.
+
     Args:
         config: the network.
         entries: what it consists of, the convolution that sees the input first.
         state: the state dict.
 
     Raises:
-        UserError: a key is missing, surplus or of another shape, or two that should be one array
-            differ.
+        UserError: an array is missing, surplus, of another shape, not finite, or there twice and
+            not the same.
     """
     entries = list(entries)
-    known = {name for entry in entries for name in entry.names}
-    missing, surplus = sorted(known - set(state)), sorted(set(state) - known)
-    if missing or surplus:
-        found = [f"lack {_some(missing)}"] * bool(missing)
-        found += [f"have {_some(surplus)}, which it does not"] * bool(surplus)
-        raise UserError(
-            f"the weights are not of the network that is described: they {' and '.join(found)}."
-        )
-    expected = _shapes(config, np.shape(state[entries[0].names[0]]))
+    _check_names(entries, state)
+    expected = _shapes(config, input_channels(state, entries[0].names))
     flat = {}
     for entry in entries:
-        arrays = [np.asarray(state[name]) for name in entry.names]
-        for name, array in zip(entry.names, arrays, strict=True):
+        arrays = {name: np.asarray(state[name]) for name in entry.names if name in state}
+        for name, array in arrays.items():
             _check(name, array, entry, expected[entry.path].shape)
-            if not np.array_equal(array, arrays[0]):
-                raise UserError(
-                    f"the weights {entry.names[0]} and {name} are one array of the network, but "
-                    "differ: the file is damaged, or was put together from two."
-                )
-        flat[entry.path] = arrays[0].transpose(_AXES[entry.layout]).astype(np.float32)
+        found = _only(arrays)
+        flat[entry.path] = found.transpose(_AXES[entry.layout]).astype(np.float32)
     return {"params": traverse_util.unflatten_dict(flat, sep="/")}
 
 
@@ -106,9 +98,25 @@ def to_torch(entries: Iterable[Entry], params: Any) -> dict[str, Num[np.ndarray,
     return state
 
 
-def _shapes(config: adapted.RawConfig, first: Sequence[int]) -> dict[str, Any]:
-    """Returns the shapes of our arrays by their paths, given that of the first convolution."""
-    channels = first[1] if len(first) > 1 else 1
+def input_channels(state: State, names: Sequence[str]) -> int:
+    """Returns how many channels a convolution sees that may have these names; 1 if it is none."""
+    shape = next((np.shape(state[name]) for name in names if name in state), ())
+    return shape[1] if len(shape) == 5 else 1
+
+
+def _check_names(entries: Sequence[Entry], state: State) -> None:
+    missing = [each.names[0] for each in entries if not any(name in state for name in each.names)]
+    surplus = sorted(set(state) - {name for entry in entries for name in entry.names})
+    if missing or surplus:
+        found = [f"lack {_some(missing)}"] * bool(missing)
+        found += [f"have {_some(surplus)}, which it does not"] * bool(surplus)
+        raise UserError(
+            f"the weights are not of the network that is described: they {' and '.join(found)}."
+        )
+
+
+def _shapes(config: adapted.RawConfig, channels: int) -> dict[str, Any]:
+    """Returns the shapes of our arrays by their paths."""
     x = jax.ShapeDtypeStruct((1, *config.divisor, channels), np.float32)
     tree = jax.eval_shape(config.module().init, jax.random.key(0), x)
     return traverse_util.flatten_dict(tree["params"], sep="/")
@@ -124,6 +132,18 @@ def _check(name: str, array: Num[np.ndarray, "..."], entry: Entry, shape: Sequen
         )
     if not np.isfinite(array).all():
         raise UserError(f"the weights {name} hold NaN or infinity.")
+
+
+def _only(arrays: State) -> Num[np.ndarray, "..."]:
+    """Returns the array that has all these names."""
+    (first, found), *others = arrays.items()
+    for name, array in others:
+        if not np.array_equal(array, found):
+            raise UserError(
+                f"the weights {first} and {name} are one array of the network, but differ: the "
+                "file is damaged, or was put together from two."
+            )
+    return found
 
 
 def _some(names: Sequence[str]) -> str:

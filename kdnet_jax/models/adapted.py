@@ -7,7 +7,7 @@ they lie, so that all else sees one more network.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,10 @@ class RawConfig(Protocol):
     @property
     def bfloat16(self) -> bool | None:
         """See `unet.UNetConfig`."""
+
+    @property
+    def convolutions(self) -> str:
+        """Likewise."""
 
     @property
     def divisor(self) -> tuple[int, int, int]:
@@ -58,8 +62,10 @@ class AdaptedConfig:
     axes: str = "SPL"
     members: int = 1
 
-    # How `unet.UNetConfig` calls the choice of a convolution's form; these have no other.
-    convolutions: ClassVar[str] = "auto"
+    @property
+    def convolutions(self) -> str:
+        """See `unet.UNetConfig`."""
+        return self.network.convolutions
 
     @property
     def bfloat16(self) -> bool | None:
@@ -139,6 +145,12 @@ def _log_mean(log_p: Array) -> Array:
 def to_spl(edges: tuple[int, int, int], axes: str) -> tuple[int, int, int]:
     """Returns edges along `axes` as edges along superior, posterior and left."""
     d, h, w = (edges[_sources(axes).index(line)] for line in range(3))
+    return d, h, w
+
+
+def from_spl(edges: tuple[int, int, int], axes: str) -> tuple[int, int, int]:
+    """Returns edges along superior, posterior and left as edges along `axes`."""
+    d, h, w = (edges[line] for line in _sources(axes))
     return d, h, w
 
 

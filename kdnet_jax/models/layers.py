@@ -22,6 +22,8 @@ from kdnet_jax.models import halo
 
 # How a convolution is computed, see `convolve`.
 Form = Literal["native", "onednn", "planes", "blocks"]
+# A number, or a symbol of `jax.export`, which is no int.
+Size = Any
 FORMS = ("native", "onednn", "planes", "blocks")
 # Up to this many input channels it is faster to stack the three depth taps as channels of one
 # 2-D convolution than to add three convolutions.
@@ -229,7 +231,7 @@ def _double_linear_backward(axis: int, saved: None, dy: jax.Array) -> tuple[jax.
 _double_linear.defvjp(_double_linear_forward, _double_linear_backward)
 
 
-def _plane(x: jax.Array, index: int, axis: int) -> jax.Array:
+def _plane(x: jax.Array, index: Size, axis: int) -> jax.Array:
     return lax.slice_in_dim(x, index, index + 1, axis=axis)
 
 
@@ -328,7 +330,7 @@ def _normalise_backward(
 normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
-def _voxels(x: Float[Array, "b d h w c"]) -> int:
+def _voxels(x: Float[Array, "b d h w c"]) -> Size:
     return halo.parts() * x.shape[1] * x.shape[2] * x.shape[3]
 
 

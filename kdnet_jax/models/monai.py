@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -17,7 +16,6 @@ from kdnet_jax.models import layers, torch_layers, unet
 from kdnet_jax.models.torch_layers import Triple
 
 _ONE: Triple = (1, 1, 1)
-_EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +36,7 @@ class DynUNetConfig:
         heads: logits at so many coarser stages too, under "logits_1", ... of the features; 0
             without deep supervision.
         bfloat16: see `unet.UNetConfig`.
+        convolutions: likewise; those of another stride than 1 are XLA's own in any case.
     """
 
     kernels: tuple[Triple, ...]
@@ -52,6 +51,25 @@ class DynUNetConfig:
     trans_bias: bool = False
     heads: int = 0
     bfloat16: bool | None = None
+    convolutions: unet.Convolutions = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a network that MONAI cannot have."""
+        torch_layers.check_stages(self.kernels, self.strides, filters=len(self.filters))
+        stages = len(self.filters)
+        if stages < 3:
+            raise UserError(f"a DynUNet of {stages} stages; it has at least three.")
+        if self.upsample_kernels != self.strides[1:]:
+            raise UserError(
+                f"a DynUNet's upsample_kernels are {self.upsample_kernels}; expected the strides of "
+                f"all stages but the first, {self.strides[1:]}."
+            )
+        if not 0 <= self.heads < stages - 1:
+            raise UserError(
+                f"a DynUNet of {stages} stages with {self.heads} heads for deep supervision; it "
+                f"can have up to {stages - 2}."
+            )
+        _check_groups(self.groups, self.filters)
 
     @property
     def divisor(self) -> Triple:
@@ -71,7 +89,7 @@ class DynUNetConfig:
         deep_supervision: bool,
         bfloat16: bool | None,
     ) -> Any:
-        """Returns a network of 3x3x3 kernels that halves every edge at every stage but the first.
+        """Returns a network of 3x3x3 kernels, every stage but the first at half the resolution.
 
         Its blocks have two convolutions, whatever `blocks` says.
         """
@@ -99,6 +117,7 @@ class SegResNetConfig:
         groups: of the group norms.
         upsample_mode: "nontrainable" (trilinear) or "deconv".
         bfloat16: see `unet.UNetConfig`.
+        convolutions: likewise; those of another stride than 1 are XLA's own in any case.
     """
 
     init_filters: int
@@ -108,6 +127,21 @@ class SegResNetConfig:
     groups: int = 8
     upsample_mode: Literal["nontrainable", "deconv"] = "nontrainable"
     bfloat16: bool | None = None
+    convolutions: unet.Convolutions = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a network that MONAI cannot have."""
+        if len(self.blocks_down) != len(self.blocks_up) + 1 or not self.blocks_up:
+            raise UserError(
+                f"a SegResNet with blocks_down {self.blocks_down} and blocks_up {self.blocks_up}: "
+                "give two or more stages down, and up one fewer."
+            )
+        if self.upsample_mode not in ("nontrainable", "deconv"):
+            raise UserError(
+                f"a SegResNet's upsample_mode is {self.upsample_mode!r}; nontrainable and deconv "
+                "are supported."
+            )
+        _check_groups(self.groups, (self.init_filters,))
 
     @property
     def divisor(self) -> Triple:
@@ -150,6 +184,11 @@ class SegResNetConfig:
         )
 
 
+def _check_groups(groups: int, widths: tuple[int, ...]) -> None:
+    if groups and any(width % groups for width in widths):
+        raise UserError(f"norms of {groups} groups do not divide stages of {widths} channels.")
+
+
 class _DynBlock(nn.Module):
     """`UnetBasicBlock`, or `UnetResBlock` where `residual`."""
 
@@ -161,25 +200,27 @@ class _DynBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = self._norm("norm1")(self._conv("conv1", self.kernel, self.stride)(x))
-        y = torch_layers.leaky_relu(y, self.config.slope)
-        y = self._norm("norm2")(self._conv("conv2", self.kernel)(y))
-        if self.residual:
-            if x.shape[-1] != self.features or self.stride != _ONE:
-                x = self._norm("norm3")(self._conv("conv3", _ONE, self.stride)(x))
-            y = y + x
-        return torch_layers.leaky_relu(y, self.config.slope)
+        slope = self.config.slope
+        y = self._norm("norm1", slope)(self._conv("conv1", self.kernel, self.stride)(x))
+        y = self._conv("conv2", self.kernel)(y)
+        if not self.residual:
+            return self._norm("norm2", slope)(y)
+        y = self._norm("norm2")(y)
+        if x.shape[-1] != self.features or self.stride != _ONE:
+            x = self._norm("norm3")(self._conv("conv3", _ONE, self.stride)(x))
+        return torch_layers.leaky_relu(x + y, slope)
 
     def _conv(self, name: str, kernel: Triple, stride: Triple = _ONE) -> nn.Module:
         d, h, w = ((k - s + 1) // 2 for k, s in zip(kernel, stride, strict=True))
-        dtype = unet.compute_type(self.config)
+        options = unet.block_options(self.config)
         return torch_layers.Conv(
-            self.features, kernel, stride, (d, h, w), bias=False, dtype=dtype, name=name
+            self.features, kernel, stride, (d, h, w), bias=False, name=name, **options
         )
 
-    def _norm(self, name: str) -> nn.Module:
-        config = self.config
-        return torch_layers.GroupNorm(config.groups, _EPSILON, config.norm_affine, name=name)
+    def _norm(self, name: str, slope: float = 1.0) -> nn.Module:
+        config, form = self.config, layers.choose_form(self.config.convolutions)
+        affine = config.norm_affine
+        return torch_layers.Norm(config.groups, affine=affine, slope=slope, form=form, name=name)
 
 
 class DynUNet(nn.Module):
@@ -219,7 +260,7 @@ class DynUNet(nn.Module):
             features,
             config.upsample_kernels[level],
             config.trans_bias,
-            unet.compute_type(config),
+            dtype=unet.compute_type(config),
             name=f"{name}_transp_conv",
         )(x)
         x = jnp.concatenate([x, skip], axis=-1)
@@ -228,8 +269,8 @@ class DynUNet(nn.Module):
         return block(x)
 
     def _head(self, x: Array, name: str) -> Array:
-        dtype = unet.compute_type(self.config)
-        conv = torch_layers.Conv(self.config.out_channels, _ONE, dtype=dtype, name=name)
+        options = unet.block_options(self.config)
+        conv = torch_layers.Conv(self.config.out_channels, _ONE, name=name, **options)
         return conv(x).astype(jnp.float32)
 
 
@@ -245,14 +286,14 @@ class _Segment(nn.Module):
             features,
             (edge,) * 3,
             (stride,) * 3,
-            init=torch_layers.TORCH,
-            dtype=unet.compute_type(self.config),
+            init="torch",
             name=name,
-            **{"bias": False} | options,
+            **{"bias": False} | unet.block_options(self.config) | options,
         )
 
     def _norm(self, name: str) -> nn.Module:
-        return torch_layers.GroupNorm(self.config.groups, _EPSILON, name=name)
+        """Returns a norm with a ReLU."""
+        return torch_layers.Norm(self.config.groups, slope=0.0, name=name)
 
 
 class _ResBlock(_Segment):
@@ -261,8 +302,8 @@ class _ResBlock(_Segment):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         features = x.shape[-1]
-        y = self._conv("conv1", features)(jax.nn.relu(self._norm("norm1")(x)))
-        return x + self._conv("conv2", features)(jax.nn.relu(self._norm("norm2")(y)))
+        y = self._conv("conv1", features)(self._norm("norm1")(x))
+        return x + self._conv("conv2", features)(self._norm("norm2")(y))
 
 
 class SegResNet(_Segment):
@@ -288,7 +329,7 @@ class SegResNet(_Segment):
             for index in range(count):
                 x = _ResBlock(config, name=f"decoder_{stage}_{index}")(x)
             features[f"decoder_{level}"] = x
-        x = jax.nn.relu(self._norm("final_norm")(x))
+        x = self._norm("final_norm")(x)
         logits = self._conv("final_conv", config.out_channels, edge=1, bias=True)(x)
         return logits.astype(jnp.float32), features
 
@@ -296,6 +337,7 @@ class SegResNet(_Segment):
         x = self._conv(f"up_{stage}", features, edge=1)(x)
         if self.config.upsample_mode == "nontrainable":
             return layers.upsample_trilinear(x)
-        dtype = unet.compute_type(self.config)
-        up = torch_layers.TransposedConv(features, (2, 2, 2), dtype=dtype, name=f"deconv_{stage}")
-        return up(x)
+        dtype, name = unet.compute_type(self.config), f"deconv_{stage}"
+        return torch_layers.TransposedConv(
+            features, (2, 2, 2), init="torch", dtype=dtype, name=name
+        )(x)

@@ -48,7 +48,7 @@ def family(config: Network) -> str:
     """Returns the name of a network's kind."""
     if isinstance(config, unet.UNetConfig):
         return UNET
-    return next(name for name, kind in FAMILIES.items() if isinstance(config.network, kind))
+    return next(name for name, kind in FAMILIES.items() if type(config.network) is kind)
 
 
 def of_family(
@@ -95,14 +95,18 @@ def native(config: Network) -> Network:
     """Returns the same network with XLA's own convolutions."""
     if isinstance(config, unet.UNetConfig):
         return dataclasses.replace(config, convolutions="native")
-    return config  # it has no others
+    return _of_network(config, convolutions="native")
 
 
 def portable(config: Network) -> Network:
     """Returns the same network in float32 and XLA's own convolutions, for any backend."""
     if isinstance(config, unet.UNetConfig):
         return dataclasses.replace(native(config), bfloat16=False)
-    return dataclasses.replace(config, network=dataclasses.replace(config.network, bfloat16=False))
+    return _of_network(config, convolutions="native", bfloat16=False)
+
+
+def _of_network(config: adapted.AdaptedConfig, **changes: Any) -> adapted.AdaptedConfig:
+    return dataclasses.replace(config, network=dataclasses.replace(config.network, **changes))
 
 
 def to_json(config: Network) -> dict[str, Any]:

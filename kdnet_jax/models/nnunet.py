@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdnet_jax.models import torch_layers, unet
+from kdnet_jax.models import layers, torch_layers, unet
 from kdnet_jax.models.torch_layers import Triple
 
 
@@ -33,6 +33,7 @@ class PlainConvConfig:
             nnU-Net's loss is 0), under "logits_1", ... of the features. Their parameters are there
             in any case.
         bfloat16: see `unet.UNetConfig`.
+        convolutions: likewise; those of another stride than 1 are XLA's own in any case.
     """
 
     features: tuple[int, ...]
@@ -47,6 +48,17 @@ class PlainConvConfig:
     slope: float = 0.01
     deep_supervision: bool = False
     bfloat16: bool | None = None
+    convolutions: unet.Convolutions = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises UserError for stages of which no network can be made."""
+        torch_layers.check_stages(
+            self.kernels,
+            self.strides,
+            features=len(self.features),
+            blocks=len(self.blocks),
+            decoder_blocks=len(self.decoder_blocks) + 1,
+        )
 
     @property
     def divisor(self) -> Triple:
@@ -66,7 +78,7 @@ class PlainConvConfig:
         deep_supervision: bool,
         bfloat16: bool | None,
     ) -> Any:
-        """Returns a network of 3x3x3 kernels that halves every edge at every stage but the first."""
+        """Returns a network of 3x3x3 kernels, every stage but the first at half the resolution."""
         depth = len(widths)
         return cls(
             features=widths,
@@ -111,16 +123,14 @@ class _Layers(nn.Module):
     config: PlainConvConfig
 
     def _conv(self, name: str, features: int, kernel: Triple, **options: Any) -> nn.Module:
-        options = {"bias": self.config.conv_bias} | options
-        dtype = unet.compute_type(self.config)
-        return torch_layers.Conv(features, kernel, dtype=dtype, name=name, **options)
+        options = {"bias": self.config.conv_bias} | unet.block_options(self.config) | options
+        return torch_layers.Conv(features, kernel, name=name, **options)
 
-    def _norm(self, name: str = "norm") -> nn.Module:
-        config = self.config
-        return torch_layers.GroupNorm(0, config.norm_epsilon, config.norm_affine, name=name)
-
-    def _activate(self, x: Array) -> Array:
-        return torch_layers.leaky_relu(x, self.config.slope)
+    def _norm(self, slope: float, first_scale: float) -> nn.Module:
+        config, form = self.config, layers.choose_form(self.config.convolutions)
+        return torch_layers.Norm(
+            0, config.norm_epsilon, config.norm_affine, slope, first_scale, form, name="norm"
+        )
 
 
 class _Block(_Layers):
@@ -131,13 +141,13 @@ class _Block(_Layers):
     stride: Triple = (1, 1, 1)
     bias: bool = True
     active: bool = True
+    first_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         bias = self.bias and self.config.conv_bias
         x = self._conv("conv", self.features, self.kernel, stride=self.stride, bias=bias)(x)
-        x = self._norm()(x)
-        return self._activate(x) if self.active else x
+        return self._norm(self.config.slope if self.active else 1.0, self.first_scale)(x)
 
 
 class _ResidualBlock(_Layers):
@@ -151,13 +161,14 @@ class _ResidualBlock(_Layers):
     def __call__(self, x: Array) -> Array:
         block = (self.config, self.features, self.kernel)
         y = _Block(*block, self.stride, name="conv1")(x)
-        y = _Block(*block, active=False, name="conv2")(y)
+        # Training begins with the skips alone, as nnU-Net's.
+        y = _Block(*block, active=False, first_scale=0.0, name="conv2")(y)
         if self.stride != (1, 1, 1):
             x = torch_layers.average_pool(x, self.stride)
         if x.shape[-1] != self.features:
             own = (self.config, self.features, (1, 1, 1))
             x = _Block(*own, bias=False, active=False, name="skip")(x)
-        return self._activate(x + y)
+        return torch_layers.leaky_relu(x + y, self.config.slope)
 
 
 class _UNet(_Layers):
@@ -178,7 +189,7 @@ class _UNet(_Layers):
                 config.features[level],
                 config.strides[level + 1],
                 config.conv_bias,
-                unet.compute_type(config),
+                dtype=unet.compute_type(config),
                 name=f"up_{stage}",
             )(x)
             x = jnp.concatenate([x, skips[level]], axis=-1)

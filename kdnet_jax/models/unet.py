@@ -12,6 +12,8 @@ from kdnet_jax import conventions
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import layers
 
+Convolutions = Literal["auto", "native", "onednn", "planes", "blocks"]
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
@@ -47,7 +49,7 @@ class UNetConfig:
     deep_supervision: bool = False
     bfloat16: bool | None = None
     remat: bool = False
-    convolutions: Literal["auto", "native", "onednn", "planes", "blocks"] = "auto"
+    convolutions: Convolutions = "auto"
 
     def __post_init__(self) -> None:
         """Raises UserError for a setting that no network can have."""
@@ -96,10 +98,7 @@ class UNet(nn.Module):
 
     def setup(self) -> None:
         """Fixes the form of the convolutions and the compute type."""
-        self.block_options = {
-            "form": layers.choose_form(self.config.convolutions),
-            "dtype": compute_type(self.config),
-        }
+        self.block_options = block_options(self.config)
 
     @nn.compact
     def __call__(
@@ -160,13 +159,18 @@ class UNet(nn.Module):
         return conv(x).astype(jnp.float32)
 
 
-def compute_type(config: UNetConfig) -> Any:
+def compute_type(config: Any) -> Any:
     """Returns the type that the network computes in, on the present backend."""
     chosen = jax.default_backend() != "cpu" if config.bfloat16 is None else config.bfloat16
     return jnp.bfloat16 if chosen else jnp.float32
 
 
-def describe(config: UNetConfig) -> str:
+def block_options(config: Any) -> dict[str, Any]:
+    """Returns the form of the convolutions and the compute type, for `layers`."""
+    return {"form": layers.choose_form(config.convolutions), "dtype": compute_type(config)}
+
+
+def describe(config: Any) -> str:
     """Returns a sentence on what was chosen for the present backend."""
     kind, form = compute_type(config), layers.choose_form(config.convolutions)
     if kind != jnp.float32 and form == "onednn":

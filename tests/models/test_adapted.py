@@ -39,6 +39,7 @@ class _Places(nn.Module):
 class _Config:
     out_channels: int = 4
     bfloat16: bool | None = False
+    convolutions: str = "native"
     divisor: tuple[int, int, int] = (2, 4, 3)
 
     def module(self) -> nn.Module:
@@ -71,6 +72,8 @@ def test_the_network_sees_its_own_axes(axes: str) -> None:
 def test_edges_follow_their_axes() -> None:
     assert adapted.to_spl((10, 20, 30), "RAS") == (30, 20, 10)
     assert adapted.to_spl((10, 20, 30), "ASL") == (20, 10, 30)
+    for axes in AXES:
+        assert adapted.to_spl(adapted.from_spl((10, 20, 30), axes), axes) == (10, 20, 30)
 
 
 def test_outputs_are_put_into_our_order() -> None:

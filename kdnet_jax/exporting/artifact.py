@@ -1,0 +1,58 @@
+"""A network as one file that JAX alone runs, on any of cpu, cuda and tpu.
+
+    from jax import export
+    network = export.deserialize(open("model.jaxexport", "rb").read())
+    probabilities = network.call(windows)  # "b d h w m" float32 -> "b d h w k" float32
+
+The parameters are constants of the program; batch and edges are symbols, so one file serves any
+number of windows of any size that the network can take. It runs with the JAX that wrote it, and by
+JAX's guarantee with those of the next six months and, for what the older one knew, of the last
+three weeks (https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees).
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Array, Float
+
+from kdnet_jax import files, inference
+from kdnet_jax.models import networks
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(path: pathlib.Path, network: networks.Network, params: Any, modalities: int) -> None:
+    """Writes a network as a `jax.export` artifact, in float32; whole or not at all.
+
+    Args:
+        path: the file.
+        network: its form.
+        params: its parameters.
+        modalities: sequences that it sees.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    network = networks.portable(network)
+    predict = inference.make_predict(network.module().apply, network.head, mirror=False)
+    edge = network.divisor
+    shape = export.symbolic_shape(f"b, {edge}*d, {edge}*h, {edge}*w, {modalities}")
+    windows = jax.ShapeDtypeStruct(shape, jnp.float32)
+    constants = jax.tree.map(np.asarray, params)
+    exported = export.export(
+        jax.jit(lambda windows: predict(constants, windows)), platforms=PLATFORMS
+    )(windows)
+    with files.replacing(path) as beside:
+        beside.write_bytes(exported.serialize())
+
+
+def run(
+    path: str | os.PathLike[str], windows: Float[Array, "b d h w m"]
+) -> Float[Array, "b d h w k"]:
+    """Returns the probabilities of windows by an artifact."""
+    return export.deserialize(pathlib.Path(path).read_bytes()).call(windows)

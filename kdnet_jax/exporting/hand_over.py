@@ -1,0 +1,230 @@
+"""What `export` writes: a model folder, its card, and the model in other programs' forms."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kdnet_jax import (
+    evaluation,
+    files,
+    inference,
+    model_folder,
+    provenance,
+    runs,
+    settings,
+    teachers,
+)
+from kdnet_jax.data import familiarity, splits
+from kdnet_jax.errors import UserError
+from kdnet_jax.exporting import artifact, model_card
+from kdnet_jax.interop import conversion, foreign, writing
+from kdnet_jax.metrics import cases
+from kdnet_jax.models import adapted, networks
+
+CARD, ARTIFACT, PYTORCH = "MODEL_CARD.md", "model.jaxexport", "pytorch"
+JAX_FORMAT, PYTORCH_FORMAT = "jax", "pytorch"
+FORMATS = (JAX_FORMAT, PYTORCH_FORMAT)
+# Of the artifact and the network itself; float32 sums in another order differ by less.
+_TOLERANCE = 1e-4
+_FILES = {
+    model_folder.FILE: "what the model is, how it is used, where it comes from",
+    model_folder.PARAMS: "its parameters, an Orbax checkpoint",
+    familiarity.FILE: "what the intensities of its training cases look like",
+    ARTIFACT: "the network for JAX alone (`jax.export`), on cpu, cuda and tpu",
+    PYTORCH: "its weights for the class of nnU-Net or MONAI",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """What is handed over.
+
+    Attributes:
+        name: of the model.
+        run: the network, its parameters and how it is used.
+        known_cases: ids that it, or its teacher, was trained or chosen on; `None` if nobody noted.
+        about: what else `model.json` says.
+        training_data: what its training cases look like, where it is known.
+        scores: on the test cases, where there are any.
+        teacher: `summary.json` of its teacher on the same cases, where there is one.
+    """
+
+    name: str
+    run: runs.Run
+    known_cases: tuple[str, ...] | None
+    about: dict[str, Any]
+    training_data: Mapping[str, Any] | None = None
+    scores: Sequence[cases.RegionScore] = ()
+    teacher: Mapping[str, Any] | None = None
+
+
+def gather(
+    path: pathlib.Path, folds: Sequence[str], licence: str, formats: Sequence[str]
+) -> Package:
+    """Reads what is to be handed over, and checks that it can be had in all `formats`.
+
+    Args:
+        path: a run, a model folder, or what nnU-Net or MONAI trained.
+        folds: of nnU-Net's or MONAI's.
+        licence: of the parameters; empty: as the model says by itself.
+        formats: of `FORMATS`.
+
+    Raises:
+        UserError: it is none of these, or cannot be had so.
+    """
+    if foreign.is_foreign(path):
+        package = _foreign(path, folds)
+    elif folds:
+        raise UserError(f"--folds is {','.join(folds)}, but {path} has no folds to choose.")
+    elif model_folder.is_model(path):
+        package = _again(path)
+    else:
+        package = _run(path)
+    if licence:
+        package.about["licence"] = licence
+    if PYTORCH_FORMAT in formats:
+        network = package.run.model.network
+        writing.check(network.network if isinstance(network, adapted.AdaptedConfig) else network)
+    return package
+
+
+def _foreign(path: pathlib.Path, folds: Sequence[str]) -> Package:
+    found = conversion.convert(path, folds)
+    run = runs.Run(path, found.model, found.params, 0, "")
+    return Package(path.stem, run, found.known_cases, found.about)
+
+
+def _again(path: pathlib.Path) -> Package:
+    """A model folder in another form; its test scores stay in its own card."""
+    run, about = runs.load_run(path), model_folder.read(path)
+    own = ("licence", "training", "teacher", "provenance", "source", "made_by", "details")
+    kept = {key: about.document[key] for key in own if key in about.document}
+    return Package(path.name, run, about.known_cases, kept, familiarity.read(path))
+
+
+def _run(path: pathlib.Path) -> Package:
+    run = runs.load_run(path)
+    config = settings.read_config(path)
+    split = splits.load_split(path / "split.json")
+    summary = evaluation.read_summary(path)
+    about: dict[str, Any] = {
+        "licence": "" if config.data.data_dir else "Apache-2.0",
+        "training": {
+            "cases": len(split.train),
+            "validation_cases": len(split.validation),
+            "test_cases": len(split.test),
+            "split_hash": split.hash,
+            "steps": config.train.steps,
+            "synthetic": not config.data.data_dir,
+            # The name alone: where a folder lay says nothing to others.
+            "source": pathlib.Path(config.data.data_dir).name,
+        },
+        "provenance": (summary or {}).get("provenance", {}) | {"exported_by": provenance.collect()},
+    }
+    if summary:
+        if summary["params_hash"] != run.params_hash:
+            raise UserError(
+                f"{path / evaluation.FOLDER} scores other parameters than the run's best. Finish "
+                "the run first: start its python -m kdnet_jax.main again."
+            )
+        about |= {key: summary[key] for key in ("regions", "mean_dice", "hd95", "teacher")}
+        if about["teacher"]:
+            about["teacher"] = {"hash": about["teacher"]["hash"]}
+    return Package(
+        path.name,
+        run,
+        teachers.known_cases(path),
+        about,
+        familiarity.read(path),
+        evaluation.read_scores(path) if summary else (),
+        _teacher(path),
+    )
+
+
+def _teacher(path: pathlib.Path) -> Mapping[str, Any] | None:
+    for folder in (path / "teacher_evaluation", path / teachers.OWN):
+        if folder.is_dir() and (summary := evaluation.read_summary(folder)):
+            return summary
+    return None
+
+
+def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> list[str]:
+    """Writes the folder: whole or not at all.
+
+    Args:
+        package: what is handed over.
+        output: the folder, a new one.
+        formats: of `FORMATS`.
+
+    Returns:
+        A sentence on each thing that was written.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    run = package.run
+    said = []
+    with files.new_folder(output) as beside:
+        model_folder.fill(
+            beside,
+            run.model,
+            run.params,
+            step=run.step,
+            known_cases=package.known_cases,
+            about=package.about,
+            training_data=package.training_data,
+        )
+        said.append(f"{model_folder.FILE}, {model_folder.PARAMS}: the model")
+        if JAX_FORMAT in formats:
+            said.append(_write_artifact(run, beside / ARTIFACT))
+        if PYTORCH_FORMAT in formats:
+            (beside / PYTORCH).mkdir()
+            said += [f"{PYTORCH}/{line}" for line in _write_pytorch(package, beside / PYTORCH)]
+        document = model_folder.read(beside).document
+        there = {name: what for name, what in _FILES.items() if (beside / name).exists()}
+        card = model_card.render(
+            package.name, run.model, document, package.scores, package.teacher, there
+        )
+        files.write_text(beside / CARD, card)
+        said.append(f"{CARD}: what to tell those who use it")
+    return [f"{output}/{line}" for line in said]
+
+
+def _write_artifact(run: runs.Run, path: pathlib.Path) -> str:
+    model = run.model
+    channels, edge = len(model.modalities), model.network.divisor
+    artifact.write(path, model.network, run.params, channels)
+    # Two windows, so that the norms have more than one voxel where the network is coarsest.
+    windows = np.random.default_rng(0).normal(size=(2, *(2 * edge,) * 3, channels))
+    windows = windows.astype(np.float32)
+    network = networks.portable(model.network)
+    predict = inference.make_predict(network.module().apply, model.head, mirror=False)
+    difference = np.abs(
+        np.asarray(artifact.run(path, windows)) - np.asarray(predict(run.params, windows))
+    ).max()
+    if not difference < _TOLERANCE:
+        raise RuntimeError(f"the exported network differs by {difference}")
+    return f"{ARTIFACT}: for JAX alone; differs from the network by {difference:.1e} at most"
+
+
+def _write_pytorch(package: Package, folder: pathlib.Path) -> list[str]:
+    run, network = package.run, package.run.model.network
+    members = [run.params["params"][f"member_{i}"] for i in range(network.members)]
+    return writing.write(
+        folder,
+        network.network,
+        [{"params": member} for member in members],
+        modalities=run.model.modalities,
+        head=run.model.head,
+        order=network.order,
+        axes=network.axes,
+        spacing=run.model.spacing,
+        window=adapted.from_spl(run.model.window, network.axes),
+        overlap=run.model.overlap,
+        mirror=run.model.mirror,
+        known_cases=package.known_cases or (),
+        about={"made_by": "kdnet_jax", "parameters_sha256": run.params_hash},
+    )

@@ -1,0 +1,178 @@
+"""Weights with a description beside them: `foreign.json`, which this project defines.
+
+For a network that somebody trained with a script of their own, and for what is handed back:
+
+    DIR/foreign.json
+    DIR/model.pt        torch.save(network.state_dict(), ...); several .pt or .pth are folds
+
+`EXAMPLE` is such a file.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from kdnet_jax import conventions
+from kdnet_jax.errors import UserError
+from kdnet_jax.interop import (
+    foreign_model,
+    json_files,
+    network_kinds,
+    torch_files,
+    vocabulary,
+)
+
+FILE: Final = "foreign.json"
+NORMALISATION: Final = "nonzero z-score per sequence"
+_REQUIRED: Final = (
+    *("class", "arguments", "channels", "outputs", "axes", "spacing", "window", "normalisation"),
+)
+_OPTIONAL: Final = ("overlap", "mirror", "known_cases", "licence", "about")
+EXAMPLE: Final = """{
+  "class": "DynUNet",
+  "arguments": {"spatial_dims": 3, "in_channels": 4, "out_channels": 3, ...},
+  "channels": ["t1", "t1ce", "t2", "flair"],
+  "outputs": ["TC", "WT", "ET"],
+  "axes": "RAS",
+  "spacing": 1.0,
+  "window": [128, 128, 128],
+  "normalisation": "nonzero z-score per sequence"
+}"""
+HOW: Final = f"""Put a file {FILE} beside the weights, such as
+{EXAMPLE}
+with the class (DynUNet, SegResNet, PlainConvUNet or ResidualEncoderUNet) and its arguments by name;
+the sequences in the order of its channels; its outputs (ET TC WT, or background NCR ED ET) in its
+order; the letters to which its array axes grow; the voxel size in mm, null for the scan's own; its
+window; and "overlap", "mirror", "known_cases" and "licence" if they are known."""
+
+
+def find(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the weights that a path names: a file, or the files in a folder."""
+    if path.is_dir():
+        return [each for each in sorted(path.iterdir()) if each.suffix in torch_files.SUFFIXES]
+    return [path] if path.suffix in (*torch_files.SUFFIXES, torch_files.TORCHSCRIPT) else []
+
+
+def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel:
+    """Reads weights by the `foreign.json` beside them.
+
+    Args:
+        path: the weights, or their folder.
+        folds: names of files in the folder; empty: all.
+
+    Raises:
+        UserError: something is missing, or cannot be used here.
+    """
+    weights = _choose(path, folds)
+    contents = {file: torch_files.read(file) for file in weights}
+    where = weights[0].parent / FILE
+    if not where.is_file():
+        raise UserError(
+            f"{where} is missing, so the network of {weights[0].name} cannot be told. {HOW}"
+        )
+    given = _checked(json_files.read(where), where)
+    kind = network_kinds.of_class(str(given["class"]), f"{where}: class")
+    network, inputs = network_kinds.read(kind, given["arguments"], f"{where}: arguments")
+    modalities = vocabulary.modalities(given["channels"], f"{where}: channels")
+    head, order = vocabulary.outputs(given["outputs"], f"{where}: outputs")
+    if (inputs, network.out_channels) != (len(modalities), len(order)):
+        raise UserError(
+            f"{where}: arguments has {inputs} input and {network.out_channels} output channels, "
+            f"but channels and outputs name {len(modalities)} and {len(order)}."
+        )
+    spacing = given["spacing"]
+    return foreign_model.ForeignModel(
+        source=f"{kind.name}, {', '.join(f'{file.parent.name}/{file.name}' for file in weights)}",
+        network=network,
+        members=tuple(
+            network_kinds.params(kind, network, torch_files.state_dict(each, file), str(file))
+            for file, each in contents.items()
+        ),
+        modalities=modalities,
+        head=head,
+        order=order,
+        axes=json_files.axes(given["axes"], f"{where}: axes"),
+        spacing=None if spacing is None else json_files.isotropic(spacing, f"{where}: spacing"),
+        window=json_files.edges(given["window"], f"{where}: window"),
+        overlap=json_files.share(given.get("overlap", 0.5), f"{where}: overlap"),
+        mirror=given.get("mirror", False),
+        known_cases=tuple(given.get("known_cases", ())),
+        about={
+            "tool": f"weights with {FILE}",
+            "sha256": {file.name: torch_files.sha256(file) for file in weights},
+            "licence": str(given.get("licence", "")),
+            **given.get("about", {}),
+        },
+    )
+
+
+def _choose(path: pathlib.Path, folds: Sequence[str]) -> list[pathlib.Path]:
+    there = {file.stem: file for file in find(path)}
+    names = [pathlib.PurePath(fold).stem for fold in folds] or list(there)
+    missing = [name for name in names if name not in there]
+    if missing or not names:
+        raise UserError(
+            f"{path}: no weights {', '.join(missing)} (.pt, .pth); there are "
+            f"{', '.join(there) or 'none'}."
+        )
+    return [there[name] for name in dict.fromkeys(names)]
+
+
+def _checked(given: Mapping[str, Any], where: pathlib.Path) -> Mapping[str, Any]:
+    missing = [key for key in _REQUIRED if key not in given]
+    unknown = [key for key in given if key not in (*_REQUIRED, *_OPTIONAL)]
+    if missing or unknown:
+        raise UserError(
+            f"{where}: {'missing ' + ', '.join(missing) if missing else ''}"
+            f"{'; ' if missing and unknown else ''}"
+            f"{'unknown ' + ', '.join(unknown) if unknown else ''}. {HOW}"
+        )
+    kinds = {"arguments": dict, "channels": list, "outputs": list, "mirror": bool, "about": dict}
+    for key, kind in (kinds | {"known_cases": list}).items():
+        if key in given and not isinstance(given[key], kind):
+            raise UserError(f"{where}: {key} is {given[key]!r}; expected {kind.__name__}.")
+    if given["normalisation"] != NORMALISATION:
+        raise UserError(
+            f"{where}: normalisation is {given['normalisation']!r}; only {NORMALISATION!r} can be "
+            "taken: (x - mean) / deviation of each sequence over its voxels that are not 0."
+        )
+    return given
+
+
+def describe(
+    network: Any,
+    *,
+    modalities: Sequence[str],
+    head: vocabulary.Head,
+    order: Sequence[int],
+    axes: str,
+    spacing: float | None,
+    window: Sequence[int],
+    overlap: float,
+    mirror: bool,
+    known_cases: Sequence[str],
+    about: Mapping[str, Any],
+) -> str:
+    """Returns the text of a `foreign.json`; see `foreign_model.ForeignModel`.
+
+    Raises:
+        UserError: there is no PyTorch class for the network.
+    """
+    kind = network_kinds.of_config(network)
+    ours = conventions.CLASSES if head == "softmax" else conventions.REGIONS
+    values = {
+        "class": f"{kind.module}.{kind.name}",
+        "arguments": kind.write(network, len(modalities)),
+        "channels": list(modalities),
+        "outputs": [ours[list(order).index(channel)] for channel in range(len(ours))],
+        "axes": axes,
+        "spacing": spacing,
+        "window": list(window),
+        "normalisation": NORMALISATION,
+        "overlap": overlap,
+        "mirror": mirror,
+        "known_cases": list(known_cases),
+        "about": dict(about),
+    }
+    return json.dumps(values, indent=1) + "\n"

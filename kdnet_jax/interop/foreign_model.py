@@ -1,0 +1,75 @@
+"""What is known of a model that another tool trained, once its files have been read."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import adapted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ForeignModel:
+    """A model of another tool, in NumPy arrays and plain values.
+
+    Attributes:
+        source: what it is, for people.
+        network: its form, as the tool has it.
+        members: {"params": ...} of each fold, for `network.module().apply`.
+        modalities: this project's names in the order of the model's channels.
+        head: "softmax" over classes, or "regions": a sigmoid each.
+        order: for each of this project's outputs, the model's own channel.
+        axes: the letters to which its array axes grow, such as "SPL" or "RAS".
+        spacing: voxel size in mm that it sees; `None`: the scan's own.
+        window: edges of its prediction window, along its own axes, in voxels.
+        overlap: share of a window that its neighbour covers too.
+        mirror: it averages over the 8 mirror images.
+        known_cases: ids that it was trained or chosen on; empty where its files do not say.
+        about: JSON: versions, epochs, SHA-256 of files, licence, and what was assumed ("notes").
+    """
+
+    source: str
+    network: adapted.RawConfig
+    members: tuple[Any, ...]
+    modalities: tuple[str, ...]
+    head: Literal["softmax", "regions"]
+    order: tuple[int, ...]
+    axes: str
+    spacing: float | None
+    window: tuple[int, int, int]
+    overlap: float
+    mirror: bool
+    known_cases: tuple[str, ...]
+    about: dict[str, Any]
+
+
+def join(models: Sequence[ForeignModel], names: Sequence[str]) -> ForeignModel:
+    """Returns models of one form as the folds of one.
+
+    Args:
+        models: each of one member or more.
+        names: of each, for messages.
+
+    Raises:
+        UserError: they differ in more than their weights.
+    """
+    first = models[0]
+    own = ("source", "members", "known_cases", "about")
+    for model, name in zip(models, names, strict=True):
+        for field in dataclasses.fields(ForeignModel):
+            mine, its = getattr(first, field.name), getattr(model, field.name)
+            if field.name not in own and mine != its:
+                raise UserError(
+                    f"{names[0]} and {name} cannot be averaged as folds: {field.name} is {mine} in "
+                    f"the one and {its} in the other. Give folds of one network and preparation."
+                )
+    # One that does not say leaves it open of all.
+    known = [model.known_cases for model in models]
+    return dataclasses.replace(
+        first,
+        source=", ".join(model.source for model in models),
+        members=tuple(member for model in models for member in model.members),
+        known_cases=tuple(sorted(set().union(*known))) if all(known) else (),
+        about=first.about
+        | {"folds": {name: model.about for model, name in zip(models, names, strict=True)}},
+    )

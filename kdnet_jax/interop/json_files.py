@@ -1,0 +1,103 @@
+"""JSON objects in other tools' files, with messages that name the file and the key."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from kdnet_jax import documents
+from kdnet_jax.errors import UserError
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the object that a file holds.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    try:
+        content = documents.read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}; expected an object.")
+    return content
+
+
+def need(content: Mapping[str, Any], key: str, where: object) -> Any:
+    """Returns the value of a key.
+
+    Raises:
+        UserError: there is none.
+    """
+    if key not in content:
+        raise UserError(
+            f"{where}: {key!r} is missing (it holds {', '.join(map(str, content)) or 'nothing'})."
+        )
+    return content[key]
+
+
+def by_number(table: Any, where: str) -> list[str]:
+    """Returns the values of {"0": ..., "1": ...} in the order of their numbers.
+
+    Raises:
+        UserError: it is no such table.
+    """
+    good = isinstance(table, Mapping) and sorted(map(str, table)) == sorted(
+        map(str, range(len(table)))
+    )
+    if not good or not all(isinstance(value, str) for value in table.values()):
+        raise UserError(f'{where} is {table!r}; expected {{"0": "name", "1": "name", ...}}.')
+    return [value for _, value in sorted(table.items(), key=lambda item: int(item[0]))]
+
+
+def edges(values: Any, where: str) -> tuple[int, int, int]:
+    """Returns three positive edges.
+
+    Raises:
+        UserError: they are none.
+    """
+    good = isinstance(values, list | tuple) and len(values) == 3
+    if not good or not all(type(value) is int and value > 0 for value in values):
+        raise UserError(f"{where} is {values!r}; expected three positive whole numbers.")
+    a, b, c = values
+    return a, b, c
+
+
+def isotropic(values: Any, where: str) -> float:
+    """Returns the edge of a voxel, mm, from one number or three that agree within 1 %.
+
+    Raises:
+        UserError: they do not, or are no lengths.
+    """
+    found = values if isinstance(values, list | tuple) else [values] * 3
+    good = len(found) == 3 and all(type(each) in (int, float) and each > 0 for each in found)
+    if not good or max(found) > 1.01 * min(found):
+        raise UserError(
+            f"{where} is {values!r} mm; only one length along all three axes, to 1 %, can be taken "
+            "here. Train the network at such a spacing, as BraTS has it."
+        )
+    return round(sum(found) / 3, 6)
+
+
+def axes(letters: Any, where: str) -> str:
+    """Returns the three letters to which axes grow.
+
+    Raises:
+        UserError: they are none.
+    """
+    # The line that each runs along: -1 for what is no such letter.
+    lines = ["RLAPSI".find(letter) // 2 for letter in str(letters)]
+    if sorted(lines) != [0, 1, 2]:
+        raise UserError(f"{where} is {letters!r}; expected three letters such as 'RAS'.")
+    return str(letters)
+
+
+def share(value: Any, where: str) -> float:
+    """Returns a number from 0 to below 1.
+
+    Raises:
+        UserError: it is none.
+    """
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise UserError(f"{where} is {value!r}; expected a share from 0 to below 1.")
+    return float(value)

@@ -1,0 +1,243 @@
+"""A MONAI bundle, such as the model zoo's brats_mri_segmentation, as a `ForeignModel`.
+
+    BUNDLE/configs/metadata.json     names of the input and output channels
+    BUNDLE/configs/inference.json    "network_def", "preprocessing", a SlidingWindowInferer
+    BUNDLE/models/model.pt           the weights
+
+Several bundles in one folder, or several .pt in `models` where none is called model.pt, are folds.
+MONAI's bundles normalise after `Spacingd` where they have it, here scans are normalised before they
+are resampled; at the scans' own spacing, as in the zoo's bundle, it is the same.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from kdnet_jax.errors import UserError
+from kdnet_jax.interop import (
+    foreign_model,
+    json_files,
+    monai_config,
+    network_kinds,
+    torch_files,
+    vocabulary,
+)
+
+_METADATA: Final = pathlib.Path("configs", "metadata.json")
+_WEIGHTS: Final = "model.pt"
+# Axes of a file that is stored as BraTS stores them, as MONAI's reader gives them.
+_STORED: Final = "LPS"
+# Transforms that change no intensity within the scan; what they crop or pad is put back.
+_NEUTRAL: Final = (
+    *("LoadImaged", "EnsureChannelFirstd", "AddChanneld", "AsChannelFirstd", "EnsureTyped"),
+    *("ToTensord", "CastToTyped", "CropForegroundd", "SpatialPadd", "DivisiblePadd"),
+)
+_NORMALISE: Final = "NormalizeIntensityd"
+# Makes the regions TC WT ET of a label, in this order.
+_TO_REGIONS: Final = "ConvertToMultiChannelBasedOnBratsClassesd"
+
+
+def find(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the bundle at a path, or the bundles in it."""
+    places = [path, *sorted(each for each in path.glob("*") if each.is_dir())]
+    found = [place for place in places if (place / _METADATA).is_file()]
+    return found[:1] if path in found else found
+
+
+def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel:
+    """Reads a bundle, or several of the same network as folds.
+
+    Args:
+        path: the bundle, or the folder of several.
+        folds: names of the bundles in that folder, or of the .pt in one bundle's models; empty:
+            all, or model.pt.
+
+    Raises:
+        UserError: something is missing, or cannot be used here.
+    """
+    bundles = find(path)
+    if path in bundles:
+        return _read(path, folds)
+    names = list(dict.fromkeys(folds)) or [bundle.name for bundle in bundles]
+    missing = [name for name in names if path / name not in bundles]
+    if missing:
+        there = ", ".join(bundle.name for bundle in bundles)
+        raise UserError(f"{path}: no bundle {', '.join(missing)}; there are {there}.")
+    return foreign_model.join([_read(path / name, ()) for name in names], names)
+
+
+def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel:
+    metadata = json_files.read(bundle / _METADATA)
+    config = monai_config.Config(bundle / "configs")
+    modalities, head, order = _channels(metadata, config, bundle / _METADATA)
+    where, definition = config.find("network_def")
+    definition = config.resolve(where, definition, f"{where}: network_def")
+    kind, network = _network(definition, len(modalities), len(order), f"{where}: network_def")
+    axes, spacing = _preprocessing(config)
+    window, overlap = _window(config)
+    weights = _weights(bundle, folds)
+    return foreign_model.ForeignModel(
+        source=f"MONAI bundle {bundle.name} {metadata.get('version', '')}".strip(),
+        network=network,
+        members=tuple(
+            network_kinds.params(
+                kind, network, torch_files.state_dict(torch_files.read(file), file), str(file)
+            )
+            for file in weights
+        ),
+        modalities=modalities,
+        head=head,
+        order=order,
+        axes=axes,
+        spacing=spacing,
+        window=window,
+        overlap=overlap,
+        mirror=False,
+        known_cases=(),
+        about=_about(bundle, metadata, weights),
+    )
+
+
+def _channels(
+    metadata: Mapping[str, Any], config: monai_config.Config, path: pathlib.Path
+) -> tuple[tuple[str, ...], vocabulary.Head, tuple[int, ...]]:
+    """Returns the sequences in the model's order, and what its outputs are."""
+    data = json_files.need(metadata, "network_data_format", path)
+    key = f"{path}: network_data_format"
+    tables = []
+    for side in ("inputs", "outputs"):
+        images = json_files.need(data, side, key)
+        image = next(iter(images.values()), None) if isinstance(images, dict) else None
+        table = image.get("channel_def") if isinstance(image, dict) else None
+        tables.append(json_files.by_number(table, f"{key}.{side}: channel_def"))
+    modalities = vocabulary.modalities(tables[0], f"{key}.inputs: channel_def")
+    head, order = vocabulary.outputs(tables[1], f"{key}.outputs: channel_def")
+    _check_outputs(config, head, order, f"{key}.outputs: channel_def")
+    return modalities, head, order
+
+
+def _check_outputs(
+    config: monai_config.Config, head: vocabulary.Head, order: tuple[int, ...], where: str
+) -> None:
+    """Refuses metadata that the configs contradict."""
+    for path, each in config.objects(_TO_REGIONS):
+        # Of ET, TC, WT the channels in TC WT ET.
+        if (head, order) != ("regions", (2, 0, 1)):
+            raise UserError(
+                f"{where} contradicts {path}: {monai_config.class_name(each)} makes the channels "
+                "tumor core, whole tumor, enhancing tumor. Mend the wrong one in a copy."
+            )
+    wanted = {"regions": "sigmoid", "softmax": "softmax"}
+    for path, each in config.objects("Activationsd"):
+        other = wanted["softmax" if head == "regions" else "regions"]
+        if each.get(other) is True:
+            raise UserError(
+                f"{where} names {'regions' if head == 'regions' else 'classes'}, whose activation "
+                f"is a {wanted[head]}, but {path} has a {other}. Mend the wrong one in a copy."
+            )
+
+
+def _network(
+    definition: Any, channels: int, outputs: int, where: str
+) -> tuple[network_kinds.Kind, Any]:
+    if not isinstance(definition, dict) or definition.get("_disabled_", False) is not False:
+        raise UserError(f"{where} is no definition of a network.")
+    target = str(json_files.need(definition, "_target_", where))
+    kind = network_kinds.of_class(target, f"{where}._target_")
+    network, inputs = network_kinds.read(kind, monai_config.arguments(definition), where)
+    if (inputs, network.out_channels) != (channels, outputs):
+        raise UserError(
+            f"{where} has {inputs} input and {network.out_channels} output channels, but the "
+            f"metadata name {channels} and {outputs}."
+        )
+    return kind, network
+
+
+def _preprocessing(config: monai_config.Config) -> tuple[str, float | None]:
+    """Returns the axes and the spacing that the network sees.
+
+    Raises:
+        UserError: a transform is not known to leave what is done here as it is.
+    """
+    path, chain = config.transforms()
+    axes, spacing, normalised = _STORED, None, False
+    for index, each in enumerate(chain):
+        name, where = monai_config.class_name(each), f"{path}: preprocessing[{index}]"
+        keys = config.resolve(path, each.get("keys"), f"{where}.keys")
+        # Prediction has no label.
+        if keys in ("label", ["label"]) or name.startswith("Rand") or name in _NEUTRAL:
+            continue
+        if name == "Orientationd":
+            where += ", Orientationd.axcodes"
+            axes = json_files.axes(config.resolve(path, each.get("axcodes"), where), where)
+        elif name == "Spacingd":
+            where += ", Spacingd.pixdim"
+            spacing = json_files.isotropic(config.resolve(path, each.get("pixdim"), where), where)
+        elif name == _NORMALISE:
+            where += f", {name}"
+            _check_normalisation(config.resolve(path, monai_config.arguments(each), where), where)
+            normalised = True
+        else:
+            raise UserError(
+                f"{where} is {name or each}, which has no counterpart here, so the network would "
+                "see other scans than it was trained on."
+            )
+    if not normalised:
+        raise UserError(f"{path}: preprocessing has no {_NORMALISE}; only such networks are taken.")
+    return axes, spacing
+
+
+def _check_normalisation(given: Mapping[str, Any], where: str) -> None:
+    fixed = [key for key in ("subtrahend", "divisor") if given.get(key) is not None]
+    if given.get("nonzero") is not True or given.get("channel_wise") is not True or fixed:
+        shown = {key: value for key, value in given.items() if key != "keys"}
+        raise UserError(
+            f"{where} is {shown}; only nonzero=true, channel_wise=true, by the scan's own mean and "
+            "deviation, can be taken here."
+        )
+
+
+def _window(config: monai_config.Config) -> tuple[tuple[int, int, int], float]:
+    for path, each in config.objects("SlidingWindowInferer", "SlidingWindowInfererAdapt"):
+        where = f"{path}: {monai_config.class_name(each)}"
+        given = config.resolve(path, monai_config.arguments(each), where)
+        window = json_files.edges(given.get("roi_size"), f"{where}.roi_size")
+        return window, json_files.share(given.get("overlap", 0.25), f"{where}.overlap")
+    raise UserError(
+        "the bundle's configs have no SlidingWindowInferer, so the window is not known. Add one to "
+        'inference.json: "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [128, 128, '
+        '128], "overlap": 0.5}'
+    )
+
+
+def _weights(bundle: pathlib.Path, folds: Sequence[str]) -> list[pathlib.Path]:
+    folder = bundle / "models"
+    files = [each for each in sorted(folder.glob("*")) if each.suffix in torch_files.SUFFIXES]
+    there = {each.stem: each for each in files}
+    default = [pathlib.Path(_WEIGHTS).stem] if (folder / _WEIGHTS).is_file() else list(there)
+    names = [pathlib.PurePath(fold).stem for fold in folds] or default
+    missing = [name for name in names if name not in there]
+    if missing or not names:
+        scripts = ", ".join(each.name for each in folder.glob(f"*{torch_files.TORCHSCRIPT}"))
+        hint = f" {scripts} is TorchScript, a program rather than weights." if scripts else ""
+        raise UserError(
+            f"{folder}: no {', '.join(missing) or _WEIGHTS} (there are "
+            f"{', '.join(there) or 'no weights'}).{hint} Download it with the bundle: python -m "
+            "monai.bundle download NAME"
+        )
+    return [there[name] for name in dict.fromkeys(names)]
+
+
+def _about(
+    bundle: pathlib.Path, metadata: Mapping[str, Any], weights: Sequence[pathlib.Path]
+) -> dict[str, Any]:
+    wanted = "version monai_version pytorch_version copyright data_source intended_use eval_metrics"
+    licences = sorted(each.name for each in bundle.rglob("*") if "license" in each.name.lower())
+    return {
+        "tool": "MONAI bundle",
+        "bundle": bundle.name,
+        **{key: metadata[key] for key in wanted.split() if key in metadata},
+        "sha256": {file.name: torch_files.sha256(file) for file in weights},
+        "licence": str(metadata.get("license", ", ".join(licences))),
+        "notes": ["its files do not list the cases that it was trained on"],
+    }

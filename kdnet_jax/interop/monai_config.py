@@ -1,0 +1,152 @@
+"""What a config of a MONAI bundle says, of its plain values: no code in it is ever run."""
+
+import ast
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from kdnet_jax.errors import UserError
+from kdnet_jax.interop import json_files
+
+# "@network_def", "$@network_def": the value of a key; "::" or "#" goes on into it.
+_REFERENCE: Final = re.compile(r"\$?@([\w:#]+)")
+_TARGET: Final = "_target_"
+# Of an object, but not of what it is.
+_REMARKS: Final = ("_requires_", "_desc_", "_mode_")
+_DEPTH: Final = 20  # of references and of transforms in transforms
+
+
+class Config:
+    """The files of a bundle's configs, each a JSON object."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        # Inference first: training's transforms have random ones among them.
+        paths = sorted(
+            folder.glob("*.json"), key=lambda path: (path.stem != "inference", path.stem)
+        )
+        skipped = ("metadata", "datalist")
+        self.files = {
+            path: json_files.read(path) for path in paths if not path.stem.startswith(skipped)
+        }
+        self._folder = folder
+
+    def find(self, key: str) -> tuple[pathlib.Path, Any]:
+        """Returns the first file that has a key, and its value.
+
+        Raises:
+            UserError: there is none.
+        """
+        for path, content in self.files.items():
+            if key in content:
+                return path, content[key]
+        names = ", ".join(path.name for path in self.files) or "no .json file of a config"
+        raise UserError(
+            f"{self._folder}: no config has {key!r} (looked into {names}). Configs in YAML are not "
+            "read: write them as JSON."
+        )
+
+    def resolve(self, path: pathlib.Path, value: Any, where: str, depth: int = 0) -> Any:
+        """Returns a value with its references replaced by what they name.
+
+        Raises:
+            UserError: it is an expression of Python, or refers to what is not there.
+        """
+        if isinstance(value, list):
+            return [
+                self.resolve(path, each, f"{where}[{i}]", depth) for i, each in enumerate(value)
+            ]
+        if isinstance(value, Mapping):
+            return {
+                key: self.resolve(path, each, f"{where}.{key}", depth)
+                for key, each in value.items()
+                if key not in _REMARKS
+            }
+        if not isinstance(value, str) or value[:1] not in ("$", "@", "%"):
+            return value
+        match = _REFERENCE.fullmatch(value)
+        if match and depth < _DEPTH:
+            found = self._follow(path, match[1], where)
+            return self.resolve(path, found, where, depth + 1)
+        return _literal(value, where)
+
+    def _follow(self, path: pathlib.Path, reference: str, where: str) -> Any:
+        found: Any = self.files[path]
+        for part in re.split("::|#", reference):
+            if isinstance(found, Mapping) and part in found:
+                found = found[part]
+            elif isinstance(found, list) and part.isdigit() and int(part) < len(found):
+                found = found[int(part)]
+            else:
+                raise UserError(f"{where} is '@{reference}', which {path.name} does not have.")
+        return found
+
+    def objects(self, *targets: str) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
+        """Yields the objects of all files that make one of these classes, inference's first."""
+        for path, content in self.files.items():
+            for each in _objects(content):
+                if _class(each) in targets:
+                    yield path, each
+
+    def transforms(self) -> tuple[pathlib.Path, list[dict[str, Any]]]:
+        """Returns the transforms before the network, of the first file that lists them.
+
+        Raises:
+            UserError: no file does.
+        """
+        for path, content in self.files.items():
+            for key in ("preprocessing", "preprocessing_transforms"):
+                for found in _values(content, key):
+                    chain = found.get("transforms") if isinstance(found, Mapping) else found
+                    if isinstance(chain, list) and all(isinstance(e, Mapping) for e in chain):
+                        return path, [dict(each) for each in chain]
+        raise UserError(
+            f"{self._folder}: no config lists the transforms before the network (preprocessing), "
+            "so its normalisation cannot be told."
+        )
+
+
+def class_name(definition: Mapping[str, Any]) -> str:
+    """Returns the last part of an object's "_target_", "" without one."""
+    return _class(definition)
+
+
+def arguments(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an object passes to its class."""
+    return {key: value for key, value in definition.items() if not re.fullmatch(r"_\w+_", key)}
+
+
+def _class(definition: Mapping[str, Any]) -> str:
+    return str(definition.get(_TARGET, "")).rpartition(".")[2]
+
+
+def _literal(value: str, where: str) -> Any:
+    """Returns the value of "$None" or "$(1, 2)"; `ast` reads it and runs nothing."""
+    try:
+        return ast.literal_eval(value[1:].strip() if value[0] == "$" else value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise UserError(
+            f"{where} is {value!r}, an expression. No code of a bundle is run here: write its "
+            "value in a copy of the file."
+        ) from error
+
+
+def _objects(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
+    if depth > _DEPTH:
+        return
+    if isinstance(value, dict):
+        if _TARGET in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _objects(each, depth + 1)
+
+
+def _values(value: Any, key: str, depth: int = 0) -> Iterator[Any]:
+    """Yields the values of a key, outermost first."""
+    if isinstance(value, dict) and depth <= _DEPTH:
+        if key in value:
+            yield value[key]
+        for each in value.values():
+            yield from _values(each, key, depth + 1)

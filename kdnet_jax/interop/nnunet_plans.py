@@ -1,0 +1,158 @@
+"""What nnU-Net's plans.json and dataset.json say of a network and of what it sees."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from kdnet_jax.errors import UserError
+from kdnet_jax.interop import json_files, network_kinds, vocabulary
+from kdnet_jax.models import adapted
+
+# To which sides the axes grow that each reader gives, of files stored as BraTS stores them (LPS);
+# the last turns any file.
+_AXES: Final = {"SimpleITKIO": "SPL", "NibabelIO": "SPL", "NibabelIOWithReorient": "SAR"}
+_ZSCORE: Final = "ZScoreNormalization"
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What a configuration of the plans says; see `foreign_model.ForeignModel`."""
+
+    kind: network_kinds.Kind
+    network: adapted.RawConfig
+    modalities: tuple[str, ...]
+    head: vocabulary.Head
+    order: tuple[int, ...]
+    axes: str
+    spacing: float
+    window: tuple[int, int, int]
+
+
+def read(folder: pathlib.Path, name: str) -> Planned:
+    """Reads plans.json and dataset.json of a folder of results.
+
+    Args:
+        folder: where they lie.
+        name: of the configuration, such as "3d_fullres".
+
+    Raises:
+        UserError: they are damaged, or of something that cannot be used here.
+    """
+    plans = json_files.read(folder / "plans.json")
+    dataset = json_files.read(folder / "dataset.json")
+    where = f"{folder / 'plans.json'}, {name}"
+    plan = _configuration(plans, name, where)
+    window = json_files.need(plan, "patch_size", where)
+    if len(window) == 2:
+        raise UserError(f"{where}: a 2D configuration; only 3D ones can be used here.")
+    if plan.get("previous_stage"):
+        raise UserError(
+            f"{where}: the second stage of a cascade, which sees the masks of "
+            f"{plan['previous_stage']} too; give a 3d_fullres or 3d_lowres configuration."
+        )
+    channels = dataset.get("channel_names", dataset.get("modality"))
+    names = json_files.by_number(channels, f"{folder / 'dataset.json'}: channel_names")
+    modalities = vocabulary.modalities(names, f"{folder / 'dataset.json'}: channel_names")
+    _check_normalisation(plan, len(modalities), where)
+    labels = json_files.need(dataset, "labels", folder / "dataset.json")
+    head, order = vocabulary.label_table(labels, f"{folder / 'dataset.json'}: labels")
+    kind, network = _network(plan, len(modalities), len(order), where)
+    return Planned(
+        kind,
+        network,
+        modalities,
+        head,
+        order,
+        _axes(plans, where),
+        json_files.isotropic(json_files.need(plan, "spacing", where), f"{where}: spacing"),
+        json_files.edges(window, f"{where}: patch_size"),
+    )
+
+
+def _configuration(plans: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """Returns a configuration with what it inherits."""
+    known = json_files.need(plans, "configurations", where)
+    chain: list[str] = []
+    while name:
+        if name not in known or name in chain:
+            raise UserError(
+                f"{where}: the configuration {name!r} is {'its own heir' if chain else 'missing'}; "
+                f"there are {', '.join(known)}."
+            )
+        chain.append(name)
+        name = known[name].get("inherits_from", "")
+    plan: dict[str, Any] = {}
+    for each in reversed(chain):
+        plan.update(known[each])
+    return plan
+
+
+def _check_normalisation(plan: Mapping[str, Any], channels: int, where: str) -> None:
+    schemes = list(plan.get("normalization_schemes", ()))
+    masks = list(plan.get("use_mask_for_norm", ()))
+    if schemes != [_ZSCORE] * channels:
+        raise UserError(
+            f"{where}: normalization_schemes is {schemes}; only {_ZSCORE} of each channel can be "
+            "taken here, as nnU-Net plans it for MRI."
+        )
+    if masks != [True] * channels:
+        raise UserError(
+            f"{where}: use_mask_for_norm is {masks}; only true for each channel can be taken here: "
+            "mean and deviation over the brain. nnU-Net plans it for skull-stripped scans."
+        )
+
+
+def _axes(plans: Mapping[str, Any], where: str) -> str:
+    """Returns the letters to which the network's axes grow.
+
+    The network sees the reader's axes in the order `transpose_forward`, and so are its kernels,
+    its patch and its spacing written.
+    """
+    reader = plans.get("image_reader_writer")
+    if reader not in _AXES:
+        raise UserError(
+            f"{where}: image_reader_writer is {reader!r}; how its axes run is known of "
+            f"{', '.join(_AXES)}."
+        )
+    order = plans.get("transpose_forward", [0, 1, 2])
+    if sorted(order) != [0, 1, 2]:
+        raise UserError(f"{where}: transpose_forward is {order!r}; expected an order of 0, 1, 2.")
+    return "".join(_AXES[reader][axis] for axis in order)
+
+
+def _network(
+    plan: Mapping[str, Any], channels: int, outputs: int, where: str
+) -> tuple[network_kinds.Kind, adapted.RawConfig]:
+    architecture = plan.get("architecture") or _older(plan, where)
+    name = json_files.need(architecture, "network_class_name", where)
+    kind = network_kinds.of_class(name, f"{where}: network_class_name")
+    given = dict(json_files.need(architecture, "arch_kwargs", where))
+    given |= {"input_channels": channels, "num_classes": outputs}
+    network, _ = network_kinds.read(kind, given, f"{where}: arch_kwargs")
+    return kind, network
+
+
+def _older(plan: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the architecture of plans of before nnU-Net 2.4, as it reads them itself."""
+    name = json_files.need(plan, "UNet_class_name", where)
+    features = json_files.need(plan, "UNet_base_num_features", where)
+    most = json_files.need(plan, "unet_max_num_features", where)
+    encoder = json_files.need(plan, "n_conv_per_stage_encoder", where)
+    blocks = "n_conv_per_stage" if name == "PlainConvUNet" else "n_blocks_per_stage"
+    return {
+        "network_class_name": name,
+        "arch_kwargs": {
+            "n_stages": len(encoder),
+            "features_per_stage": [min(features * 2**i, most) for i in range(len(encoder))],
+            "conv_op": "Conv3d",
+            "kernel_sizes": json_files.need(plan, "conv_kernel_sizes", where),
+            "strides": json_files.need(plan, "pool_op_kernel_sizes", where),
+            blocks: encoder,
+            "n_conv_per_stage_decoder": json_files.need(plan, "n_conv_per_stage_decoder", where),
+            "conv_bias": True,
+            "norm_op": "InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "nonlin": "LeakyReLU",
+        },
+    }

@@ -1,0 +1,258 @@
+"""A student for the tools that people have: weights for PyTorch's class, and nnU-Net's folder.
+
+    DIR/model.pt, DIR/foreign.json       for MONAI's or nnU-Net's class, and for kdnet_jax
+    DIR/nnUNet_results/...               for nnUNetv2_predict, of a network of nnU-Net's
+
+The first is loaded by
+
+    about = json.load(open("foreign.json"))
+    network = getattr(monai.networks.nets, about["class"].rpartition(".")[2])(**about["arguments"])
+    network.load_state_dict(torch.load("model.pt", weights_only=True))
+
+nnU-Net's own preparation of a scan then differs from this project's as `nnunet_folder` says.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from kdnet_jax import conventions, files
+from kdnet_jax.errors import UserError
+from kdnet_jax.interop import described_weights, network_kinds, torch_files, vocabulary
+from kdnet_jax.models import nnunet
+
+_DATASET: Final = "Dataset999_KDNet"
+_TRAINER, _PLANS, _CONFIGURATION = "nnUNetTrainer", "nnUNetPlans", "3d_fullres"
+# The names under which nnU-Net knows the sequences of BraTS.
+_CHANNELS: Final = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "Flair"}
+_CLASS_LABELS: Final = {"background": 0, "NCR": 1, "ED": 2, "ET": 3}
+# In nnU-Net's order, where a later region is painted over an earlier one: value 2 (ED) for all of
+# the tumour, then 1 (NCR) for its core, then 3 (ET).
+_REGION_LABELS: Final = {
+    "background": 0,
+    "whole tumor": [1, 2, 3],
+    "tumor core": [1, 3],
+    "enhancing tumor": [3],
+}
+_REGION_ORDER: Final = ("WT", "TC", "ET")
+_REGION_VALUES: Final = [2, 1, 3]
+_HEADS: Final = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")
+
+
+def check(network: Any) -> None:
+    """Raises UserError unless PyTorch has a class for the network."""
+    if network_kinds.of_config(network) is None:
+        names = ", ".join(sorted(kind.name for kind in network_kinds.KINDS))
+        raise UserError(
+            "the project's own U-Net has no class in nnU-Net or MONAI, so its weights cannot be "
+            f"written for PyTorch. Train a network that has one: {names}."
+        )
+
+
+def write(
+    folder: pathlib.Path,
+    network: Any,
+    members: Sequence[Any],
+    *,
+    modalities: Sequence[str],
+    head: vocabulary.Head,
+    order: Sequence[int],
+    axes: str,
+    spacing: float | None,
+    window: Sequence[int],
+    overlap: float,
+    mirror: bool,
+    known_cases: Sequence[str],
+    about: Mapping[str, Any],
+) -> list[str]:
+    """Writes a model for PyTorch into a folder; needs PyTorch.
+
+    Args:
+        folder: where.
+        network: a raw config.
+        members: {"params": ...} of each fold.
+        modalities: see `foreign_model.ForeignModel`, as what follows.
+        head: what the outputs are.
+        order: for each of this project's outputs, the network's channel.
+        axes: the letters to which the network's axes grow.
+        spacing: mm, or `None`: the scan's own.
+        window: along the network's axes.
+        overlap: share of a window.
+        mirror: average over mirror images.
+        known_cases: that it was trained or chosen on.
+        about: JSON.
+
+    Returns:
+        A sentence on each thing that was written, or why it was not.
+
+    Raises:
+        UserError: PyTorch has no class for the network, or is missing.
+    """
+    check(network)
+    kind = network_kinds.of_config(network)
+    states = [kind.weights.to_torch(network, params) for params in members]
+    use = {"spacing": spacing, "window": list(window), "mirror": mirror}
+    text = described_weights.describe(
+        network,
+        modalities=modalities,
+        head=head,
+        order=order,
+        axes=axes,
+        overlap=overlap,
+        known_cases=known_cases,
+        about=about,
+        **use,
+    )
+    names = ["model.pt"] if len(states) == 1 else [f"model_{i}.pt" for i in range(len(states))]
+    for name, state in zip(names, states, strict=True):
+        torch_files.write(folder / name, state)
+    files.write_text(folder / described_weights.FILE, text)
+    said = [f"{', '.join(names)}, {described_weights.FILE}: weights for {kind.module}.{kind.name}"]
+    if not isinstance(network, nnunet.PlainConvConfig):
+        return said
+    reason = _not_nnunet(axes, spacing)
+    if reason:
+        return [*said, f"no folder for nnUNetv2_predict: {reason}"]
+    results = folder / "nnUNet_results" / _DATASET / f"{_TRAINER}__{_PLANS}__{_CONFIGURATION}"
+    dataset = _dataset(modalities, head, known_cases)
+    plans = _plans(network, axes, **use, channels=len(modalities))
+    channels = _channels(head, order)
+    documents = {"plans.json": plans, "dataset.json": dataset}
+    if known_cases:
+        documents["splits_final.json"] = [{"train": list(known_cases), "val": []}] * len(states)
+    for name, content in documents.items():
+        files.write_text(results / name, json.dumps(content, indent=1) + "\n")
+    for fold, state in enumerate(states):
+        content = _checkpoint(_with_heads(state, channels), plans, dataset, fold, mirror)
+        torch_files.write(results / f"fold_{fold}" / "checkpoint_final.pth", content)
+    return [*said, f"{results.relative_to(folder)}: for nnUNetv2_predict"]
+
+
+# ------------------------------------------------------------------------- nnU-Net's folder
+
+
+def _not_nnunet(axes: str, spacing: float | None) -> str:
+    """Returns why nnU-Net's folder cannot say what the model needs, "" if it can."""
+    if spacing is None:
+        return "nnU-Net resamples every scan to one voxel size, this model takes each as it is"
+    if sorted(axes) != sorted("SPL"):
+        return f"nnU-Net takes the axes as BraTS files have them, this model turns them to {axes}"
+    return ""
+
+
+def _channels(head: vocabulary.Head, order: Sequence[int]) -> list[int]:
+    """Returns, for each of nnU-Net's outputs, the network's channel."""
+    if head == "softmax":
+        return list(order)
+    return [order[conventions.REGIONS.index(name)] for name in _REGION_ORDER]
+
+
+def _with_heads(state: Mapping[str, np.ndarray], channels: Sequence[int]) -> dict[str, np.ndarray]:
+    """Returns a state dict whose outputs are in the order `channels`."""
+    chosen = list(channels)
+    return {
+        name: value[chosen] if _HEADS.fullmatch(name) else value for name, value in state.items()
+    }
+
+
+def _dataset(
+    modalities: Sequence[str], head: vocabulary.Head, known_cases: Sequence[str]
+) -> dict[str, Any]:
+    regions = {"regions_class_order": _REGION_VALUES} if head == "regions" else {}
+    return {
+        "channel_names": {str(i): _CHANNELS[name] for i, name in enumerate(modalities)},
+        "labels": _REGION_LABELS if head == "regions" else _CLASS_LABELS,
+        **regions,
+        "numTraining": len(known_cases),
+        "file_ending": ".nii.gz",
+        "name": _DATASET,
+    }
+
+
+def _plans(
+    network: nnunet.PlainConvConfig,
+    axes: str,
+    *,
+    spacing: float | None,
+    window: Sequence[int],
+    mirror: bool,
+    channels: int,
+) -> dict[str, Any]:
+    """Returns plans.json."""
+    forward = ["SPL".index(letter) for letter in axes]
+    kind = network_kinds.of_config(network)
+    arguments = kind.write(network, channels)
+    # nnU-Net passes these itself.
+    for name in ("input_channels", "num_classes", "deep_supervision"):
+        arguments.pop(name)
+    return {
+        "dataset_name": _DATASET,
+        "plans_name": _PLANS,
+        "original_median_spacing_after_transp": [spacing] * 3,
+        "original_median_shape_after_transp": list(window),
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": forward,
+        "transpose_backward": [forward.index(axis) for axis in range(3)],
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {str(i): {} for i in range(channels)},
+        "configurations": {
+            _CONFIGURATION: {
+                "data_identifier": f"{_PLANS}_{_CONFIGURATION}",
+                "preprocessor_name": "DefaultPreprocessor",
+                "batch_size": 2,
+                "patch_size": list(window),
+                "median_image_size_in_voxels": [float(edge) for edge in window],
+                "spacing": [spacing] * 3,
+                "normalization_schemes": ["ZScoreNormalization"] * channels,
+                "use_mask_for_norm": [True] * channels,
+                **_resampling("data", is_seg=False),
+                **_resampling("seg", is_seg=True),
+                **_resampling("probabilities", is_seg=False),
+                "architecture": {
+                    "network_class_name": f"{kind.module}.{kind.name}",
+                    "arch_kwargs": arguments,
+                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+                },
+                "batch_dice": False,
+            }
+        },
+    }
+
+
+def _resampling(what: str, is_seg: bool) -> dict[str, Any]:
+    """Returns nnU-Net's function for it, linear as this project's, where nnU-Net has splines."""
+    options = {"is_seg": is_seg, "order": 1, "order_z": 0, "force_separate_z": False}
+    return {
+        f"resampling_fn_{what}": "resample_data_or_seg_to_shape",
+        f"resampling_fn_{what}_kwargs": options,
+    }
+
+
+def _checkpoint(
+    state: Mapping[str, np.ndarray],
+    plans: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    fold: int,
+    mirror: bool,
+) -> dict[str, Any]:
+    return {
+        "network_weights": state,
+        "optimizer_state": {},
+        "grad_scaler_state": None,
+        "logging": {},
+        "_best_ema": None,
+        "current_epoch": 0,
+        "init_args": {
+            "plans": plans,
+            "configuration": _CONFIGURATION,
+            "fold": fold,
+            "dataset_json": dataset,
+        },
+        "trainer_name": _TRAINER,
+        "inference_allowed_mirroring_axes": (0, 1, 2) if mirror else None,
+    }
