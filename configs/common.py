@@ -53,9 +53,11 @@ def base_config(role: str, preset: str) -> config_dict.ConfigDict:
             "checkpoint": "",
             # Of a teacher of nnU-Net: its folds with commas, to be averaged; empty: all there are.
             "folds": "",
+            # What it sees, where it has to be trained first.
             "modalities": ",".join(conventions.MODALITIES),
             # Empty: the student's.
             "widths": (),
+            # Of its training.
             "steps": _TEACHER_STEPS[preset],
         }
     if role == "teacher":
@@ -68,6 +70,7 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
     return {
         "role": role,
         "preset": preset,
+        # Of the parameters, the patches and the augmentation.
         "seed": 0,
         # Profile so many steps and write profile/summary.html; 0 does not.
         "profile": 0,
@@ -94,6 +97,7 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             "skip_bad_cases": False,
             # A training case whose built record cannot be read: stop, or skip it.
             "on_read_error": "stop",
+            # Cases prepared at once.
             "workers": 2,
             # The synthetic cohort; `spacing` is the voxel size of its scans too.
             "phantom": {"cases": 60, "seed": 0},
@@ -101,29 +105,51 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
         "split": {
             # A JSON file that gives the split; then the rest of the section is unused.
             "file": "",
+            # Of the drawing of the parts.
             "seed": 0,
-            # Shares of the patients without folds; with folds, the validation share of the rest.
+            # Share of the patients; unused with folds.
             "train": 0.7,
+            # Share of the patients; with folds, of those outside of the test fold.
             "validation": 0.1,
+            # Share of the patients; unused with folds.
             "test": 0.2,
+            # Number of folds; 0: the shares above.
             "folds": 0,
+            # Which of the folds is the test part, from 0.
             "fold": 0,
         },
         "loader": {
+            # Voxels along depth, height and width.
             "patch": (48, 48, 48),
+            # Patches a step, over all devices.
             "batch": 1,
+            # Share of the patches that are placed on tumour.
             "tumour_share": 0.5,
+            # Batches in a row from the same cases.
             "crops_per_read": 1,
+            # Threads that decode and cut.
             "threads": 2,
+            # Batches ready on the host.
             "prefetch_batches": 4,
             # Where the training cases lie: device, host (memory), stream (from disk); auto takes
             # the first that fits.
             "cache": "auto",
         },
-        # unet, or a network of nnU-Net (plain_conv_unet, residual_encoder_unet) or MONAI (dynunet,
-        # segresnet), of which widths, blocks, head, deep_supervision and bfloat16 hold too.
-        "model": {"modalities": STUDENT_SEQUENCE, "family": "unet"} | _fields(unet.UNetConfig()),
-        "loss": {"form": "dice_ce", "over_batch": False},
+        "model": {
+            # The sequences that the network sees.
+            "modalities": STUDENT_SEQUENCE,
+            # unet, or a network of nnU-Net (plain_conv_unet, residual_encoder_unet) or MONAI
+            # (dynunet, segresnet), of which widths, blocks, head, deep_supervision and bfloat16
+            # hold too.
+            "family": "unet",
+        }
+        | _fields(unet.UNetConfig()),
+        "loss": {
+            # dice_ce, or dice_bce: the binary cross-entropy of all channels, as KD-Net writes it.
+            "form": "dice_ce",
+            # The Dice of the whole batch, not of each sample.
+            "over_batch": False,
+        },
         "optimizer": _fields(optimizers.OptimizerOptions()),
         "augment": _augment(),
         "train": {
@@ -141,10 +167,12 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             # A batch with a NaN or infinite loss or gradient: stop, or skip its update.
             "nonfinite": "stop",
         },
-        # Window of whole-volume prediction; empty: the patch.
         "inference": {
+            # Window of whole-volume prediction; empty: the patch.
             "patch": (),
+            # Share of a window's edge that the next one covers too.
             "overlap": 0.5,
+            # Average over the 8 mirror images.
             "mirror": False,
             # No windows: a scan in one pass, its depth split over all of a process's devices.
             "whole": False,
@@ -168,10 +196,10 @@ def _fields(options: Any) -> dict[str, Any]:
 
 def _augment() -> dict[str, Any]:
     values = dataclasses.asdict(augment.PRESETS["plain"])
-    # none, plain or nnunet; a key that is not set has the preset's value.
-    return {"preset": "plain"} | {
-        key: config_dict.placeholder(type(value)) for key, value in values.items()
-    }
+    return {
+        # none, plain or nnunet; a key that is not set has the preset's value.
+        "preset": "plain",
+    } | {key: config_dict.placeholder(type(value)) for key, value in values.items()}
 
 
 def _phantom(config: config_dict.ConfigDict) -> None:

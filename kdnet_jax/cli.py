@@ -14,10 +14,15 @@ from ml_collections import config_flags
 from kdnet_jax import errors
 
 _CONFIG_KEY = re.compile(r"--?(config[\w.]*)")
+# The configs that come with the package: beside it in a checkout and where it is installed.
+_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 # What reading a file of Python, or setting a key that is not there, may raise.
 _CONFIG_ERRORS = (
     *(AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError),
 )
+
+# --help shows --config among the flags of the command that defines it.
+flags.disclaim_key_flags()
 
 
 def define_config(default: str, help_text: str) -> flags.FlagHolder:
@@ -27,7 +32,7 @@ def define_config(default: str, help_text: str) -> flags.FlagHolder:
     is one message too.
     """
     try:
-        return config_flags.DEFINE_config_file("config", default, help_text)
+        return config_flags.DEFINE_config_file("config", _find_config(default), help_text)
     except _CONFIG_ERRORS as error:
         _refuse(_config_mistake(sys.argv, error))
     except OSError as error:
@@ -44,10 +49,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     # The libraries' own notes, warnings of Orbax's included; --verbosity=0 brings them back.
     logging.set_verbosity(logging.ERROR)
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_with_found_config(argv))
         if "config" in flags.FLAGS:
             # A config file that cannot be loaded is told only when its value is asked for.
             _ = flags.FLAGS["config"].value.role
+            _tell_installed(flags.FLAGS["config"].config_filename)
         return rest
     except (flags.Error, errors.UserError) as error:
         message = _without_required(error) or str(error)
@@ -56,6 +62,34 @@ def parse_flags(argv: list[str]) -> list[str]:
     except OSError as error:
         message = _unreadable_config(argv, flags.FLAGS["config"].default, error)
     _refuse(message)
+
+
+def _with_found_config(argv: list[str]) -> list[str]:
+    """Returns the command line with its --config=FILE, or --config FILE, where the file lies."""
+    found = list(argv)
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config") and equals:
+            found[i] = f"{name}={_find_config(value)}"
+        elif name in ("--config", "-config") and i + 1 < len(argv):
+            found[i + 1] = _find_config(argv[i + 1])
+    return found
+
+
+def _find_config(config: str) -> str:
+    """Returns configs/FILE.py[:PRESET] as it is, or where it is installed if it is not here."""
+    file, colon, preset = config.partition(":")
+    path = pathlib.Path(file)
+    installed = _CONFIGS / path.name
+    if path.parent != pathlib.Path("configs") or path.exists() or not installed.exists():
+        return config
+    return f"{installed}{colon}{preset}"
+
+
+def _tell_installed(config: str) -> None:
+    file = pathlib.Path(config.partition(":")[0])
+    if file.parent == _CONFIGS:
+        print(f"note: configs/{file.name} is not here; taking {file}, installed with kdnet_jax")
 
 
 def _without_required(error: Exception) -> str | None:

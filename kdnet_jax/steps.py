@@ -250,9 +250,10 @@ def distillation_step(
             terms |= distillation.distillation_terms(
                 logits, teacher_logits, y, head=network.head, options=options
             )
-            terms["kl"] = distillation.latent_divergence(
-                features["bottleneck"], teacher_features["bottleneck"], options
-            )
+            if options.latent_weight:  # else the bottlenecks need not be comparable
+                terms["kl"] = distillation.latent_divergence(
+                    features["bottleneck"], teacher_features["bottleneck"], options
+                )
             return distillation.total(terms, options).mean(), _means(terms)
 
         return jax.value_and_grad(loss_fn, has_aux=True)(state.params)

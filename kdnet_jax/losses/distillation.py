@@ -143,8 +143,12 @@ def latent_divergence(
 
 
 def total(terms: dict[str, Float[Array, "b"]], options: DistillationOptions) -> Float[Array, "b"]:
-    """L = lambda L_KD + (1 - lambda) L_GT + alpha L_KL from terms named kd_*, gt_* and kl."""
+    """L = lambda L_KD + (1 - lambda) L_GT + alpha L_KL from terms named kd_*, gt_* and kl.
+
+    Without weight (alpha 0) "kl" may be absent.
+    """
     kd = sum(value for name, value in terms.items() if name.startswith("kd_"))
     gt = sum(value for name, value in terms.items() if name.startswith("gt_"))
     weight = options.kd_weight
-    return weight * kd + (1 - weight) * gt + options.latent_weight * terms["kl"]
+    loss = weight * kd + (1 - weight) * gt
+    return loss + options.latent_weight * terms["kl"] if options.latent_weight else loss

@@ -1,0 +1,60 @@
+"""docs/reference.md says what the code says."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page as the code makes it, in a process of its own: commands share names of flags."""
+    page = tmp_path_factory.mktemp("reference") / "reference.md"
+    done = subprocess.run(
+        [sys.executable, "-m", "docs.make_reference", page],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return page.read_text("utf-8")
+
+
+def test_the_page_is_up_to_date(made: str) -> None:
+    kept = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    assert kept == made, "run python -m docs.make_reference"
+
+
+def test_every_key_and_flag_says_what_it_is_for(made: str) -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", made, re.MULTILINE)
+    sections = {f"`{name}" for name in re.findall(r"^### ([\w.]+)\n\n[^|\n]", made, re.MULTILINE)}
+    assert len(rows) > 150
+    assert not [
+        name
+        for name, row in rows
+        if not row.split(" | ")[-1].strip() and f"`{name.rpartition('.')[0]}" not in sections
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `train.steps` | a whole number from 1 to 1000000000 | "
+        "`800` (phantom), `95000` (brats), `6` (smoke); "
+        "teacher: `1200` (phantom), `95000` (brats), `6` (smoke) |",
+        "| `loss.form` | dice_ce, dice_bce | `dice_ce` |",
+        "| `augment.rotation_probability` | 0 to 1 | `0` (none, plain), `0.2` (nnunet) |",
+        "| `study.seeds` | a whole number from 1 to 100 | `3` (phantom, brats), `2` (smoke) |",
+        "| `--workers` | an integer in the range [1, 1024] | `2` | Cases prepared at once. |",
+        "| `--references` | a text | must be given |",
+        "| `--resection_cavity` | `background`, `ncr` | `background` |",
+    ],
+)
+def test_rows(made: str, row: str) -> None:
+    assert row in made

@@ -1,0 +1,97 @@
+"""The notebook runs as it is, top to bottom, but for one parameter."""
+
+import copy
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+nbclient = pytest.importorskip("nbclient", reason="the notebook is run by nbclient")
+pytest.importorskip("ipykernel", reason="the notebook needs a Python kernel")
+nbformat = pytest.importorskip("nbformat")
+
+from tests.helpers import commands  # noqa: E402
+
+NOTEBOOK = commands.ROOT / "notebooks/kdnet_colab.ipynb"
+
+
+@pytest.fixture(scope="module")
+def notebook() -> Any:
+    return nbformat.read(NOTEBOOK, 4)
+
+
+@pytest.fixture(scope="module")
+def executed(
+    notebook: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Any, pathlib.Path]]:
+    """The notebook after a run with the smallest preset, and the folder it ran in."""
+    folder = tmp_path_factory.mktemp("notebook")
+    smaller = copy.deepcopy(notebook)
+    (parameters,) = (cell for cell in smaller.cells if "parameters" in _tags(cell))
+    parameters.source = parameters.source.replace('PRESET = "phantom"', 'PRESET = "smoke"')
+    assert 'PRESET = "smoke"' in parameters.source
+    # The student's cell twice, as after an interruption.
+    (index,) = (i for i, cell in enumerate(smaller.cells) if "configs/student.py" in cell.source)
+    smaller.cells.insert(index + 1, copy.deepcopy(smaller.cells[index]))
+    smaller.cells[index + 1]["id"] = "again"
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(commands.ROOT), before])
+    try:
+        client = nbclient.NotebookClient(
+            smaller, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
+        )
+        client.execute()
+        yield smaller, folder
+    finally:
+        os.environ["PYTHONPATH"] = before
+
+
+def _tags(cell: Any) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _said(notebook: Any, words: str) -> str:
+    """All that the cell with these words in its source printed."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and words in cell.source]
+    return "".join(output.get("text", "") for output in cells[-1].outputs)
+
+
+def test_its_figures_are_shown(executed: tuple[Any, pathlib.Path]) -> None:
+    outputs = [
+        output for cell in executed[0].cells if cell.cell_type == "code" for output in cell.outputs
+    ]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 3
+    assert not [output for output in outputs if output.output_type == "error"]
+    (card,) = (output.data for output in outputs if "text/markdown" in output.get("data", {}))
+    assert "no medical device" in card["text/markdown"]
+
+
+def test_a_second_start_repeats_nothing(executed: tuple[Any, pathlib.Path]) -> None:
+    again = _said(executed[0], "configs/student.py")
+    assert again.count("already evaluated") == 2
+    assert "loss" not in again
+
+
+def test_a_mask_lies_on_the_scan_s_grid(executed: tuple[Any, pathlib.Path]) -> None:
+    runs = executed[1] / "runs"
+    mask, scan = (
+        nib.load(path)
+        for path in (runs / "mask.nii.gz", runs / "scans/phantom-0000/phantom-0000_t1ce.nii.gz")
+    )
+    assert mask.shape == scan.shape
+    np.testing.assert_array_equal(mask.affine, scan.affine)
+    assert str(mask.shape) in _said(executed[0], "kdnet_jax.load(")
+
+
+def test_what_is_committed_is_whole_and_says_nothing_of_a_machine(notebook: Any) -> None:
+    nbformat.validate(notebook)
+    text = NOTEBOOK.read_text("utf-8")
+    assert len(text) < 1_000_000
+    assert not re.findall(r"/(?:home|root|work|tmp|Users)/", text)
+    assert '"output_type": "error"' not in text
