@@ -196,7 +196,7 @@ def read_label_table(content: Mapping[str, Any]) -> dict[int, int] | None:
         return None
     swapped = all(str(key).isdigit() for key in given)
     pairs = [(text, key) if swapped else (key, text) for key, text in given.items()]
-    named = {_tissue(str(name)): value for name, value in pairs}
+    named = {tissue(str(name)): value for name, value in pairs}
     if "regions_class_order" in content:
         return _region_table(named, content["regions_class_order"])
     numbers = {name: str(value) for name, value in named.items()}
@@ -223,7 +223,7 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _tissue(name: str) -> str:
+def tissue(name: str) -> str:
     text = name.strip().lower()
     return next((tissue for tissue, pattern in _TISSUES if re.search(pattern, text)), text)
 

@@ -5,8 +5,11 @@
     BUNDLE/models/model.pt           the weights
 
 Several bundles in one folder, or several .pt in `models` where none is called model.pt, are folds.
-MONAI's bundles normalise after `Spacingd` where they have it, here scans are normalised before they
-are resampled; at the scans' own spacing, as in the zoo's bundle, it is the same.
+
+What differs from MONAI's own prediction: bundles normalise after `Spacingd` where they have it,
+here scans are normalised before they are resampled (at the scans' own spacing, as in the zoo's
+bundle, it is the same); its inferer averages the logits of windows, here probabilities are
+averaged; here z-scores end at +-10.
 """
 
 import pathlib
@@ -31,6 +34,7 @@ _STORED: Final = "LPS"
 _NEUTRAL: Final = (
     *("LoadImaged", "EnsureChannelFirstd", "AddChanneld", "AsChannelFirstd", "EnsureTyped"),
     *("ToTensord", "CastToTyped", "CropForegroundd", "SpatialPadd", "DivisiblePadd"),
+    *("ConcatItemsd", "DeleteItemsd"),
 )
 _NORMALISE: Final = "NormalizeIntensityd"
 # Makes the regions TC WT ET of a label, in this order.
@@ -164,6 +168,9 @@ def _preprocessing(config: monai_config.Config) -> tuple[str, float | None]:
     for index, each in enumerate(chain):
         name, where = monai_config.class_name(each), f"{path}: preprocessing[{index}]"
         keys = config.resolve(path, each.get("keys"), f"{where}.keys")
+        if each.get("as_closest_canonical") is True:  # of LoadImaged and Orientationd
+            axes = "RAS"
+            continue
         # Prediction has no label.
         if keys in ("label", ["label"]) or name.startswith("Rand") or name in _NEUTRAL:
             continue

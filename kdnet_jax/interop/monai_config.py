@@ -85,7 +85,7 @@ class Config:
         """Yields the objects of all files that make one of these classes, inference's first."""
         for path, content in self.files.items():
             for each in _objects(content):
-                if _class(each) in targets:
+                if class_name(each) in targets:
                     yield path, each
 
     def transforms(self) -> tuple[pathlib.Path, list[dict[str, Any]]]:
@@ -108,16 +108,12 @@ class Config:
 
 def class_name(definition: Mapping[str, Any]) -> str:
     """Returns the last part of an object's "_target_", "" without one."""
-    return _class(definition)
+    return str(definition.get(_TARGET, "")).rpartition(".")[2]
 
 
 def arguments(definition: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what an object passes to its class."""
     return {key: value for key, value in definition.items() if not re.fullmatch(r"_\w+_", key)}
-
-
-def _class(definition: Mapping[str, Any]) -> str:
-    return str(definition.get(_TARGET, "")).rpartition(".")[2]
 
 
 def _literal(value: str, where: str) -> Any:

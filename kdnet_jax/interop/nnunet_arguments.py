@@ -34,12 +34,17 @@ def _fields(given: arguments.Arguments, blocks: str) -> dict[str, Any]:
     given.expect("dropout_op", None, None)
     given.take("dropout_op_kwargs")
     stages = given.need("n_stages")
+    if type(stages) is not int or stages < 2:
+        given.refuse("n_stages", stages, "a whole number above 1")
+    strides = given.triples("strides", given.need("strides"), stages)
+    if strides[0] != (1, 1, 1):
+        given.refuse("strides", list(strides), "strides that begin with 1")
     norm = given.inside("norm_op_kwargs", given.take("norm_op_kwargs"))
     active = given.inside("nonlin_kwargs", given.take("nonlin_kwargs"))
     fields = {
         "features": given.numbers("features_per_stage", given.need("features_per_stage"), stages),
         "kernels": given.triples("kernel_sizes", given.need("kernel_sizes"), stages),
-        "strides": given.triples("strides", given.need("strides"), stages),
+        "strides": strides,
         "blocks": given.numbers(blocks, given.need(blocks), stages),
         "decoder_blocks": given.numbers(
             "n_conv_per_stage_decoder", given.need("n_conv_per_stage_decoder"), stages - 1

@@ -10,6 +10,7 @@ skull-stripped and stored one way:
   filled; here they are over the sequence's own. Here z-scores end at +-10.
 - Both normalise before they resample, but it resamples by cubic splines, here linearly. At 1 mm
   nothing is resampled.
+- It averages the logits of windows, mirror images and folds, here probabilities are averaged.
 - Its plain readers take the axes as the file has them, and its files do not say how those of the
   training ran: they are taken to be stored as BraTS stores them.
 """
@@ -49,9 +50,13 @@ def find(path: pathlib.Path) -> list[pathlib.Path]:
 def read_zip(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel:
     """Reads what `nnUNetv2_export_model_to_zip` wrote; see `read`."""
     with archives.unpacked(path, _WANTED) as folder:
-        if not find(folder):
+        found = [str(each.relative_to(folder)) for each in find(folder)]
+        if len(found) != 1:
             raise UserError(
-                f"{path} holds no plans.json with dataset.json beside it; expected what "
+                f"{path} holds several folders of results: unpack it, and give one of "
+                f"{', '.join(found)}."
+                if found
+                else f"{path} holds no plans.json with dataset.json beside it; expected what "
                 "nnUNetv2_export_model_to_zip writes."
             )
         try:

@@ -6,7 +6,6 @@ file gets past it (CVE-2025-32434), before 2.10 one damages the memory (CVE-2026
 """
 
 import hashlib
-import os
 import pathlib
 import pickle
 import re
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Num
 
 from kdnet_jax import files
 from kdnet_jax.errors import UserError
@@ -72,7 +72,7 @@ def _refusal(path: pathlib.Path, error: str) -> str:
     )
 
 
-def state_dict(content: Any, path: pathlib.Path) -> dict[str, np.ndarray]:
+def state_dict(content: Any, path: pathlib.Path) -> dict[str, Num[np.ndarray, "..."]]:
     """Returns the weights in what `read` returned: name -> array.
 
     They may lie under one of the usual keys ("model", "state_dict", ...), and be named as of a
@@ -175,4 +175,4 @@ def _to_numpy(value: Any, torch: types.ModuleType) -> Any:
         return {key: _to_numpy(each, torch) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_to_numpy(each, torch) for each in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    return value

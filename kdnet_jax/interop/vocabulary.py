@@ -67,7 +67,7 @@ def outputs(names: Sequence[str], where: str) -> tuple[Head, tuple[int, ...]]:
     Raises:
         UserError: they are neither the regions nor the classes.
     """
-    found = [label_recognition._tissue(str(name)) for name in names]
+    found = [label_recognition.tissue(str(name)) for name in names]
     heads: dict[Head, tuple[str, ...]] = {
         "regions": conventions.REGIONS,
         "softmax": conventions.CLASSES,

@@ -9,7 +9,8 @@ The first is loaded by
     network = getattr(monai.networks.nets, about["class"].rpartition(".")[2])(**about["arguments"])
     network.load_state_dict(torch.load("model.pt", weights_only=True))
 
-nnU-Net's own preparation of a scan then differs from this project's as `nnunet_folder` says.
+nnU-Net's own preparation of a scan then differs from this project's as `nnunet_folder` says, and it
+paints an enhancing tumour also where it finds no whole tumour; here regions are nested.
 """
 
 import json
@@ -19,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Num
 
 from kdnet_jax import conventions, files
 from kdnet_jax.errors import UserError
-from kdnet_jax.interop import described_weights, network_kinds, torch_files, vocabulary
+from kdnet_jax.interop import described_weights, network_kinds, torch_files, vocabulary, weights
 from kdnet_jax.models import nnunet
 
 _DATASET: Final = "Dataset999_KDNet"
@@ -151,7 +153,7 @@ def _channels(head: vocabulary.Head, order: Sequence[int]) -> list[int]:
     return [order[conventions.REGIONS.index(name)] for name in _REGION_ORDER]
 
 
-def _with_heads(state: Mapping[str, np.ndarray], channels: Sequence[int]) -> dict[str, np.ndarray]:
+def _with_heads(state: weights.State, channels: Sequence[int]) -> dict[str, Num[np.ndarray, "..."]]:
     """Returns a state dict whose outputs are in the order `channels`."""
     chosen = list(channels)
     return {
@@ -234,7 +236,7 @@ def _resampling(what: str, is_seg: bool) -> dict[str, Any]:
 
 
 def _checkpoint(
-    state: Mapping[str, np.ndarray],
+    state: weights.State,
     plans: Mapping[str, Any],
     dataset: Mapping[str, Any],
     fold: int,

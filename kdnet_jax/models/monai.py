@@ -61,7 +61,7 @@ class DynUNetConfig:
             raise UserError(f"a DynUNet of {stages} stages; it has at least three.")
         if self.upsample_kernels != self.strides[1:]:
             raise UserError(
-                f"a DynUNet's upsample_kernels are {self.upsample_kernels}; expected the strides of "
+                f"a DynUNet with upsample_kernels {self.upsample_kernels}; expected the strides of "
                 f"all stages but the first, {self.strides[1:]}."
             )
         if not 0 <= self.heads < stages - 1:
@@ -286,7 +286,7 @@ class _Segment(nn.Module):
             features,
             (edge,) * 3,
             (stride,) * 3,
-            init="torch",
+            draw="torch",
             name=name,
             **{"bias": False} | unet.block_options(self.config) | options,
         )
@@ -339,5 +339,5 @@ class SegResNet(_Segment):
             return layers.upsample_trilinear(x)
         dtype, name = unet.compute_type(self.config), f"deconv_{stage}"
         return torch_layers.TransposedConv(
-            features, (2, 2, 2), init="torch", dtype=dtype, name=name
+            features, (2, 2, 2), draw="torch", dtype=dtype, name=name
         )(x)

@@ -17,7 +17,7 @@ from kdnet_jax.models import layers
 Triple = tuple[int, int, int]
 # How new weights are drawn: "he" for LeakyReLU(0.01), as nnU-Net and DynUNet; "torch" as PyTorch
 # does where nobody asks for anything else.
-Init = Literal["he", "torch"]
+Draw = Literal["he", "torch"]
 _ONE: Triple = (1, 1, 1)
 _EPSILON = 1e-5
 
@@ -31,7 +31,7 @@ class Conv(nn.Module):
         stride: along each axis.
         padding: zeros on both sides of each axis; `None`: (kernel - 1) // 2.
         bias: add one.
-        init: how new weights are drawn.
+        draw: how new weights are drawn.
         form: see `layers.convolve`.
         dtype: compute type; parameters stay float32.
     """
@@ -41,7 +41,7 @@ class Conv(nn.Module):
     stride: Triple = _ONE
     padding: Triple | None = None
     bias: bool = True
-    init: Init = "he"
+    draw: Draw = "he"
     form: layers.Form = "native"
     dtype: Any = jnp.float32
 
@@ -49,7 +49,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b e i j o"]:
         """Applies the convolution."""
         shape = (*self.kernel, x.shape[-1], self.features)
-        kernel_init, bias_init = _initialisers(self.init, math.prod(shape[:-1]))
+        kernel_init, bias_init = _initialisers(self.draw, math.prod(shape[:-1]))
         kernel = self.param("kernel", kernel_init, shape, jnp.float32)
         bias = jnp.zeros(self.features)
         if self.bias:
@@ -104,14 +104,14 @@ class TransposedConv(nn.Module):
         features: output channels.
         stride: and kernel.
         bias: add one.
-        init: how new weights are drawn.
+        draw: how new weights are drawn.
         dtype: compute type; parameters stay float32.
     """
 
     features: int
     stride: Triple
     bias: bool = True
-    init: Init = "he"
+    draw: Draw = "he"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -119,7 +119,7 @@ class TransposedConv(nn.Module):
         """Applies the convolution."""
         shape = (*self.stride, x.shape[-1], self.features)
         # PyTorch takes the output channels of a transposed kernel for its fan in.
-        kernel_init, bias_init = _initialisers(self.init, math.prod(self.stride) * self.features)
+        kernel_init, bias_init = _initialisers(self.draw, math.prod(self.stride) * self.features)
         kernel = self.param("kernel", kernel_init, shape, jnp.float32)
         y = jnp.einsum("bdhwc,xyzco->bdxhywzo", x.astype(self.dtype), kernel.astype(self.dtype))
         edges = [size * times for size, times in zip(x.shape[1:4], self.stride, strict=True)]
@@ -215,9 +215,9 @@ def check_stages(kernels: Sequence[Triple], strides: Sequence[Triple], **counts:
         )
 
 
-def _initialisers(init: Init, fan_in: int) -> tuple[Any, Any]:
+def _initialisers(draw: Draw, fan_in: int) -> tuple[Any, Any]:
     """Returns how a new kernel and a new bias are drawn."""
-    if init == "he":
+    if draw == "he":
         deviation = math.sqrt(2 / (1 + 0.01**2) / fan_in)
         return nn.initializers.normal(deviation), nn.initializers.zeros
     limit = 1 / math.sqrt(fan_in)

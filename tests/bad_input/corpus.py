@@ -177,6 +177,7 @@ def _of_run(entry: runs.Run, base: pathlib.Path, place: pathlib.Path) -> Iterato
     yield _trial(name, "predict", f"--checkpoint={folder}", *words, says=says)
     words = (f"--references={cohort}", "--output=scores", "--workers=1")
     yield _trial(name, "evaluate", f"--checkpoint={folder}", *words, says=says)
+    yield _trial(name, "export", f"--checkpoint={folder}", "--output=model", says=says)
     words = (f"--config.teacher.checkpoint={folder}", f"--config.data.data_dir={cohort}", _SPACING)
     yield _trial(name, "main", _config("student"), *words, "--workdir=run", says=says)
 

@@ -65,6 +65,7 @@ SETTINGS: Final[dict[str, tuple[str, ...]]] = {
     "teacher.widths": ("0,4",),
     "teacher.modalities": ("t7",),
     "teacher.checkpoint": ("/nowhere/teacher", "/dev/null"),
+    "model.family": ("vnet", "3"),
 }
 # Of these, the picture of the augmentation is asked too: it reads the same config.
 OF_THE_PICTURE: Final = ("seed", "data.spacing", "loader.patch", "model.widths", "augment.scale")
@@ -106,6 +107,17 @@ COMMAND_LINES: Final[dict[str, dict[str, str]]] = {
         "--checkpoint=RUN --input=/dev/null --output=m.nii": "/dev/null",
         "--checkpoint=RUN,RUN --input=COHORT --output=masks": "twice",
         "--checkpoint=[ --input=COHORT --output=masks": "[",
+    },
+    "export": {
+        "": "--checkpoint",
+        "--checkpoint=/nowhere --output=model": "/nowhere",
+        "--checkpoint=/dev/null --output=model": "/dev/null",
+        "--checkpoint=RUN --output=/dev/null": "/dev/null",
+        "--checkpoint=RUN --output=/dev/null/model": "/dev/null",
+        "--checkpoint=RUN --output=RUN": "there already",
+        "--checkpoint=RUN --output=model --formats=onnx": "formats",
+        "--checkpoint=RUN --output=model --formats=pytorch": "own U-Net",
+        "--checkpoint=RUN --output=model --folds=9": "folds",
     },
     "evaluate": {
         "": "--references",

@@ -25,6 +25,7 @@ _IMPORTED = (
     "comparison",
     "data.building",
     "data_survey",
+    "exporting.hand_over",
     "mask_evaluation",
     "prediction_jobs",
     "prediction_outputs",

@@ -145,9 +145,9 @@ _ABSENT: Final = object()
 # Of these, `compare` needs neither checkpoint nor network; it reads scores.
 OTHER_PROGRAMS: Final = (
     Run("a file of PyTorch", _file, "run"),
-    Run("PyTorch checkpoints", _torch, "config.json"),
-    Run("results of nnU-Net", _nnunet, "config.json"),
-    Run("MONAI bundle", _monai, "config.json"),
+    Run("PyTorch checkpoints", _torch, "run"),
+    Run("results of nnU-Net", _nnunet, "run"),
+    Run("MONAI bundle", _monai, "run"),
     Run("TensorFlow SavedModel", _saved_model, "config.json"),
     Run("Hugging Face model", _hugging_face, "config.json"),
     Run("Orbax checkpoint", _other_orbax, "config.json"),
