@@ -15,6 +15,9 @@ from tests.bad_input import forks, runs, scans
 
 _PACKAGES = ("kdnet_jax", "configs", "data_builders")
 _UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
+# The one file that reads PyTorch's, and names the error that a refused one raises.
+_PYTORCH_FILES = forks.ROOT / "kdnet_jax/interop/torch_files.py"
+_OF_PYTORCH = {"torch", "pickle"}
 
 
 def _sources() -> list[pathlib.Path]:
@@ -27,7 +30,21 @@ def test_nothing_that_unpickles_is_imported() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & _UNPICKLERS, path
+            found = {name.split(".")[0] for name in names} & _UNPICKLERS
+            assert not found - (_OF_PYTORCH if path == _PYTORCH_FILES else set()), path
+
+
+def test_pytorch_s_files_are_read_as_weights_only() -> None:
+    tree = ast.parse(_PYTORCH_FILES.read_text("utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    loads = [node for node in calls if ast.unparse(node.func) == "torch.load"]
+    assert loads
+    for node in loads:
+        options = {each.arg: ast.unparse(each.value) for each in node.keywords}
+        assert options.get("weights_only") == "True"
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    of_pickle = {node.attr for node in used if ast.unparse(node.value) == "pickle"}
+    assert of_pickle <= {"UnpicklingError"}
 
 
 def test_numpy_files_are_read_without_pickles() -> None:
