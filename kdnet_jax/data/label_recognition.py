@@ -224,6 +224,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def tissue(name: str) -> str:
+    """Returns the tissue that a label's name means, or the name itself where none is known."""
     text = name.strip().lower()
     return next((tissue for tissue, pattern in _TISSUES if re.search(pattern, text)), text)
 

@@ -10,8 +10,10 @@ JAX's guarantee with those of the next six months and, for what the older one kn
 three weeks (https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees).
 """
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -44,11 +46,23 @@ def write(path: pathlib.Path, network: networks.Network, params: Any, modalities
     shape = export.symbolic_shape(f"b, {edge}*d, {edge}*h, {edge}*w, {modalities}")
     windows = jax.ShapeDtypeStruct(shape, jnp.float32)
     constants = jax.tree.map(np.asarray, params)
-    exported = export.export(
-        jax.jit(lambda windows: predict(constants, windows)), platforms=PLATFORMS
-    )(windows)
+    with _without_source_paths():
+        exported = export.export(
+            jax.jit(lambda windows: predict(constants, windows)), platforms=PLATFORMS
+        )(windows)
     with files.replacing(path) as beside:
         beside.write_bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _without_source_paths() -> Iterator[None]:
+    """Keeps out of the program where the code lay: names of users and folders of this machine."""
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
 def run(

@@ -122,7 +122,8 @@ def _run(path: pathlib.Path) -> Package:
             # The name alone: where a folder lay says nothing to others.
             "source": pathlib.Path(config.data.data_dir).name,
         },
-        "provenance": (summary or {}).get("provenance", {}) | {"exported_by": provenance.collect()},
+        "provenance": _shareable((summary or {}).get("provenance", {}))
+        | {"exported_by": _shareable(provenance.collect())},
     }
     if summary:
         if summary["params_hash"] != run.params_hash:
@@ -142,6 +143,11 @@ def _run(path: pathlib.Path) -> Package:
         evaluation.read_scores(path) if summary else (),
         _teacher(path),
     )
+
+
+def _shareable(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out the command, which names folders of whoever gave it."""
+    return {key: value for key, value in about.items() if key != "command"}
 
 
 def _teacher(path: pathlib.Path) -> Mapping[str, Any] | None:

@@ -18,7 +18,11 @@ _NO_DEVICE = (
     "**This is no medical device.** It was not cleared or tested for clinical use. It must not be "
     "used for diagnosis, treatment or triage."
 )
-_METRICS = (("dice", "Dice", 1.0, 3), ("nsd", "NSD", 1.0, 3), ("hd95_mm", "HD95, mm", math.inf, 1))
+_METRICS = (
+    ("dice", "Dice", 1.0, 3),
+    ("nsd", "NSD at 1 mm", 1.0, 3),
+    ("hd95_mm", "HD95, mm", math.inf, 1),
+)
 
 
 def render(
@@ -142,6 +146,8 @@ def _test(
 
 
 def _mean(values: Sequence[float], top: float, digits: int) -> str:
+    if not values:
+        return "-"
     found = score_tables.mean(values, 0.0, top)
     text = f"{found.estimate:.{digits}f}"
     if math.isnan(found.low):

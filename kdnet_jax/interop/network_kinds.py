@@ -121,6 +121,9 @@ def read(kind: Kind, given: Mapping[str, Any], where: str) -> tuple[adapted.RawC
     channels = found.take(*kind.channels)
     try:
         config = kind.read(found)
+    except UserError as error:
+        told = str(error)
+        raise UserError(told if told.startswith(where) else f"{where}: {told}") from error
     except (TypeError, ValueError, LookupError) as error:
         raise UserError(f"{where}: not the arguments of a {kind.name} ({error}).") from error
     found.finish()
