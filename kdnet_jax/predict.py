@@ -14,7 +14,8 @@ from kdnet_jax.errors import UserError, check_choice
 _CHECKPOINT = flags.DEFINE_multi_string(
     "checkpoint",
     None,
-    "Folder of a run; several (repeated, with commas, or a pattern 'runs/fold-*') are averaged",
+    "Folder of a run, or what export wrote; several (repeated, with commas, or a pattern "
+    "'runs/fold-*') are averaged",
     required=True,
 )
 _INPUT = flags.DEFINE_multi_string(
