@@ -60,11 +60,20 @@ def of_family(
     deep_supervision: bool,
     bfloat16: bool | None,
 ) -> adapted.AdaptedConfig:
-    """Returns a network of another tool's kind, to be trained in this project's conventions."""
+    """Returns a network of another tool's kind, to be trained in this project's conventions.
+
+    Raises:
+        UserError: there is no such network.
+    """
     outputs = unet.UNetConfig(head=head).outputs
-    network = FAMILIES[name].isotropic(
-        tuple(widths), blocks, len(outputs), deep_supervision, bfloat16
-    )
+    try:
+        network = FAMILIES[name].isotropic(
+            tuple(widths), blocks, len(outputs), deep_supervision, bfloat16
+        )
+    except UserError as error:
+        raise UserError(
+            f"model.family is {name} and model.widths is {tuple(widths)}: {error}"
+        ) from error
     return adapted.AdaptedConfig(network, head, tuple(range(len(outputs))))
 
 
