@@ -43,7 +43,7 @@ def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Given:
             f"{workdir} was begun with another teacher: {was}. Give a new --workdir, or the former "
             "--config.teacher.checkpoint and --config.teacher.folds."
         )
-    if not foreign.is_foreign(path):
+    if model_folder.is_model(path) or not foreign.is_foreign(path):
         if folds:
             raise UserError(
                 f"teacher.folds is {config.teacher.folds!r}, but {path} is not of nnU-Net: leave "

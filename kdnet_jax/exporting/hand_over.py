@@ -75,14 +75,12 @@ def gather(
     Raises:
         UserError: it is none of these, or cannot be had so.
     """
-    if foreign.is_foreign(path):
+    if not model_folder.is_model(path) and foreign.is_foreign(path):
         package = _foreign(path, folds)
     elif folds:
         raise UserError(f"--folds is {','.join(folds)}, but {path} has no folds to choose.")
-    elif model_folder.is_model(path):
-        package = _again(path)
     else:
-        package = _run(path)
+        package = _again(path) if model_folder.is_model(path) else _run(path)
     if licence:
         package.about["licence"] = licence
     if PYTORCH_FORMAT in formats:
@@ -183,7 +181,9 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
             about=package.about,
             training_data=package.training_data,
         )
-        said.append(f"{model_folder.FILE}, {model_folder.PARAMS}: the model")
+        known = len(package.known_cases or ())
+        names = f"; it names the {known} cases that the model knows (known_cases)" if known else ""
+        said.append(f"{model_folder.FILE}, {model_folder.PARAMS}: the model{names}")
         if JAX_FORMAT in formats:
             said.append(_write_artifact(run, beside / ARTIFACT))
         if PYTORCH_FORMAT in formats:
