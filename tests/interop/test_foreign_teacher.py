@@ -1,0 +1,88 @@
+"""A student of nnU-Net's folds: trained, and gone on with when the folds are no longer there."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.helpers import commands, foreign_folders
+
+
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("nnUNet_results")
+    sizes = {"spacing": [6.0, 6.0, 6.0], "patch_size": [16, 16, 16]}
+    foreign_folders.results(folder, folds=(0, 1), plan_changes=sizes)
+    return folder
+
+
+def _words(
+    tiny_cohort: pathlib.Path, built: pathlib.Path, teacher: pathlib.Path, run: pathlib.Path
+) -> list[str]:
+    words = ["--config=configs/student.py:smoke", f"--config.data.data_dir={tiny_cohort}"]
+    words += [f"--config.data.root={built}", f"--config.teacher.checkpoint={teacher}"]
+    return [*words, "--config.model.head=regions", f"--workdir={run}"]
+
+
+def test_folds_teach_a_student_that_outlives_them(
+    folds: pathlib.Path,
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    tmp_path: pathlib.Path,
+    command_env: dict[str, str],
+) -> None:
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    shutil.copytree(folds, copy)
+    words = _words(tiny_cohort, built, copy, run)
+    refused = commands.run("main", *words, env=command_env)
+    assert refused.returncode == 2
+    assert "no bottleneck" in refused.stderr
+    assert "--config.distillation.latent_weight=0" in refused.stderr
+    assert not run.exists()
+
+    words.append("--config.distillation.latent_weight=0")
+    done = commands.run("main", *words, env=command_env)
+    assert done.returncode == 0, done.stderr
+    assert "2 network(s) of t1, t1ce, t2, flair" in done.stdout
+    kept = json.loads((run / "teacher_model/model.json").read_text("utf-8"))
+    assert kept["network"]["members"] == 2
+    assert (run / "teacher_evaluation/evaluation/summary.json").is_file()
+
+    shutil.rmtree(copy)
+    # Without its last checkpoint the run has something to do again.
+    newest = max((run / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    log = (run / "metrics.jsonl").read_text("utf-8")
+    again = commands.run("main", *words, env=command_env)
+    assert again.returncode == 0, again.stderr
+    assert "resuming from step 3" in again.stdout
+    assert _losses((run / "metrics.jsonl").read_text("utf-8")) == _losses(log)
+
+    other = [*words, "--config.teacher.folds=0"]
+    refused = commands.run("main", *other, env=command_env)
+    assert refused.returncode == 2
+    assert "teacher.folds" in refused.stderr
+
+
+def _losses(log: str) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in log.splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def test_a_folder_of_nnunet_s_is_no_checkpoint_to_predict_with(
+    folds: pathlib.Path, tiny_cohort: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    words = [f"--checkpoint={folds}", f"--input={tiny_cohort}", "--output=masks"]
+    done = commands.run("predict", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"python -m kdnet_jax.export --checkpoint={folds}" in done.stderr
+    words = [f"--checkpoint={folds}", "--folds=1", "--output=model", "--formats="]
+    done = commands.run("export", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = ["--checkpoint=model", f"--input={tiny_cohort}", "--output=masks"]
+    done = commands.run("predict", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "masks").iterdir())) == len(list(tiny_cohort.iterdir()))
