@@ -92,7 +92,7 @@ def _check_bottlenecks(
 def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
     """Raises UserError if the teacher knows a patient on whom this run is tested.
 
-    Where nobody noted what it knows, that is said.
+    Where that cannot be told, it is said.
     """
     known = known_cases(teacher)
     if known is None:
@@ -103,6 +103,12 @@ def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
         return
     patient = {summary.case_id: summary.patient_id for summary in data.cases.summaries}
     seen = {patient.get(name, patients.patient_of(name)) for name in known}
+    if not seen & set(patient.values()):
+        print(
+            f"note: none of the {len(known)} cases that {teacher} was trained or selected on has the "
+            "name of a case of this run. If they are the same patients under other names, the "
+            "scores on the test cases are too good."
+        )
     leaked = seen & {patient[name] for name in data.split.test}
     if leaked:
         split = teacher / workdir.SPLIT

@@ -39,6 +39,20 @@ def test_another_visit_of_a_test_patient_is_a_leak(tmp_path: pathlib.Path, part:
     teachers.check_split(tmp_path, _data([VISITS[2]]))
 
 
+def test_what_cannot_be_told_of_a_leak_is_said(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = common.base_config("teacher", "smoke")
+    (tmp_path / "config.json").write_text(settings.to_json(config), "utf-8")
+    for name, said in ((VISITS[0], ""), ("BRATS_007", "none of the 1 cases")):
+        text = f'{{"train": ["{name}"], "validation": [], "test": []}}'
+        (tmp_path / "split.json").write_text(text, "utf-8")
+        teachers.check_split(tmp_path, _data([VISITS[2]]))
+        printed = capsys.readouterr().out
+        assert said in printed
+        assert bool(printed) == bool(said)
+
+
 def test_an_own_teacher_that_cannot_fit_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
     config = common.base_config("student", "smoke")
     config.teacher.widths = (4, 16)
