@@ -105,8 +105,8 @@ def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
     seen = {patient.get(name, patients.patient_of(name)) for name in known}
     if not seen & set(patient.values()):
         print(
-            f"note: none of the {len(known)} cases that {teacher} was trained or selected on has the "
-            "name of a case of this run. If they are the same patients under other names, the "
+            f"note: none of the {len(known)} cases that {teacher} was trained or selected on has "
+            "the name of a case of this run. If they are the same patients under other names, the "
             "scores on the test cases are too good."
         )
     leaked = seen & {patient[name] for name in data.split.test}
