@@ -50,6 +50,14 @@ def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Given:
                 "it empty."
             )
         return Given(runs.load_run(path))
+    if processes.count() > 1:
+        # Orbax writes nothing in one process while the others wait for it.
+        chosen = f" --folds={','.join(folds)}" if folds else ""
+        raise UserError(
+            f"{path} was trained by another tool, which a run of several processes cannot keep. "
+            "Make a model folder of it first, and give that as --config.teacher.checkpoint: python "
+            f"-m kdnet_jax.export --checkpoint={path}{chosen} --output=DIR"
+        )
     found = conversion.convert(path, folds)
     print(
         f"{path}: {found.about['made_by']}; {found.model.network.members} network(s) of "
@@ -69,12 +77,6 @@ def keep(given: Given, workdir: pathlib.Path) -> runs.Run:
     if given.converted is None:
         return given.run
     folder = workdir / teachers.CONVERTED
-    converted = given.converted
-    processes.first_does(lambda: _write(folder, converted))
-    files.wait_until_seen([folder / model_folder.FILE])
-    return dataclasses.replace(given.run, folder=folder)
-
-
-def _write(folder: pathlib.Path, converted: conversion.Converted) -> None:
     with files.new_folder(folder) as beside:
-        conversion.fill(beside, converted)
+        conversion.fill(beside, given.converted)
+    return dataclasses.replace(given.run, folder=folder)
