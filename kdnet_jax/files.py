@@ -61,7 +61,8 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         for parent in () if folder.exists() else new:
-            parent.rmdir()
+            with contextlib.suppress(OSError):  # it was never made, or holds something else by now
+                parent.rmdir()
 
 
 def wait_until_seen(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:

@@ -100,7 +100,8 @@ def prediction_mesh(
         space = devices if whole else math.gcd(model.space, devices)
     mesh = sharding.local_mesh(space or 1)
     networks.check_space(mesh.shape[sharding.SPACE], model.network, key)
-    if not whole:
+    # Windows of other tools need not divide by what all axes together ask for.
+    if not whole and mesh.shape[sharding.SPACE] > 1:
         sharding.check_depth(
             mesh.shape[sharding.SPACE], model.window, model.network.divisor, "inference.patch", key
         )

@@ -167,6 +167,11 @@ def _preprocessing(config: monai_config.Config) -> tuple[str, float | None]:
     axes, spacing, normalised = _STORED, None, False
     for index, each in enumerate(chain):
         name, where = monai_config.class_name(each), f"{path}: preprocessing[{index}]"
+        if each.get("_disabled_", False) is not False:
+            raise UserError(
+                f"{where}: {name} has _disabled_. Take it out of a copy of the file where it is "
+                "off, or take _disabled_ out where it is on."
+            )
         keys = config.resolve(path, each.get("keys"), f"{where}.keys")
         if each.get("as_closest_canonical") is True:  # of LoadImaged and Orientationd
             axes = "RAS"

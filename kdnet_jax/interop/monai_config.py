@@ -97,7 +97,11 @@ class Config:
         for path, content in self.files.items():
             for key in ("preprocessing", "preprocessing_transforms"):
                 for found in _values(content, key):
+                    if isinstance(found, str) and found.startswith("@"):
+                        found = self.resolve(path, found, f"{path}: {key}")
                     chain = found.get("transforms") if isinstance(found, Mapping) else found
+                    if isinstance(chain, str) and chain.startswith("@"):
+                        chain = self.resolve(path, chain, f"{path}: {key}.transforms")
                     if isinstance(chain, list) and all(isinstance(e, Mapping) for e in chain):
                         return path, [dict(each) for each in chain]
         raise UserError(

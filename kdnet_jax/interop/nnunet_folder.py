@@ -44,7 +44,9 @@ _ALL_AXES: Final = [0, 1, 2]
 def find(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns the folders of results at, or up to two levels below, a folder."""
     found = (plans.parent for depth in ("", "*/", "*/*/") for plans in path.glob(depth + _PLANS))
-    return sorted(folder for folder in found if (folder / "dataset.json").is_file())
+    both = sorted(folder for folder in found if (folder / "dataset.json").is_file())
+    # nnU-Net copies both files beside cross-validated and predicted masks too.
+    return [folder for folder in both if any(folder.glob("fold_*"))] or both
 
 
 def read_zip(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel:
