@@ -27,11 +27,12 @@ from kdnet_jax.saved_checkpoints import Damaged, Progress
 DAMAGED = "damaged_checkpoints"
 # Where a checkpoint lies while another of its step is written.
 _REPLACED = ".replaced_checkpoint"
+# Where one goes before it is deleted: Orbax deletes in place, and a kill then leaves half of one.
+_DELETED = ".deleted_checkpoint"
 # Saves that are kept besides the best: the newest, and one to fall back on.
 NEWEST = 2
 # How TensorStore says that a file could not be written.
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
-_policies = ocp.training.preservation_policies
 
 
 class RunCheckpoints:
@@ -44,6 +45,7 @@ class RunCheckpoints:
         self._run = run
         self.folder = run / saved_checkpoints.FOLDER
         self._pending: Any = None
+        self._scores: dict[int, float | None] = {}
 
     def __enter__(self) -> "RunCheckpoints":
         return self
@@ -64,17 +66,7 @@ class RunCheckpoints:
         return ocp.training.Checkpointer(
             self.folder.absolute(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            # BestN alone would delete the newest checkpoint (google/orbax#526).
-            preservation_policy=_policies.AnyPreservationPolicy(
-                [
-                    _policies.LatestN(NEWEST),
-                    _policies.BestN(
-                        get_metric_fn=lambda metrics: metrics["score"],
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            preservation_policy=ocp.training.preservation_policies.PreserveAll(),
             cleanup_tmp_directories=True,
         )
 
@@ -97,12 +89,13 @@ class RunCheckpoints:
         os.replace(self.folder / former.name, former)
 
     def _bring_back(self) -> None:
-        """Puts back what an interrupted `replace` has laid by."""
+        """Puts back what an interrupted `replace` has laid by; ends an interrupted deletion."""
         aside = self._run / _REPLACED
         for former in aside.iterdir() if aside.is_dir() else ():
             if not (self.folder / former.name).exists():
                 os.replace(former, self.folder / former.name)
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(self._run / _DELETED, ignore_errors=True)
 
     def save(self, state: steps.TrainState, progress: Progress) -> None:
         """Saves in the background; there is no checkpoint of `Progress.step` yet.
@@ -123,6 +116,7 @@ class RunCheckpoints:
                 metrics=None if progress.score is None else {"score": progress.score},
                 custom_metadata=dataclasses.asdict(progress),
             )
+        self._scores[progress.step] = progress.score
 
     def wait(self) -> None:
         """Waits until everything is on disk."""
@@ -136,10 +130,21 @@ class RunCheckpoints:
             with _writing(self.folder):
                 # Orbax keeps a thread and three open files for each save until it is asked.
                 pending.result()
+                self._delete_others()
         except UserError as error:
             if not quiet:
                 raise
             saved_checkpoints.warn(str(error))
+
+    def _delete_others(self) -> None:
+        """Deletes all but the newest checkpoints and the best."""
+        kept = [*sorted(self._scores)[-NEWEST:], saved_checkpoints.by_preference(self._scores)[0]]
+        for step in set(self._scores) - set(kept):
+            del self._scores[step]
+            if processes.index() == 0:
+                aside = self._run / _DELETED
+                os.replace(self.folder / str(step), aside)
+                shutil.rmtree(aside)
 
     def restore(self, like: steps.TrainState) -> tuple[steps.TrainState, Progress] | None:
         """Restores the newest whole checkpoint, with the shapes and shardings of `like`.
@@ -177,6 +182,8 @@ class RunCheckpoints:
     ) -> tuple[Progress | None, dict[str, Any], dict[int, str]]:
         """Returns the newest checkpoint whose content is what was saved, and the faults of others.
 
+        Notes the scores of those that can be read.
+
         Args:
             like: trees of NumPy arrays.
         """
@@ -188,6 +195,7 @@ class RunCheckpoints:
                 if found is None:
                     trees = saved_checkpoints.read_trees(self._run, step, like, document.checksums)
                     found = document
+                self._scores[step] = document.score
             except Damaged as error:
                 faults[step] = str(error)
         return found, trees, faults

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -181,7 +181,9 @@ def load_params(
             documents[step] = read_progress(run, step)
         except Damaged as error:
             faults[step] = str(error)
-    for step in _by_preference(documents, which):
+    scores = {step: each.score for step, each in documents.items()}
+    wanted = sorted(scores, reverse=True) if which == "latest" else by_preference(scores)
+    for step in wanted:
         try:
             params = _checked_params(run, step, like, documents[step])
         except Damaged as error:
@@ -193,13 +195,10 @@ def load_params(
     raise none_left(run, faults)
 
 
-def _by_preference(documents: dict[int, Progress], which: str) -> list[int]:
-    newest_first = sorted(documents, reverse=True)
-    if which == "latest":
-        return newest_first
-    # Those with a score first, the best before the others; without any, the newest.
-    scores = {step: each.score for step, each in documents.items() if each.score is not None}
-    return sorted(newest_first, key=lambda step: -scores.get(step, -np.inf))
+def by_preference(scores: Mapping[int, float | None]) -> list[int]:
+    """Returns steps, the best first, those without a score last; the newer first among equals."""
+    ranks = {step: -np.inf if score is None else score for step, score in scores.items()}
+    return sorted(ranks, key=lambda step: (ranks[step], step), reverse=True)
 
 
 def _checked_params(run: pathlib.Path, step: int, like: Any, document: Progress) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import threading
 from typing import Any
 
@@ -31,6 +32,7 @@ def _progress(step: int, score: float | None = None) -> saved_checkpoints.Progre
 
 def _save(folder: pathlib.Path, *entries: tuple[int, float | None]) -> None:
     with checkpoint.RunCheckpoints(folder) as checkpoints:
+        checkpoints.restore(_state(0.0))
         for step, score in entries:
             checkpoints.save(_state(float(step), step), _progress(step, score))
             checkpoints.wait()
@@ -165,6 +167,28 @@ def test_a_replacement_that_is_interrupted_keeps_the_former(
     with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(_state(0.0))[1] == progress
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
+
+
+def test_a_deletion_that_is_interrupted_leaves_no_half_of_a_checkpoint(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stop_halfway(folder: pathlib.Path, **options: Any) -> None:
+        if (folder / "_CHECKPOINT_METADATA").exists():
+            (folder / "_CHECKPOINT_METADATA").unlink()
+            raise KeyboardInterrupt
+        remove(folder, **options)
+
+    remove = shutil.rmtree
+
+    _save(tmp_path, (1, 0.3), (2, 0.8), (3, 0.4))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", stop_halfway)
+        _save(tmp_path, (4, None), (5, None))
+    assert _kept(tmp_path) == {"2", "4", "5"}
+    _save(tmp_path, (6, None))
+    assert _kept(tmp_path) == {"2", "5", "6"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
+    assert "damaged" not in capfd.readouterr().err
 
 
 def test_saves_leave_no_thread_and_no_open_file(tmp_path: pathlib.Path) -> None:

@@ -172,7 +172,7 @@ class _ResidualBlock(_Layers):
 
 
 class _UNet(_Layers):
-    """The decoder (`UNetDecoder`) over an encoder that subclasses give."""
+    """The decoder (`UNetDecoder`) over an encoder of `encoder_block`s, which subclasses name."""
 
     @nn.compact
     def __call__(
@@ -205,36 +205,30 @@ class _UNet(_Layers):
         return logits, features
 
     def _encode(self, x: Array) -> list[Array]:
-        raise NotImplementedError
-
-
-class PlainConvUNet(_UNet):
-    """nnU-Net's U-Net of plain convolutions."""
-
-    def _encode(self, x: Array) -> list[Array]:
+        """Returns the result of each stage."""
         config, skips = self.config, []
         for stage, width in enumerate(config.features):
             for index in range(config.blocks[stage]):
                 stride = (1, 1, 1) if index else config.strides[stage]
                 name = f"encoder_{stage}_{index}"
-                x = _Block(config, width, config.kernels[stage], stride, name=name)(x)
+                x = self.encoder_block(config, width, config.kernels[stage], stride, name=name)(x)
             skips.append(x)
         return skips
+
+
+class PlainConvUNet(_UNet):
+    """nnU-Net's U-Net of plain convolutions."""
+
+    encoder_block = _Block
 
 
 class ResidualEncoderUNet(_UNet):
     """nnU-Net's U-Net with a residual encoder ("ResEnc")."""
 
     config: ResidualEncoderConfig
+    encoder_block = _ResidualBlock
 
     def _encode(self, x: Array) -> list[Array]:
-        config, skips = self.config, []
+        config = self.config
         width = config.stem_features or config.features[0]
-        x = _Block(config, width, config.kernels[0], name="stem")(x)
-        for stage, width in enumerate(config.features):
-            for index in range(config.blocks[stage]):
-                stride = (1, 1, 1) if index else config.strides[stage]
-                name = f"encoder_{stage}_{index}"
-                x = _ResidualBlock(config, width, config.kernels[stage], stride, name=name)(x)
-            skips.append(x)
-        return skips
+        return super()._encode(_Block(config, width, config.kernels[0], name="stem")(x))
