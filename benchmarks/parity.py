@@ -88,7 +88,7 @@ def compare(case: parity_cases.Case, form: str = "auto", rounding: bool = False)
     weights = network_kinds.of_config(case.config).weights
     config = dataclasses.replace(case.config, convolutions=form)
     peer, x = parity_peers.make(case), parity_peers.image(case)
-    params = weights.from_torch(config, parity_peers.state(peer))
+    params = weights.from_torch(config, parity_peers.state(peer), case.channels)
     theirs = parity_peers.their_layers(case, peer, x)
     apart = parity_peers.differences(parity_peers.our_layers(config, params, x), theirs)
     again = parity_peers.make(case)

@@ -86,7 +86,9 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
         source=f"{kind.name}, {', '.join(f'{file.parent.name}/{file.name}' for file in weights)}",
         network=network,
         members=tuple(
-            network_kinds.params(kind, network, torch_files.state_dict(each, file), str(file))
+            network_kinds.params(
+                kind, network, torch_files.state_dict(each, file), inputs, str(file)
+            )
             for file, each in contents.items()
         ),
         modalities=modalities,

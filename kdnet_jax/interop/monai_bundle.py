@@ -85,7 +85,11 @@ def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignMo
         network=network,
         members=tuple(
             network_kinds.params(
-                kind, network, torch_files.state_dict(torch_files.read(file), file), str(file)
+                kind,
+                network,
+                torch_files.state_dict(torch_files.read(file), file),
+                len(modalities),
+                str(file),
             )
             for file in weights
         ),

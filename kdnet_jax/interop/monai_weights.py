@@ -12,17 +12,15 @@ from kdnet_jax.models import monai
 Config = monai.DynUNetConfig | monai.SegResNetConfig
 # DynUNet holds its blocks by their names, and again nested in one another.
 _SKIP = "skip_layers"
-_FIRST = tuple(f"{block}.conv1.conv.weight" for block in ("input_block", f"{_SKIP}.downsample"))
 
 
-def from_torch(config: Config, state: weights.State) -> Any:
-    """Returns parameters for `config.module()` from a state dict.
+def from_torch(config: Config, state: weights.State, channels: int) -> Any:
+    """Returns parameters for `config.module()`, which sees so many channels, from a state dict.
 
     Raises:
         UserError: it is not of this network; see `weights.from_torch`.
     """
-    channels = weights.input_channels(state, _FIRST)
-    return weights.from_torch(config, entries(config, channels), state)
+    return weights.from_torch(config, entries(config, channels), state, channels)
 
 
 def to_torch(config: Config, params: Any) -> dict[str, Num[np.ndarray, "..."]]:

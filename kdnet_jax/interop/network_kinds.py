@@ -133,13 +133,22 @@ def read(kind: Kind, given: Mapping[str, Any], where: str) -> tuple[adapted.RawC
     return config, channels
 
 
-def params(kind: Kind, config: Any, state: Mapping[str, Num[np.ndarray, "..."]], where: str) -> Any:
+def params(
+    kind: Kind, config: Any, state: Mapping[str, Num[np.ndarray, "..."]], channels: int, where: str
+) -> Any:
     """Returns the parameters {"params": ...} of a state dict.
+
+    Args:
+        kind: the class.
+        config: the network.
+        state: the state dict.
+        channels: of the network's input.
+        where: the file, for messages.
 
     Raises:
         UserError: the weights are not those of the network.
     """
     try:
-        return kind.weights.from_torch(config, state)
+        return kind.weights.from_torch(config, state, channels)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -86,7 +86,11 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
     planned = nnunet_plans.read(folder, configuration)
     members = tuple(
         network_kinds.params(
-            planned.kind, planned.network, torch_files.state_dict(content, file), str(file)
+            planned.kind,
+            planned.network,
+            torch_files.state_dict(content, file),
+            len(planned.modalities),
+            str(file),
         )
         for file, content in contents.items()
     )

@@ -10,13 +10,13 @@ from kdnet_jax.interop import weights
 from kdnet_jax.models import nnunet
 
 
-def from_torch(config: nnunet.PlainConvConfig, state: weights.State) -> Any:
-    """Returns parameters for `config.module()` from a state dict.
+def from_torch(config: nnunet.PlainConvConfig, state: weights.State, channels: int) -> Any:
+    """Returns parameters for `config.module()`, which sees so many channels, from a state dict.
 
     Raises:
         UserError: it is not of this network; see `weights.from_torch`.
     """
-    return weights.from_torch(config, entries(config), state)
+    return weights.from_torch(config, entries(config), state, channels)
 
 
 def to_torch(config: nnunet.PlainConvConfig, params: Any) -> dict[str, Num[np.ndarray, "..."]]:

@@ -60,7 +60,9 @@ def norm(path: str, names: Sequence[str], *, affine: bool = True) -> list[Entry]
     ]
 
 
-def from_torch(config: adapted.RawConfig, entries: Iterable[Entry], state: State) -> Any:
+def from_torch(
+    config: adapted.RawConfig, entries: Iterable[Entry], state: State, channels: int
+) -> Any:
     """Returns our parameters from a state dict.
 
     An array that the state dict could hold several times may also be there once, as a file without
@@ -68,8 +70,9 @@ def from_torch(config: adapted.RawConfig, entries: Iterable[Entry], state: State
 
     Args:
         config: the network.
-        entries: what it consists of, the convolution that sees the input first.
+        entries: what it consists of.
         state: the state dict.
+        channels: of the network's input.
 
     Raises:
         UserError: an array is missing, surplus, of another shape, not finite, or there twice and
@@ -77,12 +80,12 @@ def from_torch(config: adapted.RawConfig, entries: Iterable[Entry], state: State
     """
     entries = list(entries)
     _check_names(entries, state)
-    expected = _shapes(config, input_channels(state, entries[0].names))
+    expected = _shapes(config, channels)
     flat = {}
     for entry in entries:
         arrays = {name: np.asarray(state[name]) for name in entry.names if name in state}
         for name, array in arrays.items():
-            _check(name, array, entry, expected[entry.path].shape)
+            _check(name, array, entry, expected[entry.path].shape, channels)
         found = _only(arrays)
         flat[entry.path] = found.transpose(_AXES[entry.layout]).astype(np.float32)
     return {"params": traverse_util.unflatten_dict(flat, sep="/")}
@@ -96,12 +99,6 @@ def to_torch(entries: Iterable[Entry], params: Any) -> dict[str, Num[np.ndarray,
         array = np.ascontiguousarray(np.asarray(flat[entry.path], np.float32).transpose(axes))
         state.update(dict.fromkeys(entry.names, array))
     return state
-
-
-def input_channels(state: State, names: Sequence[str]) -> int:
-    """Returns how many channels a convolution sees that may have these names; 1 if it is none."""
-    shape = next((np.shape(state[name]) for name in names if name in state), ())
-    return shape[1] if len(shape) == 5 else 1
 
 
 def _check_names(entries: Sequence[Entry], state: State) -> None:
@@ -122,13 +119,15 @@ def _shapes(config: adapted.RawConfig, channels: int) -> dict[str, Any]:
     return traverse_util.flatten_dict(tree["params"], sep="/")
 
 
-def _check(name: str, array: Num[np.ndarray, "..."], entry: Entry, shape: Sequence[int]) -> None:
+def _check(
+    name: str, array: Num[np.ndarray, "..."], entry: Entry, shape: Sequence[int], channels: int
+) -> None:
     inverse = np.argsort(_AXES[entry.layout])
     wanted = tuple(shape[axis] for axis in inverse)
     if array.shape != wanted:
         raise UserError(
             f"the weights {name} have the shape {array.shape}, expected {wanted}: they are not of "
-            "the network that is described."
+            f"the network that is described, which sees {channels} sequences."
         )
     if not np.isfinite(array).all():
         raise UserError(f"the weights {name} hold NaN or infinity.")

@@ -44,7 +44,9 @@ def _state(name: str, channels: int = 2) -> tuple[Any, Any, dict[str, np.ndarray
 def test_there_and_back_is_the_same(name: str, channels: int) -> None:
     config, weights, state = _state(name, channels)
     jax.tree.map(
-        np.testing.assert_array_equal, weights.from_torch(config, state), _params(config, channels)
+        np.testing.assert_array_equal,
+        weights.from_torch(config, state, channels),
+        _params(config, channels),
     )
 
 
@@ -55,15 +57,22 @@ def test_a_missing_surplus_or_misshaped_array_is_named(name: str) -> None:
     twins = [other for other in state if state[other] is state[key]]
     less = {other: y for other, y in state.items() if other not in twins}
     with pytest.raises(UserError, match=f"lack {key}$|lack {key}[.]"):
-        weights.from_torch(config, less)
+        weights.from_torch(config, less, 2)
     with pytest.raises(UserError, match=r"have extra\.weight, which it does not"):
-        weights.from_torch(config, state | {"extra.weight": state[key]})
+        weights.from_torch(config, state | {"extra.weight": state[key]}, 2)
     wide = np.concatenate([state[key]] * 2, axis=2)
     with pytest.raises(UserError, match=rf"{key} have the shape .*, expected \(8, 2, 3, 3, 3\)"):
-        weights.from_torch(config, state | dict.fromkeys(twins, wide))
+        weights.from_torch(config, state | dict.fromkeys(twins, wide), 2)
     flat = dict.fromkeys(twins, np.zeros(3, np.float32))
     with pytest.raises(UserError, match=r"\(3,\), expected"):
-        weights.from_torch(config, state | flat)
+        weights.from_torch(config, state | flat, 2)
+
+
+@EACH
+def test_another_number_of_input_channels_is_refused(name: str) -> None:
+    config, weights, state = _state(name, channels=1)
+    with pytest.raises(UserError, match=r"\(8, 1, 3, 3, 3\), expected \(8, 4, .*sees 4 sequences"):
+        weights.from_torch(config, state, 4)
 
 
 @EACH
@@ -72,7 +81,7 @@ def test_weights_that_are_not_numbers_are_refused(name: str) -> None:
     last = list(state)[-1]
     twins = {key: np.full_like(y, np.nan) for key, y in state.items() if y is state[last]}
     with pytest.raises(UserError, match="NaN"):
-        weights.from_torch(config, state | twins)
+        weights.from_torch(config, state | twins, 2)
 
 
 @NNUNET
@@ -82,10 +91,12 @@ def test_twins_may_be_missing_but_not_differ(name: str, part: str) -> None:
     twins = [key for key in state if part in key]
     assert twins
     fewer = {key: y for key, y in state.items() if key not in twins}
-    jax.tree.map(np.testing.assert_array_equal, weights.from_torch(config, fewer), _params(config))
+    jax.tree.map(
+        np.testing.assert_array_equal, weights.from_torch(config, fewer, 2), _params(config)
+    )
     for key in (twins[0], twins[-1]):
         with pytest.raises(UserError, match="one array of the network, but differ") as refused:
-            weights.from_torch(config, state | {key: state[key] + 1e-6})
+            weights.from_torch(config, state | {key: state[key] + 1e-6}, 2)
         assert key in str(refused.value)
 
 
@@ -93,23 +104,23 @@ def test_twins_of_dynunet_may_be_missing_but_not_differ() -> None:
     config, weights, state = _state("dynunet_residual")
     for part in ("skip_layers", "input_block"):
         fewer = {key: y for key, y in state.items() if not key.startswith(part)}
-        params = weights.from_torch(config, fewer)
+        params = weights.from_torch(config, fewer, 2)
         jax.tree.map(np.testing.assert_array_equal, params, _params(config))
     key = next(key for key in state if "super_head" in key)
     with pytest.raises(UserError, match="super_head"):
-        weights.from_torch(config, state | {key: state[key] + 1})
+        weights.from_torch(config, state | {key: state[key] + 1}, 2)
 
 
 def test_weights_of_another_network_are_refused() -> None:
     _, _, state = _state("plain_conv_unet")
     with pytest.raises(UserError, match=r"lack encoder.stem.convs.0.conv.weight, .* more and have"):
-        nnunet_weights.from_torch(CONFIGS["residual_encoder_unet"], state)
+        nnunet_weights.from_torch(CONFIGS["residual_encoder_unet"], state, 2)
 
 
 def test_half_precision_becomes_float32() -> None:
     config, weights, state = _state("segresnet")
     halves = {key: y.astype(np.float16) for key, y in state.items()}
-    params = weights.from_torch(config, halves)
+    params = weights.from_torch(config, halves, 2)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
 
 
