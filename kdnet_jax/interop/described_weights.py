@@ -103,7 +103,7 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
         about={
             "tool": f"weights with {FILE}",
             "sha256": {file.name: torch_files.sha256(file) for file in weights},
-            "licence": str(given.get("licence", "")),
+            "licence": given.get("licence", ""),
             **given.get("about", {}),
         },
     )
@@ -131,9 +131,11 @@ def _checked(given: Mapping[str, Any], where: pathlib.Path) -> Mapping[str, Any]
             f"{'unknown ' + ', '.join(unknown) if unknown else ''}. {HOW}"
         )
     kinds = {"arguments": dict, "channels": list, "outputs": list, "mirror": bool, "about": dict}
-    for key, kind in (kinds | {"known_cases": list}).items():
-        if key in given and not isinstance(given[key], kind):
-            raise UserError(f"{where}: {key} is {given[key]!r}; expected {kind.__name__}.")
+    for key, kind in (kinds | {"known_cases": list, "licence": str}).items():
+        if key in given:
+            json_files.expect(given[key], kind, f"{where}: {key}")
+    for index, case in enumerate(given.get("known_cases", ())):
+        json_files.expect(case, str, f"{where}: known_cases[{index}]")
     if given["normalisation"] != NORMALISATION:
         raise UserError(
             f"{where}: normalisation is {given['normalisation']!r}; only {NORMALISATION!r} can be "

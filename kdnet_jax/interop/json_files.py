@@ -2,10 +2,18 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from kdnet_jax import documents
 from kdnet_jax.errors import UserError
+
+_NAMES: Final = {
+    dict: "an object {...}",
+    list: "a list [...]",
+    str: 'a text "..."',
+    int: "a whole number",
+    bool: "true or false",
+}
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -23,17 +31,34 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def need(content: Mapping[str, Any], key: str, where: object) -> Any:
+def need(content: Mapping[str, Any], key: str, where: object, kind: type = object) -> Any:
     """Returns the value of a key.
 
+    Args:
+        content: the object.
+        key: of the value.
+        where: the file and the key of the object, for messages.
+        kind: what the value must be.
+
     Raises:
-        UserError: there is none.
+        UserError: there is none, or another than that.
     """
     if key not in content:
         raise UserError(
             f"{where}: {key!r} is missing (it holds {', '.join(map(str, content)) or 'nothing'})."
         )
-    return content[key]
+    return expect(content[key], kind, f"{where}: {key}")
+
+
+def expect(value: Any, kind: type, where: str) -> Any:
+    """Returns a value that is of a kind.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(value, kind):
+        raise UserError(f"{where} is {value!r}; expected {_NAMES[kind]}.")
+    return value
 
 
 def by_number(table: Any, where: str) -> list[str]:

@@ -78,7 +78,7 @@ def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignMo
     definition = config.resolve(where, definition, f"{where}: network_def")
     kind, network = _network(definition, len(modalities), len(order), f"{where}: network_def")
     axes, spacing = _preprocessing(config)
-    window, overlap = _window(config)
+    window, overlap = _window(config, bundle)
     weights = _weights(bundle, folds)
     return foreign_model.ForeignModel(
         source=f"MONAI bundle {bundle.name} {metadata.get('version', '')}".strip(),
@@ -110,7 +110,7 @@ def _channels(
     metadata: Mapping[str, Any], config: monai_config.Config, path: pathlib.Path
 ) -> tuple[tuple[str, ...], vocabulary.Head, tuple[int, ...]]:
     """Returns the sequences in the model's order, and what its outputs are."""
-    data = json_files.need(metadata, "network_data_format", path)
+    data = json_files.need(metadata, "network_data_format", path, dict)
     key = f"{path}: network_data_format"
     tables = []
     for side in ("inputs", "outputs"):
@@ -148,7 +148,7 @@ def _check_outputs(
 def _network(
     definition: Any, channels: int, outputs: int, where: str
 ) -> tuple[network_kinds.Kind, Any]:
-    if not isinstance(definition, dict) or definition.get("_disabled_", False) is not False:
+    if not isinstance(definition, dict) or monai_config.is_off(definition, where):
         raise UserError(f"{where} is no definition of a network.")
     target = str(json_files.need(definition, "_target_", where))
     kind = network_kinds.of_class(target, f"{where}._target_")
@@ -171,11 +171,8 @@ def _preprocessing(config: monai_config.Config) -> tuple[str, float | None]:
     axes, spacing, normalised = _STORED, None, False
     for index, each in enumerate(chain):
         name, where = monai_config.class_name(each), f"{path}: preprocessing[{index}]"
-        if each.get("_disabled_", False) is not False:
-            raise UserError(
-                f"{where}: {name} has _disabled_. Take it out of a copy of the file where it is "
-                "off, or take _disabled_ out where it is on."
-            )
+        if monai_config.is_off(each, where):
+            continue
         keys = config.resolve(path, each.get("keys"), f"{where}.keys")
         if each.get("as_closest_canonical") is True:  # of LoadImaged and Orientationd
             axes = "RAS"
@@ -213,15 +210,17 @@ def _check_normalisation(given: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _window(config: monai_config.Config) -> tuple[tuple[int, int, int], float]:
+def _window(
+    config: monai_config.Config, bundle: pathlib.Path
+) -> tuple[tuple[int, int, int], float]:
     for path, each in config.objects("SlidingWindowInferer", "SlidingWindowInfererAdapt"):
         where = f"{path}: {monai_config.class_name(each)}"
         given = config.resolve(path, monai_config.arguments(each), where)
         window = json_files.edges(given.get("roi_size"), f"{where}.roi_size")
         return window, json_files.share(given.get("overlap", 0.25), f"{where}.overlap")
     raise UserError(
-        "the bundle's configs have no SlidingWindowInferer, so the window is not known. Add one to "
-        'inference.json: "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [128, 128, '
+        f"{bundle}: its configs have no SlidingWindowInferer, so the window is not known. Add one "
+        'to inference.json: "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [128, 128, '
         '128], "overlap": 0.5}'
     )
 

@@ -12,6 +12,7 @@ from kdnet_jax.interop import json_files
 # "@network_def", "$@network_def": the value of a key; "::" or "#" goes on into it.
 _REFERENCE: Final = re.compile(r"\$?@([\w:#]+)")
 _TARGET: Final = "_target_"
+_DISABLED: Final = "_disabled_"
 # Of an object, but not of what it is.
 _REMARKS: Final = ("_requires_", "_desc_", "_mode_")
 _DEPTH: Final = 20  # of references and of transforms in transforms
@@ -82,9 +83,15 @@ class Config:
         return found
 
     def objects(self, *targets: str) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
-        """Yields the objects of all files that make one of these classes, inference's first."""
+        """Yields the objects of all files that make one of these classes, inference's first.
+
+        Those that are off ("_disabled_") are left out, and what is in them.
+
+        Raises:
+            UserError: it is not said whether an object is off.
+        """
         for path, content in self.files.items():
-            for each in _objects(content):
+            for each in _objects(content, path):
                 if class_name(each) in targets:
                     yield path, each
 
@@ -120,6 +127,21 @@ def arguments(definition: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in definition.items() if not re.fullmatch(r"_\w+_", key)}
 
 
+def is_off(definition: Mapping[str, Any], where: object) -> bool:
+    """Returns whether an object is switched off ("_disabled_"), as MONAI then leaves it out.
+
+    Raises:
+        UserError: an expression says so, or nothing that can be understood.
+    """
+    off = definition.get(_DISABLED, False)
+    if str(off).lower() not in ("true", "false"):
+        raise UserError(
+            f"{where}: {class_name(definition)} has {_DISABLED} {off!r}; expected true or false. "
+            "Write the one that holds into a copy of the file."
+        )
+    return str(off).lower() == "true"
+
+
 def _literal(value: str, where: str) -> Any:
     """Returns the value of "$None" or "$(1, 2)"; `ast` reads it and runs nothing."""
     try:
@@ -131,16 +153,18 @@ def _literal(value: str, where: str) -> Any:
         ) from error
 
 
-def _objects(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
+def _objects(value: Any, path: pathlib.Path, depth: int = 0) -> Iterator[dict[str, Any]]:
     if depth > _DEPTH:
         return
     if isinstance(value, dict):
         if _TARGET in value:
+            if is_off(value, path):
+                return
             yield value
         value = list(value.values())
     if isinstance(value, list):
         for each in value:
-            yield from _objects(each, depth + 1)
+            yield from _objects(each, path, depth + 1)
 
 
 def _values(value: Any, key: str, depth: int = 0) -> Iterator[Any]:

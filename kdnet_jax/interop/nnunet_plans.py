@@ -1,6 +1,7 @@
 """What nnU-Net's plans.json and dataset.json say of a network and of what it sees."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Final
@@ -43,7 +44,7 @@ def read(folder: pathlib.Path, name: str) -> Planned:
     dataset = json_files.read(folder / "dataset.json")
     where = f"{folder / 'plans.json'}, {name}"
     plan = _configuration(plans, name, where)
-    window = json_files.need(plan, "patch_size", where)
+    window = json_files.need(plan, "patch_size", where, list)
     if len(window) == 2:
         raise UserError(f"{where}: a 2D configuration; only 3D ones can be used here.")
     if plan.get("previous_stage"):
@@ -55,7 +56,7 @@ def read(folder: pathlib.Path, name: str) -> Planned:
     names = json_files.by_number(channels, f"{folder / 'dataset.json'}: channel_names")
     modalities = vocabulary.modalities(names, f"{folder / 'dataset.json'}: channel_names")
     _check_normalisation(plan, len(modalities), where)
-    labels = json_files.need(dataset, "labels", folder / "dataset.json")
+    labels = json_files.need(dataset, "labels", folder / "dataset.json", dict)
     head, order = vocabulary.label_table(labels, f"{folder / 'dataset.json'}: labels")
     kind, network = _network(plan, len(modalities), len(order), where)
     return Planned(
@@ -72,7 +73,7 @@ def read(folder: pathlib.Path, name: str) -> Planned:
 
 def _configuration(plans: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     """Returns a configuration with what it inherits."""
-    known = json_files.need(plans, "configurations", where)
+    known = json_files.need(plans, "configurations", where, dict)
     chain: list[str] = []
     while name:
         if name not in known or name in chain:
@@ -81,7 +82,8 @@ def _configuration(plans: Mapping[str, Any], name: str, where: str) -> dict[str,
                 f"there are {', '.join(known)}."
             )
         chain.append(name)
-        name = known[name].get("inherits_from", "")
+        name = json_files.need(known, name, where, dict).get("inherits_from", "")
+        json_files.expect(name, str, f"{where}: inherits_from")
     plan: dict[str, Any] = {}
     for each in reversed(chain):
         plan.update(known[each])
@@ -89,8 +91,8 @@ def _configuration(plans: Mapping[str, Any], name: str, where: str) -> dict[str,
 
 
 def _check_normalisation(plan: Mapping[str, Any], channels: int, where: str) -> None:
-    schemes = list(plan.get("normalization_schemes", ()))
-    masks = list(plan.get("use_mask_for_norm", ()))
+    schemes = plan.get("normalization_schemes")
+    masks = plan.get("use_mask_for_norm")
     if schemes != [_ZSCORE] * channels:
         raise UserError(
             f"{where}: normalization_schemes is {schemes}; only {_ZSCORE} of each channel can be "
@@ -110,13 +112,13 @@ def _axes(plans: Mapping[str, Any], where: str) -> str:
     its patch and its spacing written.
     """
     reader = plans.get("image_reader_writer")
-    if reader not in _AXES:
+    if str(reader) not in _AXES:
         raise UserError(
             f"{where}: image_reader_writer is {reader!r}; how its axes run is known of "
             f"{', '.join(_AXES)}."
         )
     order = plans.get("transpose_forward", [0, 1, 2])
-    if sorted(order) != [0, 1, 2]:
+    if order not in [list(each) for each in itertools.permutations(range(3))]:
         raise UserError(f"{where}: transpose_forward is {order!r}; expected an order of 0, 1, 2.")
     return "".join(_AXES[reader][axis] for axis in order)
 
@@ -125,10 +127,13 @@ def _network(
     plan: Mapping[str, Any], channels: int, outputs: int, where: str
 ) -> tuple[network_kinds.Kind, adapted.RawConfig]:
     architecture = plan.get("architecture") or _older(plan, where)
-    name = json_files.need(architecture, "network_class_name", where)
+    json_files.expect(architecture, dict, f"{where}: architecture")
+    name = json_files.need(architecture, "network_class_name", where, str)
     kind = network_kinds.of_class(name, f"{where}: network_class_name")
-    given = dict(json_files.need(architecture, "arch_kwargs", where))
-    given |= {"input_channels": channels, "num_classes": outputs}
+    given = json_files.need(architecture, "arch_kwargs", where, dict) | {
+        "input_channels": channels,
+        "num_classes": outputs,
+    }
     network, _ = network_kinds.read(kind, given, f"{where}: arch_kwargs")
     return kind, network
 
@@ -136,9 +141,9 @@ def _network(
 def _older(plan: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Returns the architecture of plans of before nnU-Net 2.4, as it reads them itself."""
     name = json_files.need(plan, "UNet_class_name", where)
-    features = json_files.need(plan, "UNet_base_num_features", where)
-    most = json_files.need(plan, "unet_max_num_features", where)
-    encoder = json_files.need(plan, "n_conv_per_stage_encoder", where)
+    features = json_files.need(plan, "UNet_base_num_features", where, int)
+    most = json_files.need(plan, "unet_max_num_features", where, int)
+    encoder = json_files.need(plan, "n_conv_per_stage_encoder", where, list)
     blocks = "n_conv_per_stage" if name == "PlainConvUNet" else "n_blocks_per_stage"
     return {
         "network_class_name": name,

@@ -48,8 +48,8 @@ def modalities(names: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(name for name in found if name)
 
 
-def _sequence(name: str) -> str | None:
-    word = re.sub(r"weighted|[^a-z0-9]", "", name.lower())
+def _sequence(name: object) -> str | None:
+    word = re.sub(r"weighted|[^a-z0-9]", "", str(name).lower())
     for each in (word, re.sub(r"^(t[12])w", r"\1", word)):
         ours = layouts.SEQUENCES.get(each) or _MORE_SEQUENCES.get(each)
         if ours in conventions.MODALITIES:

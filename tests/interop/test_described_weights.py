@@ -79,7 +79,7 @@ def test_weights_alone_are_refused_with_an_example_that_is_one(tmp_path) -> None
         ({"window": [16, 16]}, "three positive"),
         ({"window": [16, 15, 8]}, r"Write \(16, 16, 8\)"),
         ({"overlap": 1.0}, "overlap is 1.0"),
-        ({"mirror": "yes"}, "mirror is 'yes'; expected bool"),
+        ({"mirror": "yes"}, "mirror is 'yes'; expected true or false"),
         ({"normalisation": "minmax"}, "normalisation is 'minmax'"),
         ({"spacng": 1.0}, "unknown spacng"),
     ],

@@ -89,6 +89,40 @@ def test_references_and_literals_are_resolved(tmp_path) -> None:
     assert vars(model.network) == {**vars(folders.SEGRESNET), "bfloat16": None}
 
 
+@pytest.mark.parametrize("chain", ["@chain", "@parts#chain"])
+def test_a_chain_that_is_referred_to_is_read(tmp_path, chain) -> None:
+    """Not the training's, which has another orientation."""
+    transforms = [
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "@axcodes"},
+        folders.normalise(),
+    ]
+    made = folders.inference(
+        DEFINITION,
+        preprocessing={"_target_": "Compose", "transforms": chain},
+        chain=transforms,
+        parts={"chain": transforms},
+        axcodes="SPL",
+    )
+    path = folders.bundle(tmp_path / "b", inference_json=made)
+    train = {"preprocessing": _transforms()["preprocessing"]}
+    folders.write_json(path / "configs" / "train.json", train)
+    assert foreign.read(path).axes == "SPL"
+
+
+def test_what_is_off_is_left_out(tmp_path) -> None:
+    off = {"_disabled_": True}
+    made = _transforms(
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "SPL", "_disabled_": "True"},
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "_disabled_": False},
+    )
+    window = {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32], "overlap": 0.25}
+    made["inferer"] = [window | off, window | {"overlap": 0.5}]
+    made["postprocessing"] = {"parts": [{"_target_": "Activationsd", "softmax": True}], **off}
+    made["postprocessing"]["_target_"] = "Compose"
+    model = foreign.read(folders.bundle(tmp_path / "b", inference_json=made))
+    assert (model.axes, model.overlap) == ("RAS", 0.5)
+
+
 def test_training_configs_serve_where_there_is_no_inference(tmp_path) -> None:
     path = folders.bundle(tmp_path / "b")
     (path / "configs" / "inference.json").unlink()
@@ -227,6 +261,17 @@ def test_dynunets_that_cannot_be_taken(tmp_path, changes, message) -> None:
         (
             _transforms({"_target_": "Orientationd", "keys": "image", "axcodes": "RAX"}),
             "axcodes is 'RAX'",
+        ),
+        (
+            _transforms({"_target_": "Orientationd", "keys": "image", "_disabled_": "$not @turn"}),
+            "Orientationd has _disabled_ '[$]not @turn'; expected true or false",
+        ),
+        (
+            folders.inference(
+                DEFINITION,
+                inferer={"_target_": "SlidingWindowInferer", "roi_size": 8, "_disabled_": "@a"},
+            ),
+            "SlidingWindowInferer has _disabled_ '@a'; expected true or false",
         ),
         (folders.inference(DEFINITION, preprocessing=None), "lists the transforms"),
         (folders.inference(DEFINITION, inferer=None), "no SlidingWindowInferer"),
