@@ -139,8 +139,8 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             # The sequences that the network sees.
             "modalities": STUDENT_SEQUENCE,
             # unet, or a network of nnU-Net (plain_conv_unet, residual_encoder_unet) or MONAI
-            # (dynunet, segresnet), of which widths, blocks, head, deep_supervision and bfloat16
-            # hold too.
+            # (dynunet, segresnet), which has widths, blocks, head, deep_supervision, bfloat16 and
+            # convolutions too, but no last_blocks; docs/interoperability.md says more.
             "family": "unet",
         }
         | _fields(unet.UNetConfig()),

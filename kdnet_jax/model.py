@@ -2,13 +2,25 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from ml_collections import config_dict
 
-from kdnet_jax import settings
-from kdnet_jax.data import geometry
+from kdnet_jax import config_values, conventions, settings
+from kdnet_jax.data import geometry, labels
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import heads, networks
+
+_KINDS: Final = {
+    "spacing": config_values.Number(0, 100, without_low=True),
+    "window": config_values.KINDS["inference.patch"],
+    "overlap": config_values.KINDS["inference.overlap"],
+    "mirror": config_values.KINDS["inference.mirror"],
+    "whole": config_values.KINDS["inference.whole"],
+    "space": config_values.KINDS["mesh.space"],
+    "orientation": config_values.KINDS["data.orientation"],
+    "allow_skull": config_values.KINDS["data.allow_skull"],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +95,26 @@ def from_json(values: Mapping[str, Any]) -> Model:
     """Returns the model that `to_json` wrote.
 
     Raises:
-        UserError: its network is of no kind that is known here.
+        UserError: its network is of no kind that is known here, or a value cannot be.
         TypeError: fields are missing, or unknown.
     """
     tuples = {key: tuple(values[key]) for key in ("modalities", "window") if key in values}
-    return Model(**{**values, **tuples, "network": networks.from_json(values["network"])})
+    model = Model(**{**values, **tuples, "network": networks.from_json(values["network"])})
+    _check(model)
+    return model
+
+
+def _check(model: Model) -> None:
+    """Raises UserError for a value that no model has."""
+    check_choice("role", model.role, settings.ROLES)
+    check_choice("resection_cavity", model.resection_cavity, labels.CAVITY_CHOICES)
+    names = model.modalities
+    if not names or len(set(names)) < len(names) or not set(names) <= set(conventions.MODALITIES):
+        raise UserError(
+            f"modalities is {names}; expected each once of {', '.join(conventions.MODALITIES)}."
+        )
+    for key, kind in _KINDS.items():
+        value = getattr(model, key)
+        if not kind.fits(value) and (key, value) != ("spacing", None):
+            raise UserError(f"{key} is {value!r:.80}; expected {kind.words}.")
+    geometry.check_orientation(model.orientation)

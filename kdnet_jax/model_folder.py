@@ -105,7 +105,7 @@ def read(folder: pathlib.Path) -> About:
         document = documents.read_json(path)
         if document["format"] != _FORMAT or document["version"] != _VERSION:
             raise UserError(
-                f"{path} is of the format {document['format']!r}, version {document['version']!r}; "
+                f"it is of the format {document['format']!r}, version {document['version']!r}; "
                 f"expected {_FORMAT!r}, {_VERSION}. Use the version of kdnet_jax that wrote it."
             )
         names = [field.name for field in dataclasses.fields(model_lib.Model)]
@@ -114,9 +114,11 @@ def read(folder: pathlib.Path) -> About:
             model_lib.from_json({name: document[name] for name in names}),
             int(document["step"]),
             str(document["parameters_sha256"]),
-            None if known is None else tuple(known),
+            None if known is None else tuple(map(str, known)),
             document,
         )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Export the model again.") from error
 

@@ -141,10 +141,15 @@ def network_config(model: config_dict.ConfigDict) -> networks.Network:
     family = model.get("family", networks.UNET)
     check_choice("model.family", family, (networks.UNET, *networks.FAMILIES))
     network = unet.UNetConfig(**values)  # checks the values for all kinds
+    if network.deep_supervision and len(network.widths) < 4:
+        raise UserError(
+            f"model.deep_supervision is true, but model.widths has {len(network.widths)} levels: "
+            "below four there is none between the finest and the coarsest to supervise. Set "
+            "--config.model.deep_supervision=false."
+        )
     if family == networks.UNET:
         return network
-    shared = ("head", "widths", "blocks", "deep_supervision", "bfloat16")
-    return networks.of_family(family, **{key: getattr(network, key) for key in shared})
+    return networks.of_family(family, network)
 
 
 def teacher_config(config: config_dict.ConfigDict) -> config_dict.ConfigDict:

@@ -20,9 +20,7 @@ OWN = unet.UNetConfig(widths=(2, 4), head="regions", bfloat16=False)
 
 
 def _of_family(name: str, head: str) -> networks.Network:
-    return networks.of_family(
-        name, head=head, widths=(8, 16, 32), blocks=1, deep_supervision=False, bfloat16=None
-    )
+    return networks.of_family(name, unet.UNetConfig(widths=(8, 16, 32), head=head))
 
 
 NETWORKS = [OWN, *(_of_family(name, "softmax") for name in networks.FAMILIES)]

@@ -8,6 +8,7 @@ import pytest
 from configs import common
 from kdnet_jax import settings
 from kdnet_jax.errors import UserError
+from kdnet_jax.models import networks
 
 
 @pytest.mark.parametrize("role", settings.ROLES)
@@ -17,6 +18,18 @@ def test_json_and_back(tmp_path: pathlib.Path, role: str) -> None:
     restored = settings.read_config(tmp_path)
     assert not settings.differences(config, restored)
     assert settings.read_settings(restored) == settings.read_settings(config)
+
+
+def test_another_family_takes_what_it_can_and_refuses_the_rest() -> None:
+    config = common.base_config("baseline", "smoke")
+    config.model.update(family="plain_conv_unet", blocks=3, convolutions="planes")
+    network = settings.read_settings(config).network
+    assert networks.family(network) == "plain_conv_unet"
+    assert network.network.blocks == (3, 3)
+    assert network.convolutions == "planes"
+    config.model.down = "strided"
+    with pytest.raises(UserError, match=re.escape("Set --config.model.down=max_pool")):
+        settings.read_settings(config)
 
 
 def test_differences_name_dotted_keys() -> None:
@@ -40,6 +53,7 @@ def test_channels_are_positions_among_the_data_s_sequences() -> None:
         ("seed", -2, "seed is -2: give a whole number from 0"),
         ("inference.overlap", 1.0, "inference.overlap is 1.0"),
         ("model.modalities", "t1cee", "did you mean 't1ce'"),
+        ("model.deep_supervision", True, "model.widths has 2 levels: below four there is none"),
     ],
 )
 def test_a_value_that_cannot_be_is_named(key: str, value: object, words: str) -> None:

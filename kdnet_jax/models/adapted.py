@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdnet_jax import conventions
+from kdnet_jax.errors import UserError, check_choice
 
 # Of an axis: the letter that this project's arrays grow to, and the opposite one.
 _LINES = ("SI", "PA", "LR")
+_MOST_MEMBERS = 100
 
 
 class RawConfig(Protocol):
@@ -61,6 +63,20 @@ class AdaptedConfig:
     order: tuple[int, ...]
     axes: str = "SPL"
     members: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what no network can be."""
+        check_choice("head", self.head, ("softmax", "regions"))
+        if sorted(self.order) != list(range(len(self.outputs))):
+            raise UserError(f"order is {self.order}; expected an order of the network's outputs.")
+        if self.network.out_channels != len(self.outputs):
+            raise UserError(
+                f"the network has {self.network.out_channels} outputs; expected {self.outputs}."
+            )
+        if sorted("SPLIAR".index(letter) % 3 for letter in self.axes) != [0, 1, 2]:
+            raise UserError(f"axes is {self.axes!r}; expected three letters such as 'RAS'.")
+        if not 1 <= self.members <= _MOST_MEMBERS:
+            raise UserError(f"members is {self.members}; expected 1 to {_MOST_MEMBERS}.")
 
     @property
     def convolutions(self) -> str:

@@ -55,7 +55,7 @@ class DynUNetConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for a network that MONAI cannot have."""
-        torch_layers.check_stages(self.kernels, self.strides, filters=len(self.filters))
+        torch_layers.check_stages(self.kernels, self.strides, filters=self.filters)
         stages = len(self.filters)
         if stages < 3:
             raise UserError(f"a DynUNet of {stages} stages; it has at least three.")
@@ -81,27 +81,28 @@ class DynUNetConfig:
         return DynUNet(self)
 
     @classmethod
-    def isotropic(
-        cls,
-        widths: tuple[int, ...],
-        blocks: int,
-        out_channels: int,
-        deep_supervision: bool,
-        bfloat16: bool | None,
-    ) -> Any:
+    def isotropic(cls, like: unet.UNetConfig) -> Any:
         """Returns a network of 3x3x3 kernels, every stage but the first at half the resolution.
 
-        Its blocks have two convolutions, whatever `blocks` says.
+        Raises:
+            UserError: its blocks are not to have two convolutions, or it has too few stages.
         """
-        down = ((2, 2, 2),) * (len(widths) - 1)
+        if like.blocks != 2:
+            raise UserError(
+                f"model.blocks is {like.blocks}, but the blocks of a dynunet have two "
+                "convolutions. Set --config.model.blocks=2."
+            )
+        down = ((2, 2, 2),) * (len(like.widths) - 1)
         return cls(
-            kernels=((3, 3, 3),) * len(widths),
+            kernels=((3, 3, 3),) * len(like.widths),
             strides=(_ONE, *down),
             upsample_kernels=down,
-            filters=widths,
-            out_channels=out_channels,
-            heads=max(len(widths) - 3, 0) if deep_supervision else 0,
-            bfloat16=bfloat16,
+            filters=like.widths,
+            out_channels=len(like.outputs),
+            # As the other families: none at the coarsest stage of the decoder.
+            heads=max(len(like.widths) - 3, 0) if like.deep_supervision else 0,
+            bfloat16=like.bfloat16,
+            convolutions=like.convolutions,
         )
 
 
@@ -141,6 +142,11 @@ class SegResNetConfig:
                 f"a SegResNet's upsample_mode is {self.upsample_mode!r}; nontrainable and deconv "
                 "are supported."
             )
+        if min(self.init_filters, *self.blocks_down) < 1:
+            raise UserError(
+                f"a SegResNet with init_filters {self.init_filters} and blocks_down "
+                f"{self.blocks_down}; give at least 1."
+            )
         _check_groups(self.groups, (self.init_filters,))
 
     @property
@@ -154,20 +160,14 @@ class SegResNetConfig:
         return SegResNet(self)
 
     @classmethod
-    def isotropic(
-        cls,
-        widths: tuple[int, ...],
-        blocks: int,
-        out_channels: int,
-        deep_supervision: bool,
-        bfloat16: bool | None,
-    ) -> Any:
-        """Returns a network as deep as `widths`, which begins with `widths[0]` channels.
+    def isotropic(cls, like: unet.UNetConfig) -> Any:
+        """Returns a network as deep as `like.widths`, which begins with as many channels.
 
         Raises:
             UserError: the widths do not double, or deep supervision is asked for.
         """
-        if deep_supervision:
+        widths = like.widths
+        if like.deep_supervision:
             raise UserError("model.deep_supervision is true, but a segresnet has one head only.")
         expected = tuple(widths[0] * 2**level for level in range(len(widths)))
         if widths != expected or widths[0] % cls.groups:
@@ -177,10 +177,11 @@ class SegResNetConfig:
             )
         return cls(
             init_filters=widths[0],
-            out_channels=out_channels,
-            blocks_down=(blocks,) * len(widths),
+            out_channels=len(like.outputs),
+            blocks_down=(like.blocks,) * len(widths),
             blocks_up=(1,) * (len(widths) - 1),
-            bfloat16=bfloat16,
+            bfloat16=like.bfloat16,
+            convolutions=like.convolutions,
         )
 
 

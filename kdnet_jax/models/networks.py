@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ FAMILIES: dict[str, Any] = {
     "dynunet": monai.DynUNetConfig,
     "segresnet": monai.SegResNetConfig,
 }
+# Choices that only `unet.UNetConfig` has; `last_blocks`, which presets set, is not asked for.
+_OWN_KEYS = ("down", "up", "remat")
 
 
 def check_patch(patch: Sequence[int], config: Network, key: str) -> None:
@@ -51,30 +54,30 @@ def family(config: Network) -> str:
     return next(name for name, kind in FAMILIES.items() if type(config.network) is kind)
 
 
-def of_family(
-    name: str,
-    *,
-    head: str,
-    widths: Sequence[int],
-    blocks: int,
-    deep_supervision: bool,
-    bfloat16: bool | None,
-) -> adapted.AdaptedConfig:
+def of_family(name: str, like: unet.UNetConfig) -> adapted.AdaptedConfig:
     """Returns a network of another tool's kind, to be trained in this project's conventions.
+
+    Args:
+        name: of `FAMILIES`.
+        like: its widths, blocks, outputs and how it computes.
 
     Raises:
         UserError: there is no such network.
     """
-    outputs = unet.UNetConfig(head=head).outputs
+    for key in _OWN_KEYS:
+        value, default = getattr(like, key), getattr(unet.UNetConfig(), key)
+        if value != default:
+            raise UserError(
+                f"model.{key} is {value}, which is a choice of the unet's: a {name} has its own "
+                f"way. Set --config.model.{key}={default}."
+            )
     try:
-        network = FAMILIES[name].isotropic(
-            tuple(widths), blocks, len(outputs), deep_supervision, bfloat16
-        )
+        network = FAMILIES[name].isotropic(like)
     except UserError as error:
         raise UserError(
-            f"model.family is {name} and model.widths is {tuple(widths)}: {error}"
+            f"model.family is {name} and model.widths is {like.widths}: {error}"
         ) from error
-    return adapted.AdaptedConfig(network, head, tuple(range(len(outputs))))
+    return adapted.AdaptedConfig(network, like.head, tuple(range(len(like.outputs))))
 
 
 def splits_depth(config: Network) -> bool:
@@ -133,13 +136,40 @@ def from_json(values: Mapping[str, Any]) -> Network:
     fields = {key: _tuples(value) for key, value in values.items() if key != "family"}
     kind = values.get("family")
     if kind == UNET:
-        return unet.UNetConfig(**fields)
+        return _make(unet.UNetConfig, fields)
     if kind not in FAMILIES:
         raise UserError(
             f"a network of the kind {kind!r}; known are {', '.join((UNET, *FAMILIES))}. It may be "
             "of a newer version of kdnet_jax."
         )
-    return adapted.AdaptedConfig(**fields | {"network": FAMILIES[kind](**fields["network"])})
+    network = _make(FAMILIES[kind], fields.pop("network"))
+    return _make(adapted.AdaptedConfig, fields, network=network)
+
+
+def _make(kind: type, fields: Mapping[str, Any], **others: Any) -> Any:
+    """Returns an instance of a dataclass, of fields whose types are checked and others."""
+    hints = typing.get_type_hints(kind)
+    for name, value in fields.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise UserError(f"the network's {name} is {value!r:.80}, which none can have.")
+    return kind(**fields, **others)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Returns whether a value is of an annotated type; of numbers, none below 0."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if typing.get_origin(hint) is typing.Literal:
+        return value in args
+    if args:  # a union
+        return any(_fits(value, each) for each in args)
+    if hint in (int, float):
+        return type(value) is hint and 0 <= value < math.inf
+    return type(value) is hint
 
 
 def _tuples(value: Any) -> Any:

@@ -55,9 +55,10 @@ class PlainConvConfig:
         torch_layers.check_stages(
             self.kernels,
             self.strides,
-            features=len(self.features),
-            blocks=len(self.blocks),
-            decoder_blocks=len(self.decoder_blocks) + 1,
+            features=self.features,
+            blocks=self.blocks,
+            # The coarsest stage has none.
+            decoder_blocks=(*self.decoder_blocks, 1),
         )
 
     @property
@@ -70,25 +71,19 @@ class PlainConvConfig:
         return PlainConvUNet(self)
 
     @classmethod
-    def isotropic(
-        cls,
-        widths: tuple[int, ...],
-        blocks: int,
-        out_channels: int,
-        deep_supervision: bool,
-        bfloat16: bool | None,
-    ) -> Any:
+    def isotropic(cls, like: unet.UNetConfig) -> Any:
         """Returns a network of 3x3x3 kernels, every stage but the first at half the resolution."""
-        depth = len(widths)
+        depth = len(like.widths)
         return cls(
-            features=widths,
+            features=like.widths,
             kernels=((3, 3, 3),) * depth,
             strides=((1, 1, 1), *((2, 2, 2),) * (depth - 1)),
-            blocks=(blocks,) * depth,
-            decoder_blocks=(cls._decoder_blocks(blocks),) * (depth - 1),
-            out_channels=out_channels,
-            deep_supervision=deep_supervision,
-            bfloat16=bfloat16,
+            blocks=(like.blocks,) * depth,
+            decoder_blocks=(cls._decoder_blocks(like.blocks),) * (depth - 1),
+            out_channels=len(like.outputs),
+            deep_supervision=like.deep_supervision,
+            bfloat16=like.bfloat16,
+            convolutions=like.convolutions,
         )
 
     @staticmethod

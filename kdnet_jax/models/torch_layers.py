@@ -8,6 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -193,18 +194,24 @@ def total_stride(strides: Sequence[Triple]) -> Triple:
     return d, h, w
 
 
-def check_stages(kernels: Sequence[Triple], strides: Sequence[Triple], **counts: int) -> None:
+def check_stages(
+    kernels: Sequence[Triple], strides: Sequence[Triple], **counts: Sequence[int]
+) -> None:
     """Raises UserError for stages of which no network can be made.
 
     Args:
         kernels: of each stage.
         strides: likewise.
-        counts: how many stages other arguments are for, by their names.
+        counts: what each stage has so many of, by the arguments' names.
     """
-    lengths = {"kernels": len(kernels), "strides": len(strides)} | counts
+    given = {"kernels": kernels, "strides": strides} | counts
+    lengths = {name: len(each) for name, each in given.items()}
     if len(set(lengths.values())) > 1 or len(kernels) < 2:
         said = ", ".join(f"{name} for {count}" for name, count in lengths.items())
         raise UserError(f"a network's stages do not agree: {said}; give as many of each, and two.")
+    for name, each in given.items():
+        if np.min(each) < 1:
+            raise UserError(f"a network's {name} are {tuple(each)}; give at least 1 everywhere.")
     even = [kernel for kernel in kernels if not all(edge % 2 for edge in kernel)]
     if even:
         raise UserError(f"a convolution of the edges {even[0]}: only odd edges are supported.")

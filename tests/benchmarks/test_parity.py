@@ -16,7 +16,7 @@ pytest.importorskip("dynamic_network_architectures", reason="one of the networks
 
 from benchmarks import parity, parity_cases, parity_peers  # noqa: E402
 from kdnet_jax.interop import network_kinds  # noqa: E402
-from kdnet_jax.models import monai, networks  # noqa: E402
+from kdnet_jax.models import monai, networks, unet  # noqa: E402
 
 # Threads that wait for one another are slow where tests share the cores.
 torch.set_num_threads(1)
@@ -53,7 +53,9 @@ def test_strided_convolutions_of_the_cpu_are_those_of_pytorch() -> None:
 
 @pytest.mark.parametrize("name", list(networks.FAMILIES))
 def test_new_parameters_are_distributed_as_those_of_the_class(name: str) -> None:
-    config = networks.FAMILIES[name].isotropic((16, 32, 64), 1, 3, False, False)
+    config = networks.FAMILIES[name].isotropic(
+        unet.UNetConfig(widths=(16, 32, 64), head="regions", bfloat16=False)
+    )
     if isinstance(config, monai.SegResNetConfig):
         config = dataclasses.replace(config, upsample_mode="deconv")
     kind = network_kinds.of_config(config)

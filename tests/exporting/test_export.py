@@ -13,7 +13,7 @@ import pytest
 from kdnet_jax import inference, runs
 from kdnet_jax.data import prepare
 from kdnet_jax.exporting import artifact
-from kdnet_jax.models import networks
+from kdnet_jax.models import networks, unet
 from tests.helpers import commands
 
 # Nothing of the project, of Flax or of Orbax: JAX and NumPy alone.
@@ -222,27 +222,12 @@ def test_every_kind_of_network_becomes_an_artifact_of_any_size(
     tmp_path: pathlib.Path, name: str
 ) -> None:
     if name == "unet":
-        network = networks.unet.UNetConfig(widths=(4, 8), down="strided", up="learned")
+        network = unet.UNetConfig(widths=(4, 8), down="strided", up="learned")
     else:
-        network = (
-            networks.of_family(
-                name,
-                head="regions",
-                widths=(8, 16, 32),
-                blocks=1,
-                deep_supervision=True,
-                bfloat16=None,
-            )
-            if name != "segresnet"
-            else networks.of_family(
-                name,
-                head="regions",
-                widths=(8, 16),
-                blocks=1,
-                deep_supervision=False,
-                bfloat16=None,
-            )
-        )
+        deep = name != "segresnet"
+        widths = (8, 16, 32, 64) if deep else (8, 16)
+        like = unet.UNetConfig(widths=widths, head="regions", deep_supervision=deep)
+        network = networks.of_family(name, like)
     params = networks.init_params(network, 2, jax.random.key(0))
     artifact.write(tmp_path / "a", network, params, 2)
     predict = inference.make_predict(

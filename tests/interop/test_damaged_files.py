@@ -1,20 +1,15 @@
 """Every value of the files of other tools replaced by wrong ones: refused in words, or taken."""
 
-import copy
-import json
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
 pytest.importorskip("torch")
 
-from kdnet_jax.errors import UserError
 from kdnet_jax.interop import described_weights, foreign, nnunet_plans
 from tests.helpers import foreign_folders as folders
+from tests.helpers import wrong_values
 
-_WRONG = (None, 1, -1.5, "x", "$x", [], [1], ["a", "b"], {}, {"a": 1}, True)
 # As plans of before nnU-Net 2.4 have it.
 _OLDER = {
     "UNet_class_name": "PlainConvUNet",
@@ -27,41 +22,6 @@ _OLDER = {
 }
 
 
-def _places(value: Any, at: tuple = ()) -> Iterator[tuple]:
-    yield at
-    if isinstance(value, dict | list):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            yield from _places(value[key], (*at, key))
-
-
-def _replaced(value: Any, at: tuple, new: Any) -> Any:
-    if not at:
-        return new
-    value = copy.deepcopy(value)
-    inner = value
-    for key in at[:-1]:
-        inner = inner[key]
-    inner[at[-1]] = new
-    return value
-
-
-def _try_all(root: pathlib.Path, file: pathlib.Path, read: Callable[[], Any]) -> None:
-    good = json.loads(file.read_text("utf-8"))
-    read()
-    refused = []
-    for at in _places(good):
-        for new in _WRONG:
-            file.write_text(json.dumps(_replaced(good, at, new)), "utf-8")
-            try:
-                read()
-            except UserError as error:
-                refused.append(str(error))
-            except Exception as error:
-                raise AssertionError(f"{file.name}: {at} = {new!r}") from error
-    assert len(refused) > len(_WRONG)
-    assert [words for words in refused if str(root) not in words] == []
-
-
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
 def test_of_nnunet(tmp_path: pathlib.Path, older: bool, name: str) -> None:
@@ -71,13 +31,13 @@ def test_of_nnunet(tmp_path: pathlib.Path, older: bool, name: str) -> None:
         plan |= _OLDER
     plans = folders.plans({"base": plan, "3d_fullres": {"inherits_from": "base"}})
     folder = folders.results(tmp_path, plans_json=plans, folds=())
-    _try_all(tmp_path, folder / name, lambda: nnunet_plans.read(folder, "3d_fullres"))
+    wrong_values.try_all(folder / name, lambda: nnunet_plans.read(folder, "3d_fullres"))
 
 
 @pytest.mark.parametrize("name", ["metadata.json", "inference.json"])
 def test_of_monai(tmp_path: pathlib.Path, name: str) -> None:
     bundle = folders.bundle(tmp_path / "b")
-    _try_all(tmp_path, bundle / "configs" / name, lambda: foreign.read(bundle))
+    wrong_values.try_all(bundle / "configs" / name, lambda: foreign.read(bundle))
 
 
 def test_of_described_weights(tmp_path: pathlib.Path) -> None:
@@ -97,4 +57,4 @@ def test_of_described_weights(tmp_path: pathlib.Path) -> None:
         about={"licence": "none"},
     )
     file.write_text(text, "utf-8")
-    _try_all(tmp_path, file, lambda: foreign.read(file.parent))
+    wrong_values.try_all(file, lambda: foreign.read(file.parent))

@@ -21,12 +21,16 @@ from jax import export
 from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import monai, networks
+from kdnet_jax.models import monai, networks, unet
+
+
+def _like(**changes: Any) -> unet.UNetConfig:
+    values = {"widths": (8, 16, 32), "bfloat16": False, "convolutions": "native"}
+    return unet.UNetConfig(**values | changes)
+
 
 FAMILIES = {
-    name: dataclasses.replace(
-        kind.isotropic((8, 16, 32), 1, 4, False, False), convolutions="native"
-    )
+    name: kind.isotropic(_like(blocks=2 if name == "dynunet" else 1))
     for name, kind in networks.FAMILIES.items()
 }
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 16, 2), np.float32))
@@ -61,7 +65,8 @@ def test_outputs_have_the_sizes_of_their_levels(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["plain_conv_unet", "residual_encoder_unet", "dynunet"])
 def test_deep_supervision_gives_logits_of_coarser_levels(name: str) -> None:
-    config = networks.FAMILIES[name].isotropic((2, 3, 4, 5, 6), 1, 3, True, False)
+    like = _like(widths=(2, 3, 4, 5, 6), head="regions", deep_supervision=True)
+    config = networks.FAMILIES[name].isotropic(like)
     x = jax.ShapeDtypeStruct((1, 16, 16, 32, 1), jnp.float32)
     (_, features), _ = jax.eval_shape(config.module().init_with_output, jax.random.key(0), x)
     found = {name: each.shape for name, each in features.items() if "logits" in name}
@@ -114,9 +119,7 @@ def test_bfloat16_follows_float32(name: str) -> None:
 
 @TWO
 def test_one_program_serves_every_size(name: str) -> None:
-    network = networks.of_family(
-        name, head="softmax", widths=(8, 16, 32), blocks=1, deep_supervision=False, bfloat16=False
-    )
+    network = networks.of_family(name, _like(blocks=1))
     config = networks.portable(network)
     params = _init(config)
     shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, 4*d, 4*h, 4*w, 2"), jnp.float32)
@@ -145,6 +148,9 @@ def test_networks_that_the_peers_cannot_have_are_refused() -> None:
     refused = [
         (plain, {"features": (2, 3)}, "features for 2"),
         (plain, {"decoder_blocks": (1,)}, "decoder_blocks for 2"),
+        (plain, {"features": (2, 0, 3)}, r"features are \(2, 0, 3\); give at least 1"),
+        (plain, {"strides": ((1, 1, 1), (2, 0, 2), (2, 2, 2))}, "strides are .*at least 1"),
+        (segresnet, {"init_filters": 0}, "init_filters 0"),
         (dynunet, {"upsample_kernels": ((2, 2, 2), (1, 2, 2))}, "upsample_kernels"),
         (dynunet, {"heads": 2}, "up to 1"),
         (dynunet, {"groups": 5}, "5 groups"),
@@ -156,11 +162,25 @@ def test_networks_that_the_peers_cannot_have_are_refused() -> None:
         with pytest.raises(UserError, match=message):
             dataclasses.replace(config, **changes)
     with pytest.raises(UserError, match="one head only"):
-        monai.SegResNetConfig.isotropic((8, 16), 1, 4, True, None)
+        monai.SegResNetConfig.isotropic(_like(widths=(8, 16), deep_supervision=True))
     with pytest.raises(UserError, match="multiple of 8"):
-        monai.SegResNetConfig.isotropic((8, 24), 1, 4, False, None)
+        monai.SegResNetConfig.isotropic(_like(widths=(8, 24)))
     with pytest.raises(UserError, match="2 stages"):
-        monai.DynUNetConfig.isotropic((8, 16), 1, 4, False, None)
+        monai.DynUNetConfig.isotropic(_like(widths=(8, 16)))
+    with pytest.raises(UserError, match="blocks is 3, but the blocks of a dynunet have two"):
+        monai.DynUNetConfig.isotropic(_like(blocks=3))
+
+
+@EACH
+@pytest.mark.parametrize("changes", [{"down": "strided"}, {"up": "learned"}, {"remat": True}])
+def test_choices_that_only_the_unet_has_are_refused(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"a {name} has its own way\. Set --config.model"):
+        networks.of_family(name, _like(**changes))
+
+
+@EACH
+def test_the_form_of_the_convolutions_is_kept(name: str) -> None:
+    assert networks.of_family(name, _like(convolutions="planes")).convolutions == "planes"
 
 
 def test_two_devices_have_the_gradient_of_one(tmp_path: pathlib.Path) -> None:

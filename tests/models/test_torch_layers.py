@@ -139,7 +139,7 @@ def test_bfloat16_is_computed_in_bfloat16_from_float32_parameters() -> None:
     ("kernels", "strides", "counts", "message"),
     [
         (((3, 3, 3),) * 2, ((1, 1, 1),) * 3, {}, "kernels for 2, strides for 3"),
-        (((3, 3, 3),) * 2, ((1, 1, 1),) * 2, {"blocks": 3}, "blocks for 3"),
+        (((3, 3, 3),) * 2, ((1, 1, 1),) * 2, {"blocks": (1, 1, 1)}, "blocks for 3"),
         (((3, 2, 3),) * 2, ((1, 1, 1),) * 2, {}, r"\(3, 2, 3\): only odd"),
         (((3, 3, 3),) * 2, ((1, 2, 2),) * 2, {}, r"first stage has the stride \(1, 2, 2\)"),
         (((3, 3, 3),), ((1, 1, 1),), {}, "and two"),
