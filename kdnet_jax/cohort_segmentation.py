@@ -111,18 +111,28 @@ def _check_place(folder: pathlib.Path) -> None:
 def _refuse_seen(
     chosen: Collection[cases.Case], cohort: cases.Cohort, ensemble: ensembles.Ensemble
 ) -> None:
-    """Refuses patients that a member knows: their scores would say nothing about others."""
+    """Refuses patients that a member knows: their scores would say nothing about others.
+
+    Where a member does not say whom it knows, that is said.
+    """
     patient = {case.case_id: case.patient_id for case in cohort.cases}
-    seen = {
-        patient.get(name, patients.patient_of(name)): run
-        for name, run in ensemble.trained_cases().items()
-    }
+    seen: dict[str, pathlib.Path] = {}
+    for folder, its in ensemble.known_cases().items():
+        if not its.complete:
+            print(
+                f"note: {folder} does not say on all cases that it, or its teacher, was "
+                "trained on. If some of these are among them, its scores are too good."
+            )
+        for name in its.ids:
+            seen.setdefault(patient.get(name, patients.patient_of(name)), folder)
     known = [case for case in chosen if case.patient_id in seen]
     if known:
         run = seen[known[0].patient_id]
+        split = run / workdir.SPLIT
+        unseen = f"such as --cases={split}:test" if split.is_file() else "by --cases"
         raise UserError(
             f"{run} was trained or chosen on {len(known)} of the {len(chosen)} cases, such as "
             f"{known[0].case_id}: their scores would flatter it. Name the cases that it has not "
-            f"seen, such as --cases={run / workdir.SPLIT}:test; or, if these are other "
-            "patients with the same names, give --allow_seen_cases."
+            f"seen, {unseen}; or, if these are other patients with the same names, give "
+            "--allow_seen_cases."
         )

@@ -6,6 +6,7 @@ One run is the ensemble of one; there is no other way from a run to a segmentati
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -135,7 +136,7 @@ class Ensemble:
         """Returns the window that a volume is segmented by."""
         if not self.whole:
             return self._model.window
-        divisor = max(member.model.network.divisor for member in self.members)
+        divisor = math.lcm(*(member.model.network.divisor for member in self.members))
         space = self.mesh.shape[sharding.SPACE] if self.mesh else 1
         return inference.whole_window(shape, divisor, space)
 
@@ -229,19 +230,15 @@ class Ensemble:
         disagreement = np.maximum(entropy - answers[..., -1], 0)
         return Prediction(classes, probs, entropy, disagreement)
 
-    def trained_cases(self) -> dict[str, pathlib.Path]:
-        """Returns the ids of all cases that a member was trained or chosen on, and its folder.
+    def known_cases(self) -> dict[pathlib.Path, model_lib.KnownCases]:
+        """Returns by each member's folder the cases that it was trained or chosen on.
 
-        What a student's teacher was trained on counts too, where that is known.
+        What a student's teacher was trained on counts too.
 
         Raises:
             UserError: a run's split cannot be read.
         """
-        seen: dict[str, pathlib.Path] = {}
-        for member in self.members:
-            for case_id in teachers.known_cases(member.folder) or ():
-                seen.setdefault(case_id, member.folder)
-        return seen
+        return {run.folder: teachers.known_cases(run.folder) for run in self.members}
 
 
 def of_run(run: runs.Run) -> Ensemble:

@@ -76,6 +76,7 @@ def _run(
         given = processes.together(lambda: given_teachers.load(config, workdir))
         _check_same(given.run)
         teachers.check_settings(given.run.folder, given.run.model, config)
+        runs.prediction_mesh(given.run.model)
     elif config.role == "student":
         teacher_config = settings.teacher_config(config)
         own[workdir / teachers.OWN] = teacher_config

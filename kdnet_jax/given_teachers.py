@@ -36,8 +36,10 @@ def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Given:
     path, folds = pathlib.Path(config.teacher.checkpoint), _folds(config)
     kept = workdir / teachers.CONVERTED
     if model_folder.is_model(kept):
-        was = model_folder.read(kept).document.get("source")
-        if was == conversion.source(path, folds):
+        about = model_folder.read(kept)
+        was = about.document.get("source")
+        # It may lie elsewhere now.
+        if was == conversion.source(path, folds) or _params_hash(path, folds) == about.params_hash:
             return Given(runs.load_run(kept))
         raise UserError(
             f"{workdir} was begun with another teacher: {was}. Give a new --workdir, or the former "
@@ -46,8 +48,8 @@ def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Given:
     if model_folder.is_model(path) or not foreign.is_foreign(path):
         if folds:
             raise UserError(
-                f"teacher.folds is {config.teacher.folds!r}, but {path} is not of nnU-Net: leave "
-                "it empty."
+                f"teacher.folds is {config.teacher.folds!r}, but {path} is not of another tool: "
+                "leave it empty."
             )
         return Given(runs.load_run(path))
     if processes.count() > 1:
@@ -65,6 +67,15 @@ def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Given:
     )
     digest = checksums.content_hash(found.params)
     return Given(runs.Run(path, found.model, found.params, 0, digest), found)
+
+
+def _params_hash(path: pathlib.Path, folds: tuple[str, ...]) -> str:
+    """Returns the hash of the parameters that lie at a path; "" if none do."""
+    if model_folder.is_model(path):
+        return model_folder.read(path).params_hash
+    if not foreign.is_foreign(path):
+        return ""
+    return checksums.content_hash(conversion.convert(path, folds).params)
 
 
 def _folds(config: config_dict.ConfigDict) -> tuple[str, ...]:

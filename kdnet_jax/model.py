@@ -66,6 +66,19 @@ class Model:
         return self.network.outputs
 
 
+@dataclasses.dataclass(frozen=True)
+class KnownCases:
+    """Cases that a network, or its teacher, was trained or chosen on.
+
+    Attributes:
+        ids: of those that are noted.
+        complete: there are no others.
+    """
+
+    ids: tuple[str, ...] = ()
+    complete: bool = False
+
+
 def of_config(config: config_dict.ConfigDict, values: settings.Settings) -> Model:
     """Returns the model that a config describes; `values` are `settings.read_settings` of it."""
     return Model(

@@ -11,7 +11,7 @@ mesh; to read them neither a config nor the tool that trained them is needed.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kdnet_jax import checksums, conventions, documents, files, saved_checkpoints
@@ -37,14 +37,14 @@ class About:
         model: the network and how it is used.
         step: of the training, that the parameters come from.
         params_hash: SHA-256 of their content.
-        known_cases: ids that it, or its teacher, was trained or chosen on; `None` if nobody noted.
+        known: cases that it, or its teacher, was trained or chosen on.
         document: all of it.
     """
 
     model: model_lib.Model
     step: int
     params_hash: str
-    known_cases: tuple[str, ...] | None
+    known: model_lib.KnownCases
     document: dict[str, Any]
 
 
@@ -59,7 +59,7 @@ def fill(
     params: Any,
     *,
     step: int,
-    known_cases: Sequence[str] | None,
+    known: model_lib.KnownCases,
     about: Mapping[str, Any],
     training_data: Mapping[str, Any] | None = None,
 ) -> None:
@@ -70,7 +70,7 @@ def fill(
         model: the network and how it is used.
         params: its parameters.
         step: of the training, that they come from.
-        known_cases: ids that it, or its teacher, was trained or chosen on; `None` if nobody noted.
+        known: cases that it, or its teacher, was trained or chosen on.
         about: what else `model.json` is to say: scores, licence, provenance.
         training_data: see `familiarity.measure`.
     """
@@ -85,7 +85,8 @@ def fill(
         "parameters": layers.parameter_count(params),
         "parameters_sha256": checksums.content_hash(params),
         "step": step,
-        "known_cases": known_cases,
+        "known_cases": known.ids,
+        "known_cases_complete": known.complete,
         **about,
     }
     saved_checkpoints.save_params(folder / PARAMS, params)
@@ -109,12 +110,14 @@ def read(folder: pathlib.Path) -> About:
                 f"expected {_FORMAT!r}, {_VERSION}. Use the version of kdnet_jax that wrote it."
             )
         names = [field.name for field in dataclasses.fields(model_lib.Model)]
-        known = document["known_cases"]
+        known = model_lib.KnownCases(
+            tuple(map(str, document["known_cases"])), bool(document["known_cases_complete"])
+        )
         return About(
             model_lib.from_json({name: document[name] for name in names}),
             int(document["step"]),
             str(document["parameters_sha256"]),
-            None if known is None else tuple(map(str, known)),
+            known,
             document,
         )
     except UserError as error:

@@ -95,19 +95,19 @@ def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
     Where that cannot be told, it is said.
     """
     known = known_cases(teacher)
-    if known is None:
+    if not known.complete:
         print(
-            f"note: {teacher} does not say on which cases it was trained. If this run's test cases "
-            "are among them, the teacher's scores, and perhaps the student's, are too good."
+            f"note: {teacher} does not say on all cases that it, or its own teacher, was trained "
+            "on. If this run's test cases are among them, the teacher's scores, and perhaps the "
+            "student's, are too good."
         )
-        return
     patient = {summary.case_id: summary.patient_id for summary in data.cases.summaries}
-    seen = {patient.get(name, patients.patient_of(name)) for name in known}
-    if not seen & set(patient.values()):
+    seen = {patient.get(name, patients.patient_of(name)) for name in known.ids}
+    if seen and not seen & set(patient.values()):
         print(
-            f"note: none of the {len(known)} cases that {teacher} was trained or selected on has "
-            "the name of a case of this run. If they are the same patients under other names, the "
-            "scores on the test cases are too good."
+            f"note: none of the {len(known.ids)} cases that {teacher} was trained or selected on "
+            "has the name of a case of this run. If they are the same patients under other names, "
+            "the scores on the test cases are too good."
         )
     leaked = seen & {patient[name] for name in data.split.test}
     if leaked:
@@ -123,18 +123,20 @@ def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
         )
 
 
-def known_cases(folder: pathlib.Path) -> tuple[str, ...] | None:
-    """Returns the ids of the cases that a run or model, or its teacher, was trained or chosen on.
-
-    `None`: nobody noted them.
+def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
+    """Returns the cases that a run or model, or its teacher, was trained or chosen on.
 
     Raises:
         UserError: the folder is neither, or its split cannot be read.
     """
     if model_folder.is_model(folder):
-        return model_folder.read(folder).known_cases
+        return model_folder.read(folder).known
     split = splits.load_split(folder / workdir.SPLIT)
     own = (*split.train, *split.validation)
     teacher = find_folder(settings.read_config(folder), folder)
-    there = teacher and (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file())
-    return (*own, *(known_cases(teacher) or ())) if there else own
+    if teacher is None:
+        return model_lib.KnownCases(own, complete=True)
+    if not (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file()):
+        return model_lib.KnownCases(own, complete=False)  # it was moved away
+    its = known_cases(teacher)
+    return model_lib.KnownCases((*own, *its.ids), its.complete)

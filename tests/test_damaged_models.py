@@ -20,7 +20,9 @@ def test_a_damaged_document_is_refused(tmp_path: pathlib.Path, name: str) -> Non
     params = networks.init_params(network, 1, jax.random.key(0))
     folder = tmp_path / "model"
     with files.new_folder(folder) as beside:
-        model_folder.fill(beside, model, params, step=7, known_cases=("a",), about={})
+        model_folder.fill(
+            beside, model, params, step=7, known=model_lib.KnownCases(("a",), True), about={}
+        )
 
     shapes = {}
 
@@ -29,5 +31,14 @@ def test_a_damaged_document_is_refused(tmp_path: pathlib.Path, name: str) -> Non
         if (found.network, len(found.modalities)) not in shapes:
             shapes[found.network, len(found.modalities)] = runs.expected_params(found)
 
-    keys = frozenset({"format", "version", "known_cases", "step", *model_lib.to_json(model)})
+    keys = frozenset(
+        {
+            "format",
+            "version",
+            "known_cases",
+            "known_cases_complete",
+            "step",
+            *model_lib.to_json(model),
+        }
+    )
     wrong_values.try_all(folder / model_folder.FILE, read, keys)

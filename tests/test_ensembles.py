@@ -185,15 +185,12 @@ def test_a_case_without_the_sequence(folder: pathlib.Path, case: prepare.Prepare
 
 
 def test_cases_that_a_member_has_seen(folder: pathlib.Path) -> None:
-    seen = _load(folder, "fold-1", "fold-2").trained_cases()
-    assert len(seen) == 6
-    for seed in (1, 2):
-        run = folder / f"fold-{seed}"
+    known = _load(folder, "fold-1", "fold-2").known_cases()
+    assert len(known) == 2
+    for run, cases in known.items():
         parts = json.loads((run / "split.json").read_text())
-        assert {name for name, where in seen.items() if where == run} == {
-            *parts["train"],
-            *parts["validation"],
-        }
+        assert set(cases.ids) == {*parts["train"], *parts["validation"]}
+        assert cases.complete
 
 
 def test_what_is_no_run_is_told() -> None:

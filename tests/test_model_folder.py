@@ -33,7 +33,12 @@ def _write(folder: pathlib.Path, network: networks.Network = OWN) -> Any:
     params = networks.init_params(network, 1, jax.random.key(3))
     with files.new_folder(folder) as beside:
         model_folder.fill(
-            beside, model, params, step=7, known_cases=("a", "b"), about={"licence": "CC0-1.0"}
+            beside,
+            model,
+            params,
+            step=7,
+            known=model_lib.KnownCases(("a", "b"), True),
+            about={"licence": "CC0-1.0"},
         )
     return model, params
 
@@ -43,7 +48,7 @@ def test_all_of_a_model_comes_back(tmp_path: pathlib.Path, network: networks.Net
     model, params = _write(tmp_path / "model", network)
     about = model_folder.read(tmp_path / "model")
     assert about.model == model
-    assert (about.step, about.known_cases) == (7, ("a", "b"))
+    assert (about.step, about.known.ids) == (7, ("a", "b"))
     assert about.document["licence"] == "CC0-1.0"
     run = runs.load_run(tmp_path / "model")
     assert jax.tree.structure(run.params) == jax.tree.structure(params)

@@ -1,15 +1,18 @@
 """A teacher that does not fit is found before anything is trained, and leaks are by patient."""
 
 import pathlib
+import shutil
 import types
 
+import jax
 import pytest
 from ml_collections import config_dict
 
 from configs import common
-from kdnet_jax import experiment, model, settings, teachers
+from kdnet_jax import experiment, files, model, model_folder, settings, teachers
 from kdnet_jax.data import splits, store
 from kdnet_jax.errors import UserError
+from kdnet_jax.models import networks, unet
 
 VISITS = ["BraTS-GLI-00001-000", "BraTS-GLI-00001-001", "BraTS-GLI-00002-000"]
 
@@ -51,6 +54,34 @@ def test_what_cannot_be_told_of_a_leak_is_said(
         printed = capsys.readouterr().out
         assert said in printed
         assert bool(printed) == bool(said)
+
+
+def _model_folder(folder: pathlib.Path, known: model.KnownCases) -> pathlib.Path:
+    network = unet.UNetConfig(widths=(2, 4))
+    params = networks.init_params(network, 1, jax.random.key(0))
+    made = model.Model("teacher", network, ("t2",), 1.5, (8, 8, 8))
+    with files.new_folder(folder) as beside:
+        model_folder.fill(beside, made, params, step=0, known=known, about={})
+    return folder
+
+
+def test_a_student_s_known_cases_end_where_its_teacher_s_do(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = _model_folder(tmp_path / "teacher", model.KnownCases((VISITS[0],), complete=False))
+    config = common.base_config("student", "smoke")
+    config.teacher.checkpoint = str(teacher)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(settings.to_json(config), "utf-8")
+    (run / "split.json").write_text('{"train": ["a"], "validation": ["b"], "test": []}', "utf-8")
+    assert teachers.known_cases(run) == model.KnownCases(("a", "b", VISITS[0]), complete=False)
+    # What is known of them still counts.
+    with pytest.raises(UserError, match="1 patients of this run's test cases"):
+        teachers.check_split(teacher, _data([VISITS[1]]))
+    assert f"{teacher} does not say on all cases" in capsys.readouterr().out
+    shutil.rmtree(teacher)
+    assert teachers.known_cases(run) == model.KnownCases(("a", "b"), complete=False)
 
 
 def test_an_own_teacher_that_cannot_fit_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:

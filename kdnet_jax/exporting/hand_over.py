@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdnet_jax import (
+    checksums,
     evaluation,
     files,
     inference,
@@ -17,11 +18,11 @@ from kdnet_jax import (
     settings,
     teachers,
 )
+from kdnet_jax import model as model_lib
 from kdnet_jax.data import familiarity, splits
 from kdnet_jax.errors import UserError
-from kdnet_jax.exporting import artifact, model_card
-from kdnet_jax.interop import conversion, foreign, writing
-from kdnet_jax.metrics import cases
+from kdnet_jax.exporting import artifact, model_card, scores
+from kdnet_jax.interop import conversion, foreign, foreign_model, writing
 from kdnet_jax.models import adapted, networks
 
 CARD, ARTIFACT, PYTORCH = "MODEL_CARD.md", "model.jaxexport", "pytorch"
@@ -45,20 +46,16 @@ class Package:
     Attributes:
         name: of the model.
         run: the network, its parameters and how it is used.
-        known_cases: ids that it, or its teacher, was trained or chosen on; `None` if nobody noted.
+        known: cases that it, or its teacher, was trained or chosen on.
         about: what else `model.json` says.
         training_data: what its training cases look like, where it is known.
-        scores: on the test cases, where there are any.
-        teacher: `summary.json` of its teacher on the same cases, where there is one.
     """
 
     name: str
     run: runs.Run
-    known_cases: tuple[str, ...] | None
+    known: model_lib.KnownCases
     about: dict[str, Any]
     training_data: Mapping[str, Any] | None = None
-    scores: Sequence[cases.RegionScore] = ()
-    teacher: Mapping[str, Any] | None = None
 
 
 def gather(
@@ -91,16 +88,25 @@ def gather(
 
 def _foreign(path: pathlib.Path, folds: Sequence[str]) -> Package:
     found = conversion.convert(path, folds)
-    run = runs.Run(path, found.model, found.params, 0, "")
-    return Package(path.stem, run, found.known_cases, found.about)
+    run = runs.Run(path, found.model, found.params, 0, checksums.content_hash(found.params))
+    # The name alone: where a folder lay says nothing to others.
+    source = found.about["source"] | {"path": path.name}
+    return Package(path.stem, run, found.known, found.about | {"source": source})
 
 
 def _again(path: pathlib.Path) -> Package:
-    """A model folder in another form; its test scores stay in its own card."""
+    """A model folder in another form."""
     run, about = runs.load_run(path), model_folder.read(path)
-    own = ("licence", "training", "teacher", "provenance", "source", "made_by", "details")
+    try:
+        model_card.render(path.name, run.model, about.document, {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path / model_folder.FILE} is damaged ({error!r}): no model card can be made of it. "
+            "Restore it from a copy."
+        ) from error
+    own = ("licence", "training", "test", "teacher", "provenance", "source", "made_by", "details")
     kept = {key: about.document[key] for key in own if key in about.document}
-    return Package(path.name, run, about.known_cases, kept, familiarity.read(path))
+    return Package(path.name, run, about.known, kept, familiarity.read(path))
 
 
 def _run(path: pathlib.Path) -> Package:
@@ -129,18 +135,10 @@ def _run(path: pathlib.Path) -> Package:
                 f"{path / evaluation.FOLDER} scores other parameters than the run's best. Finish "
                 "the run first: start its python -m kdnet_jax.main again."
             )
-        about |= {key: summary[key] for key in ("regions", "mean_dice", "hd95", "teacher")}
-        if about["teacher"]:
-            about["teacher"] = {"hash": about["teacher"]["hash"]}
-    return Package(
-        path.name,
-        run,
-        teachers.known_cases(path),
-        about,
-        familiarity.read(path),
-        evaluation.read_scores(path) if summary else (),
-        _teacher(path),
-    )
+        about["test"] = scores.collect(evaluation.read_scores(path), summary, _teacher(path))
+        if summary["teacher"]:
+            about["teacher"] = {"hash": summary["teacher"]["hash"]}
+    return Package(path.name, run, teachers.known_cases(path), about, familiarity.read(path))
 
 
 def _shareable(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,11 +175,11 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
             run.model,
             run.params,
             step=run.step,
-            known_cases=package.known_cases,
+            known=package.known,
             about=package.about,
             training_data=package.training_data,
         )
-        known = len(package.known_cases or ())
+        known = len(package.known.ids)
         names = f"; it names the {known} cases that the model knows (known_cases)" if known else ""
         said.append(f"{model_folder.FILE}, {model_folder.PARAMS}: the model{names}")
         if JAX_FORMAT in formats:
@@ -191,9 +189,7 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
             said += [f"{PYTORCH}/{line}" for line in _write_pytorch(package, beside / PYTORCH)]
         document = model_folder.read(beside).document
         there = {name: what for name, what in _FILES.items() if (beside / name).exists()}
-        card = model_card.render(
-            package.name, run.model, document, package.scores, package.teacher, there
-        )
+        card = model_card.render(package.name, run.model, document, there)
         files.write_text(beside / CARD, card)
         said.append(f"{CARD}: what to tell those who use it")
     return [f"{output}/{line}" for line in said]
@@ -219,10 +215,10 @@ def _write_artifact(run: runs.Run, path: pathlib.Path) -> str:
 def _write_pytorch(package: Package, folder: pathlib.Path) -> list[str]:
     run, network = package.run, package.run.model.network
     members = [run.params["params"][f"member_{i}"] for i in range(network.members)]
-    return writing.write(
-        folder,
-        network.network,
-        [{"params": member} for member in members],
+    given = foreign_model.ForeignModel(
+        source=package.name,
+        network=network.network,
+        members=tuple({"params": member} for member in members),
         modalities=run.model.modalities,
         head=run.model.head,
         order=network.order,
@@ -231,6 +227,11 @@ def _write_pytorch(package: Package, folder: pathlib.Path) -> list[str]:
         window=adapted.from_spl(run.model.window, network.axes),
         overlap=run.model.overlap,
         mirror=run.model.mirror,
-        known_cases=package.known_cases or (),
-        about={"made_by": "kdnet_jax", "parameters_sha256": run.params_hash},
+        known=package.known,
+        about={
+            "made_by": "kdnet_jax",
+            "parameters_sha256": run.params_hash,
+            "licence": package.about.get("licence", ""),
+        },
     )
+    return writing.write(folder, given)

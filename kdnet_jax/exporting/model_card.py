@@ -4,51 +4,42 @@ After Mitchell et al., "Model cards for model reporting", FAT* 2019.
 """
 
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kdnet_jax import conventions
-from kdnet_jax.metrics import cases
 from kdnet_jax.model import Model
-from kdnet_jax.reporting import score_tables
 
 _NO_DEVICE = (
     "**This is no medical device.** It was not cleared or tested for clinical use. It must not be "
     "used for diagnosis, treatment or triage."
 )
 _METRICS = (
-    ("dice", "Dice", 1.0, 3),
-    ("nsd", "NSD at 1 mm", 1.0, 3),
-    ("hd95_mm", "HD95, mm", math.inf, 1),
+    ("dice", "Dice", 3),
+    ("nsd", "NSD at 1 mm", 3),
+    ("hd95_mm", "HD95, mm", 1),
 )
 
 
-def render(
-    name: str,
-    model: Model,
-    document: Mapping[str, Any],
-    scores: Sequence[cases.RegionScore],
-    teacher: Mapping[str, Any] | None,
-    files: Mapping[str, str],
-) -> str:
+def render(name: str, model: Model, document: Mapping[str, Any], files: Mapping[str, str]) -> str:
     """Returns the card as Markdown.
 
     Args:
         name: of the model.
         model: the network and how it is used.
         document: the rest of `model.json`.
-        scores: on the test cases; none if there are none.
-        teacher: `summary.json` of its teacher on the same test cases, where the run has it.
         files: name -> what it is, of all that lies beside the card.
+
+    Raises:
+        KeyError, TypeError, ValueError: the document is not as `export` writes it.
     """
     sections = [
         f"# {escaped(name)}",
         _NO_DEVICE,
         _what(model, document),
         _training(document),
-        _test(document, scores, teacher),
+        _test(document),
         _limits(model, document),
         _use(model, files),
         _origin(document),
@@ -101,58 +92,48 @@ def _training(document: Mapping[str, Any]) -> str:
     text = ", ".join(lines) + f". Step {document['step']} of {data['steps']} was chosen by the "
     text += "validation Dice." if data["validation_cases"] else "training's end."
     if teacher := document.get("teacher"):
+        digest = escaped(teacher["hash"][:16])
         text += (
-            f" It learned from a teacher too (parameters SHA-256 `{teacher['hash'][:16]}...`), "
-            "which is not part of it."
+            f" It learned from a teacher too (parameters SHA-256 `{digest}...`), which is not part "
+            "of it."
         )
     return f"## Training\n\n{text}"
 
 
-def _test(
-    document: Mapping[str, Any],
-    scores: Sequence[cases.RegionScore],
-    teacher: Mapping[str, Any] | None,
-) -> str:
-    if not scores:
+def _test(document: Mapping[str, Any]) -> str:
+    test = document.get("test")
+    if not test:
         return "## Test\n\nNo test scores come with it: nothing is known here of how good it is."
-    count = len({score.case for score in scores})
-    header = ["Region", *(heading for _, heading, _, _ in _METRICS), "Cases", "Reference empty"]
+    header = ["Region", *(heading for _, heading, _ in _METRICS), "Cases", "Reference empty"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for region in conventions.REGIONS:
-        own = [score for score in scores if score.region == region]
-        cells = [
-            _mean([getattr(score, key) for score in own], top, digits)
-            for key, _, top, digits in _METRICS
-        ]
-        empty = sum(score.ref_empty for score in own)
-        lines.append(f"| {region} | {' | '.join(cells)} | {len(own)} | {empty} |")
-    missed = sum(score.pred_empty and not score.ref_empty for score in scores)
+    rows = [(name, test["regions"][name]) for name in conventions.REGIONS]
+    for name, row in rows:
+        cells = [_mean(row[key], digits) for key, _, digits in _METRICS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['cases']:d} | {row['ref_empty']:d} |")
+    missed, masks = (sum(row[key] for _, row in rows) for key in ("missed", "cases"))
     cases_text = "synthetic cases" if document["training"]["synthetic"] else "cases"
     text = (
-        f"Means over {count} held-out {cases_text}, each on its scan's own grid, with 95 % "
-        "intervals over the cases (of one training run: another seed may differ by more). "
-        f"{missed} of {len(scores)} region masks are empty where the reference is not. "
-        f"HD95: {escaped(document['hd95'])}."
+        f"Means over {test['cases']:d} held-out {cases_text}, each on its scan's own grid, with "
+        "95 % intervals over the cases (of one training run: another seed may differ by more). "
+        f"{missed:d} of {masks:d} region masks are empty where the reference is not. "
+        f"HD95: {escaped(test['hd95'])}."
     )
-    if teacher:
-        means = ", ".join(
-            f"{region} {row['dice']['mean']:.3f}" for region, row in teacher["regions"].items()
-        )
+    if teacher := test.get("teacher"):
+        means = ", ".join(f"{name} {teacher['dice'][name]:.3f}" for name, _ in rows)
         text += (
-            f"\n\nIts teacher, on {', '.join(teacher['modalities'])}, has a mean Dice of {means} "
-            f"on the same {teacher['cases']} cases."
+            f"\n\nIts teacher, on {escaped(', '.join(teacher['modalities']))}, has a mean Dice of "
+            f"{means} on the same {teacher['cases']:d} cases."
         )
     return "## Test\n\n" + "\n".join(lines) + f"\n\n{text}"
 
 
-def _mean(values: Sequence[float], top: float, digits: int) -> str:
-    if not values:
+def _mean(found: Mapping[str, float | None], digits: int) -> str:
+    mean, low, high = (found[key] for key in ("mean", "low", "high"))
+    if mean is None:
         return "-"
-    found = score_tables.mean(values, 0.0, top)
-    text = f"{found.estimate:.{digits}f}"
-    if math.isnan(found.low):
-        return text
-    return f"{text} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+    if low is None or high is None:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _limits(model: Model, document: Mapping[str, Any]) -> str:

@@ -22,13 +22,13 @@ class Converted:
     Attributes:
         model: the network and how it is used.
         params: its parameters, of all its folds.
-        known_cases: ids that it was trained or chosen on; `None` if its files do not say.
+        known: cases that it was trained or chosen on, as far as its files say.
         about: what it was made of, for `model.json`.
     """
 
     model: model_lib.Model
     params: Any
-    known_cases: tuple[str, ...] | None
+    known: model_lib.KnownCases
     about: dict[str, Any]
 
 
@@ -56,8 +56,13 @@ def convert(path: pathlib.Path, folds: Sequence[str] = ()) -> Converted:
         mirror=found.mirror,
     )
     params = jax.tree.map(jnp.asarray, adapted.join_members(found.members))
-    about = {"source": source(path, folds), "made_by": found.source, "details": found.about}
-    return Converted(model, params, tuple(found.known_cases) or None, about)
+    about = {
+        "source": source(path, folds),
+        "made_by": found.source,
+        "licence": found.about.get("licence", ""),
+        "details": found.about,
+    }
+    return Converted(model, params, found.known, about)
 
 
 def source(path: pathlib.Path, folds: Sequence[str]) -> dict[str, Any]:
@@ -72,6 +77,6 @@ def fill(folder: pathlib.Path, converted: Converted) -> None:
         converted.model,
         converted.params,
         step=0,
-        known_cases=converted.known_cases,
+        known=converted.known,
         about=converted.about,
     )

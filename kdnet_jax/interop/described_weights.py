@@ -8,12 +8,13 @@ For a network that somebody trained with a script of their own, and for what is 
 `EXAMPLE` is such a file.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from kdnet_jax import conventions
+from kdnet_jax import conventions, model
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     foreign_model,
@@ -22,13 +23,16 @@ from kdnet_jax.interop import (
     torch_files,
     vocabulary,
 )
+from kdnet_jax.models import nnunet
 
 FILE: Final = "foreign.json"
 NORMALISATION: Final = "nonzero z-score per sequence"
 _REQUIRED: Final = (
     *("class", "arguments", "channels", "outputs", "axes", "spacing", "window", "normalisation"),
 )
-_OPTIONAL: Final = ("overlap", "mirror", "known_cases", "licence", "about")
+_OPTIONAL: Final = (
+    *("overlap", "mirror", "known_cases", "known_cases_complete", "licence", "about"),
+)
 EXAMPLE: Final = """{
   "class": "DynUNet",
   "arguments": {"spatial_dims": 3, "in_channels": 4, "out_channels": 3, ...},
@@ -99,7 +103,10 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
         window=json_files.edges(given["window"], f"{where}: window"),
         overlap=json_files.share(given.get("overlap", 0.5), f"{where}: overlap"),
         mirror=given.get("mirror", False),
-        known_cases=tuple(given.get("known_cases", ())),
+        known=model.KnownCases(
+            tuple(given.get("known_cases", ())),
+            given.get("known_cases_complete", "known_cases" in given),
+        ),
         about={
             "tool": f"weights with {FILE}",
             "sha256": {file.name: torch_files.sha256(file) for file in weights},
@@ -131,7 +138,8 @@ def _checked(given: Mapping[str, Any], where: pathlib.Path) -> Mapping[str, Any]
             f"{'unknown ' + ', '.join(unknown) if unknown else ''}. {HOW}"
         )
     kinds = {"arguments": dict, "channels": list, "outputs": list, "mirror": bool, "about": dict}
-    for key, kind in (kinds | {"known_cases": list, "licence": str}).items():
+    kinds |= {"known_cases": list, "known_cases_complete": bool, "licence": str}
+    for key, kind in kinds.items():
         if key in given:
             json_files.expect(given[key], kind, f"{where}: {key}")
     for index, case in enumerate(given.get("known_cases", ())):
@@ -144,39 +152,33 @@ def _checked(given: Mapping[str, Any], where: pathlib.Path) -> Mapping[str, Any]
     return given
 
 
-def describe(
-    network: Any,
-    *,
-    modalities: Sequence[str],
-    head: vocabulary.Head,
-    order: Sequence[int],
-    axes: str,
-    spacing: float | None,
-    window: Sequence[int],
-    overlap: float,
-    mirror: bool,
-    known_cases: Sequence[str],
-    about: Mapping[str, Any],
-) -> str:
-    """Returns the text of a `foreign.json`; see `foreign_model.ForeignModel`.
+def describe(given: foreign_model.ForeignModel) -> str:
+    """Returns the text of a `foreign.json`.
 
     Raises:
         UserError: there is no PyTorch class for the network.
     """
-    kind = network_kinds.of_config(network)
-    ours = conventions.CLASSES if head == "softmax" else conventions.REGIONS
+    network, kind = given.network, network_kinds.of_config(given.network)
+    if isinstance(network, nnunet.PlainConvConfig):
+        # Its class then answers with the finest level alone, as a mask needs it; the weights are
+        # the same.
+        network = dataclasses.replace(network, deep_supervision=False)
+    ours = conventions.CLASSES if given.head == "softmax" else conventions.REGIONS
+    about = dict(given.about)
     values = {
         "class": f"{kind.module}.{kind.name}",
-        "arguments": kind.write(network, len(modalities)),
-        "channels": list(modalities),
-        "outputs": [ours[list(order).index(channel)] for channel in range(len(ours))],
-        "axes": axes,
-        "spacing": spacing,
-        "window": list(window),
+        "arguments": kind.write(network, len(given.modalities)),
+        "channels": given.modalities,
+        "outputs": [ours[given.order.index(channel)] for channel in range(len(ours))],
+        "axes": given.axes,
+        "spacing": given.spacing,
+        "window": given.window,
         "normalisation": NORMALISATION,
-        "overlap": overlap,
-        "mirror": mirror,
-        "known_cases": list(known_cases),
-        "about": dict(about),
+        "overlap": given.overlap,
+        "mirror": given.mirror,
+        "known_cases": given.known.ids,
+        "known_cases_complete": given.known.complete,
+        "licence": about.pop("licence", ""),
+        "about": about,
     }
     return json.dumps(values, indent=1) + "\n"

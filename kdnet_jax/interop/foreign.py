@@ -15,9 +15,12 @@ def is_foreign(path: pathlib.Path) -> bool:
     """Returns whether this is a model of nnU-Net or MONAI, or weights of PyTorch."""
     if path.is_file():
         return bool(described_weights.find(path)) or zipfile.is_zipfile(path)
-    return path.is_dir() and bool(
-        nnunet_folder.find(path) or monai_bundle.find(path) or described_weights.find(path)
-    )
+    if not path.is_dir():
+        return False
+    # A run may have weights in it that somebody put there.
+    is_run = (path / "config.json").is_file() and not (path / described_weights.FILE).is_file()
+    weights = [] if is_run else described_weights.find(path)
+    return bool(nnunet_folder.find(path) or monai_bundle.find(path) or weights)
 
 
 def read(path: pathlib.Path, folds: Sequence[str] = ()) -> ForeignModel:

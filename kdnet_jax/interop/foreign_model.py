@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from kdnet_jax import model
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted
 
@@ -24,7 +25,7 @@ class ForeignModel:
         window: edges of its prediction window, along its own axes, in voxels.
         overlap: share of a window that its neighbour covers too.
         mirror: it averages over the 8 mirror images.
-        known_cases: ids that it was trained or chosen on; empty where its files do not say.
+        known: cases that it was trained or chosen on, as far as its files say.
         about: JSON: versions, epochs, SHA-256 of files, licence, and what was assumed ("notes").
     """
 
@@ -39,7 +40,7 @@ class ForeignModel:
     window: tuple[int, int, int]
     overlap: float
     mirror: bool
-    known_cases: tuple[str, ...]
+    known: model.KnownCases
     about: dict[str, Any]
 
 
@@ -54,22 +55,24 @@ def join(models: Sequence[ForeignModel], names: Sequence[str]) -> ForeignModel:
         UserError: they differ in more than their weights.
     """
     first = models[0]
-    own = ("source", "members", "known_cases", "about")
-    for model, name in zip(models, names, strict=True):
+    own = ("source", "members", "known", "about")
+    for other, name in zip(models, names, strict=True):
         for field in dataclasses.fields(ForeignModel):
-            mine, its = getattr(first, field.name), getattr(model, field.name)
+            mine, its = getattr(first, field.name), getattr(other, field.name)
             if field.name not in own and mine != its:
                 raise UserError(
                     f"{names[0]} and {name} cannot be averaged as folds: {field.name} is {mine} in "
                     f"the one and {its} in the other. Give folds of one network and preparation."
                 )
-    # One that does not say leaves it open of all.
-    known = [model.known_cases for model in models]
+    known = model.KnownCases(
+        tuple(sorted({case for each in models for case in each.known.ids})),
+        all(each.known.complete for each in models),
+    )
     return dataclasses.replace(
         first,
-        source=", ".join(model.source for model in models),
-        members=tuple(member for model in models for member in model.members),
-        known_cases=tuple(sorted(set().union(*known))) if all(known) else (),
+        source=", ".join(each.source for each in models),
+        members=tuple(member for each in models for member in each.members),
+        known=known,
         about=first.about
-        | {"folds": {name: model.about for model, name in zip(models, names, strict=True)}},
+        | {"folds": {name: each.about for each, name in zip(models, names, strict=True)}},
     )

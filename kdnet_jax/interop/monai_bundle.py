@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from kdnet_jax import model
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     foreign_model,
@@ -101,7 +102,7 @@ def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignMo
         window=window,
         overlap=overlap,
         mirror=False,
-        known_cases=(),
+        known=model.KnownCases(),  # its files do not list them
         about=_about(bundle, metadata, weights),
     )
 

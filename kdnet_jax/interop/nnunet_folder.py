@@ -17,10 +17,10 @@ skull-stripped and stored one way:
 
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from kdnet_jax import documents
+from kdnet_jax import documents, model
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     archives,
@@ -107,7 +107,7 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
         window=planned.window,
         overlap=0.5,  # nnU-Net's own
         mirror=mirror,
-        known_cases=_known_cases(folder, list(chosen)),
+        known=_known_cases(folder, list(chosen)),
         about=_about(folder, configuration, contents, notes),
     )
 
@@ -172,29 +172,35 @@ def _mirroring(content: Mapping[str, Any]) -> tuple[bool, list[str]]:
     return False, [f"nnU-Net mirrors along its axes {list(axes)} only; here no mirroring is done"]
 
 
-def _known_cases(folder: pathlib.Path, folds: Sequence[str]) -> tuple[str, ...]:
-    """Returns the cases of the folds' training and validation, if they can be told wholly."""
+def _known_cases(folder: pathlib.Path, folds: Sequence[str]) -> model.KnownCases:
+    """Returns the cases of the folds' training and validation, as far as they can be told."""
     dataset = json_files.read(folder / "dataset.json")
     for place in (folder, folder.parent):
         if (path := place / "splits_final.json").is_file():
-            return _of_splits(path, folds)
+            return _known(_of_splits(path, folds))
     listed = dataset.get("dataset") or dataset.get("training")
     if isinstance(listed, Mapping):
-        return tuple(sorted(map(str, listed)))
+        return _known(map(str, listed))
     if isinstance(listed, list):
         ending = str(dataset.get("file_ending", ".nii.gz"))
         paths = [each.get("label", "") if isinstance(each, Mapping) else each for each in listed]
         names = [pathlib.PurePath(str(each)).name for each in paths]
-        return tuple(sorted(name.removesuffix(ending) for name in names))
-    return _of_validations(folder, dataset)
+        return _known(name.removesuffix(ending) for name in names)
+    cases = _of_validations(folder, str(dataset.get("file_ending", ".nii.gz")))
+    return _known(cases, complete=len(cases) == dataset.get("numTraining"))
 
 
-def _of_splits(path: pathlib.Path, folds: Sequence[str]) -> tuple[str, ...]:
+def _known(cases: Iterable[str], complete: bool = True) -> model.KnownCases:
+    ids = tuple(sorted(cases))
+    return model.KnownCases(ids, complete and bool(ids))
+
+
+def _of_splits(path: pathlib.Path, folds: Sequence[str]) -> set[str]:
     try:
         splits = documents.read_json(path)
         # What one fold validates, it was chosen on; "all" trains on everything.
         chosen = splits if "all" in folds else [splits[int(fold)] for fold in folds]
-        return tuple(sorted({case for each in chosen for part in each.values() for case in part}))
+        return {str(case) for each in chosen for part in each.values() for case in part}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read as nnU-Net's splits ({error!r}). Put the right one there, or "
@@ -202,14 +208,15 @@ def _of_splits(path: pathlib.Path, folds: Sequence[str]) -> tuple[str, ...]:
         ) from error
 
 
-def _of_validations(folder: pathlib.Path, dataset: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the cases that the folds were validated on, if these are all there are."""
+def _of_validations(folder: pathlib.Path, ending: str) -> set[str]:
+    """Returns the cases that the folds were validated on."""
     cases = set()
     for path in folder.glob("fold_*/validation/summary.json"):
-        for case in json_files.read(path).get("metric_per_case", ()):
+        for case in json_files.need(json_files.read(path), "metric_per_case", path, list):
+            json_files.expect(case, dict, f"{path}: metric_per_case")
             name = re.split(r"[/\\]", str(case.get("prediction_file")))[-1]
-            cases.add(name.removesuffix(str(dataset.get("file_ending", ".nii.gz"))))
-    return tuple(sorted(cases)) if len(cases) == dataset.get("numTraining") else ()
+            cases.add(name.removesuffix(ending))
+    return cases
 
 
 def _about(

@@ -6,7 +6,12 @@
 The first is loaded by
 
     about = json.load(open("foreign.json"))
-    network = getattr(monai.networks.nets, about["class"].rpartition(".")[2])(**about["arguments"])
+    layers = ("conv_op", "norm_op", "nonlin")  # nnU-Net's arguments that are classes
+    arguments = {
+        name: pydoc.locate(value) if name in layers else value
+        for name, value in about["arguments"].items()
+    }
+    network = pydoc.locate(about["class"])(**arguments)
     network.load_state_dict(torch.load("model.pt", weights_only=True))
 
 nnU-Net's own preparation of a scan then differs from this project's as `nnunet_folder` says, and it
@@ -24,7 +29,14 @@ from jaxtyping import Num
 
 from kdnet_jax import conventions, files
 from kdnet_jax.errors import UserError
-from kdnet_jax.interop import described_weights, network_kinds, torch_files, vocabulary, weights
+from kdnet_jax.interop import (
+    described_weights,
+    foreign_model,
+    network_kinds,
+    torch_files,
+    vocabulary,
+    weights,
+)
 from kdnet_jax.models import nnunet
 
 _DATASET: Final = "Dataset999_KDNet"
@@ -55,38 +67,8 @@ def check(network: Any) -> None:
         )
 
 
-def write(
-    folder: pathlib.Path,
-    network: Any,
-    members: Sequence[Any],
-    *,
-    modalities: Sequence[str],
-    head: vocabulary.Head,
-    order: Sequence[int],
-    axes: str,
-    spacing: float | None,
-    window: Sequence[int],
-    overlap: float,
-    mirror: bool,
-    known_cases: Sequence[str],
-    about: Mapping[str, Any],
-) -> list[str]:
+def write(folder: pathlib.Path, given: foreign_model.ForeignModel) -> list[str]:
     """Writes a model for PyTorch into a folder; needs PyTorch.
-
-    Args:
-        folder: where.
-        network: a raw config.
-        members: {"params": ...} of each fold.
-        modalities: see `foreign_model.ForeignModel`, as what follows.
-        head: what the outputs are.
-        order: for each of this project's outputs, the network's channel.
-        axes: the letters to which the network's axes grow.
-        spacing: mm, or `None`: the scan's own.
-        window: along the network's axes.
-        overlap: share of a window.
-        mirror: average over mirror images.
-        known_cases: that it was trained or chosen on.
-        about: JSON.
 
     Returns:
         A sentence on each thing that was written, or why it was not.
@@ -94,42 +76,29 @@ def write(
     Raises:
         UserError: PyTorch has no class for the network, or is missing.
     """
-    check(network)
-    kind = network_kinds.of_config(network)
-    states = [kind.weights.to_torch(network, params) for params in members]
-    use = {"spacing": spacing, "window": list(window), "mirror": mirror}
-    text = described_weights.describe(
-        network,
-        modalities=modalities,
-        head=head,
-        order=order,
-        axes=axes,
-        overlap=overlap,
-        known_cases=known_cases,
-        about=about,
-        **use,
-    )
+    check(given.network)
+    kind = network_kinds.of_config(given.network)
+    states = [kind.weights.to_torch(given.network, params) for params in given.members]
     names = ["model.pt"] if len(states) == 1 else [f"model_{i}.pt" for i in range(len(states))]
     for name, state in zip(names, states, strict=True):
         torch_files.write(folder / name, state)
-    files.write_text(folder / described_weights.FILE, text)
+    files.write_text(folder / described_weights.FILE, described_weights.describe(given))
     said = [f"{', '.join(names)}, {described_weights.FILE}: weights for {kind.module}.{kind.name}"]
-    if not isinstance(network, nnunet.PlainConvConfig):
+    if not isinstance(given.network, nnunet.PlainConvConfig):
         return said
-    reason = _not_nnunet(axes, spacing)
-    if reason:
+    if reason := _not_nnunet(given.axes, given.spacing):
         return [*said, f"no folder for nnUNetv2_predict: {reason}"]
     results = folder / "nnUNet_results" / _DATASET / f"{_TRAINER}__{_PLANS}__{_CONFIGURATION}"
-    dataset = _dataset(modalities, head, known_cases)
-    plans = _plans(network, axes, **use, channels=len(modalities))
-    channels = _channels(head, order)
+    dataset, plans = _dataset(given), _plans(given)
     documents = {"plans.json": plans, "dataset.json": dataset}
-    if known_cases:
-        documents["splits_final.json"] = [{"train": list(known_cases), "val": []}] * len(states)
+    if given.known.complete:
+        cases = list(given.known.ids)
+        documents["splits_final.json"] = [{"train": cases, "val": []}] * len(states)
     for name, content in documents.items():
         files.write_text(results / name, json.dumps(content, indent=1) + "\n")
+    channels = _channels(given.head, given.order)
     for fold, state in enumerate(states):
-        content = _checkpoint(_with_heads(state, channels), plans, dataset, fold, mirror)
+        content = _checkpoint(_with_heads(state, channels), plans, dataset, fold, given.mirror)
         torch_files.write(results / f"fold_{fold}" / "checkpoint_final.pth", content)
     return [*said, f"{results.relative_to(folder)}: for nnUNetv2_predict"]
 
@@ -161,33 +130,25 @@ def _with_heads(state: weights.State, channels: Sequence[int]) -> dict[str, Num[
     }
 
 
-def _dataset(
-    modalities: Sequence[str], head: vocabulary.Head, known_cases: Sequence[str]
-) -> dict[str, Any]:
-    regions = {"regions_class_order": _REGION_VALUES} if head == "regions" else {}
+def _dataset(given: foreign_model.ForeignModel) -> dict[str, Any]:
+    regions = {"regions_class_order": _REGION_VALUES} if given.head == "regions" else {}
     return {
-        "channel_names": {str(i): _CHANNELS[name] for i, name in enumerate(modalities)},
-        "labels": _REGION_LABELS if head == "regions" else _CLASS_LABELS,
+        "channel_names": {str(i): _CHANNELS[name] for i, name in enumerate(given.modalities)},
+        "labels": _REGION_LABELS if given.head == "regions" else _CLASS_LABELS,
         **regions,
-        "numTraining": len(known_cases),
+        "licence": given.about.get("licence", ""),
+        "numTraining": len(given.known.ids),
         "file_ending": ".nii.gz",
         "name": _DATASET,
     }
 
 
-def _plans(
-    network: nnunet.PlainConvConfig,
-    axes: str,
-    *,
-    spacing: float | None,
-    window: Sequence[int],
-    mirror: bool,
-    channels: int,
-) -> dict[str, Any]:
+def _plans(given: foreign_model.ForeignModel) -> dict[str, Any]:
     """Returns plans.json."""
-    forward = ["SPL".index(letter) for letter in axes]
-    kind = network_kinds.of_config(network)
-    arguments = kind.write(network, channels)
+    forward = ["SPL".index(letter) for letter in given.axes]
+    channels, spacing, window = len(given.modalities), given.spacing, list(given.window)
+    kind = network_kinds.of_config(given.network)
+    arguments = kind.write(given.network, channels)
     # nnU-Net passes these itself.
     for name in ("input_channels", "num_classes", "deep_supervision"):
         arguments.pop(name)
@@ -195,7 +156,7 @@ def _plans(
         "dataset_name": _DATASET,
         "plans_name": _PLANS,
         "original_median_spacing_after_transp": [spacing] * 3,
-        "original_median_shape_after_transp": list(window),
+        "original_median_shape_after_transp": window,
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": forward,
         "transpose_backward": [forward.index(axis) for axis in range(3)],
@@ -207,7 +168,7 @@ def _plans(
                 "data_identifier": f"{_PLANS}_{_CONFIGURATION}",
                 "preprocessor_name": "DefaultPreprocessor",
                 "batch_size": 2,
-                "patch_size": list(window),
+                "patch_size": window,
                 "median_image_size_in_voxels": [float(edge) for edge in window],
                 "spacing": [spacing] * 3,
                 "normalization_schemes": ["ZScoreNormalization"] * channels,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kdnet_jax import model as model_lib
-from kdnet_jax.exporting import model_card
+from kdnet_jax.exporting import model_card, scores
 from kdnet_jax.metrics import cases
 from kdnet_jax.models import networks, unet
 
@@ -36,23 +36,27 @@ def _document(**changes: Any) -> dict[str, Any]:
         "step": 6,
         "input": {"intensities": "z-scores", "axes": "b d h w m"},
         "training": training,
-        "hd95": "of the surfaces",
         "licence": "CC0-1.0",
     } | changes
 
 
-def _card(document: dict[str, Any], scores: Any = (), teacher: Any = None, name: str = "it") -> str:
-    return model_card.render(name, MODEL, document, scores, teacher, {"params": "parameters"})
+def _card(document: dict[str, Any], name: str = "it") -> str:
+    return model_card.render(name, MODEL, document, {"params": "parameters"})
+
+
+def _tested(*rows: cases.RegionScore, teacher: Any = None) -> dict[str, Any]:
+    summary = cases.summarise(rows) | {"hd95": "of the surfaces"}
+    return _document(test=scores.collect(rows, summary, teacher))
 
 
 def test_the_numbers_are_those_of_the_cases() -> None:
-    scores = [
+    rows = [
         *(_score("a", region, 0.5) for region in ("ET", "TC", "WT")),
         _score("b", "ET", 0.9, pred_empty=True),
         _score("b", "TC", 0.9),
         _score("b", "WT", 0.9, ref_empty=True),
     ]
-    card = _card(_document(), scores)
+    card = _card(_tested(*rows))
     # Two cases of 0.5 and 0.9: mean 0.7, se 0.2, t(1) at 97.5 % = 12.706, cut at what can be.
     reach = 12.7062 * 0.2
     low, high = max(0.7 - reach, 0), 10 * (0.7 + reach)
@@ -65,8 +69,19 @@ def test_the_numbers_are_those_of_the_cases() -> None:
 
 
 def test_one_case_has_no_interval() -> None:
-    card = _card(_document(), [_score("a", "ET", 0.5)])
+    rows = [_score("a", region, 0.5) for region in ("ET", "TC", "WT")]
+    card = _card(_tested(*rows))
     assert "| ET | 0.500 | 0.500 | 5.0 | 1 | 0 |" in card
+
+
+def test_a_teacher_on_the_same_cases_is_named() -> None:
+    rows = [_score("a", region, 0.5) for region in ("ET", "TC", "WT")]
+    means = {"ET": 0.7, "TC": 0.8, "WT": 0.9}
+    regions = {name: {"dice": {"mean": mean}} for name, mean in means.items()}
+    teacher = {"modalities": ["t1", "t2"], "cases": 1, "regions": regions}
+    card = _card(_tested(*rows, teacher=teacher))
+    wanted = "Its teacher, on t1, t2, has a mean Dice of ET 0.700, TC 0.800, WT 0.900 on the same 1"
+    assert wanted in card
 
 
 def test_without_scores_nothing_is_claimed() -> None:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdnet_jax.interop import monai_weights, network_kinds, nnunet_weights
+from kdnet_jax import model
+from kdnet_jax.interop import foreign_model, monai_weights, network_kinds, nnunet_weights
 from kdnet_jax.models import monai, nnunet
 
 CHANNELS = {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"}
@@ -58,6 +59,26 @@ def random_params(config: Any, channels: int, seed: int = 0) -> Any:
     shapes = jax.eval_shape(config.module().init, jax.random.key(0), x)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda each: rng.normal(size=each.shape).astype(np.float32), shapes)
+
+
+def model_of(config: Any, members: int = 1, **changes: Any) -> foreign_model.ForeignModel:
+    """Returns a model of these networks, which sees T1ce unless `changes` say otherwise."""
+    values = {
+        "source": "",
+        "modalities": ("t1ce",),
+        "head": "regions",
+        "order": (0, 1, 2),
+        "axes": "SPL",
+        "spacing": 1.0,
+        "window": (16, 16, 16),
+        "overlap": 0.5,
+        "mirror": True,
+        "known": model.KnownCases(("c1", "c2"), complete=True),
+        "about": {"licence": "Apache-2.0"},
+    } | changes
+    channels = len(values["modalities"])
+    params = tuple(random_params(config, channels, seed) for seed in range(members))
+    return foreign_model.ForeignModel(network=config, members=params, **values)
 
 
 def answer(config: Any, params: Any, x: np.ndarray) -> np.ndarray:

@@ -1,11 +1,13 @@
 """Every value of the files of other tools replaced by wrong ones: refused in words, or taken."""
 
+import dataclasses
 import pathlib
 
 import pytest
 
 pytest.importorskip("torch")
 
+from kdnet_jax import model
 from kdnet_jax.interop import described_weights, foreign, nnunet_plans
 from tests.helpers import foreign_folders as folders
 from tests.helpers import wrong_values
@@ -43,18 +45,7 @@ def test_of_monai(tmp_path: pathlib.Path, name: str) -> None:
 def test_of_described_weights(tmp_path: pathlib.Path) -> None:
     bundle = folders.bundle(tmp_path / "b")
     file = bundle / "models" / described_weights.FILE
-    text = described_weights.describe(
-        folders.SEGRESNET,
-        modalities=("t1", "t1ce", "t2", "flair"),
-        head="regions",
-        order=(0, 1, 2),
-        axes="RAS",
-        spacing=1.0,
-        window=(16, 16, 16),
-        overlap=0.5,
-        mirror=False,
-        known_cases=("a",),
-        about={"licence": "none"},
-    )
+    given = dataclasses.replace(foreign.read(bundle), known=model.KnownCases(("a",), True))
+    text = described_weights.describe(given)
     file.write_text(text, "utf-8")
     wrong_values.try_all(file, lambda: foreign.read(file.parent))

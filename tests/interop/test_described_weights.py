@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import described_weights, foreign
+from kdnet_jax.model import KnownCases
 from tests.helpers import foreign_folders as folders
 
 
@@ -41,7 +42,7 @@ def test_weights_with_a_description(tmp_path) -> None:
     assert model.modalities == ("flair", "t1", "t1ce", "t2")
     assert (model.head, model.order, model.axes) == ("regions", (2, 0, 1), "RAS")
     assert (model.spacing, model.window) == (1.0, (16, 16, 8))
-    assert (model.overlap, model.mirror, model.known_cases) == (0.25, True, ("c1",))
+    assert (model.overlap, model.mirror, model.known) == (0.25, True, KnownCases(("c1",), True))
     assert model.about["licence"] == "CC-BY-4.0"
     for seed, member in enumerate(model.members):
         wanted = folders.random_params(folders.DYNUNET, 4, seed)

@@ -10,12 +10,13 @@ pytest.importorskip("torch")
 
 from tests.helpers import commands, foreign_folders
 
+SIZES = {"spacing": [6.0, 6.0, 6.0], "patch_size": [16, 16, 16]}
+
 
 @pytest.fixture(scope="module")
 def folds(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("nnUNet_results")
-    sizes = {"spacing": [6.0, 6.0, 6.0], "patch_size": [16, 16, 16]}
-    foreign_folders.results(folder, folds=(0, 1), plan_changes=sizes)
+    foreign_folders.results(folder, folds=(0, 1), plan_changes=SIZES)
     return folder
 
 
@@ -51,7 +52,18 @@ def test_folds_teach_a_student_that_outlives_them(
     assert kept["network"]["members"] == 2
     assert (run / "teacher_evaluation/evaluation/summary.json").is_file()
 
-    shutil.rmtree(copy)
+    # The same folds elsewhere.
+    moved = copy.rename(tmp_path / "moved")
+    elsewhere = [word.replace(str(copy), str(moved)) for word in words]
+    again = commands.run("main", *elsewhere, env=command_env)
+    assert again.returncode == 0, again.stderr
+    others = foreign_folders.results(tmp_path / "others", folds=(0, 1, 2), plan_changes=SIZES)
+    elsewhere = [word.replace(str(copy), str(others)) for word in words]
+    refused = commands.run("main", *elsewhere, env=command_env)
+    assert refused.returncode == 2
+    assert "was begun with another teacher" in refused.stderr
+
+    shutil.rmtree(moved)
     # Without its last checkpoint the run has something to do again.
     newest = max((run / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
     shutil.rmtree(newest)
@@ -79,9 +91,19 @@ def test_a_folder_of_nnunet_s_is_no_checkpoint_to_predict_with(
     done = commands.run("predict", *words, cwd=tmp_path)
     assert done.returncode == 2
     assert f"python -m kdnet_jax.export --checkpoint={folds}" in done.stderr
-    words = [f"--checkpoint={folds}", "--folds=1", "--output=model", "--formats="]
+    words = [f"--checkpoint={folds}", "--folds=1", "--output=model", "--formats=pytorch"]
     done = commands.run("export", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    text = (tmp_path / "model/model.json").read_text("utf-8")
+    document = json.loads(text)
+    # The name of its folder, but not where that lay.
+    assert document["source"] == {"path": folds.name, "folds": ["1"]}
+    assert str(folds.parent) not in text
+    card = (tmp_path / "model/MODEL_CARD.md").read_text("utf-8")
+    assert "Licence of the parameters: see the challenge." in card
+    written = json.loads((tmp_path / "model/pytorch/foreign.json").read_text("utf-8"))
+    assert written["licence"] == "see the challenge"
+    assert written["about"]["parameters_sha256"] == document["parameters_sha256"]
     words = ["--checkpoint=model", f"--input={tiny_cohort}", "--output=masks"]
     done = commands.run("predict", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

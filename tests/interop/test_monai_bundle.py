@@ -8,6 +8,7 @@ import torch
 
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign
+from kdnet_jax.model import KnownCases
 from tests.helpers import foreign_folders as folders
 
 DEFINITION = folders.network_def()
@@ -32,7 +33,7 @@ def test_the_bundle_of_the_model_zoo(tmp_path) -> None:
     assert (model.head, model.order) == ("regions", (2, 0, 1))
     assert (model.axes, model.spacing) == ("LPS", None)
     assert (model.window, model.overlap, model.mirror) == ((16, 16, 8), 0.5, False)
-    assert model.known_cases == ()
+    assert model.known == KnownCases()
     assert model.about["monai_version"] == "1.4.0"
     wanted = folders.random_params(folders.SEGRESNET, 4)
     jax.tree.map(np.testing.assert_array_equal, model.members[0], wanted)

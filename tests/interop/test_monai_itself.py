@@ -11,12 +11,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("monai")
 
-import monai.networks.nets
 import torch
 from monai import bundle, transforms
 
 from kdnet_jax.data import prepare
-from kdnet_jax.interop import foreign, writing
+from kdnet_jax.interop import foreign
 from kdnet_jax.models import adapted
 from tests.helpers import foreign_folders as folders
 from tests.helpers import tiny_cases
@@ -83,32 +82,3 @@ def test_it_sees_what_monai_sees(tmp_path, axcodes) -> None:
     box = tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(np.any(theirs != 0, axis=-1)))
     own = tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(np.any(shown[0] != 0, axis=-1)))
     np.testing.assert_allclose(shown[0][own], theirs[box], atol=5e-3)  # ours is float16
-
-
-@pytest.mark.parametrize("config", NETWORKS, ids=["segresnet", "dynunet"])
-def test_its_classes_take_what_is_written(tmp_path, config) -> None:
-    """As the document of `writing` says it."""
-    params = folders.random_params(config, 1)
-    writing.write(
-        tmp_path,
-        config,
-        [params],
-        modalities=("t1ce",),
-        head="regions",
-        order=(0, 1, 2),
-        axes="SPL",
-        spacing=None,
-        window=(16, 16, 16),
-        overlap=0.5,
-        mirror=False,
-        known_cases=(),
-        about={},
-    )
-    about = json.loads((tmp_path / "foreign.json").read_text())
-    name = about["class"].rpartition(".")[2]
-    network = getattr(monai.networks.nets, name)(**about["arguments"])
-    network.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    x = np.random.default_rng(0).normal(size=(1, 16, 8, 16, 1)).astype(np.float32)
-    found = folders.answer(config, params, x)
-    expected = folders.answer_of_torch(network, x)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

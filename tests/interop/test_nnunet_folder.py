@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign
+from kdnet_jax.model import KnownCases
 from tests.helpers import foreign_folders as folders
 
 
@@ -23,7 +24,7 @@ def test_a_folder_of_results(tmp_path) -> None:
     assert (model.modalities, model.head) == (("t1", "t1ce", "t2", "flair"), "regions")
     assert model.order == (2, 1, 0)
     assert (model.axes, model.spacing, model.window) == ("SPL", 1.0, (8, 8, 16))
-    assert (model.overlap, model.mirror, model.known_cases) == (0.5, True, ())
+    assert (model.overlap, model.mirror, model.known) == (0.5, True, KnownCases())
     assert model.about["epochs"] == [1000, 1000]
     assert model.about["licence"] == "see the challenge"
     assert json.loads(json.dumps(model.about)) == model.about
@@ -149,21 +150,21 @@ def test_mirroring_along_some_axes_is_none_and_told(tmp_path) -> None:
 
 def test_known_cases(tmp_path) -> None:
     folder = folders.results(tmp_path, folds=(0, 1))
-    # Validated cases count only where they are all there are (numTraining is 4).
+    # Validated cases may be some of the training's, whose numTraining is 4.
     for fold, names in ((0, "ab"), (1, "c")):
         cases = [{"prediction_file": f"/somewhere/validation/{name}.nii.gz"} for name in names]
         summary = folder / f"fold_{fold}" / "validation" / "summary.json"
         folders.write_json(summary, {"metric_per_case": cases})
-    assert foreign.read(folder).known_cases == ()
+    assert foreign.read(folder).known == KnownCases(("a", "b", "c"), False)
     folders.write_json(folder / "dataset.json", folders.dataset(numTraining=3))
-    assert foreign.read(folder).known_cases == ("a", "b", "c")
+    assert foreign.read(folder).known == KnownCases(("a", "b", "c"), True)
     listed = [{"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}]
     folders.write_json(folder / "dataset.json", folders.dataset(training=listed))
-    assert foreign.read(folder).known_cases == ("BRATS_001",)
+    assert foreign.read(folder).known == KnownCases(("BRATS_001",), True)
     splits = [{"train": ["p", "q"], "val": ["r"]}, {"train": ["r"], "val": ["s"]}]
     folders.write_json(folder.parent / "splits_final.json", splits)
-    assert foreign.read(folder).known_cases == ("p", "q", "r", "s")
-    assert foreign.read(folder, ("0",)).known_cases == ("p", "q", "r")
+    assert foreign.read(folder).known == KnownCases(("p", "q", "r", "s"), True)
+    assert foreign.read(folder, ("0",)).known == KnownCases(("p", "q", "r"), True)
     folders.write_json(folder.parent / "splits_final.json", {"no": "splits"})
     with pytest.raises(UserError, match=r"splits_final\.json cannot be read"):
         foreign.read(folder)
@@ -256,6 +257,7 @@ def test_what_is_no_model_is_not_foreign(tmp_path) -> None:
     run = tmp_path / "run"
     folders.write_json(run / "config.json", {})
     (run / "checkpoints").mkdir()
+    (run / "left_here.pt").write_bytes(b"")  # somebody's weights in a run
     for path in (run, run / "config.json", tmp_path, tmp_path / "missing"):
         assert not foreign.is_foreign(path)
         with pytest.raises(UserError, match=re.escape(str(path))):

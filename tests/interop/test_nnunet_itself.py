@@ -153,28 +153,15 @@ def painted(logits: Any, values: dict[str, int]) -> np.ndarray:
 @pytest.mark.parametrize("head", ["regions", "softmax"])
 def test_its_predictor_takes_what_is_written(tmp_path, config, head) -> None:
     config = dataclasses.replace(config, out_channels=3 if head == "regions" else 4)
-    params = folders.random_params(config, 1)
-    writing.write(
-        tmp_path,
-        config,
-        [params],
-        modalities=("t1ce",),
-        head=head,
-        order=tuple(range(config.out_channels)),
-        axes="SPL",
-        spacing=1.0,
-        window=(16, 16, 16),
-        overlap=0.5,
-        mirror=False,
-        known_cases=(),
-        about={},
-    )
+    order = tuple(range(config.out_channels))
+    given = folders.model_of(config, head=head, order=order, mirror=False)
+    writing.write(tmp_path, given)
     (results,) = (tmp_path / "nnUNet_results").glob("*/*")
     found = predictor(results)
     assert found.allowed_mirroring_axes is None
     x = np.random.default_rng(0).normal(size=(1, 8, 8, 8, 1)).astype(np.float32)
     order = (2, 1, 0) if head == "regions" else (0, 1, 2, 3)  # WT TC ET; the classes
-    expected = folders.answer(config, params, x)[..., list(order)]
+    expected = folders.answer(config, given.members[0], x)[..., list(order)]
     theirs = folders.answer_of_torch(found.network, x)
     np.testing.assert_allclose(theirs, expected, atol=1e-5 * np.abs(expected).max())
 
