@@ -10,6 +10,7 @@ found.save("mask.nii.gz")
 
 import dataclasses
 import functools
+import numbers
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -201,14 +202,15 @@ def _read(scan: Scan, name: str, spacing: Sequence[float] | None, axes: str | No
 
 def _affine(spacing: Sequence[float], axes: str) -> Float[np.ndarray, "4 4"]:
     """Returns the affine of voxels that lie so, the first at the origin."""
-    if axes == geometry.HEADER:
-        raise UserError("axes is 'header', but an array has none: give letters such as 'LPS'.")
+    if not isinstance(axes, str) or axes == geometry.HEADER:
+        raise UserError(f"axes is {axes!r}, but an array has no header: give letters as 'LPS'.")
     geometry.check_orientation(axes)
-    if len(spacing) != 3 or not all(mm > 0 for mm in spacing):
-        raise UserError(f"spacing is {tuple(spacing)}: give three numbers above 0, in mm.")
+    edges = list(spacing) if np.ndim(spacing) == 1 else []
+    if len(edges) != 3 or not all(isinstance(mm, numbers.Real) and 0 < mm < 100 for mm in edges):
+        raise UserError(f"spacing is {spacing!r}: give three numbers above 0, in mm.")
     ornt = nib.orientations.axcodes2ornt(axes)
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis, (world, direction) in enumerate(ornt):
-        affine[int(world), axis] = direction * spacing[axis]
+        affine[int(world), axis] = direction * edges[axis]
     return affine

@@ -111,7 +111,11 @@ def _array(edge: int = 20) -> np.ndarray:
         (_array(), {"spacing": (1, 1), "axes": "LPS"}, r"spacing is \(1, 1\): give three"),
         (_array(), {"spacing": (1, 0, 1), "axes": "LPS"}, "three numbers above 0"),
         (_array(), {"spacing": (1, 1, 1), "axes": "LPL"}, "orientation is 'LPL'"),
-        (_array(), {"spacing": (1, 1, 1), "axes": "header"}, "an array has none"),
+        (_array(), {"spacing": (1, 1, 1), "axes": "header"}, "an array has no header"),
+        (_array(), {"spacing": (1, 1, 1), "axes": ("L", "P", "S")}, r"axes is \('L', 'P', 'S'\)"),
+        (_array(), {"spacing": 1.0, "axes": "LPS"}, "spacing is 1.0: give three numbers"),
+        (_array(), {"spacing": ("1", "1", "1"), "axes": "LPS"}, "spacing is .*give three numbers"),
+        (_array(), {"spacing": (1, 1, np.nan), "axes": "LPS"}, "spacing is .*give three numbers"),
         (
             _array() * 0,
             {"spacing": (1, 1, 1), "axes": "LPS"},

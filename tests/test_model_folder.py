@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from kdnet_jax import files, model_folder, runs
+from kdnet_jax import ensembles, files, model_folder, runs
 from kdnet_jax import model as model_lib
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import networks, unet
+from kdnet_jax.models import adapted, networks, unet
+from tests.helpers import foreign_folders
 
 OWN = unet.UNetConfig(widths=(2, 4), head="regions", bfloat16=False)
 
@@ -116,6 +117,38 @@ def test_a_failure_leaves_nothing(tmp_path: pathlib.Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_told_where_the_folder_has_gone_meanwhile(tmp_path: pathlib.Path) -> None:
+    def fail() -> None:
+        with files.new_folder(tmp_path / "new/model") as beside:
+            shutil.rmtree(beside.parent)
+            raise UserError("what went wrong")
+
+    with pytest.raises(UserError, match="what went wrong"):
+        fail()
+
+
+def test_windows_of_other_tools_need_not_divide_by_all_axes_together() -> None:
+    network = adapted.AdaptedConfig(foreign_folders.PLAIN, "regions", (0, 1, 2))
+    assert network.divisor == 4
+    model = model_lib.Model("teacher", network, ("t1",), 1.0, (6, 8, 8))
+    assert runs.prediction_mesh(model).shape["space"] == 1
+
+
+def test_networks_of_other_strides_share_a_pass_over_a_whole_scan() -> None:
+    threes = dataclasses.replace(
+        foreign_folders.PLAIN, strides=((1, 1, 1), (1, 3, 3), (1, 1, 1)), out_channels=4
+    )
+    kinds = (OWN, adapted.AdaptedConfig(threes, "softmax", (0, 1, 2, 3)))
+    members = tuple(
+        runs.Run(
+            pathlib.Path(), model_lib.Model("teacher", each, ("t1",), 1.0, (6,) * 3), None, 0, ""
+        )
+        for each in kinds
+    )
+    ensemble = ensembles.Ensemble(members, mirror=False, whole=True)
+    assert ensemble.window((7, 7, 7)) == (12, 12, 12)
 
 
 def test_whole_scans_of_a_foreign_network_are_not_split() -> None:

@@ -143,7 +143,8 @@ def _wanted_spacing(spacing: float | Sequence[float], native: Triple) -> Triple:
 def check_orientation(orientation: str) -> None:
     """Refuses what is neither "header" nor one letter each of R/L, A/P and S/I (`UserError`)."""
     known = {"".join(p) for p in itertools.permutations("RAS")}
-    if orientation != HEADER and orientation.translate(str.maketrans("LPI", "RAS")) not in known:
+    letters = str(orientation).translate(str.maketrans("LPI", "RAS"))
+    if orientation != HEADER and letters not in known:
         raise UserError(
             f'orientation is {orientation!r}; expected "header" or three letters, one each of R/L, '
             'A/P and S/I, that say to where the stored axes grow, such as "LPS"'

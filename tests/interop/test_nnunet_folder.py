@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import zipfile
 
 import jax
@@ -46,6 +47,16 @@ def test_a_folder_above_with_one_choice(tmp_path, up) -> None:
     path = [folder, *folder.parents][up]
     assert foreign.is_foreign(path)
     assert foreign.read(path).window == (8, 8, 16)
+
+
+def test_copies_of_the_plans_beside_masks_are_no_choice(tmp_path) -> None:
+    folder = folders.results(tmp_path / "nnUNet_results")
+    masks = folder / "crossval_results_folds_0"
+    masks.mkdir()
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(folder / name, masks / name)
+    assert foreign.read(folder).window == (8, 8, 16)
+    assert foreign.read(folder.parent).window == (8, 8, 16)
 
 
 def test_several_choices_are_listed(tmp_path) -> None:
