@@ -1,6 +1,8 @@
 """The notebook runs as it is, top to bottom, but for one parameter."""
 
+import contextlib
 import copy
+import json
 import os
 import pathlib
 import re
@@ -26,27 +28,61 @@ def notebook() -> Any:
 
 
 @pytest.fixture(scope="module")
-def executed(
-    notebook: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Any, pathlib.Path]]:
+def executed(notebook: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, pathlib.Path]:
     """The notebook after a run with the smallest preset, and the folder it ran in."""
     folder = tmp_path_factory.mktemp("notebook")
-    smaller = copy.deepcopy(notebook)
-    (parameters,) = (cell for cell in smaller.cells if "parameters" in _tags(cell))
-    parameters.source = parameters.source.replace('PRESET = "phantom"', 'PRESET = "smoke"')
-    assert 'PRESET = "smoke"' in parameters.source
+    smaller = _with(notebook, {'PRESET = "phantom"': 'PRESET = "smoke"'})
     # The student's cell twice, as after an interruption.
     (index,) = (i for i, cell in enumerate(smaller.cells) if "configs/student.py" in cell.source)
     smaller.cells.insert(index + 1, copy.deepcopy(smaller.cells[index]))
     smaller.cells[index + 1]["id"] = "again"
+    with _importable():
+        _execute(smaller, folder)
+    return smaller, folder
+
+
+@pytest.fixture(scope="module")
+def on_own_scans(
+    notebook: Any, sample_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, pathlib.Path]:
+    """Likewise with real scans as the user's own, without the demo on synthetic ones."""
+    folder = tmp_path_factory.mktemp("own")
+    brats = folder / "BraTS"
+    brats.mkdir()
+    for case in sorted(each for each in sample_dir.iterdir() if each.is_dir())[:5]:
+        (brats / case.name).symlink_to(case)
+    smaller = _with(
+        notebook,
+        {'PRESET = "phantom"': 'PRESET = "smoke"', 'BRATS = ""': f'BRATS = "{brats}"'},
+    )
+    smaller.cells = [cell for cell in smaller.cells if "demo" not in _tags(cell)]
+    with _importable():
+        _execute(smaller, folder)
+    return smaller, folder
+
+
+def _with(notebook: Any, settings: dict[str, str]) -> Any:
+    """Returns a copy of the notebook with other settings."""
+    other = copy.deepcopy(notebook)
+    (parameters,) = (cell for cell in other.cells if "parameters" in _tags(cell))
+    for line, wanted in settings.items():
+        assert parameters.source.count(line) == 1
+        parameters.source = parameters.source.replace(line, wanted)
+    return other
+
+
+def _execute(notebook: Any, folder: pathlib.Path) -> None:
+    resources = {"metadata": {"path": folder}}
+    options = {"timeout": 300, "kernel_name": "python3", "resources": resources}
+    nbclient.NotebookClient(notebook, **options).execute()
+
+
+@contextlib.contextmanager
+def _importable() -> Iterator[None]:
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(commands.ROOT), before])
     try:
-        client = nbclient.NotebookClient(
-            smaller, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
-        )
-        client.execute()
-        yield smaller, folder
+        yield
     finally:
         os.environ["PYTHONPATH"] = before
 
@@ -87,6 +123,33 @@ def test_a_mask_lies_on_the_scan_s_grid(executed: tuple[Any, pathlib.Path]) -> N
     assert mask.shape == scan.shape
     np.testing.assert_array_equal(mask.affine, scan.affine)
     assert str(mask.shape) in _said(executed[0], "kdnet_jax.load(")
+
+
+def test_the_user_s_own_student_segments_a_scan(on_own_scans: tuple[Any, pathlib.Path]) -> None:
+    done, folder = on_own_scans
+    runs = folder / "runs"
+    test = json.loads((runs / "student-brats/split.json").read_text("utf-8"))["test"]
+    (cell,) = (cell for cell in done.cells if cell.source.startswith("if BRATS:\n    scan = SCAN"))
+    assert [each for each in cell.outputs if "image/png" in each.get("data", {})]
+    mask = nib.load(runs / "own_mask.nii.gz")
+    scan = nib.load(folder / "BraTS" / test[0] / f"{test[0]}_t1ce.nii.gz")
+    np.testing.assert_array_equal(mask.affine, scan.affine)
+    assert mask.shape == scan.shape
+    # The same student is handed over, and used from Python.
+    assert str(mask.shape) in _said(done, "kdnet_jax.load(")
+    exported = json.loads((runs / "student-brats-export/model.json").read_text("utf-8"))
+    scored = json.loads((runs / "student-brats/evaluation/summary.json").read_text("utf-8"))
+    assert exported["parameters_sha256"] == scored["params_hash"]
+    assert not (runs / "mask.nii.gz").exists()
+
+
+def test_drive_is_mounted_before_anything_is_written(notebook: Any) -> None:
+    """And after the installation, which needs none of it."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    mounted = next(i for i, source in enumerate(sources) if "drive.mount" in source)
+    installed = next(i for i, source in enumerate(sources) if "pip" in source)
+    used = next(i for i, source in enumerate(sources) if "RUNS)" in source or "{RUNS}" in source)
+    assert installed < mounted < used
 
 
 def test_what_is_committed_is_whole_and_says_nothing_of_a_machine(notebook: Any) -> None:
