@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Any
 
+from kdnet_jax.errors import UserError
+
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Returns the content of a JSON file.
@@ -17,3 +19,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the object that a JSON file holds.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}; expected an object.")
+    return content

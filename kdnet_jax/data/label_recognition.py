@@ -163,7 +163,7 @@ def _beside(folder: pathlib.Path, flag: str) -> Recognised | None:
 
 
 def _run_labels(path: pathlib.Path, flag: str) -> str:
-    convention = _read_json(path).get("labels")
+    convention = documents.read_object(path).get("labels")
     if convention not in labels.LABEL_CONVENTIONS:
         raise UserError(
             f'{path}: "labels" is {convention!r}; expected a label convention. Set {flag}'
@@ -172,7 +172,7 @@ def _run_labels(path: pathlib.Path, flag: str) -> str:
 
 
 def _from_dataset_json(path: pathlib.Path, flag: str) -> str:
-    content = _read_json(path)
+    content = documents.read_object(path)
     table = read_label_table(content)
     for name in _MEANINGS:
         known = labels.LABEL_CONVENTIONS[name]
@@ -227,13 +227,3 @@ def tissue(name: str) -> str:
     """Returns the tissue that a label's name means, or the name itself where none is known."""
     text = name.strip().lower()
     return next((tissue for tissue, pattern in _TISSUES if re.search(pattern, text)), text)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = documents.read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no object; expected one with the key labels")
-    return content

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from kdnet_jax import conventions, model
+from kdnet_jax import conventions, documents, model
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     foreign_model,
@@ -75,7 +75,7 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
         raise UserError(
             f"{where} is missing, so the network of {weights[0].name} cannot be told. {HOW}"
         )
-    given = _checked(json_files.read(where), where)
+    given = _checked(documents.read_object(where), where)
     kind = network_kinds.of_class(str(given["class"]), f"{where}: class")
     network, inputs = network_kinds.read(kind, given["arguments"], f"{where}: arguments")
     modalities = vocabulary.modalities(given["channels"], f"{where}: channels")

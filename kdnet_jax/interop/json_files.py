@@ -1,10 +1,8 @@
 """JSON objects in other tools' files, with messages that name the file and the key."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from kdnet_jax import documents
 from kdnet_jax.errors import UserError
 
 _NAMES: Final = {
@@ -14,21 +12,6 @@ _NAMES: Final = {
     int: "a whole number",
     bool: "true or false",
 }
-
-
-def read(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the object that a file holds.
-
-    Raises:
-        UserError: it cannot be read, or is none.
-    """
-    try:
-        content = documents.read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__}; expected an object.")
-    return content
 
 
 def need(content: Mapping[str, Any], key: str, where: object, kind: type = object) -> Any:

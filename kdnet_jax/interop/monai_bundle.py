@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from kdnet_jax import model
+from kdnet_jax import documents, model
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     foreign_model,
@@ -72,7 +72,7 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
 
 
 def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel:
-    metadata = json_files.read(bundle / _METADATA)
+    metadata = documents.read_object(bundle / _METADATA)
     config = monai_config.Config(bundle / "configs")
     modalities, head, order = _channels(metadata, config, bundle / _METADATA)
     where, definition = config.find("network_def")

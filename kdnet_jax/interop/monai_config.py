@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from kdnet_jax import documents
 from kdnet_jax.errors import UserError
-from kdnet_jax.interop import json_files
 
 # "@network_def", "$@network_def": the value of a key; "::" or "#" goes on into it.
 _REFERENCE: Final = re.compile(r"\$?@([\w:#]+)")
@@ -28,7 +28,7 @@ class Config:
         )
         skipped = ("metadata", "datalist")
         self.files = {
-            path: json_files.read(path) for path in paths if not path.stem.startswith(skipped)
+            path: documents.read_object(path) for path in paths if not path.stem.startswith(skipped)
         }
         self._folder = folder
 

@@ -174,7 +174,7 @@ def _mirroring(content: Mapping[str, Any]) -> tuple[bool, list[str]]:
 
 def _known_cases(folder: pathlib.Path, folds: Sequence[str]) -> model.KnownCases:
     """Returns the cases of the folds' training and validation, as far as they can be told."""
-    dataset = json_files.read(folder / "dataset.json")
+    dataset = documents.read_object(folder / "dataset.json")
     for place in (folder, folder.parent):
         if (path := place / "splits_final.json").is_file():
             return _known(_of_splits(path, folds))
@@ -212,7 +212,7 @@ def _of_validations(folder: pathlib.Path, ending: str) -> set[str]:
     """Returns the cases that the folds were validated on."""
     cases = set()
     for path in folder.glob("fold_*/validation/summary.json"):
-        for case in json_files.need(json_files.read(path), "metric_per_case", path, list):
+        for case in json_files.need(documents.read_object(path), "metric_per_case", path, list):
             json_files.expect(case, dict, f"{path}: metric_per_case")
             name = re.split(r"[/\\]", str(case.get("prediction_file")))[-1]
             cases.add(name.removesuffix(ending))
@@ -225,7 +225,7 @@ def _about(
     contents: Mapping[pathlib.Path, Any],
     notes: list[str],
 ) -> dict[str, Any]:
-    dataset = json_files.read(folder / "dataset.json")
+    dataset = documents.read_object(folder / "dataset.json")
     first = next(iter(contents.values()))
     return {
         "tool": "nnU-Net v2",

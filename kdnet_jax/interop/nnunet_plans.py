@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Final
 
+from kdnet_jax import documents
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import json_files, network_kinds, vocabulary
 from kdnet_jax.models import adapted
@@ -40,8 +41,8 @@ def read(folder: pathlib.Path, name: str) -> Planned:
     Raises:
         UserError: they are damaged, or of something that cannot be used here.
     """
-    plans = json_files.read(folder / "plans.json")
-    dataset = json_files.read(folder / "dataset.json")
+    plans = documents.read_object(folder / "plans.json")
+    dataset = documents.read_object(folder / "dataset.json")
     where = f"{folder / 'plans.json'}, {name}"
     plan = _configuration(plans, name, where)
     window = json_files.need(plan, "patch_size", where, list)
