@@ -181,7 +181,8 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
         )
         known = len(package.known.ids)
         names = f"; it names the {known} cases that the model knows (known_cases)" if known else ""
-        said.append(f"{model_folder.FILE}, {model_folder.PARAMS}: the model{names}")
+        others = "" if package.known.complete else "; not all that it was trained on are known"
+        said.append(f"{model_folder.FILE}, {model_folder.PARAMS}: the model{names}{others}")
         if JAX_FORMAT in formats:
             said.append(_write_artifact(run, beside / ARTIFACT))
         if PYTORCH_FORMAT in formats:
