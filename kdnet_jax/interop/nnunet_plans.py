@@ -96,13 +96,14 @@ def _check_normalisation(plan: Mapping[str, Any], channels: int, where: str) -> 
     masks = plan.get("use_mask_for_norm")
     if schemes != [_ZSCORE] * channels:
         raise UserError(
-            f"{where}: normalization_schemes is {schemes}; only {_ZSCORE} of each channel can be "
-            "taken here, as nnU-Net plans it for MRI."
+            f"{where}: normalization_schemes is {schemes}; only {_ZSCORE} of each of the "
+            f"{channels} channels can be taken here, as nnU-Net plans it for MRI."
         )
     if masks != [True] * channels:
         raise UserError(
-            f"{where}: use_mask_for_norm is {masks}; only true for each channel can be taken here: "
-            "mean and deviation over the brain. nnU-Net plans it for skull-stripped scans."
+            f"{where}: use_mask_for_norm is {masks}; only true for each of the {channels} channels "
+            "can be taken here: mean and deviation over the brain. nnU-Net plans it for "
+            "skull-stripped scans."
         )
 
 

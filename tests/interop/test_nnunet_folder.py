@@ -200,7 +200,7 @@ def _changed(**changes: object) -> dict:
         ({"patch_size": [8, 8, 15]}, r"window is \(8, 8, 15\).*Write \(8, 8, 16\)"),
         (
             {"normalization_schemes": ["ZScoreNormalization"] * 3 + ["CTNormalization"]},
-            "only ZScoreNormalization of each channel",
+            "only ZScoreNormalization of each of the 4 channels",
         ),
         ({"use_mask_for_norm": [True, True, False, True]}, "use_mask_for_norm is"),
         ({"architecture": ARCHITECTURE | {"network_class_name": "my.UMamba"}}, "'my.UMamba'; the"),
