@@ -15,6 +15,8 @@ from scipy import ndimage
 _ZERO_BORDER, _CONSTANT_BORDER = 0.5, 0.99
 # Of the brain's level: what is fainter and joined to the border is background.
 _FAINT: Final = 0.05
+# Of the level, too: half of a border that has ringing is closer to the background's own value.
+_QUIET: Final = 1e-3
 # Around a brain that was resampled, more such voxels than this share of it are not the background's
 # own value; see docs/data.md for what was measured.
 _RINGING: Final = 0.04
@@ -119,10 +121,10 @@ def _is_background(
     """Whether half of the border is `background` or nearly so, and it is no noise around it."""
     distance = volume.astype(np.float32) - np.float32(background)
     level = level_of(distance)
-    near = np.abs(border.astype(np.float32) - np.float32(background)) <= _FAINT * level
-    if np.count_nonzero(near) < _ZERO_BORDER * border.size:
+    away = np.abs(border.astype(np.float32) - np.float32(background))
+    if np.count_nonzero(away <= _QUIET * level) < _ZERO_BORDER * border.size:
         return False
-    if np.count_nonzero(border == background) >= _ALL_BUT * np.count_nonzero(near):
+    if np.count_nonzero(away == 0) >= _ALL_BUT * np.count_nonzero(away <= _FAINT * level):
         return True
     return _fades(distance, _outside(_faint(distance, level)))
 
