@@ -6,7 +6,6 @@ here, found by the same functions; what it repairs or takes as it is, is a warni
 
 import dataclasses
 import pathlib
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,16 +16,19 @@ from kdnet_jax.data import (
     cases,
     cohort_checks,
     geometry,
+    grids,
     labels,
     nifti,
     patients,
     prepare,
     problems,
+    spaces,
 )
 from kdnet_jax.errors import UserError
 
 Affine = Float[np.ndarray, "4 4"]
 _ONE_GRID = "Register and resample the files of a case to one grid, or repair the wrong header"
+_REPAIR = "Or repair the headers"
 _LOOK = "Open the case in a viewer; repair the file if this is wrong"
 # Reference contours end at the brain; a label turned over, or of another case, does not.
 _MIN_TUMOUR_IN_BRAIN = 0.5
@@ -87,11 +89,15 @@ def read_case(
         return Reading(case, [])
     volumes = _read_images(case, book)
     label = _read_label(case, book)
-    members = volumes if label is None else volumes | {nifti.LABEL: label}
+    members = volumes if label is None else volumes | {grids.LABEL: label}
     if not members:
         return Reading(case, book.rows)
-    shape, affine = _usual_grid(members, case, book)
-    _orientation_note(affine, orientation, case, book)
+    grid = grids.settle(members, stored_alike=orientation != geometry.HEADER)
+    shape, affine = grid.shape, grid.space.affine
+    _note_grid(grid, members, orientation, case, book)
+    # What lies elsewhere is looked at too, and then left out.
+    volumes, label = volumes | grid.members, grid.members.get(grids.LABEL, label)
+    volumes.pop(grids.LABEL, None)
     found = {name: _scores(volume, affine, allow_skull, book) for name, volume in volumes.items()}
     scores = {name: s for name, s in found.items() if s is not None and s.shape == shape}
     classes = None if label is None else _classes(label, case, book)
@@ -143,39 +149,23 @@ def folder_of(case: cases.Case) -> pathlib.Path:
 # ---------------------------------------------------------------------------------------- grid
 
 
-def _usual_grid(
-    members: Mapping[str, nifti.Volume], case: cases.Case, book: _Notebook
-) -> tuple[tuple[int, ...], Affine]:
-    """Returns the shape and the affine of most files, and notes those that have others."""
-    usual, _ = Counter(volume.data.shape for volume in members.values()).most_common(1)[0]
-    for volume in members.values():
-        if volume.data.shape != usual:
-            found, expected = (" x ".join(map(str, s)) for s in (volume.data.shape, usual))
-            finding = f"has {found} voxels; the other files of the case have {expected}"
-            book.error(volume.path, finding, _ONE_GRID)
-    affines = {name: v.affine for name, v in members.items() if v.data.shape == usual}
-    affine, notes, refused = nifti.agree(affines, usual)
-    for name in refused:
-        found, expected = (np.round(a[:3], 3).tolist() for a in (affines[name], affine))
-        finding = (
-            "its header places the voxels elsewhere than the other files of the case do: affine "
-            f"{found}, expected {expected}"
-        )
+def _note_grid(
+    grid: grids.Grid,
+    members: Mapping[str, nifti.Volume],
+    orientation: str,
+    case: cases.Case,
+    book: _Notebook,
+) -> None:
+    """Notes the files that do not lie on the grid of most, and what was assumed of it."""
+    for name, finding in grid.refused.items():
         book.error(members[name].path, finding, _ONE_GRID)
-    for note in notes:
+    for note in grid.notes:
         book.warn(folder_of(case), note)
-    return usual, affine
-
-
-def _orientation_note(affine: Affine, orientation: str, case: cases.Case, book: _Notebook) -> None:
-    if orientation == geometry.HEADER and nifti.is_identity(affine):
-        book.warn(
-            folder_of(case),
-            "the affine is the identity, so the header may be lost: the voxels are taken as stored "
-            "in RAS with 1 mm",
-            "If that is wrong, repair the headers, or set --orientation, such as LPS "
-            "(--config.data.orientation)",
-        )
+    for note in prepare.orientation_notes(grid.space, orientation):
+        if note.startswith(spaces.NO_ORIENTATION):
+            book.error(folder_of(case), note, _REPAIR)
+        elif note.startswith(spaces.DOUBTS):
+            book.warn(folder_of(case), note)
 
 
 # ----------------------------------------------------------------------------------- intensities
@@ -207,6 +197,8 @@ def _classes(
     except UserError as error:
         book.refuse(error, label.path)
         return None
+    for note in label.notes:
+        book.warn(label.path, note)
     if not classes.any():
         book.warn(
             label.path,
