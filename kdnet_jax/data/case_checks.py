@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 
 from kdnet_jax import conventions
 from kdnet_jax.data import (
@@ -26,7 +26,6 @@ from kdnet_jax.data import (
 )
 from kdnet_jax.errors import UserError
 
-Affine = Float[np.ndarray, "4 4"]
 _ONE_GRID = "Register and resample the files of a case to one grid, or repair the wrong header"
 _REPAIR = "Or repair the headers"
 _LOOK = "Open the case in a viewer; repair the file if this is wrong"
@@ -42,7 +41,7 @@ class Reading:
         case: the files.
         problems: all that is wrong, in the order of the files.
         shape: the grid that most files share, or None without any.
-        affine: of that grid.
+        space: where it lies.
         scores: modality -> z-scores on that grid, 0 outside of the brain; readable files only.
         classes: 0 to 3 and the resection cavity, on that grid, or None.
         label_values: as stored.
@@ -51,10 +50,15 @@ class Reading:
     case: cases.Case
     problems: list[problems.Problem]
     shape: tuple[int, ...] | None = None
-    affine: Affine | None = None
+    space: spaces.Space | None = None
     scores: Mapping[str, Float32[np.ndarray, "x y z"]] = dataclasses.field(default_factory=dict)
     classes: UInt8[np.ndarray, "x y z"] | None = None
     label_values: tuple[int | float, ...] = ()
+
+    @property
+    def affine(self) -> spaces.Affine | None:
+        """4x4 float64, voxel index to mm, RAS+."""
+        return None if self.space is None else self.space.affine
 
 
 class _Notebook:
@@ -93,7 +97,7 @@ def read_case(
     if not members:
         return Reading(case, book.rows)
     grid = grids.settle(members, stored_alike=orientation != geometry.HEADER)
-    shape, affine = grid.shape, grid.space.affine
+    shape, affine = grid.shape, grid.affine
     _note_grid(grid, members, orientation, case, book)
     # What lies elsewhere is looked at too, and then left out.
     volumes, label = volumes | grid.members, grid.members.get(grids.LABEL, label)
@@ -105,7 +109,7 @@ def read_case(
         classes = None
     _check_content(scores, classes, case, book)
     values = () if label is None else tuple(np.unique(label.data).tolist())
-    return Reading(case, book.rows, shape, affine, scores, classes, values)
+    return Reading(case, book.rows, shape, grid.space, scores, classes, values)
 
 
 # --------------------------------------------------------------------------------------- files
@@ -172,7 +176,7 @@ def _note_grid(
 
 
 def _scores(
-    volume: nifti.Volume, affine: Affine, allow_skull: bool, book: _Notebook
+    volume: nifti.Volume, affine: spaces.Affine, allow_skull: bool, book: _Notebook
 ) -> Float32[np.ndarray, "x y z"] | None:
     """Returns z-scores within the brain, and those of a head that is refused for its skull."""
     voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
