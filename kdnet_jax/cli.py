@@ -172,4 +172,3 @@ def enable_compilation_cache() -> None:
             )
             return
         jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
