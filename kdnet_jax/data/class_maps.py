@@ -70,9 +70,9 @@ def most_probable(probs: Float[np.ndarray, "d h w k"]) -> UInt8[np.ndarray, "d h
 
 def _counts(labels: UInt8[np.ndarray, "d h w"], source: Triple, target: Triple) -> dict[int, int]:
     """Returns how many voxels of the target grid each class comes to, the rarest class first."""
-    voxels = np.bincount(labels.ravel())
-    present = sorted(np.flatnonzero(voxels).tolist(), key=lambda value: voxels[value])
-    return {value: _whole_voxels(labels == value, source, target) for value in present}
+    classes, voxels = np.unique(labels, return_counts=True)
+    rarest_first = classes[np.argsort(voxels, kind="stable")].tolist()
+    return {value: _whole_voxels(labels == value, source, target) for value in rarest_first}
 
 
 def _whole_voxels(mask: Bool[np.ndarray, "d h w"], source: Triple, target: Triple) -> int:
