@@ -92,6 +92,32 @@ def moved(folder: pathlib.Path, sequence: str) -> None:
     save(folder, sequence, np.asarray(nib.load(file_of(folder, sequence)).dataobj), affine)
 
 
+def stored(folder: pathlib.Path, sequence: str) -> np.ndarray:
+    return np.asarray(nib.load(file_of(folder, sequence)).dataobj)
+
+
+def turned(folder: pathlib.Path, sequence: str) -> None:
+    image = nib.as_closest_canonical(nib.load(file_of(folder, sequence)))
+    save(folder, sequence, np.asarray(image.dataobj), image.affine)
+
+
+def with_header(
+    folder: pathlib.Path, sequence: str, edit: Callable[[nib.Nifti1Header], None]
+) -> None:
+    header = nib.load(file_of(folder, sequence)).header
+    edit(header)
+    image = nib.Nifti1Image(stored(folder, sequence), header.get_best_affine(), header)
+    nib.save(image, file_of(folder, sequence))
+
+
+def no_codes(header: nib.Nifti1Header) -> None:
+    header["sform_code"] = header["qform_code"] = 0
+
+
+def other_sizes(header: nib.Nifti1Header) -> None:
+    header["pixdim"][1] = 1.5
+
+
 @pytest.fixture
 def data(tmp_path: pathlib.Path) -> pathlib.Path:
     """Three good cases (ET 100, none and 7 voxels) and one whose header is turned over."""
@@ -150,6 +176,36 @@ BROKEN: dict[str, tuple[Callable[[pathlib.Path], object], str, str, str]] = {
         "has 12 x 10 x 8 voxels; the other files of the case have 24 x 20 x 16",
     ),
     "affine": (lambda f: moved(f, "t1ce"), "t1ce", "error", "places the voxels elsewhere"),
+    "label in another order": (
+        lambda f: turned(f, "seg"),
+        "",
+        "warning",
+        "voxels of label are stored in another order (RAS) than those of t1 (LPS)",
+    ),
+    "label that lies elsewhere": (
+        lambda f: save(f, "seg", stored(f, "seg"), LPS @ np.diag([-1.0, 1, 1, 1])),
+        "seg",
+        "error",
+        "places the voxels elsewhere",
+    ),
+    "no orientation": (
+        lambda f: [with_header(f, s, no_codes) for s in (*LOOKS, "seg")],
+        "",
+        "error",
+        "does not say how the voxels are stored",
+    ),
+    "other sizes": (
+        lambda f: [with_header(f, s, other_sizes) for s in (*LOOKS, "seg")],
+        "",
+        "warning",
+        "by its sform the voxels are 1 x 1 x 1 mm, by its pixdim 1.5 x 1 x 1 mm",
+    ),
+    "scaled label": (
+        lambda f: save(f, "seg", stored(f, "seg") * np.float32(1.001), LPS),
+        "seg",
+        "warning",
+        "label values were stored scaled",
+    ),
     "nan": (lambda f: change(f, "t2", with_value(np.nan)), "t2", "error", "1 of 7680 voxels"),
     "inf": (lambda f: change(f, "t2", with_value(-np.inf)), "t2", "error", "NaN or infinite"),
     "constant": (lambda f: change(f, "t1", lambda d: 0 * d + 7), "t1", "error", "every voxel is 7"),
@@ -207,8 +263,9 @@ def test_each_problem_is_told_and_is_an_error_if_training_refuses_the_case(
     assert rows[0].file == str(file_of(folder, sequence) if sequence else folder)
     assert finding in rows[0].finding
     assert rows[0].remedy
-    # What training refuses is an error. A copied sequence is one that it cannot see.
-    if name not in ("no label", "copied"):
+    # What training refuses is an error. A copied sequence is one that it cannot see, and of scans
+    # that may lie mirrored it warns.
+    if name not in ("no label", "copied", "no orientation"):
         try:
             for case in cases.find_cases(tmp_path).cases:
                 prepare.prepare_case(case, spacing=None)

@@ -10,7 +10,8 @@ half-pixel convention): no resampling shifts the anatomy.
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +20,7 @@ from nibabel import orientations
 from numpy.typing import DTypeLike
 from scipy import ndimage
 
-from kdnet_jax.data import class_maps
+from kdnet_jax.data import class_maps, spaces
 from kdnet_jax.errors import UserError
 
 CANONICAL = ("S", "P", "L")
@@ -43,6 +44,7 @@ class Geometry:
         working_shape: the shape of the working grid, in voxels, SPL.
         orientation: "header" (the affine says how the voxels lie) or three letters such as "LPS"
             that override it: the direction to which each stored axis grows.
+        stored: what the scan's header says of it all, for masks to repeat (`spaces.Space.stored`).
     """
 
     shape: Shape
@@ -51,6 +53,7 @@ class Geometry:
     spacing: Triple
     working_shape: Shape
     orientation: str = HEADER
+    stored: Mapping[str, Any] | None = None
 
     @property
     def box_shape(self) -> Shape:
@@ -78,6 +81,7 @@ class Geometry:
             spacing=tuple(fields["spacing"]),
             working_shape=tuple(fields["working_shape"]),
             orientation=fields["orientation"],
+            stored=fields["stored"],
         )
 
     def __eq__(self, other: object) -> bool:
@@ -89,7 +93,7 @@ class Geometry:
 
 def make_geometry(
     shape: Sequence[int],
-    affine: Num[np.ndarray, "4 4"],
+    space: spaces.Space | Num[np.ndarray, "4 4"],
     *,
     box: Box | None = None,
     spacing: float | Sequence[float] | None = None,
@@ -99,7 +103,7 @@ def make_geometry(
 
     Args:
         shape: the scan's own shape.
-        affine: the scan's own affine.
+        space: where its voxels lie, or the affine that says so.
         box: the crop in SPL voxels; all of the scan if None.
         spacing: the wanted spacing in mm, one number or one per SPL axis; None keeps the scan's.
         orientation: see `Geometry`.
@@ -107,6 +111,8 @@ def make_geometry(
     Raises:
         UserError: `spacing` is not one or three positive numbers, or `orientation` is not known.
     """
+    space = space if isinstance(space, spaces.Space) else spaces.of_affine(space)
+    affine = space.affine
     native = spacing_spl(affine, orientation)
     if box is None:
         spl_shape = orient(np.broadcast_to(False, shape), affine, orientation).shape
@@ -122,6 +128,7 @@ def make_geometry(
         spacing=wanted,
         working_shape=tuple(max(1, int(size)) for size in cover),
         orientation=orientation,
+        stored=space.stored,
     )
 
 

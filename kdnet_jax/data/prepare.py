@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Num, UInt8
 
 from kdnet_jax import conventions
-from kdnet_jax.data import cases, geometry, labels, nifti, nifti_header
+from kdnet_jax.data import cases, geometry, grids, labels, nifti, nifti_header, spaces
 from kdnet_jax.errors import UserError
 
 # In the note on a head that was taken as it is: `predict` makes a warning of it.
@@ -82,7 +82,8 @@ def prepare_arrays(
     """
     images = _in_order(images)
     names = {modality: f"{case_id}, {modality}" for modality in images}
-    image, way, _ = _prepare_images(images, names, affine, spacing, geometry.HEADER, False)
+    space = spaces.of_affine(affine)
+    image, way, _ = _prepare_images(images, names, space, spacing, geometry.HEADER, False)
     return _with_reference(image, way, reference, tuple(images), case_id, patient_id, grade)
 
 
@@ -140,18 +141,18 @@ def prepare_files(
     case: cases.Case, files: CaseFiles, *, spacing: Spacing, orientation: str, allow_skull: bool
 ) -> tuple[PreparedCase, list[str]]:
     """Checks and prepares files that were read; see `prepare_case`."""
-    volumes, reference = files
-    members = volumes if reference is None else volumes | {nifti.LABEL: reference}
-    affine, notes = nifti.common_affine(members)
-    notes += _orientation_notes(affine, orientation)
-    names = {modality: str(volume.path) for modality, volume in volumes.items()}
-    images = {modality: volume.data for modality, volume in volumes.items()}
-    image, way, more = _prepare_images(images, names, affine, spacing, orientation, allow_skull)
-    classes = (
-        None
-        if reference is None
-        else labels.to_classes(reference.data, case.convention, reference.path)
-    )
+    label = {} if files.reference is None else {grids.LABEL: files.reference}
+    stated = orientation == geometry.HEADER
+    grid = grids.common_grid(files.images | label, stored_alike=not stated)
+    reference = grid.members.pop(grids.LABEL, None)
+    notes = grid.notes + orientation_notes(grid.space, orientation)
+    names = {modality: str(volume.path) for modality, volume in grid.members.items()}
+    images = {modality: volume.data for modality, volume in grid.members.items()}
+    image, way, more = _prepare_images(images, names, grid.space, spacing, orientation, allow_skull)
+    classes = None
+    if reference is not None:
+        notes += [f"{reference.path}: {note}" for note in reference.notes]
+        classes = labels.to_classes(reference.data, case.convention, reference.path)
     prepared = _with_reference(
         image, way, classes, tuple(images), case.case_id, case.patient_id, case.grade
     )
@@ -221,16 +222,13 @@ def _channel(volume: nifti.Volume, channel: int | None) -> nifti.Volume:
     )
 
 
-def _orientation_notes(affine: Affine, orientation: str) -> list[str]:
-    says = "".join(nib.aff2axcodes(affine))
-    if orientation != geometry.HEADER:
-        return [f"the voxels are taken as stored in {orientation} (the header says {says})"]
-    if nifti.is_identity(affine):
-        return [
-            "the affine is the identity, so the header may be lost: the voxels are taken as stored "
-            'in RAS with 1 mm. If that is wrong, set the orientation, such as "LPS"'
-        ]
-    return []
+def orientation_notes(space: spaces.Space, orientation: str) -> list[str]:
+    """Returns what was assumed of where the voxels of a scan lie."""
+    if orientation == geometry.HEADER:
+        return list(space.doubts)
+    says = "".join(nib.aff2axcodes(space.affine)) if space.is_known else "nothing"
+    taken = f"the voxels are taken as stored in {orientation} (the header says {says})"
+    return [taken, *(doubt for doubt in space.doubts if not doubt.startswith(spaces.UNSAID))]
 
 
 # ------------------------------------------------------------------------------- intensities
@@ -239,12 +237,13 @@ def _orientation_notes(affine: Affine, orientation: str) -> list[str]:
 def _prepare_images(
     images: Mapping[str, Num[np.ndarray, "x y z"]],
     names: Mapping[str, str],
-    affine: Affine,
+    space: spaces.Space,
     spacing: Spacing,
     orientation: str,
     allow_skull: bool,
 ) -> tuple[Float16[np.ndarray, "d h w m"], geometry.Geometry, list[str]]:
     """Crops to the union of all brains; scores and resamples each sequence by its own brain."""
+    affine = space.affine
     voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
     masks, notes = {}, []
     for modality, volume in images.items():
@@ -253,7 +252,7 @@ def _prepare_images(
     union = np.logical_or.reduce(list(masks.values()))
     box = _bounding_box(geometry.orient(union, affine, orientation))
     way = geometry.make_geometry(
-        union.shape, affine, box=box, spacing=spacing, orientation=orientation
+        union.shape, space, box=box, spacing=spacing, orientation=orientation
     )
     _check_grid(way, next(iter(names.values())))
     image = np.empty((*way.working_shape, len(images)), np.float16)
