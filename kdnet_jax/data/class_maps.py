@@ -13,7 +13,7 @@ Both grids share their centre, and voxels are boxes of their spacing (the half-p
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int16, Num, UInt8
@@ -41,7 +41,7 @@ def resample_classes(
     """Resamples a class map of spacing `source` to a grid of spacing `target` and `shape`."""
     return _decide(
         lambda value: _shares(labels == value, source, target, shape),
-        _counts(labels, source, target),
+        _counts(labels, source, target, shape),
         shape,
     )
 
@@ -55,7 +55,7 @@ def resample_probabilities(
     """
     return _decide(
         lambda value: _shares(probs[..., value], source, target, shape),
-        _counts(most_probable(probs), source, target),
+        _counts(most_probable(probs), source, target, shape),
         shape,
     )
 
@@ -68,24 +68,43 @@ def most_probable(probs: Float[np.ndarray, "d h w k"]) -> UInt8[np.ndarray, "d h
     return classes
 
 
-def _counts(labels: UInt8[np.ndarray, "d h w"], source: Triple, target: Triple) -> dict[int, int]:
+def _counts(
+    labels: UInt8[np.ndarray, "d h w"], source: Triple, target: Triple, shape: Shape
+) -> dict[int, int]:
     """Returns how many voxels of the target grid each class comes to, the rarest class first."""
-    voxels = np.bincount(labels.ravel())
-    present = sorted(np.flatnonzero(voxels).tolist(), key=lambda value: voxels[value])
-    return {value: _whole_voxels(labels == value, source, target) for value in present}
+    classes, voxels = np.unique(labels, return_counts=True)
+    rarest_first = classes[np.argsort(voxels, kind="stable")].tolist()
+    sides = zip(labels.shape, source, target, shape, strict=True)
+    lengths = [_lengths(*side) for side in sides]
+    return {value: _whole_voxels(labels == value, lengths) for value in rarest_first}
 
 
-def _whole_voxels(mask: Bool[np.ndarray, "d h w"], source: Triple, target: Triple) -> int:
+def _lengths(size: int, source: float, target: float, count: int) -> Float[np.ndarray, "n"]:
+    """Returns how much of the target axis each source voxel covers, in target voxels.
+
+    Beyond its end an axis goes on as its last voxel, as in `_taps`.
+    """
+    half = count * target / 2
+    borders = np.clip((np.arange(size + 1) - size / 2) * source, -half, half)
+    borders[[0, -1]] = -half, half
+    return np.diff(borders) / target
+
+
+def _whole_voxels(
+    mask: Bool[np.ndarray, "d h w"], lengths: Sequence[Float[np.ndarray, "n"]]
+) -> int:
     """Returns the volume in target voxels, rounded up as often as its fraction says.
 
     Plain rounding would make 4 of every 4.2. Where the centre of mass lies in its target voxel says
-    which way: over random places that is as good as chance, and always the same for the same mask.
+    which way: over random places as good as chance, and always the same for the same mask.
     """
+    deep, high, wide = lengths
+    volume = sum(depth * (high @ (plane @ wide)) for depth, plane in zip(deep, mask, strict=True))
     place = 0.0
-    for axis, (step, other) in enumerate(zip(source, target, strict=True)):
+    for axis, length in enumerate(lengths):
         profile = np.count_nonzero(mask, axis=tuple({0, 1, 2} - {axis}))
-        place += profile @ np.arange(len(profile)) / profile.sum() * step / other
-    return math.floor(profile.sum() * math.prod(source) / math.prod(target) + place % 1)
+        place += profile @ np.cumsum(length) / profile.sum()
+    return math.floor(round(volume, 6) + place % 1)
 
 
 # ---------------------------------------------------------------------------------- the decision

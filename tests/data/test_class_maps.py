@@ -69,7 +69,8 @@ def test_balls_and_their_rims_keep_their_volume(
             volumes[row] += np.multiply(count, np.prod(spacing))
     kept = volumes[1] / volumes[0]
     assert kept[0] == pytest.approx(1, abs=0.02)
-    assert kept[1:] == pytest.approx(1, abs=0.05)  # of the least core there is half a voxel
+    # The core of 1.5 mm is half a voxel of 3 mm, there or not: 100 places leave a tenth.
+    assert kept[1:] == pytest.approx(1, abs=0.1 if radius < 6 else 0.04)
 
 
 def test_a_block_of_whole_voxels_comes_back_bit_for_bit() -> None:
@@ -114,6 +115,18 @@ def test_a_place_is_kept() -> None:
         moves.append(np.argwhere(coarse).mean(0) * 2 + 0.5 - np.argwhere(labels).mean(0))
     assert np.abs(moves).max() < 0.3
     assert np.abs(np.mean(moves, axis=0)).max() < 0.15
+
+
+def test_classes_at_the_end_of_the_grid() -> None:
+    """Hand-derived: 6 mm in voxels of 4 mm are 2, which reach 1 mm beyond both ends, and back.
+
+    The layers of 3 mm fill one voxel each; on the way back 3 of the 4 mm lie on the scan.
+    """
+    labels = np.repeat(np.array([1, 2], np.uint8), 3)[:, None, None] * np.ones((6, 4, 4), np.uint8)
+    coarse = class_maps.resample_classes(labels, (1, 1, 1), (4, 4, 4), (2, 1, 1))
+    assert coarse.ravel().tolist() == [1, 2]
+    back = class_maps.resample_classes(coarse, (4, 4, 4), (1, 1, 1), labels.shape)
+    np.testing.assert_array_equal(back, labels)
 
 
 def test_of_uncertain_probabilities_the_lead_decides_not_the_height() -> None:
