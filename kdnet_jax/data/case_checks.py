@@ -22,6 +22,7 @@ from kdnet_jax.data import (
     patients,
     prepare,
     problems,
+    tumour_share,
 )
 from kdnet_jax.errors import UserError
 
@@ -97,7 +98,7 @@ def read_case(
     classes = None if label is None else _classes(label, case, book)
     if classes is not None and classes.shape != shape:
         classes = None
-    _check_content(scores, classes, case, book)
+    _check_content(scores, classes, affine, case, book)
     values = () if label is None else tuple(np.unique(label.data).tolist())
     return Reading(case, book.rows, shape, affine, scores, classes, values)
 
@@ -219,13 +220,19 @@ def _classes(
 def _check_content(
     scores: Mapping[str, Float32[np.ndarray, "x y z"]],
     classes: UInt8[np.ndarray, "x y z"] | None,
+    affine: Affine,
     case: cases.Case,
     book: _Notebook,
 ) -> None:
     """Looks whether the label lies in the brain and the sequences are what their names say."""
     if classes is not None and classes.any() and scores:
-        tumour = classes > 0
-        share = np.logical_or.reduce([volume[tumour] != 0 for volume in scores.values()]).mean()
+        brain = np.logical_or.reduce([volume != 0 for volume in scores.values()])
+        voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+        try:
+            tumour_share.check(classes, np.count_nonzero(brain), voxel_ml, str(case.label))
+        except UserError as error:
+            book.refuse(error, case.label)
+        share = brain[classes > 0].mean()
         if share < _MIN_TUMOUR_IN_BRAIN:
             finding = f"only {share:.0%} of the segmented tumour lie within the brain"
             remedy = "Check that it belongs to this case and is stored in its orientation"
