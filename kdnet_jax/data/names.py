@@ -174,13 +174,25 @@ def _prefix(stem: str, words: Sequence[_Word], found: Name) -> str:
     case = "_".join(part for part in subject(stem) if part)
     if not (case or found.sequence or found.aside or found.doubt):
         return stem[: max(0, len(stem) - len(re.split("[_-]", stem)[-1]) - 1)]
-    target = _relation([word.text for word in words])
-    first = len(words)
-    while first and (first > target or words[first - 1].text in _KNOWN):
+    texts = [word.text for word in words]
+    core = texts[: _relation(texts)]
+    things = [i for i, text in enumerate(core) if text in _MASKS | _SCANS.keys()]
+    first = things[-1] if things else max(0, len(core) - 1)
+    while first and _describes(core, first - 1):
         first -= 1
     if case:
         return "_".join([case, *(word.text for word in words[:first] if not word.in_entity)])
     return stem[: words[first].start if first < len(words) else len(stem)].rstrip("_-. ")
+
+
+def _describes(words: Sequence[str], i: int) -> bool:
+    """Whether a word before that of the sequence is about the image, not of the case's name."""
+    word, behind = words[i], {*words[i + 1 :]}
+    if word in _NO_CONTRAST | {"post"}:  # anna_post_t2 is a visit
+        return {*words[i + 1 : i + 2]} <= _CONTRAST | _NO_CONTRAST
+    if _MASKS & behind:
+        return word in _KNOWN - _OTHER_IMAGES
+    return word in _SCANS or word in _BEHIND - {"hd", "ss"}
 
 
 # ----------------------------------------------------------------------------------- meaning
@@ -271,7 +283,9 @@ def _sequence(word: str, before: Sequence[str], lead: Sequence[str], behind: Seq
         behind: how the image was processed.
     """
     sequence = _SCANS[word]
-    others = {_SCANS[each] for each in before if each in _SCANS} - {sequence}
+    # SPM writes rT1 for a resliced T1.
+    bare = [each if each in _SCANS else re.sub("^[rw]{1,2}", "", each) for each in before]
+    others = {_SCANS[each] for each in bare if each in _SCANS} - {sequence}
     if sequence == "flair" and [each for each in lead if each != "space"][-1:] in (["t2"], ["t2w"]):
         others -= {"t2"}  # T2_FLAIR
     contrast = _with_contrast(lead) or _with_contrast(behind)

@@ -41,6 +41,8 @@ def _holds_several(
     if len(set(sequences)) == len(sequences):
         return False
     images = [file for file in members if file.sequence != names.LABEL]
+    if not all(file.prefix for file in images):
+        return False  # a bare t1.nii.gz is of the folder's case
     apart = len({file.prefix for file in images}) == len(images)
     if apart and len({file.sequence for file in images}) > 1:
         message = (

@@ -75,9 +75,11 @@ def find_masks(folder: str | os.PathLike[str], flag: str) -> Found:
     for file in chosen:
         masks.setdefault(_case_id(file), []).append(file.path)
     if not masks:
+        aside = [f"{file.path.name} is {file.name.aside}" for file in files if file.name.aside]
+        why = f" ({aside[0]} by its name)" if aside else ""
         raise UserError(
-            f"{flag}={root}: none of its {len(files)} NIfTI files is a mask by its name; expected "
-            "CASE.nii.gz, CASE_seg.nii.gz or CASE/seg.nii.gz"
+            f"{flag}={root}: none of its {len(files)} NIfTI files is a mask by its name{why}; "
+            "expected CASE.nii.gz, CASE_seg.nii.gz or CASE/seg.nii.gz"
         )
     left += [path for path in sorted(root.iterdir()) if _is_foreign(path)]
     notes = [f"{root}: no masks, left aside: {layouts.shown([path.name for path in left])}"]

@@ -411,6 +411,21 @@ def test_five_files_that_do_not_belong_together_by_name_are_not_five_patients(
         cases.find_cases(tmp_path, modalities=("t1",), labelled=False)
 
 
+def test_a_bare_name_is_of_the_folder_s_case(tmp_path: pathlib.Path) -> None:
+    add_files(tmp_path / "anna", "t1.nii.gz", "old_t1.nii.gz", "t1ce.nii.gz", "seg.nii.gz")
+    cohort = cases.find_cases(tmp_path, modalities=("t1", "t1ce"))
+    assert ids(cohort) == ["anna"]
+    assert cohort.cases[0].images["t1"].name == "t1.nii.gz"
+    assert "old_t1.nii.gz" in said(cohort)
+
+
+def test_initials_that_are_words_too_stay_apart(tmp_path: pathlib.Path) -> None:
+    for case in ("md", "ed", "anna_pre", "anna_post"):
+        add_files(tmp_path, f"{case}_t1ce.nii.gz", f"{case}_flair.nii.gz")
+    found = cases.find_cases(tmp_path, modalities=("t1ce", "flair"), labelled=False)
+    assert ids(found) == ["anna_post", "anna_pre", "ed", "md"]
+
+
 def test_scans_of_one_sequence_in_a_folder_are_patients(tmp_path: pathlib.Path) -> None:
     add_files(tmp_path / "scans", "anna_t1ce.nii.gz", "bob_t1ce.nii.gz")
     assert ids(cases.find_cases(tmp_path, modalities=("t1ce",), labelled=False)) == ["anna", "bob"]

@@ -27,7 +27,9 @@ from kdnet_jax.data import names
         ("T1_post_contrast", "", "t1ce"),
         ("T1_pre_contrast", "", "t1"),
         ("ce_T1", "", "t1ce"),
-        ("anna_post_t2", "anna", "t2"),
+        ("anna_post_t2", "anna_post", "t2"),
+        ("anna_pre_t1ce", "anna_pre", "t1ce"),
+        ("md_t1", "md", "t1"),
         # BIDS.
         ("sub-X_ses-1_ce-gadolinium_T1w", "sub-X_ses-1", "t1ce"),
         ("sub-X_ce-none_T1w", "sub-X", "t1"),
@@ -105,6 +107,7 @@ def test_what_is_neither_a_sequence_nor_a_segmentation(stem: str, aside: str) ->
     [
         ("p_T1_foo_T1CE", "t1 and t1ce"),
         ("T1_FLAIR", "flair and t1"),
+        ("rT1_T1ce", "t1 and t1ce"),
         ("FLAIR_space_T1", "flair and t1"),
         ("sub-X_acq-FLAIR_T2w", "flair and t2"),
         ("p_post_T1", "after surgery"),

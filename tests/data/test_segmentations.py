@@ -81,6 +81,11 @@ def test_masks_of_something_else_are_left_aside(tmp_path, other) -> None:
     assert f"{other}.nii.gz" in found.notes[0]
 
 
+def test_where_no_file_is_a_mask_the_first_says_why(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"a_t1_mask\.nii\.gz is a mask of either the brain"):
+        _found(tmp_path, "a_t1_mask.nii.gz")
+
+
 def test_the_references_of_ucsf_pdgm_as_they_are_downloaded(tmp_path) -> None:
     name = "UCSF-PDGM-0004"
     tokens = ("T1", "T1_bias", "DTI_eddy_noreg", "brain_segmentation", "tumor_segmentation")
