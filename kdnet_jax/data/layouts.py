@@ -325,8 +325,8 @@ def check_unique(groups: Groups, report: problems.Report) -> None:
         if case_id in folders:
             message = (
                 f"case {case_id} is there twice: in {folders[case_id]} and in {folder}. Remove one "
-                "or give the folder of one copy. The files of a case belong in one folder; where these "
-                "are several patients, the folder or the files need the name of the case"
+                "or give the folder of one copy. The files of a case belong in one folder; where "
+                "these are several patients, the folder or the files need the name of the case"
             )
             report(UserError(message), case_id, folder)
         folders[case_id] = folder
