@@ -104,7 +104,7 @@ def volumes_ml(
     classes: UInt8[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]
 ) -> dict[str, float]:
     """Returns the volume of each region in ml."""
-    voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+    voxel_ml = spaces.voxel_ml(affine)
     counts = np.bincount(classes.ravel(), minlength=len(conventions.CLASSES))
     return {
         region: float(sum(counts[value] for value in values)) * voxel_ml

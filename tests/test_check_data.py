@@ -250,6 +250,15 @@ BROKEN: dict[str, tuple[Callable[[pathlib.Path], object], str, str, str]] = {
 }
 
 
+def test_a_mask_of_the_brain_in_the_label_s_place_is_an_error(tmp_path: pathlib.Path) -> None:
+    folder = write_case(tmp_path, 1)
+    brain = np.asarray(nib.load(file_of(folder, "t1")).dataobj) != 0
+    save(folder, "seg", brain.astype(np.uint8), LPS)
+    (row,) = checked(tmp_path)
+    assert (row.severity, row.file) == (problems.ERROR, str(file_of(folder, "seg")))
+    assert "the tumour fills 100% of the brain" in row.finding
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_each_problem_is_told_and_is_an_error_if_training_refuses_the_case(
     tmp_path: pathlib.Path, name: str

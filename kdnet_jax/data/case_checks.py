@@ -23,6 +23,7 @@ from kdnet_jax.data import (
     prepare,
     problems,
     spaces,
+    tumour_share,
 )
 from kdnet_jax.errors import UserError
 
@@ -107,7 +108,7 @@ def read_case(
     classes = None if label is None else _classes(label, case, book)
     if classes is not None and classes.shape != shape:
         classes = None
-    _check_content(scores, classes, case, book)
+    _check_content(scores, classes, affine, case, book)
     values = () if label is None else tuple(np.unique(label.data).tolist())
     return Reading(case, book.rows, shape, grid.space, scores, classes, values)
 
@@ -179,7 +180,7 @@ def _scores(
     volume: nifti.Volume, affine: spaces.Affine, allow_skull: bool, book: _Notebook
 ) -> Float32[np.ndarray, "x y z"] | None:
     """Returns z-scores within the brain, and those of a head that is refused for its skull."""
-    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    voxel_ml = spaces.voxel_ml(affine)
     name = str(volume.path)
     for allowed in dict.fromkeys((allow_skull, True)):
         try:
@@ -215,13 +216,20 @@ def _classes(
 def _check_content(
     scores: Mapping[str, Float32[np.ndarray, "x y z"]],
     classes: UInt8[np.ndarray, "x y z"] | None,
+    affine: Affine,
     case: cases.Case,
     book: _Notebook,
 ) -> None:
     """Looks whether the label lies in the brain and the sequences are what their names say."""
     if classes is not None and classes.any() and scores:
-        tumour = classes > 0
-        share = np.logical_or.reduce([volume[tumour] != 0 for volume in scores.values()]).mean()
+        brain = np.logical_or.reduce([volume != 0 for volume in scores.values()])
+        voxel_ml = spaces.voxel_ml(affine)
+        try:
+            brain_ml = np.count_nonzero(brain) * voxel_ml
+            tumour_share.check(classes, brain_ml, voxel_ml, case.label)
+        except UserError as error:
+            book.refuse(error, case.label)
+        share = brain[classes > 0].mean()
         if share < _MIN_TUMOUR_IN_BRAIN:
             finding = f"only {share:.0%} of the segmented tumour lie within the brain"
             remedy = "Check that it belongs to this case and is stored in its orientation"

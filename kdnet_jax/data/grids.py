@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +15,7 @@ LABEL = "label"  # the name of the reference among the modalities'
 _MAJORITY = 3
 
 
+@runtime_checkable
 class Placed(Protocol):
     """Voxels of a shape that lie somewhere."""
 

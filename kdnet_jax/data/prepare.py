@@ -16,7 +16,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Num, UInt8
 
 from kdnet_jax import conventions
-from kdnet_jax.data import cases, geometry, grids, labels, nifti, nifti_header, spaces
+from kdnet_jax.data import (
+    cases,
+    geometry,
+    grids,
+    labels,
+    nifti,
+    nifti_header,
+    spaces,
+    tumour_share,
+)
 from kdnet_jax.errors import UserError
 
 # In the note on a head that was taken as it is: `predict` makes a warning of it.
@@ -153,10 +162,21 @@ def prepare_files(
     if reference is not None:
         notes += [f"{reference.path}: {note}" for note in reference.notes]
         classes = labels.to_classes(reference.data, case.convention, reference.path)
+        _check_share(classes, image, way, reference.path)
     prepared = _with_reference(
         image, way, classes, tuple(images), case.case_id, case.patient_id, case.grade
     )
     return prepared, [f"{case.case_id}: {note}" for note in notes + more]
+
+
+def _check_share(
+    classes: UInt8[np.ndarray, "x y z"],
+    image: Float16[np.ndarray, "d h w m"],
+    way: geometry.Geometry,
+    path: pathlib.Path,
+) -> None:
+    foreground_ml = np.count_nonzero(image.any(axis=-1)) * math.prod(way.spacing) / 1000
+    tumour_share.check(classes, foreground_ml, spaces.voxel_ml(way.affine), path)
 
 
 def unlabelled_case(images: Mapping[str, cases.Source]) -> cases.Case:
@@ -244,7 +264,7 @@ def _prepare_images(
 ) -> tuple[Float16[np.ndarray, "d h w m"], geometry.Geometry, list[str]]:
     """Crops to the union of all brains; scores and resamples each sequence by its own brain."""
     affine = space.affine
-    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    voxel_ml = spaces.voxel_ml(affine)
     masks, notes = {}, []
     for modality, volume in images.items():
         masks[modality], note = find_brain(volume, voxel_ml, names[modality], allow_skull)

@@ -185,6 +185,11 @@ def is_identity(affine: Affine) -> bool:
     return np.array_equal(affine, np.eye(4))
 
 
+def voxel_ml(affine: Affine) -> float:
+    """Returns the volume of a voxel, ml."""
+    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+
+
 def displacement(first: Affine, second: Affine, shape: tuple[int, ...]) -> float:
     """Returns by how many mm two affines place a voxel apart, at the worst corner."""
     corners = np.array(list(itertools.product(*((0, size - 1) for size in shape))))
