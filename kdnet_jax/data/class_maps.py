@@ -91,7 +91,7 @@ def _lengths(size: int, source: float, target: float, count: int) -> Float[np.nd
 
 
 def _whole_voxels(
-    mask: Bool[np.ndarray, "d h w"], lengths: Sequence[Float[np.ndarray, "n"]]
+    mask: Bool[np.ndarray, "d h w"], lengths: Sequence[Float[np.ndarray, "_"]]
 ) -> int:
     """Returns the volume in target voxels, rounded up as often as its fraction says.
 
