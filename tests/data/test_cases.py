@@ -324,9 +324,9 @@ def test_patients_csv(tmp_path: pathlib.Path) -> None:
 def test_1251_cases_are_found_quickly(tmp_path: pathlib.Path) -> None:
     for i in range(1251):
         add_case(tmp_path / f"BraTS2021_{i:05}")
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(cases.find_cases(tmp_path).cases) == 1251
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_relative_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
