@@ -216,7 +216,7 @@ def _classes(
 def _check_content(
     scores: Mapping[str, Float32[np.ndarray, "x y z"]],
     classes: UInt8[np.ndarray, "x y z"] | None,
-    affine: Affine,
+    affine: spaces.Affine,
     case: cases.Case,
     book: _Notebook,
 ) -> None:
