@@ -66,7 +66,7 @@ def save(folder: pathlib.Path, sequence: str, data: np.ndarray, affine: np.ndarr
 
 def change(folder: pathlib.Path, sequence: str, edit: Callable[[np.ndarray], np.ndarray]) -> None:
     image = nib.load(file_of(folder, sequence))
-    save(folder, sequence, edit(np.array(image.dataobj)), image.affine)
+    save(folder, sequence, edit(np.asarray(image.dataobj).copy()), image.affine)
 
 
 def cut_off(folder: pathlib.Path, sequence: str) -> None:

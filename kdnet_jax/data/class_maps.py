@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int16, Num, UInt8
+from jaxtyping import Bool, Float, Int, Int16, Num, Shaped, UInt8
 
 SLAB_VOXELS = 2**23  # a resampling yields so many voxels at a time, 32 MiB of float32
 
@@ -159,7 +159,7 @@ def _largest(lead: Int16[np.ndarray, "d h w"], count: int) -> Bool[np.ndarray, "
 
 
 def _shares(
-    volume: Num[np.ndarray, "d h w"], source: Triple, target: Triple, shape: Shape
+    volume: Shaped[np.ndarray, "d h w"], source: Triple, target: Triple, shape: Shape
 ) -> Slabs:
     """Yields (planes, the interpolated volume there in steps of 1 / `_ONE`, int16)."""
     sides = zip(volume.shape, source, target, shape, _ASIDE, strict=True)
@@ -173,7 +173,9 @@ def _shares(
         yield planes, np.rint(np.clip(slab, -0.5, 1.5) * _ONE).astype(np.int16)
 
 
-def _along(volume: Num[np.ndarray, "d h w"], axis: int, taps: Taps) -> Float[np.ndarray, "D H W"]:
+def _along(
+    volume: Shaped[np.ndarray, "d h w"], axis: int, taps: Taps
+) -> Float[np.ndarray, "D H W"]:
     """Interpolates along one axis."""
     sides = [1, 1, 1]
     sides[axis] = -1

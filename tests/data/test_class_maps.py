@@ -40,13 +40,13 @@ def _resample(
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        ((1, 1, 1), (2, 2, 2)),
-        ((1, 1, 1), (3, 3, 3)),
+        ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0)),
+        ((1.0, 1.0, 1.0), (3.0, 3.0, 3.0)),
         ((0.5, 0.5, 0.5), (1, 1, 1)),
-        ((1, 1, 1), (1.5, 1.5, 1.5)),
-        ((1, 1, 1), (2, 1, 1.5)),
-        ((2, 2, 2), (1, 1, 1)),
-        ((3, 3, 3), (1, 1, 1)),
+        ((1.0, 1.0, 1.0), (1.5, 1.5, 1.5)),
+        ((1.0, 1.0, 1.0), (2.0, 1.0, 1.5)),
+        ((2.0, 2.0, 2.0), (1.0, 1.0, 1.0)),
+        ((3.0, 3.0, 3.0), (1.0, 1.0, 1.0)),
     ],
 )
 def test_balls_and_their_rims_keep_their_volume(
@@ -78,7 +78,7 @@ def test_a_block_of_whole_voxels_comes_back_bit_for_bit() -> None:
     coarse = np.zeros((7, 8, 9), np.uint8)
     coarse[2:5, 2:6, 3:6], coarse[3, 3:5, 4] = 2, 1
     fine = coarse.repeat(3, 0).repeat(2, 1).repeat(3, 2)
-    back = class_maps.resample_classes(fine, (1, 1, 1), (3, 2, 3), coarse.shape)
+    back = class_maps.resample_classes(fine, (1.0, 1.0, 1.0), (3.0, 2.0, 3.0), coarse.shape)
     np.testing.assert_array_equal(back, coarse)
 
 
@@ -89,10 +89,12 @@ def test_halving_by_hand() -> None:
     """
     labels = np.zeros((8, 4, 4), np.uint8)
     labels[3:5] = 1
-    tie = class_maps.resample_classes(labels, (1, 1, 1), (2, 2, 2), (4, 2, 2))
+    tie = class_maps.resample_classes(labels, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (4, 2, 2))
     np.testing.assert_array_equal(tie, np.broadcast_to(tie[:, :1, :1], tie.shape))
     assert tie[:, 0, 0].tolist() in ([0, 1, 0, 0], [0, 0, 1, 0])
-    whole = class_maps.resample_classes(np.roll(labels, -1, 0), (1, 1, 1), (2, 2, 2), (4, 2, 2))
+    whole = class_maps.resample_classes(
+        np.roll(labels, -1, 0), (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (4, 2, 2)
+    )
     assert whole[:, 0, 0].tolist() == [0, 1, 0, 0]
 
 
@@ -100,7 +102,7 @@ def test_a_rim_thinner_than_a_coarse_voxel_is_not_lost_to_its_neighbours() -> No
     """1 mm of one class between two others fills a third of 3 mm: it keeps a third of a layer."""
     labels = np.zeros((18, 18, 18), np.uint8)
     labels[10], labels[11:] = 1, 2
-    coarse = class_maps.resample_classes(labels, (1, 1, 1), (3, 3, 3), (6, 6, 6))
+    coarse = class_maps.resample_classes(labels, (1.0, 1.0, 1.0), (3.0, 3.0, 3.0), (6, 6, 6))
     assert np.bincount(coarse.ravel()).tolist() == [120, 12, 84]
     assert set(np.argwhere(coarse == 1)[:, 0]) == {3}
 
@@ -111,7 +113,7 @@ def test_a_place_is_kept() -> None:
     moves = []
     for _ in range(20):
         labels = (_distance((24, 24, 24), (1, 1, 1), rng.uniform(-1, 1, 3)) <= 7).astype(np.uint8)
-        coarse = class_maps.resample_classes(labels, (1, 1, 1), (2, 2, 2), (12, 12, 12))
+        coarse = class_maps.resample_classes(labels, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (12, 12, 12))
         moves.append(np.argwhere(coarse).mean(0) * 2 + 0.5 - np.argwhere(labels).mean(0))
     assert np.abs(moves).max() < 0.3
     assert np.abs(np.mean(moves, axis=0)).max() < 0.15
@@ -123,9 +125,9 @@ def test_classes_at_the_end_of_the_grid() -> None:
     The layers of 3 mm fill one voxel each; on the way back 3 of the 4 mm lie on the scan.
     """
     labels = np.repeat(np.array([1, 2], np.uint8), 3)[:, None, None] * np.ones((6, 4, 4), np.uint8)
-    coarse = class_maps.resample_classes(labels, (1, 1, 1), (4, 4, 4), (2, 1, 1))
+    coarse = class_maps.resample_classes(labels, (1.0, 1.0, 1.0), (4.0, 4.0, 4.0), (2, 1, 1))
     assert coarse.ravel().tolist() == [1, 2]
-    back = class_maps.resample_classes(coarse, (4, 4, 4), (1, 1, 1), labels.shape)
+    back = class_maps.resample_classes(coarse, (4.0, 4.0, 4.0), (1.0, 1.0, 1.0), labels.shape)
     np.testing.assert_array_equal(back, labels)
 
 
@@ -134,7 +136,7 @@ def test_of_uncertain_probabilities_the_lead_decides_not_the_height() -> None:
     probs = np.zeros((4, 4, 4, 3), np.float32)
     probs[:2] = (0.3, 0.4, 0.3)
     probs[2:] = (0.55, 0.45, 0.0)
-    fine = class_maps.resample_probabilities(probs, (2, 2, 2), (1, 1, 1), (8, 8, 8))
+    fine = class_maps.resample_probabilities(probs, (2.0, 2.0, 2.0), (1.0, 1.0, 1.0), (8, 8, 8))
     assert (fine[:4] == 1).all()
     assert (fine[4:] == 0).all()
 
