@@ -147,9 +147,12 @@ def _cut(stem: str, folder: str) -> list[_Word]:
 
 
 def _repeats(stem: str, folder: str) -> bool:
-    """Whether a name begins with its folder's, where that names a case and no sequence."""
+    """Whether a name begins with its folder's, where that names a case, and nothing of the file."""
     begins = folder and stem.lower().startswith(folder.lower())
-    return bool(begins) and stem[len(folder) :][:1] in [*"_-. "] and not read(folder).sequence
+    # A folder T1 or anna_brain does say what a mask in it is of.
+    return (
+        bool(begins) and stem[len(folder) :][:1] in [*"_-. "] and not read(f"{folder}_mask").aside
+    )
 
 
 def _tells(key: str, value: str) -> bool:

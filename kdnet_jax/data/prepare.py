@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float16, Num, UInt8
 from kdnet_jax import conventions
 from kdnet_jax.data import (
     cases,
+    decathlon,
     geometry,
     grids,
     labels,
@@ -140,7 +141,7 @@ def read_files(case: cases.Case) -> CaseFiles:
     """Reads what `prepare_files` prepares.
 
     Raises:
-        UserError: a file cannot be used, or has no such channel.
+        UserError: a file cannot be used, or has other channels than are listed.
     """
     images = read_images(case.images)
     return CaseFiles(images, None if case.label is None else nifti.read_labels(case.label))
@@ -210,7 +211,7 @@ def read_images(sources: Mapping[str, cases.Source]) -> dict[str, nifti.Volume]:
     """Reads the sequences, each file once, in the project's order of modalities.
 
     Raises:
-        UserError: a file cannot be used, or has no such channel.
+        UserError: a file cannot be used, or has other channels than are listed.
     """
     files: dict[pathlib.Path, nifti.Volume] = {}
     volumes = {}
@@ -234,12 +235,8 @@ def _path_and_channel(source: cases.Source) -> tuple[pathlib.Path, int | None]:
 def _channel(volume: nifti.Volume, channel: int | None) -> nifti.Volume:
     if channel is None:
         return volume
-    count = volume.data.shape[3] if volume.data.ndim == 4 else 1
-    if channel >= count:
-        raise UserError(f"{volume.path}: has {count} channel(s); channel {channel} was expected")
-    return dataclasses.replace(
-        volume, data=volume.data.reshape(*volume.data.shape[:3], count)[..., channel]
-    )
+    decathlon.check_channels(volume.path, volume.data.shape)
+    return dataclasses.replace(volume, data=volume.data[..., channel])
 
 
 def orientation_notes(space: spaces.Space, orientation: str) -> list[str]:

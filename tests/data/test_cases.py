@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from kdnet_jax.data import cases, decathlon
+from kdnet_jax.data import cases
 from kdnet_jax.errors import UserError
 
 OLD = ("flair", "t1", "t1ce", "t2", "seg")
@@ -548,11 +548,3 @@ def test_the_raw_layout_of_nnunet_is_refused_with_a_way_that_works(
         tmp_path / "dir", modalities=("t1", "t1ce"), label_convention="decathlon"
     ).cases
     assert (case.case_id, case.convention) == (name, "decathlon")
-
-
-@pytest.mark.parametrize("shape", [(9, 9, 9), (9, 9, 9, 3), (9, 9, 9, 5)])
-def test_an_image_of_the_decathlon_needs_its_four_channels(shape: tuple[int, ...]) -> None:
-    path = pathlib.Path("imagesTr/BRATS_001.nii.gz")
-    with pytest.raises(UserError, match=r"BRATS_001.*has \d channel\(s\); dataset.json lists 4"):
-        decathlon.check_channels(path, shape)
-    decathlon.check_channels(path, (9, 9, 9, 4))

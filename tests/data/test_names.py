@@ -125,8 +125,9 @@ def test_of_the_name_of_the_folder_nothing_is_concluded() -> None:
     assert names.read("T2-study_003_flair").doubt
     assert names.read("T2-study_003_flair", "T2-study_003").sequence == "flair"
     assert names.read("anna_post_t1", "anna_post").sequence == "t1"
-    # Unless the folder is called by a sequence itself.
+    # Unless the folder is called by a sequence itself, or by what is in its files.
     assert names.read("T1_to_T1CE", "T1").sequence == "t1"
+    assert "another structure" in names.read("anna_brain_mask", "anna_brain").aside
 
 
 @pytest.mark.parametrize(
