@@ -3,14 +3,13 @@
 # at the default sigma of an eighth of the edge 58 % of a window of 128^3 voxels lie at that floor:
 # there every window counts alike. nnU-Net 2.8.1, which has the same sigma, has no floor: its weights
 # go down to 4e-11 of the largest.
-# Seen: prints "at MONAI's floor: 58.0 % of 128^3; nnU-Net: least 3.8e-11 of the largest".
+# Seen: prints "at MONAI's floor: 58.0% of 128^3; nnU-Net: least 3.8e-11 of the largest".
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3.11 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet \
-    --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
-"$folder/venv/bin/pip" install --quiet monai==1.6.1 nnunetv2==2.8.1
+# For PyTorch's CPU build, smaller, set PIP_EXTRA_INDEX_URL to PyTorch's index of it.
+"$folder/venv/bin/pip" install --quiet torch==2.13.0 monai==1.6.1 nnunetv2==2.8.1
 
 "$folder/venv/bin/python" -I -W ignore - <<'PYTHON'
 import torch

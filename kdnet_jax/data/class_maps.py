@@ -91,7 +91,7 @@ def _lengths(size: int, source: float, target: float, count: int) -> Float[np.nd
 
 
 def _whole_voxels(
-    mask: Bool[np.ndarray, "d h w"], lengths: Sequence[Float[np.ndarray, "n"]]
+    mask: Bool[np.ndarray, "d h w"], lengths: Sequence[Float[np.ndarray, "_"]]
 ) -> int:
     """Returns the volume in target voxels, rounded up as often as its fraction says.
 
@@ -104,7 +104,7 @@ def _whole_voxels(
     for axis, length in enumerate(lengths):
         profile = np.count_nonzero(mask, axis=tuple({0, 1, 2} - {axis}))
         place += profile @ np.cumsum(length) / profile.sum()
-    return math.floor(round(volume, 6) + place % 1)
+    return math.floor(round(float(volume), 6) + place % 1)
 
 
 # ---------------------------------------------------------------------------------- the decision

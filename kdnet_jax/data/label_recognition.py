@@ -112,7 +112,8 @@ def _from_values(
         meanings.setdefault(_meaning(name, values), name)
     held = f"the masks hold {_shown(values)}"
     if len(meanings) == 1:
-        return Recognised(fitting[0], f"{held}, which no other convention explains")
+        why = "which mean the same in all that know them" if fitting[1:] else "which no other knows"
+        return Recognised(fitting[0], f"{held}, {why}")
     if fitting == ["brats2021", "brats2024"] and not _named_2023(masks):
         return Recognised("brats2021", f"{held}: 4 and no 3, as BraTS wrote them until 2021")
     if not fitting:

@@ -143,7 +143,7 @@ def test_another_mesh_reads_it(exported: commands.Finished) -> None:
         env={
             "PATH": "/usr/bin:/bin",
             "PYTHONPATH": str(commands.ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_NUM_CPU_DEVICES": "4",
         },
         capture_output=True,
         text=True,
