@@ -112,7 +112,9 @@ def test_a_place_is_kept() -> None:
     rng = np.random.default_rng(0)
     moves = []
     for _ in range(20):
-        labels = (_distance((24, 24, 24), (1.0, 1.0, 1.0), rng.uniform(-1, 1, 3)) <= 7).astype(np.uint8)
+        labels = (_distance((24, 24, 24), (1.0, 1.0, 1.0), rng.uniform(-1, 1, 3)) <= 7).astype(
+            np.uint8
+        )
         coarse = class_maps.resample_classes(labels, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (12, 12, 12))
         moves.append(np.argwhere(coarse).mean(0) * 2 + 0.5 - np.argwhere(labels).mean(0))
     assert np.abs(moves).max() < 0.3
