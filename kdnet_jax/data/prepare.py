@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float16, Num, UInt8
 
 from kdnet_jax import conventions
 from kdnet_jax.data import (
+    brain,
     cases,
     decathlon,
     geometry,
@@ -35,9 +36,6 @@ SKULL_ON = "the skull seems to be on"
 MAX_Z = 10.0
 # A brain without its skull is below 2000 ml, a head above 3000.
 MAX_BRAIN_ML = 2500.0
-# The share of the border that must be 0, or one other value, for that value to be the background.
-# 0 needs less because a field of view may cut through the brain.
-ZERO_BORDER, CONSTANT_BORDER = 0.5, 0.99
 
 Spacing = float | Sequence[float] | None
 T = TypeVar("T")
@@ -296,7 +294,8 @@ def find_brain(
     """Returns the voxels that are not background, and a note where that took a decision.
 
     The background is 0, or the one value that the border of the volume has (a volume that others
-    z-scored). A border with neither, or too large a foreground, is a head with its skull.
+    z-scored), or near it where interpolation rang (see `brain.foreground`). A border with neither,
+    or too large a foreground, is a head with its skull.
 
     Args:
         volume: intensities.
@@ -307,17 +306,12 @@ def find_brain(
     Raises:
         UserError: nothing but background, or the skull is on and `allow_skull` is false.
     """
-    background, notes = _background(volume, name)
-    if background is None:
+    mask, notes = brain.foreground(volume, name)
+    reason = None
+    if mask is None:
         mask, reason = np.ones(volume.shape, bool), "the border of the volume is not background"
-    else:
-        mask = volume != background
-        millilitres = np.count_nonzero(mask) * voxel_ml
-        reason = None
-        if millilitres > MAX_BRAIN_ML:
-            reason = (
-                f"{millilitres:.0f} ml are not background, a brain has at most {MAX_BRAIN_ML:g}"
-            )
+    elif (millilitres := np.count_nonzero(mask) * voxel_ml) > MAX_BRAIN_ML:
+        reason = f"{millilitres:.0f} ml are not background, a brain has at most {MAX_BRAIN_ML:g}"
     if not mask.any():
         raise UserError(f"{name}: every voxel is background; expected a brain")
     if reason is None:
@@ -329,19 +323,6 @@ def find_brain(
             "(--config.data.allow_skull=true)"
         )
     return mask, [*notes, f"{name}: {reason}: {SKULL_ON}. The scan was used as it is"]
-
-
-def _background(volume: Num[np.ndarray, "x y z"], name: str) -> tuple[float | None, list[str]]:
-    """Returns the value of the background, None if there is none, and a note if it is not 0."""
-    faces = [np.moveaxis(volume, axis, 0)[side].ravel() for axis in range(3) for side in (0, -1)]
-    border = np.concatenate(faces)
-    if np.count_nonzero(border == 0) >= ZERO_BORDER * border.size:
-        return 0.0, []
-    values, counts = np.unique(border, return_counts=True)
-    if counts.max() < CONSTANT_BORDER * border.size:
-        return None, []
-    background = float(values[counts.argmax()])
-    return background, [f"{name}: the background is {background:g}, not 0; it was taken as such"]
 
 
 def _bounding_box(mask: Bool[np.ndarray, "d h w"]) -> geometry.Box:
