@@ -17,10 +17,17 @@ _ZERO_BORDER, _CONSTANT_BORDER = 0.5, 0.99
 _FAINT: Final = 0.05
 # Around a brain that was resampled, more such voxels than this share of it are not the background's
 # own value; see docs/data.md for what was measured.
-_RINGING: Final = 0.02
-# Ringing fades: so many voxels away from the brain most of the background is its own value, up to
-# this share of the level. The noise in the air around a head is not.
-_REACH, _QUIET, _MOST = 6, 1e-3, 0.75
+_RINGING: Final = 0.04
+# Ringing fades: at most this share of the sum of all departures from the background's own value is
+# so many voxels away from the brain. The noise in the air around a head does not.
+_REACH, _FAR = 6, 0.002
+# The brightest of that noise makes specks: more than this share of its other voxels.
+_SPECKS: Final = 0.25
+# Ringing has many values. One value of nearly all such voxels is something else, such as what was
+# filled in where the field of view of a sequence ends.
+_ONE_VALUE: Final = 0.9
+# Of a border without ringing or noise, all background but for cut edges has one value.
+_ALL_BUT: Final = 0.98
 _SAMPLE: Final = 100_000  # voxels that the level is measured on
 
 
@@ -68,8 +75,8 @@ def _border(volume: Num[np.ndarray, "x y z"]) -> Num[np.ndarray, "n"]:
     return np.concatenate(faces)
 
 
-def _level(distance: Float[np.ndarray, "..."]) -> float:
-    """Returns the median distance from the background of what is clearly not background."""
+def level_of(distance: Float[np.ndarray, "..."]) -> float:
+    """Returns the brain's level: the median of what is clearly more than the background's 0."""
     size = np.abs(distance[distance != 0])
     if not size.size:
         return 0.0
@@ -95,13 +102,15 @@ def _outside(faint: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
     return joined[parts]
 
 
-def _fades(
-    distance: Float[np.ndarray, "x y z"], level: float, outside: Bool[np.ndarray, "x y z"]
-) -> bool:
-    """Whether, away from the brain, most of the background is its own value."""
-    far = ~ndimage.maximum_filter(~outside, size=2 * _REACH + 1)
-    quiet = np.abs(distance[far]) <= _QUIET * level
-    return bool(quiet.size) and bool(quiet.mean() >= _MOST)
+def _fades(distance: Float[np.ndarray, "x y z"], outside: Bool[np.ndarray, "x y z"]) -> bool:
+    """Whether nearly all that is not quite the background lies close to one solid brain."""
+    core = ndimage.minimum_filter(~outside, size=3)  # Noise is no core, but specks beside it.
+    specks = np.count_nonzero(~outside & ~ndimage.maximum_filter(core, size=3))
+    left = np.where(outside, np.abs(distance), 0)
+    if specks > _SPECKS * np.count_nonzero(left):
+        return False
+    near = ndimage.maximum_filter(core, size=2 * _REACH + 3)
+    return bool(left[~near].sum(dtype=np.float64) <= _FAR * left.sum(dtype=np.float64))
 
 
 def _is_background(
@@ -109,11 +118,13 @@ def _is_background(
 ) -> bool:
     """Whether half of the border is `background` or nearly so, and it is no noise around it."""
     distance = volume.astype(np.float32) - np.float32(background)
-    level = _level(distance)
+    level = level_of(distance)
     near = np.abs(border.astype(np.float32) - np.float32(background)) <= _FAINT * level
     if np.count_nonzero(near) < _ZERO_BORDER * border.size:
         return False
-    return _fades(distance, level, _outside(_faint(distance, level)))
+    if np.count_nonzero(border == background) >= _ALL_BUT * np.count_nonzero(near):
+        return True
+    return _fades(distance, _outside(_faint(distance, level)))
 
 
 def _without_ringing(
@@ -122,13 +133,17 @@ def _without_ringing(
     """Returns the foreground, and whether there was ringing around it that was taken off."""
     exact = volume != background
     distance = volume.astype(np.float32) - np.float32(background)
-    level = _level(distance)
+    level = level_of(distance)
     faint = _faint(distance, level)
     if np.count_nonzero(faint & exact) < _RINGING * np.count_nonzero(exact):
         return exact, False
     outside = _outside(faint)
-    ringing = np.count_nonzero(outside & exact)
+    ringing = distance[outside & exact]
     inside = outside.size - np.count_nonzero(outside)
-    if ringing < _RINGING * inside or not _fades(distance, level, outside):
+    if (
+        ringing.size < _RINGING * inside
+        or np.unique(ringing, return_counts=True)[1].max(initial=0) >= _ONE_VALUE * ringing.size
+        or not _fades(distance, outside)
+    ):
         return exact, False
     return ~outside, True

@@ -15,6 +15,7 @@ from kdnet_jax import conventions
 from kdnet_jax.data import (
     cases,
     cohort_checks,
+    copies,
     geometry,
     grids,
     labels,
@@ -108,7 +109,7 @@ def read_case(
     classes = None if label is None else _classes(label, case, book)
     if classes is not None and classes.shape != shape:
         classes = None
-    _check_content(scores, classes, affine, case, book)
+    _check_content(scores, classes, grid.space, volumes, case, book)
     values = () if label is None else tuple(np.unique(label.data).tolist())
     return Reading(case, book.rows, shape, grid.space, scores, classes, values)
 
@@ -216,14 +217,15 @@ def _classes(
 def _check_content(
     scores: Mapping[str, Float32[np.ndarray, "x y z"]],
     classes: UInt8[np.ndarray, "x y z"] | None,
-    affine: spaces.Affine,
+    space: spaces.Space,
+    volumes: Mapping[str, nifti.Volume],
     case: cases.Case,
     book: _Notebook,
 ) -> None:
     """Looks whether the label lies in the brain and the sequences are what their names say."""
     if classes is not None and classes.any() and scores:
         brain = np.logical_or.reduce([volume != 0 for volume in scores.values()])
-        voxel_ml = spaces.voxel_ml(affine)
+        voxel_ml = spaces.voxel_ml(space.affine)
         try:
             brain_ml = np.count_nonzero(brain) * voxel_ml
             tumour_share.check(classes, brain_ml, voxel_ml, case.label)
@@ -234,23 +236,30 @@ def _check_content(
             finding = f"only {share:.0%} of the segmented tumour lie within the brain"
             remedy = "Check that it belongs to this case and is stored in its orientation"
             book.warn(case.label, finding, remedy)
+    repeated = _repeated(scores, volumes)
+    for modality, error in repeated.items():
+        book.refuse(error, volumes[modality].path)
     measured = cohort_checks.contrast(scores, classes)
     if measured is None:
         return
-    copies = cohort_checks.copied(measured)
-    for one, other in copies:
-        book.error(
-            folder_of(case),
-            f"{one} and {other} are the same image; expected two sequences",
-            "Replace the one that is a copy by the scan that belongs there, or remove the case",
-        )
-    pair = None if copies else cohort_checks.swapped(measured)
+    pair = None if repeated else cohort_checks.swapped(measured)
     if pair:
         book.warn(
             folder_of(case),
             f"{' and '.join(pair)} seem to be swapped: their contrasts fit each other's name",
             "Look at both in a viewer; rename the files if they are swapped",
         )
+
+
+def _repeated(
+    scores: Mapping[str, Float32[np.ndarray, "x y z"]], volumes: Mapping[str, nifti.Volume]
+) -> dict[str, UserError]:
+    if len(scores) < 2:
+        return {}
+    union = np.logical_or.reduce([volume != 0 for volume in scores.values()])
+    voxels = copies.places(union)
+    samples = {name: copies.sample(volume, voxels) for name, volume in scores.items()}
+    return copies.repeated(samples, {name: str(volumes[name].path) for name in scores})
 
 
 # ---------------------------------------------------------------------------------- who it is

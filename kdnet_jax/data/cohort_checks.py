@@ -21,8 +21,6 @@ EDGE: Final = 16  # cells per axis of a fingerprint: about 1 cm of a brain
 # Correlation of two fingerprints: from here on the same scan, or so alike that one must look.
 # Scans of different patients reached 0.73, copies of other type or spacing fell to 0.98.
 SAME, ALIKE = 0.98, 0.90
-# Correlation over the voxels of a case from which two sequences are one image.
-COPIED: Final = 0.999
 # By how much another naming of the sequences must fit better before it is told (see `swapped`).
 SWAP_MARGIN: Final = 0.5
 # A label map of fewer voxels may be like another one by chance.
@@ -200,15 +198,6 @@ def contrast(
 
 def _region_mean(voxels: Num[np.ndarray, "n m"]) -> Float[np.ndarray, "m"] | None:
     return voxels.mean(0, dtype=np.float64) if len(voxels) >= _MIN_REGION else None
-
-
-def copied(measured: Contrast) -> list[tuple[str, str]]:
-    """Returns the pairs of sequences that are one image under two names."""
-    return [
-        (measured.modalities[i], measured.modalities[j])
-        for i, j in itertools.combinations(range(len(measured.modalities)), 2)
-        if measured.correlation[i, j] >= COPIED
-    ]
 
 
 def swapped(measured: Contrast) -> tuple[str, str] | None:

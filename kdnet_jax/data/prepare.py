@@ -19,6 +19,7 @@ from kdnet_jax import conventions
 from kdnet_jax.data import (
     brain,
     cases,
+    copies,
     decathlon,
     geometry,
     grids,
@@ -116,7 +117,7 @@ def prepare_case(
 
     Raises:
         UserError: a file cannot be used (see `nifti`, `labels`), the files do not share one grid,
-            a sequence is empty or not skull-stripped.
+            a sequence is empty, not skull-stripped, or repeats another one.
     """
     geometry.check_orientation(orientation)
     return prepare_files(
@@ -257,7 +258,11 @@ def _prepare_images(
     orientation: str,
     allow_skull: bool,
 ) -> tuple[Float16[np.ndarray, "d h w m"], geometry.Geometry, list[str]]:
-    """Crops to the union of all brains; scores and resamples each sequence by its own brain."""
+    """Crops to the union of all brains; scores and resamples each sequence by its own brain.
+
+    Raises:
+        UserError: see `find_brain`, `z_score` and `copies.repeated`.
+    """
     affine = space.affine
     voxel_ml = spaces.voxel_ml(affine)
     masks, notes = {}, []
@@ -271,9 +276,14 @@ def _prepare_images(
     )
     _check_grid(way, next(iter(names.values())))
     image = np.empty((*way.working_shape, len(images)), np.float16)
+    voxels, samples = copies.places(union), {}
     for index, (modality, volume) in enumerate(images.items()):
         scores = z_score(volume, masks[modality], names[modality])
+        if len(images) > 1:
+            samples[modality] = copies.sample(scores, voxels)
         image[..., index] = geometry.to_working(scores, way, order=1)
+    for error in copies.repeated(samples, names).values():
+        raise error
     return image, way, notes
 
 

@@ -175,12 +175,6 @@ def test_where_contrasts_say_nothing_nothing_is_told() -> None:
     assert cohort_checks.contrast(apart, None) is None
 
 
-def test_a_sequence_stored_twice_is_found() -> None:
-    images, classes = scan()
-    images["t2"] = np.round(images["flair"] * 1000)
-    assert cohort_checks.copied(cohort_checks.contrast(images, classes)) == [("t2", "flair")]
-
-
 def test_the_order_of_the_dictionary_does_not_matter() -> None:
     images, classes = scan()
     turned = dict(reversed(images.items()))
