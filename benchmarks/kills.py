@@ -59,8 +59,8 @@ def run(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, Any]:
     with tqdm.tqdm(total=kills, desc="kills", unit="kill", disable=None) as bar:
         while hit.total() < kills:
             starts += 1
-            # The first save comes once, so it is the first to be waited for.
-            wanted = FIRST_SAVE if starts <= 2 else _MOMENTS[starts % len(_MOMENTS)]
+            # A moment that was missed is waited for again.
+            wanted = _MOMENTS[hit.total() % len(_MOMENTS)] if hit else FIRST_SAVE
             phase = _start_and_kill(victim, data, wanted, draw.uniform(0, seconds))
             if phase is None:
                 # It has reached its end: begin again in a new folder; the ended one is compared.
@@ -80,8 +80,8 @@ def run(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-# None: any moment.
-_MOMENTS = (None, None, STEP, SAVE, VALIDATION, EVALUATION)
+# What to wait for; None: any moment. Six kills see each.
+_MOMENTS = (None, STEP, SAVE, VALIDATION, EVALUATION, None)
 
 
 def _command(workdir: pathlib.Path, data: pathlib.Path) -> list[str]:

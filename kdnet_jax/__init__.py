@@ -2,8 +2,13 @@
 
 from typing import Any
 
+from kdnet_jax import home
+
 __version__ = "0.1.0"
 __all__ = ["load"]
+
+# Before any library is imported that looks for it.
+home.ensure()
 
 
 def __getattr__(name: str) -> Any:

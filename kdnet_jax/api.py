@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 
 from kdnet_jax import ensembles, prediction_outputs, segmenting
-from kdnet_jax.data import geometry, nifti, prepare
+from kdnet_jax.data import geometry, nifti, prepare, spaces
 from kdnet_jax.data import labels as label_values
 from kdnet_jax.errors import UserError, check_choice
 
@@ -58,8 +58,10 @@ class Segmentation:
 
     @functools.cached_property
     def image(self) -> nib.Nifti1Image:
-        """The mask as an image of nibabel."""
-        return nib.Nifti1Image(self.mask, self.affine)
+        """The mask as an image of nibabel, as `save` writes it."""
+        return nifti.mask_image(
+            self.mask, self.affine, self.geometry.stored, description="kdnet_jax"
+        )
 
     def save(self, path: Path) -> None:
         """Writes the mask as .nii or .nii.gz.
@@ -67,7 +69,7 @@ class Segmentation:
         Raises:
             UserError: it cannot be written.
         """
-        nifti.write_mask(path, self.mask, self.affine, description="kdnet_jax")
+        nifti.save(path, self.image)
 
     def probability(self, output: str) -> Float[np.ndarray, "x y z"]:
         """Returns the probability of one of `outputs`; 0 outside of the brain's box.
@@ -186,12 +188,13 @@ def _read(scan: Scan, name: str, spacing: Sequence[float] | None, axes: str | No
     if isinstance(scan, np.ndarray):
         if spacing is None or axes is None:
             raise UserError(f"an array does not say where its voxels lie: give {in_words}.")
-        return nifti.from_memory(scan, _affine(spacing, axes), f"the array of {name}")
+        space = spaces.Space(_affine(spacing, axes))
+        return nifti.from_memory(scan, space, f"the array of {name}")
     if spacing is not None or axes is not None:
         raise UserError(f"spacing and axes are for arrays; {name} says by itself where it lies.")
     if isinstance(scan, nib.spatialimages.SpatialImage):
         source = scan.get_filename() or f"the image of {name}"
-        return nifti.from_memory(np.asanyarray(scan.dataobj), scan.affine, source)
+        return nifti.from_memory(np.asanyarray(scan.dataobj), spaces.of_image(scan), source)
     if isinstance(scan, str | os.PathLike):
         return nifti.read_volume(scan)
     raise UserError(

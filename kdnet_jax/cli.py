@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from ml_collections import config_flags
 
-from kdnet_jax import errors
+from kdnet_jax import errors, home
 
 _CONFIG_KEY = re.compile(r"--?(config[\w.]*)")
 # The configs that come with the package: beside it in a checkout and where it is installed.
@@ -163,6 +163,12 @@ def enable_compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path.home() / ".cache" / "kdnet_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+        try:
+            folder = home.make_cache_folder()
+        except OSError as error:
+            print(
+                f"note: compiled programs are not kept for the next start ({error}): set "
+                "XDG_CACHE_HOME to a folder"
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))

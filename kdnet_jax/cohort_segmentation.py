@@ -65,6 +65,7 @@ def segment(
                 beside / f"{case.case_id}.nii.gz",
                 labels.from_classes(classes, LABELS),
                 prepared.geometry.affine,
+                stored=prepared.geometry.stored,
             )
         members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
         (beside / MARK).write_text(json.dumps(members, indent=1) + "\n", "utf-8")

@@ -55,7 +55,8 @@ def _odd_orientations(
     """Returns a warning for each case whose header is not that of most, unless it is overridden."""
     if orientation != geometry.HEADER:
         return []
-    stated = [report.orientation for report in reports]
+    unsaid = data_summary.NOT_STATED
+    stated = ["" if r.orientation == unsaid else r.orientation for r in reports]
     return [
         problems.Problem(
             found[place].case_id,

@@ -33,11 +33,15 @@ _ALLOW_SEEN = flags.DEFINE_bool(
 )
 _REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for evaluation/.", required=True)
-_PREDICTION_LABELS = flags.DEFINE_enum(
-    "prediction_labels", label_recognition.AUTO, _CONVENTIONS, "Label values of the predictions."
+_LABELS_HELP: Final = (
+    f"one of {', '.join(_CONVENTIONS)}, or the channels of masks that have several, such as "
+    "TC,WT,ET."
 )
-_REFERENCE_LABELS = flags.DEFINE_enum(
-    "reference_labels", label_recognition.AUTO, _CONVENTIONS, "Label values of the references."
+_PREDICTION_LABELS = flags.DEFINE_string(
+    "prediction_labels", label_recognition.AUTO, f"Label values of the predictions: {_LABELS_HELP}"
+)
+_REFERENCE_LABELS = flags.DEFINE_string(
+    "reference_labels", label_recognition.AUTO, f"Label values of the references: {_LABELS_HELP}"
 )
 _CASES = flags.DEFINE_string(
     "cases", None, "Cases to score: ids with commas, or a part of a split such as split.json:test."
@@ -73,6 +77,8 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     rules = postprocessing.Rules(_SMALL_ET_ML.value, _MIN_COMPONENT_ML.value)
     wanted = mask_evaluation.read_cases(_CASES.value)
+    for flag in (_PREDICTION_LABELS, _REFERENCE_LABELS):
+        labels.check_convention(f"--{flag.name}", flag.value, auto=(label_recognition.AUTO,))
     if bool(_PREDICTIONS.value) == bool(_CHECKPOINT.value):
         raise UserError(
             "give --predictions=DIR, a folder of masks, or --checkpoint=RUN, which makes them; "

@@ -219,6 +219,7 @@ def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -
         beside / PREDICTIONS / f"{name}.nii.gz",
         labels.from_classes(each.classes, convention),
         each.case.geometry.affine,
+        stored=each.case.geometry.stored,
     )
     np.savez_compressed(
         beside / PROBABILITIES / f"{name}.npz",

@@ -130,6 +130,7 @@ def _report(
         workdir,
         data.cases,
         channel=values.data_modalities.index(figures.shown_sequence(values.modalities)),
+        head=values.network.head,
         cavity=config.data.resection_cavity,
         others=others,
         synthetic=not config.data.data_dir,

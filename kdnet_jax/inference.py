@@ -95,7 +95,10 @@ def entropy(
 
 @functools.lru_cache(maxsize=4)
 def gaussian_window(patch: tuple[int, ...]) -> Float[np.ndarray, "d h w"]:
-    """Weights that fall from 1 at the centre, sigma = edge / 8 (nnU-Net), never below 1e-3."""
+    """Weights that fall from 1 at the centre, sigma = edge / 8, never below 1e-3.
+
+    They are those of MONAI's "gaussian" mode; nnU-Net has this sigma and no such floor.
+    """
     axes = [np.arange(edge) - (edge - 1) / 2 for edge in patch]
     grids = np.meshgrid(*axes, indexing="ij", sparse=True)
     exponent = sum((grid / (edge / 8)) ** 2 for grid, edge in zip(grids, patch, strict=True))

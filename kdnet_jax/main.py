@@ -28,8 +28,9 @@ def main(argv: list[str]) -> None:
 
 def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     # Imported here: a mistake in the flags is told before the seconds that this takes.
-    from kdnet_jax import experiment, stopping, studies
+    from kdnet_jax import devices, experiment, stopping, studies
 
+    errors.exit_on_user_error(devices.check)
     cli.enable_compilation_cache()
     run = studies.run if config.role == "study" else experiment.run
     try:

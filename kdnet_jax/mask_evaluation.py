@@ -5,18 +5,20 @@ import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 # What imports JAX is imported where it is used: the worker processes import this file too.
 from kdnet_jax import conventions, postprocessing, scoring
 from kdnet_jax.data import (
+    grids,
     label_recognition,
+    labels,
     layouts,
     mask_checks,
-    nifti,
     problems,
     segmentations,
+    spaces,
     splits,
 )
 from kdnet_jax.errors import UserError, nearest
@@ -36,12 +38,14 @@ class Inputs:
         prediction_labels: what the values of the predictions mean.
         reference_labels: what those of the references mean.
         left_out: cases without a prediction.
+        ignore_affine: see `mask_checks.check_pairs`.
     """
 
     pairs: list[segmentations.Pair]
     prediction_labels: label_recognition.Recognised
     reference_labels: label_recognition.Recognised
     left_out: list[str]
+    ignore_affine: bool
 
 
 # ------------------------------------------------------------------------- before it computes
@@ -87,7 +91,8 @@ def check_inputs(
         predictions: the masks to score.
         references: what they are scored against.
         wanted: the cases to score; None takes all that have a reference.
-        prediction_labels: a label convention or `label_recognition.AUTO`.
+        prediction_labels: a label convention, the names of channels (`labels.classes_of`) or
+            `label_recognition.AUTO`.
         reference_labels: the same.
         allow_missing: leave out cases without a prediction.
         ignore_affine: see `mask_checks.check_pairs`.
@@ -117,12 +122,32 @@ def check_inputs(
         raise UserError(_listing(listed))
     for found, its in zip((predictions, references), taken, strict=True):
         print(f"{found.folder}: labels of {its.convention} ({its.why})")
-    bare = [pair.case_id for pair in pairs if nifti.is_identity(contents[pair.reference].affine)]
-    if bare:
-        notes.append(f"no voxel size in the header, taken as 1 mm: {layouts.shown(bare)}")
+    notes += _file_notes(pairs, contents, ignore_affine)
     for note in [*predictions.notes, *references.notes, *notes]:
         print(f"note: {note}")
-    return Inputs(pairs, *taken, left_out)
+    return Inputs(pairs, *taken, left_out, ignore_affine)
+
+
+def _file_notes(
+    pairs: Sequence[segmentations.Pair],
+    contents: Mapping[pathlib.Path, mask_checks.Content],
+    ignore_affine: bool,
+) -> list[str]:
+    """Returns what was repaired or assumed of the masks, each sentence with its cases."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        reference, prediction = contents[pair.reference], contents[pair.prediction]
+        sentences = [*reference.notes, *prediction.notes]
+        if spaces.is_identity(reference.space.affine):
+            sentences.append("no voxel size in the header, taken as 1 mm")
+        # Which way the axes run does not change a score.
+        sentences += [s for s in reference.space.doubts if not s.startswith(spaces.UNSAID)]
+        way = None if ignore_affine else grids.turn_onto(prediction, reference)
+        if way is not None and not spaces.is_unturned(way):
+            sentences.append("the prediction's voxels are stored in another order: turned")
+        for sentence in dict.fromkeys(sentences):
+            found.setdefault(sentence, []).append(pair.case_id)
+    return [f"{sentence}: {layouts.shown(cases)}" for sentence, cases in found.items()]
 
 
 def _recognised(
@@ -138,12 +163,45 @@ def _recognised(
     held = {path: contents[path].values for path in paths if not contents[path].problem}
     if not held:
         return None  # There is a problem with every file, and it is listed.
+    flag = f"--{side}_labels"
+    if odd := _channel_problems(asked, flag, contents, held):
+        listed += odd
+        return None
+    if labels.channel_names(asked):
+        return label_recognition.Recognised(asked, f"as {flag} says")
     try:
         release = segmentations.release_of(found) if side == "reference" else None
-        return label_recognition.recognise(asked, f"--{side}_labels", found.folder, held, release)
+        return label_recognition.recognise(asked, flag, found.folder, held, release)
     except UserError as error:
         listed.append(problems.from_error(error, "", found.folder))
         return None
+
+
+def _channel_problems(
+    asked: str,
+    flag: str,
+    contents: Mapping[pathlib.Path, mask_checks.Content],
+    held: Mapping[pathlib.Path, Collection[int]],
+) -> list[problems.Problem]:
+    """Returns a row for each mask that has other channels than the flag names."""
+    names = labels.channel_names(asked)
+    expected = f"{len(names)} channels of 0 and 1, as {flag} names" if names else "one label map"
+    remedy = (
+        f"If they are of one region or class each, {flag} names them in their order, such as "
+        "TC,WT,ET or background,NCR,ED,ET; probabilities must be thresholded first"
+    )
+    return [
+        problems.Problem(
+            "",
+            str(path),
+            problems.ERROR,
+            f"has {contents[path].channels or 'no'} channels with the values "
+            f"{', '.join(map(str, sorted(values)))}; expected {expected}",
+            remedy,
+        )
+        for path, values in held.items()
+        if contents[path].channels != len(names) or (names and not set(values) <= {0, 1})
+    ]
 
 
 def read_contents(
@@ -208,7 +266,8 @@ def check_output(output: pathlib.Path, about: Mapping[str, Any]) -> None:
 def task(pair: segmentations.Pair, inputs: Inputs, cavity: str) -> scoring.Task:
     """Returns how a worker loads a case."""
     conventions_of = (inputs.reference_labels.convention, inputs.prediction_labels.convention)
-    return scoring.Task(pair.case_id, functools.partial(_load, pair, *conventions_of, cavity))
+    load = functools.partial(_load, pair, *conventions_of, cavity, inputs.ignore_affine)
+    return scoring.Task(pair.case_id, load)
 
 
 def _load(*arguments: Any) -> scoring.Masks:

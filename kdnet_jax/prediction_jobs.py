@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from kdnet_jax.data import cases, layouts, nifti_header
+from kdnet_jax.data import cases, decathlon, names, nifti_header
 from kdnet_jax.errors import UnknownLayoutError, UserError
 
 _NIFTI = (".nii", ".nii.gz")
@@ -97,6 +97,7 @@ def _scans_of_folder(
         )
         if len(modalities) > 1 or not files:
             raise UserError(f"--input={folder}: {error}") from error
+        _refuse_numbered_channels(folder, files, modalities[0])
         print(f"{folder}: no known layout; each of its {len(files)} files is taken as a scan")
         for path in files:
             _warn_of_name(path, modalities[0])
@@ -108,12 +109,26 @@ def _scans_of_folder(
     ]
 
 
+def _refuse_numbered_channels(
+    folder: pathlib.Path, files: Sequence[pathlib.Path], modality: str
+) -> None:
+    """Refuses files of several channels in the names of nnU-Net, of which one is the sequence."""
+    endings = [stem(path)[-5:] for path in files]
+    if len({*endings}) > 1 and {*endings} <= {f"_{channel:04d}" for channel in range(4)}:
+        raise UserError(
+            f"--input={folder}: its files end in {', '.join(sorted({*endings}))}, which are the "
+            f"channels of nnU-Net, and the network takes one, {modality}. Give the files of that "
+            'channel alone (the "channel_names" of nnU-Net\'s dataset.json say which it is).'
+        )
+
+
 def _warn_of_name(path: pathlib.Path, modality: str) -> None:
-    ending = stem(path).lower().replace("-", "_").rsplit("_", 1)[-1]
-    sequence = layouts.SEQUENCES.get(ending, modality)
-    if sequence != modality:
+    """Warns of a file whose name says that it is not, or may not be, the network's sequence."""
+    name = names.read(stem(path), path.absolute().parent.name)
+    says = name.sequence or name.aside or (name.doubt and f"one that {name.doubt}")
+    if says and says != modality:
         print(
-            f"warning: {path} is named as {sequence}, but the network was trained on {modality}. "
+            f"warning: {path} is named as {says}, but the network was trained on {modality}. "
             "Its mask means nothing if it is."
         )
 
@@ -213,7 +228,9 @@ def _header_errors(images: Mapping[str, cases.Source]) -> Iterator[str]:
     sources = (each if isinstance(each, tuple) else (each, None) for each in images.values())
     for path, several in {path: channel is not None for path, channel in sources}.items():
         try:
-            nifti_header.read(path, channels=several)
+            header = nifti_header.read(path, channels=several)
+            if several:
+                decathlon.check_channels(path, header.shape)
         except UserError as error:
             yield str(error)
 

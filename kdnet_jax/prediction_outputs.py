@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 
 from kdnet_jax import conventions, files
 from kdnet_jax.data import geometry as geometry_lib
+from kdnet_jax.data import spaces
 from kdnet_jax.errors import UserError
 
 # NIfTI has no float16. 16 bits and a slope, which every reader applies, are as exact and smaller
@@ -42,10 +43,7 @@ def write_probabilities(
     header = nib.Nifti1Header()
     header.set_data_dtype(np.uint16)
     header.set_data_shape((*geometry.shape, len(channels)))
-    header.set_xyzt_units("mm")
-    header["pixdim"][1:4] = nib.affines.voxel_sizes(geometry.affine)
-    header.set_qform(geometry.affine, code="scanner")
-    header.set_sform(geometry.affine, code="scanner")
+    spaces.write(header, geometry.affine, geometry.stored)
     header.set_slope_inter(1 / _STEPS, 0)
     header["magic"], header["vox_offset"] = b"n+1", 352
     header["descrip"] = f"probability of {','.join(channels)}"[:79].encode()
@@ -106,7 +104,7 @@ def volumes_ml(
     classes: UInt8[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]
 ) -> dict[str, float]:
     """Returns the volume of each region in ml."""
-    voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+    voxel_ml = spaces.voxel_ml(affine)
     counts = np.bincount(classes.ravel(), minlength=len(conventions.CLASSES))
     return {
         region: float(sum(counts[value] for value in values)) * voxel_ml

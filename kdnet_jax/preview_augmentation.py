@@ -30,9 +30,10 @@ def main(argv: list[str]) -> None:
     # Imported here: a mistake in the flags is told before the seconds that this takes.
     import jax
 
-    from kdnet_jax import settings
+    from kdnet_jax import devices, settings
     from kdnet_jax.reporting import augmentation_sheet, figures
 
+    devices.check()
     config = _CONFIG.value
     values = settings.read_settings(config)
     case = _case(config, values)

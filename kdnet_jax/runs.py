@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 
 from kdnet_jax import (
     checksums,
+    devices,
     inference,
     model_folder,
     saved_checkpoints,
@@ -50,8 +51,10 @@ def load_run(folder: pathlib.Path) -> Run:
     """Reads a run's folder, with its best parameters, or a model folder (`model_folder`).
 
     Raises:
-        UserError: if the folder is neither, or its parameters do not fit its network.
+        UserError: if the folder is neither, its parameters do not fit its network, or JAX has no
+            device.
     """
+    devices.check()
     if model_folder.is_model(folder):
         return _of_model_folder(folder)
     if foreign.is_foreign(folder):
@@ -94,10 +97,10 @@ def prediction_mesh(
     """
     if whole is None:
         whole = model.whole
-    devices = len(jax.local_devices())
+    count = len(jax.local_devices())
     key = "mesh.space" if space is None else "--space"
     if space is None and networks.splits_depth(model.network):
-        space = devices if whole else math.gcd(model.space, devices)
+        space = count if whole else math.gcd(model.space, count)
     mesh = sharding.local_mesh(space or 1)
     networks.check_space(mesh.shape[sharding.SPACE], model.network, key)
     # Windows of other tools need not divide by what all axes together ask for.
@@ -119,7 +122,7 @@ def volume_predictor(
     predict = inference.make_predict(
         model.network.module().apply, model.head, model.mirror, mesh=mesh
     )
-    devices, space = mesh.shape[sharding.DATA], mesh.shape[sharding.SPACE]
+    batch, space = mesh.shape[sharding.DATA], mesh.shape[sharding.SPACE]
 
     def bind(params: Any) -> Callable[[Any], Any]:
         placed = jax.device_put(params, sharding.replicated(mesh))
@@ -133,7 +136,7 @@ def volume_predictor(
                 image,
                 window,
                 model.overlap,
-                batch=devices,
+                batch=batch,
             )
 
         return answer

@@ -220,7 +220,7 @@ def _checked_params(run: pathlib.Path, step: int, like: Any, document: Progress)
 def save_params(path: pathlib.Path, params: Any) -> None:
     """Writes parameters alone as an Orbax checkpoint, into a folder that does not exist yet."""
     with _by_itself():
-        ocp.save_pytree(path.absolute(), params)
+        ocp.save(path.absolute(), params)
 
 
 def read_params(path: pathlib.Path, like: Any) -> Any:
@@ -232,8 +232,8 @@ def read_params(path: pathlib.Path, like: Any) -> Any:
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     try:
         with _reading():
-            there = shapes(ocp.pytree_metadata(path.absolute()).metadata)
-            loaded = ocp.load_pytree(path.absolute(), like) if there == shapes(like) else None
+            there = shapes(ocp.metadata(path.absolute()).metadata)
+            loaded = ocp.load(path.absolute(), like) if there == shapes(like) else None
     except Damaged as error:
         raise UserError(f"{path} cannot be read ({error}). Restore it from a copy.") from error
     if loaded is None:

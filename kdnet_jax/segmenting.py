@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdnet_jax import ensembles, memory, prediction_jobs, prediction_outputs
-from kdnet_jax.data import cases, familiarity, geometry, labels, nifti, prepare
+from kdnet_jax.data import cases, familiarity, geometry, labels, nifti, prepare, spaces
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import figures
 
@@ -188,15 +188,17 @@ def prepare_scan(
         usual: `familiarity.measure` of the training cases, or `None`.
 
     Returns:
-        The scan, what was repaired or assumed, and what is unlike training.
+        The scan, what was repaired or assumed, and what may make the mask wrong: the scan is
+        unlike those of the training, or its header leaves open how it lies.
     """
     case, notes = prepare.prepare_files(
         scan, files, spacing=spacing, orientation=orientation, allow_skull=True
     )
     skull = [f"{note}. {familiarity.STRIP}" for note in notes if prepare.SKULL_ON in note]
+    open_ = [note for note in notes if any(doubt in note for doubt in spaces.DOUBTS)]
     unlike = familiarity.compare(case, usual) if usual else []
-    plain = tuple(note for note in notes if prepare.SKULL_ON not in note)
-    return case, plain, (*skull, *unlike)
+    plain = tuple(note for note in notes if prepare.SKULL_ON not in note and note not in open_)
+    return case, plain, (*open_, *skull, *unlike)
 
 
 def _write(
@@ -206,7 +208,7 @@ def _write(
     ensemble: ensembles.Ensemble,
     options: Options,
 ) -> None:
-    affine = case.geometry.affine
+    affine, stored = case.geometry.affine, case.geometry.stored
     if job.probabilities:
         prediction_outputs.write_probabilities(
             job.probabilities, prediction.probabilities, case.geometry, ensemble.outputs
@@ -221,12 +223,13 @@ def _write(
     )
     for path, values in maps:
         if path:
-            nifti.write_image(path, geometry.map_to_scan(values, case.geometry), affine)
+            values = geometry.map_to_scan(values, case.geometry)
+            nifti.write_image(path, values, affine, stored=stored)
     if job.overlay:
         _draw(case, prediction.classes, job)
     # Last: where there is a mask, there is all that was asked for.
     values = labels.from_classes(prediction.classes, options.convention)
-    nifti.write_mask(job.output, values, affine, description=options.mark)
+    nifti.write_mask(job.output, values, affine, stored=stored, description=options.mark)
 
 
 def _draw(

@@ -24,7 +24,7 @@ from kdnet_jax.models import heads
 Apply = Callable[[Any, Array], tuple[Array, dict[str, Array]]]
 Metrics = dict[str, Float[Array, ""]]
 # Names of parts of a step in a profile (`profiling`).
-AUGMENT, TEACHER, UPDATE = "augment", "teacher", "update"
+AUGMENT, TEACHER, NETWORK, UPDATE = "augment", "teacher", "network", "update"
 
 
 class Batch(TypedDict):
@@ -104,7 +104,7 @@ def _update(
             grads, state.opt_state, state.params, value=loss
         )
         params = optax.apply_updates(state.params, updates)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         if skip_nonfinite:
             finite = jnp.isfinite(loss) & jnp.isfinite(norm)
             params, opt_state = jax.tree.map(
@@ -206,7 +206,8 @@ def supervised_step(
         y = heads.targets(label, network.head)
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            logits, features = apply(params, _select(image, network.channels))
+            with jax.named_scope(NETWORK):
+                logits, features = apply(params, _select(image, network.channels))
             terms = _reference_loss(logits, features, y, network.head, loss_options)
             return sum(terms.values()).mean(), _means(terms)
 
@@ -245,7 +246,8 @@ def distillation_step(
             )
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            logits, features = apply(params, _select(image, network.channels))
+            with jax.named_scope(NETWORK):
+                logits, features = apply(params, _select(image, network.channels))
             terms = _reference_loss(logits, features, y, network.head, loss_options)
             terms |= distillation.distillation_terms(
                 logits, teacher_logits, y, head=network.head, options=options

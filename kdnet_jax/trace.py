@@ -14,15 +14,21 @@ import jax
 from kdnet_jax import steps
 
 _INSTRUCTION = re.compile(r'%?([\w.\-]+) = [^\n]*?op_name="([^"]+)"')
-_LEVEL = re.compile(r"(encoder|decoder|down|up|head)(?:_(\d+))?")
-# Kinds by what a scope holds, the first that fits.
+# The network's own scope, or what a transformation makes of it, such as jvp(network).
+_NETWORK = re.compile(rf"(?:^|[/(])(?:{steps.NETWORK}|{steps.TEACHER})(?:[/)]|$)")
+# Names of the networks' parts and their numbers there (models/unet.py, nnunet.py, monai.py).
+_LEVEL = re.compile(
+    r"/(?:\w+\._)?(encoder|decoder|downsamples|down|upsamples|up|deconv|heads?|stem|input_block|"
+    r"bottleneck|output_block|init|final)(?:_(\d+))?(?:_\w+)?(?=/|$)"
+)
+# Kinds by what a scope holds, the first that fits: what lies in another comes before that.
 _KINDS = (
-    ("/Conv", "convolution"),
-    ("InstanceNorm", "normalisation"),
-    ("UNet._down", "pooling"),
-    ("UNet._up", "upsampling"),
-    ("UNet._head", "head"),
-    ("concatenate", "concatenation"),
+    (re.compile(r"/(?:InstanceNorm_\d+|norm\d?|final_norm)(?:/|$)"), "normalisation"),
+    (re.compile(r"/(?:Conv_\d+|conv\d?|init)(?:/|$)"), "convolution"),
+    (re.compile(r"\._down/|/down_\d+(?:/|$)"), "pooling"),
+    (re.compile(r"\._up/|/(?:up|deconv)_\d+(?:/|$)"), "upsampling"),
+    (re.compile(r"\._head/|/(?:heads?_\d+|final_conv)(?:/|$)"), "head"),
+    (re.compile("concatenate"), "concatenation"),
 )
 
 
@@ -84,24 +90,22 @@ def phase(scope: str) -> str:
     if steps.UPDATE in parts:
         return "update"
     backward = "transpose(" in scope
-    if "UNet" in scope:
+    if _NETWORK.search(scope):
         return "network, backward" if backward else "network, forward"
     return "loss, backward" if backward else "loss, forward"
 
 
 def kind(scope: str) -> str:
     """Returns what a part of the network does: convolution, normalisation, ..."""
-    if "UNet" not in scope:
+    if not _NETWORK.search(scope):
         return "other"
-    return next((name for mark, name in _KINDS if mark in scope), "other")
+    return next((name for mark, name in _KINDS if mark.search(scope)), "other")
 
 
 def level(scope: str) -> str:
-    """Returns where in the U-Net a scope lies, such as "encoder 0"; empty outside of it."""
-    match = _LEVEL.search(scope) if "UNet" in scope else None
-    if match is None:
-        return ""
-    return " ".join(part for part in match.groups() if part)
+    """Returns where in the network a scope lies, such as "encoder 0"; empty outside of it."""
+    found = _LEVEL.findall(scope) if _NETWORK.search(scope) else []
+    return " ".join(filter(None, found[-1])) if found else ""
 
 
 def totals(operations: Sequence[Operation], group: Mapping[str, str]) -> dict[str, float]:

@@ -13,6 +13,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one test or command compiled, the next finds; before JAX is imported.
 _XLA_CACHE = pathlib.Path(tempfile.gettempdir()) / f"kdnet_jax_tests_xla_{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_XLA_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Small programs run once or twice: less of LLVM's work on them saves half of the compilation. What
+# XLA makes of a program before that is the same.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 
 @pytest.fixture(scope="session")

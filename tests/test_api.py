@@ -83,6 +83,47 @@ def test_a_mask_is_saved_on_the_scan_s_own_grid(
     np.testing.assert_array_equal(saved.affine, nib.load(scan).affine)
 
 
+def test_the_image_is_what_is_saved(
+    model: api.Model, scan: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    given = nib.load(scan)
+    given.set_sform(given.affine, "talairach")
+    given.set_qform(np.diag([-1.0, 1.0, 1.0, 1.0]), "scanner")
+    found = model.segment(given)
+    found.save(tmp_path / "mask.nii.gz")
+    saved, image = nib.load(tmp_path / "mask.nii.gz"), found.image
+    for code in ("sform_code", "qform_code"):
+        assert saved.header[code] == image.header[code] == given.header[code]
+    for written in (saved, image):
+        np.testing.assert_array_equal(written.get_qform(), given.get_qform())
+        np.testing.assert_array_equal(written.get_sform(), given.get_sform())
+    assert image.header["descrip"] == saved.header["descrip"]
+
+
+def test_a_volume_with_a_fourth_axis_of_length_one(
+    model: api.Model, scan: pathlib.Path, found: api.Segmentation
+) -> None:
+    image = nib.load(scan)
+    single = nib.Nifti1Image(np.asarray(image.dataobj)[..., None], image.affine)
+    np.testing.assert_array_equal(model.segment(single).mask, found.mask)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.AnalyzeImage, nib.Spm99AnalyzeImage])
+def test_an_image_without_orientation_gets_a_warning(
+    model: api.Model, scan: pathlib.Path, found: api.Segmentation, kind: type
+) -> None:
+    image = nib.load(scan)
+    bare = kind(np.asarray(image.dataobj), None)
+    bare.header.set_zooms(image.header.get_zooms()[:3])
+    warned = model.segment(bare)
+    (warning,) = (text for text in warned.warnings if "how the voxels are stored" in text)
+    assert "stored in LAS" in warning
+    assert 'orientation="LPS"' in warning
+    told = model.segment(bare, orientation="LPS")
+    np.testing.assert_array_equal(told.mask, found.mask)
+    assert not any("how the voxels are stored" in text for text in told.warnings)
+
+
 def test_a_teacher_needs_its_sequences_by_name(
     smoke_student: commands.Finished, scan: pathlib.Path
 ) -> None:

@@ -66,7 +66,7 @@ def save(folder: pathlib.Path, sequence: str, data: np.ndarray, affine: np.ndarr
 
 def change(folder: pathlib.Path, sequence: str, edit: Callable[[np.ndarray], np.ndarray]) -> None:
     image = nib.load(file_of(folder, sequence))
-    save(folder, sequence, edit(np.array(image.dataobj)), image.affine)
+    save(folder, sequence, edit(np.asarray(image.dataobj).copy()), image.affine)
 
 
 def cut_off(folder: pathlib.Path, sequence: str) -> None:
@@ -90,6 +90,32 @@ def moved(folder: pathlib.Path, sequence: str) -> None:
     affine = LPS.copy()
     affine[0, 3] = 30
     save(folder, sequence, np.asarray(nib.load(file_of(folder, sequence)).dataobj), affine)
+
+
+def stored(folder: pathlib.Path, sequence: str) -> np.ndarray:
+    return np.asarray(nib.load(file_of(folder, sequence)).dataobj)
+
+
+def turned(folder: pathlib.Path, sequence: str) -> None:
+    image = nib.as_closest_canonical(nib.load(file_of(folder, sequence)))
+    save(folder, sequence, np.asarray(image.dataobj), image.affine)
+
+
+def with_header(
+    folder: pathlib.Path, sequence: str, edit: Callable[[nib.Nifti1Header], None]
+) -> None:
+    header = nib.load(file_of(folder, sequence)).header
+    edit(header)
+    image = nib.Nifti1Image(stored(folder, sequence), header.get_best_affine(), header)
+    nib.save(image, file_of(folder, sequence))
+
+
+def no_codes(header: nib.Nifti1Header) -> None:
+    header["sform_code"] = header["qform_code"] = 0
+
+
+def other_sizes(header: nib.Nifti1Header) -> None:
+    header["pixdim"][1] = 1.5
 
 
 @pytest.fixture
@@ -150,6 +176,36 @@ BROKEN: dict[str, tuple[Callable[[pathlib.Path], object], str, str, str]] = {
         "has 12 x 10 x 8 voxels; the other files of the case have 24 x 20 x 16",
     ),
     "affine": (lambda f: moved(f, "t1ce"), "t1ce", "error", "places the voxels elsewhere"),
+    "label in another order": (
+        lambda f: turned(f, "seg"),
+        "",
+        "warning",
+        "voxels of label are stored in another order (RAS) than those of t1 (LPS)",
+    ),
+    "label that lies elsewhere": (
+        lambda f: save(f, "seg", stored(f, "seg"), LPS @ np.diag([-1.0, 1, 1, 1])),
+        "seg",
+        "error",
+        "places the voxels elsewhere",
+    ),
+    "no orientation": (
+        lambda f: [with_header(f, s, no_codes) for s in (*LOOKS, "seg")],
+        "",
+        "error",
+        "does not say how the voxels are stored",
+    ),
+    "other sizes": (
+        lambda f: [with_header(f, s, other_sizes) for s in (*LOOKS, "seg")],
+        "",
+        "warning",
+        "by its sform the voxels are 1 x 1 x 1 mm, by its pixdim 1.5 x 1 x 1 mm",
+    ),
+    "scaled label": (
+        lambda f: save(f, "seg", stored(f, "seg") * np.float32(1.001), LPS),
+        "seg",
+        "warning",
+        "label values were stored scaled",
+    ),
     "nan": (lambda f: change(f, "t2", with_value(np.nan)), "t2", "error", "1 of 7680 voxels"),
     "inf": (lambda f: change(f, "t2", with_value(-np.inf)), "t2", "error", "NaN or infinite"),
     "constant": (lambda f: change(f, "t1", lambda d: 0 * d + 7), "t1", "error", "every voxel is 7"),
@@ -194,6 +250,15 @@ BROKEN: dict[str, tuple[Callable[[pathlib.Path], object], str, str, str]] = {
 }
 
 
+def test_a_mask_of_the_brain_in_the_label_s_place_is_an_error(tmp_path: pathlib.Path) -> None:
+    folder = write_case(tmp_path, 1)
+    brain = np.asarray(nib.load(file_of(folder, "t1")).dataobj) != 0
+    save(folder, "seg", brain.astype(np.uint8), LPS)
+    (row,) = checked(tmp_path)
+    assert (row.severity, row.file) == (problems.ERROR, str(file_of(folder, "seg")))
+    assert "the tumour fills 100% of the brain" in row.finding
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_each_problem_is_told_and_is_an_error_if_training_refuses_the_case(
     tmp_path: pathlib.Path, name: str
@@ -207,8 +272,8 @@ def test_each_problem_is_told_and_is_an_error_if_training_refuses_the_case(
     assert rows[0].file == str(file_of(folder, sequence) if sequence else folder)
     assert finding in rows[0].finding
     assert rows[0].remedy
-    # What training refuses is an error.
-    if name != "no label":
+    # What training refuses is an error; of scans that may lie mirrored it warns.
+    if name not in ("no label", "no orientation"):
         try:
             for case in cases.find_cases(tmp_path).cases:
                 prepare.prepare_case(case, spacing=None)

@@ -324,3 +324,37 @@ def test_the_table_shows_mean_and_median_side_by_side(scored) -> None:
         *("0.800", "(0.800)", "->", "0.800", "(0.800)"),
     ]
     assert "->" not in mask_evaluation.table(scored, postprocessing.Rules())
+
+
+def test_masks_of_several_channels_are_scored_where_these_are_named(tiny_cohort, tmp_path) -> None:
+    """As MONAI writes them: TC, WT and ET, or an ITK vector image, with a fourth axis of 1."""
+    folder = _write_predictions(tiny_cohort, tmp_path / "tool", "brats2023")
+    for path in folder.iterdir():
+        image = nib.load(path)
+        classes = np.asarray(image.dataobj)
+        masks = np.stack([np.isin(classes, values) for values in ((1, 3), (1, 2, 3), (3,))], -1)
+        masks = masks[:, :, :, None] if path.name.endswith("1.nii.gz") else masks
+        nib.save(nib.Nifti1Image(masks.astype(np.uint8), image.affine), path)
+
+    with pytest.raises(UserError) as caught:
+        _checked(folder, tiny_cohort)
+    assert "has 3 channels with the values 0, 1; expected one label map" in str(caught.value)
+    assert "--prediction_labels names them in their order, such as TC,WT,ET" in str(caught.value)
+
+    inputs = _checked(folder, tiny_cohort, prediction_labels="TC,WT,ET")
+
+    assert _same(_score(inputs), _expected(tiny_cohort))
+    with pytest.raises(UserError, match="expected 4 channels"):
+        _checked(folder, tiny_cohort, prediction_labels="background,NCR,ED,ET")
+
+
+def test_predictions_in_another_order_of_voxels_score_the_same(
+    tiny_cohort, tmp_path, capsys
+) -> None:
+    folder = _write_predictions(tiny_cohort, tmp_path / "tool", "brats2021")
+    for path in folder.iterdir():
+        image = nib.as_closest_canonical(nib.load(path))
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine), path)
+    inputs = _checked(folder, tiny_cohort)
+    assert "stored in another order: turned: BraTS2021_00001" in capsys.readouterr().out
+    assert _same(_score(inputs), _expected(tiny_cohort))

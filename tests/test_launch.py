@@ -104,7 +104,7 @@ def test_different_configs_are_named_to_all() -> None:
 
 
 def test_unequal_devices_are_refused() -> None:
-    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    two = {"JAX_NUM_CPU_DEVICES": "2"}
     for each in together([], [], environments=[two, {}]):
         assert each.returncode == 2, each.stderr
         assert "different devices (process 0: 2 cpu; process 1: 1 cpu)" in each.stderr

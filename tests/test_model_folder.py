@@ -61,7 +61,7 @@ def test_nothing_but_jax_and_orbax_reads_the_parameters(tmp_path: pathlib.Path) 
     _, params = _write(tmp_path / "model")
     from orbax.checkpoint import v1 as ocp
 
-    loaded = ocp.load_pytree(tmp_path / "model/params")
+    loaded = ocp.load(tmp_path / "model/params")
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, params))
 
 

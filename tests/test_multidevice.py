@@ -119,7 +119,7 @@ def run(output: pathlib.Path, devices: int, *meshes: str) -> dict[str, np.ndarra
     root = pathlib.Path(__file__).parents[1]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         # Compiling takes nearly all of the time, so the code is left slow.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": str(root),

@@ -2,14 +2,26 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
+import optax
 import pytest
 from ml_collections import config_dict
 
 from configs import common
-from kdnet_jax import checksums, experiment, saved_checkpoints, settings, trace
+from kdnet_jax import (
+    checksums,
+    experiment,
+    model,
+    runs,
+    saved_checkpoints,
+    settings,
+    sharding,
+    steps,
+    trace,
+)
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
 
@@ -78,9 +90,14 @@ def test_a_negative_count_is_refused(config: config_dict.ConfigDict) -> None:
     [
         ("jit(s)/teacher/UNet/UNet._blocks/encoder_1_0/Conv_0/ffi_call",
          "teacher, forward", "convolution", "encoder 1"),
-        ("jit(s)/jvp(UNet)/UNet._blocks/decoder_0_1/InstanceNorm_0/sub",
+        ("jit(s)/jvp(network)/UNet/UNet._blocks/decoder_0_1/InstanceNorm_0/sub",
          "network, forward", "normalisation", "decoder 0"),
-        ("jit(s)/transpose(jvp(UNet))/UNet._up/add", "network, backward", "upsampling", "up"),
+        ("jit(s)/transpose(jvp(network))/UNet/UNet._up/add",
+         "network, backward", "upsampling", "up"),
+        ("jit(s)/transpose(jvp(network))/AdaptedNetwork/member_0/member_0._encode/encoder_2_1"
+         "/conv1/norm/ffi_call", "network, backward", "normalisation", "encoder 2"),
+        ("jit(s)/jvp(network)/AdaptedNetwork/member_0/member_0._up/upsamples_1_conv_block/conv2/dot",
+         "network, forward", "convolution", "upsamples 1"),
         ("jit(s)/jvp()/reduce_sum", "loss, forward", "other", ""),
         ("jit(s)/transpose(jvp())/mul", "loss, backward", "other", ""),
         ("jit(s)/augment/vmap(f)/select_n", "augmentation", "other", ""),
@@ -89,6 +106,38 @@ def test_a_negative_count_is_refused(config: config_dict.ConfigDict) -> None:
 )  # fmt: skip
 def test_scopes_are_sorted(scope: str, phase: str, kind: str, level: str) -> None:
     assert (trace.phase(scope), trace.kind(scope), trace.level(scope)) == (phase, kind, level)
+
+
+@pytest.mark.parametrize("family", [networks.UNET, *networks.FAMILIES])
+def test_the_parts_of_every_network_are_known(family: str) -> None:
+    config = common.base_config("baseline", "smoke")
+    config.model.family, config.model.widths = family, (8, 16, 32)
+    config.model.blocks = config.model.last_blocks = 2
+    values = settings.read_settings(config)
+    optimizer = optax.sgd(1e-3)
+    step = steps.jit_supervised(
+        sharding.make_mesh(),
+        network=runs.as_network(values, values.data_modalities),
+        optimizer=optimizer,
+        loss_options=values.loss,
+        augment_options=values.augment,
+        patch=values.patch,
+    )
+    params = runs.expected_params(model.of_config(config, values))
+    state = jax.eval_shape(lambda: steps.init_state(params, optimizer))
+    batch = steps.batch_shapes(1, values.patch, len(values.data_modalities))
+    lowered = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    scopes = set(re.findall(r'loc\("([^"]+)"', lowered.as_text(debug_info=True)))
+    for way in ("forward", "backward"):
+        own = [scope for scope in scopes if trace.phase(scope) == f"network, {way}"]
+        layers = {"convolution", "normalisation", "upsampling", "head"}
+        assert layers <= {trace.kind(scope) for scope in own}
+        assert all(trace.level(scope) for scope in own if trace.kind(scope) in layers)
+    # Others name places within a function of its own, which the compiled program has in full.
+    whole = [scope for scope in scopes if scope.startswith("jit(")]
+    elsewhere = [scope for scope in whole if trace.phase(scope).startswith("loss")]
+    assert elsewhere
+    assert not [scope for scope in elsewhere if "UNet" in scope or "AdaptedNetwork" in scope]
 
 
 def test_busy_time_is_the_union() -> None:

@@ -46,7 +46,7 @@ def _of_two(words: list[str]) -> list[list[str]]:
     return [[*words, *start, f"--process={number}"] for number in range(2)]
 
 
-ONE_PROCESS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+ONE_PROCESS = {"JAX_NUM_CPU_DEVICES": "2"}
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def run(place: str, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> list[dict[
 
 def test_four_devices_train_as_one_in_every_place(tmp_path: pathlib.Path) -> None:
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, __file__, str(tmp_path / "four.json")]

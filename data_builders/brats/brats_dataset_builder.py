@@ -179,7 +179,7 @@ def _finer(path: pathlib.Path, spacing: prepare.Spacing) -> float:
     if spacing is None:
         return 1.0
     try:
-        affine = nifti_header.read(path, channels=True).affine
+        affine = nifti_header.read(path, channels=True).space.affine
     except UserError:
         return 1.0  # The preparation will say what is wrong with this file.
     return float(abs(np.linalg.det(affine[:3, :3])) / np.prod(np.broadcast_to(spacing, 3)))

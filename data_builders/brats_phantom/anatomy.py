@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
-from nilearn import datasets
 from scipy import ndimage
 
 # How far anatomy is moved (mm, standard deviation) and over which distance the movement varies.
@@ -37,6 +36,9 @@ def _templates(spacing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     The files are those that nilearn ships; nothing is downloaded.
     """
+    # Imported here: it takes a second, and every command imports this file.
+    from nilearn import datasets
+
     loaders = (
         datasets.load_mni152_gm_template,
         datasets.load_mni152_wm_template,

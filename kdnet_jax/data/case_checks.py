@@ -6,11 +6,10 @@ here, found by the same functions; what it repairs or takes as it is, is a warni
 
 import dataclasses
 import pathlib
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 
 from kdnet_jax import conventions
 from kdnet_jax.data import (
@@ -18,16 +17,19 @@ from kdnet_jax.data import (
     cohort_checks,
     copies,
     geometry,
+    grids,
     labels,
     nifti,
     patients,
     prepare,
     problems,
+    spaces,
+    tumour_share,
 )
 from kdnet_jax.errors import UserError
 
-Affine = Float[np.ndarray, "4 4"]
 _ONE_GRID = "Register and resample the files of a case to one grid, or repair the wrong header"
+_REPAIR = "Or repair the headers"
 _LOOK = "Open the case in a viewer; repair the file if this is wrong"
 # Reference contours end at the brain; a label turned over, or of another case, does not.
 _MIN_TUMOUR_IN_BRAIN = 0.5
@@ -41,7 +43,7 @@ class Reading:
         case: the files.
         problems: all that is wrong, in the order of the files.
         shape: the grid that most files share, or None without any.
-        affine: of that grid.
+        space: where it lies.
         scores: modality -> z-scores on that grid, 0 outside of the brain; readable files only.
         classes: 0 to 3 and the resection cavity, on that grid, or None.
         label_values: as stored.
@@ -50,10 +52,15 @@ class Reading:
     case: cases.Case
     problems: list[problems.Problem]
     shape: tuple[int, ...] | None = None
-    affine: Affine | None = None
+    space: spaces.Space | None = None
     scores: Mapping[str, Float32[np.ndarray, "x y z"]] = dataclasses.field(default_factory=dict)
     classes: UInt8[np.ndarray, "x y z"] | None = None
     label_values: tuple[int | float, ...] = ()
+
+    @property
+    def affine(self) -> spaces.Affine | None:
+        """4x4 float64, voxel index to mm, RAS+."""
+        return None if self.space is None else self.space.affine
 
 
 class _Notebook:
@@ -88,19 +95,23 @@ def read_case(
         return Reading(case, [])
     volumes = _read_images(case, book)
     label = _read_label(case, book)
-    members = volumes if label is None else volumes | {nifti.LABEL: label}
+    members = volumes if label is None else volumes | {grids.LABEL: label}
     if not members:
         return Reading(case, book.rows)
-    shape, affine = _usual_grid(members, case, book)
-    _orientation_note(affine, orientation, case, book)
+    grid = grids.settle(members, stored_alike=orientation != geometry.HEADER)
+    shape, affine = grid.shape, grid.affine
+    _note_grid(grid, members, orientation, case, book)
+    # What lies elsewhere is looked at too, and then left out.
+    volumes, label = volumes | grid.members, grid.members.get(grids.LABEL, label)
+    volumes.pop(grids.LABEL, None)
     found = {name: _scores(volume, affine, allow_skull, book) for name, volume in volumes.items()}
     scores = {name: s for name, s in found.items() if s is not None and s.shape == shape}
     classes = None if label is None else _classes(label, case, book)
     if classes is not None and classes.shape != shape:
         classes = None
-    _check_content(scores, classes, volumes, case, book)
+    _check_content(scores, classes, grid.space, volumes, case, book)
     values = () if label is None else tuple(np.unique(label.data).tolist())
-    return Reading(case, book.rows, shape, affine, scores, classes, values)
+    return Reading(case, book.rows, shape, grid.space, scores, classes, values)
 
 
 # --------------------------------------------------------------------------------------- files
@@ -144,49 +155,33 @@ def folder_of(case: cases.Case) -> pathlib.Path:
 # ---------------------------------------------------------------------------------------- grid
 
 
-def _usual_grid(
-    members: Mapping[str, nifti.Volume], case: cases.Case, book: _Notebook
-) -> tuple[tuple[int, ...], Affine]:
-    """Returns the shape and the affine of most files, and notes those that have others."""
-    usual, _ = Counter(volume.data.shape for volume in members.values()).most_common(1)[0]
-    for volume in members.values():
-        if volume.data.shape != usual:
-            found, expected = (" x ".join(map(str, s)) for s in (volume.data.shape, usual))
-            finding = f"has {found} voxels; the other files of the case have {expected}"
-            book.error(volume.path, finding, _ONE_GRID)
-    affines = {name: v.affine for name, v in members.items() if v.data.shape == usual}
-    affine, notes, refused = nifti.agree(affines, usual)
-    for name in refused:
-        found, expected = (np.round(a[:3], 3).tolist() for a in (affines[name], affine))
-        finding = (
-            "its header places the voxels elsewhere than the other files of the case do: affine "
-            f"{found}, expected {expected}"
-        )
+def _note_grid(
+    grid: grids.Grid,
+    members: Mapping[str, nifti.Volume],
+    orientation: str,
+    case: cases.Case,
+    book: _Notebook,
+) -> None:
+    """Notes the files that do not lie on the grid of most, and what was assumed of it."""
+    for name, finding in grid.refused.items():
         book.error(members[name].path, finding, _ONE_GRID)
-    for note in notes:
+    for note in grid.notes:
         book.warn(folder_of(case), note)
-    return usual, affine
-
-
-def _orientation_note(affine: Affine, orientation: str, case: cases.Case, book: _Notebook) -> None:
-    if orientation == geometry.HEADER and nifti.is_identity(affine):
-        book.warn(
-            folder_of(case),
-            "the affine is the identity, so the header may be lost: the voxels are taken as stored "
-            "in RAS with 1 mm",
-            "If that is wrong, repair the headers, or set --orientation, such as LPS "
-            "(--config.data.orientation)",
-        )
+    for note in prepare.orientation_notes(grid.space, orientation):
+        if note.startswith(spaces.NO_ORIENTATION):
+            book.error(folder_of(case), note, _REPAIR)
+        elif note.startswith(spaces.DOUBTS):
+            book.warn(folder_of(case), note)
 
 
 # ----------------------------------------------------------------------------------- intensities
 
 
 def _scores(
-    volume: nifti.Volume, affine: Affine, allow_skull: bool, book: _Notebook
+    volume: nifti.Volume, affine: spaces.Affine, allow_skull: bool, book: _Notebook
 ) -> Float32[np.ndarray, "x y z"] | None:
     """Returns z-scores within the brain, and those of a head that is refused for its skull."""
-    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    voxel_ml = spaces.voxel_ml(affine)
     name = str(volume.path)
     for allowed in dict.fromkeys((allow_skull, True)):
         try:
@@ -208,6 +203,8 @@ def _classes(
     except UserError as error:
         book.refuse(error, label.path)
         return None
+    for note in label.notes:
+        book.warn(label.path, note)
     if not classes.any():
         book.warn(
             label.path,
@@ -220,14 +217,21 @@ def _classes(
 def _check_content(
     scores: Mapping[str, Float32[np.ndarray, "x y z"]],
     classes: UInt8[np.ndarray, "x y z"] | None,
+    space: spaces.Space,
     volumes: Mapping[str, nifti.Volume],
     case: cases.Case,
     book: _Notebook,
 ) -> None:
     """Looks whether the label lies in the brain and the sequences are what their names say."""
     if classes is not None and classes.any() and scores:
-        tumour = classes > 0
-        share = np.logical_or.reduce([volume[tumour] != 0 for volume in scores.values()]).mean()
+        brain = np.logical_or.reduce([volume != 0 for volume in scores.values()])
+        voxel_ml = spaces.voxel_ml(space.affine)
+        try:
+            brain_ml = np.count_nonzero(brain) * voxel_ml
+            tumour_share.check(classes, brain_ml, voxel_ml, case.label)
+        except UserError as error:
+            book.refuse(error, case.label)
+        share = brain[classes > 0].mean()
         if share < _MIN_TUMOUR_IN_BRAIN:
             finding = f"only {share:.0%} of the segmented tumour lie within the brain"
             remedy = "Check that it belongs to this case and is stored in its orientation"

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Sequence
 
 from kdnet_jax import conventions
-from kdnet_jax.data import decathlon, labels, layouts, patients, problems
+from kdnet_jax.data import decathlon, labels, layouts, names, patients, problems
 from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice
 
 Source = pathlib.Path | tuple[pathlib.Path, int]
@@ -40,11 +40,15 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """The cases of one release, by case id, and what a command should tell about them."""
+    """The cases of one release, by case id, and what a command should tell about them.
+
+    `left_aside` are the notes on masks that are no segmentation by their names.
+    """
 
     release: str
     cases: list[Case]
     notes: list[str]
+    left_aside: tuple[str, ...] = ()
 
 
 def find_cases(
@@ -71,7 +75,7 @@ def find_cases(
     _check_arguments(release, modalities, label_convention)
     root = layouts.check_folder(data_dir)
     cohort = _find(root, release, label_convention, problems.refuse)
-    found = _labelled(cohort.cases, root, cohort.notes) if labelled else cohort.cases
+    found = _labelled(cohort, root) if labelled else cohort.cases
     found = _with_modalities(found, root, modalities, problems.refuse)
     return _told(cohort, _refuse_incomplete(found, root), root)
 
@@ -104,7 +108,7 @@ def survey_cases(
         report(error, "", root)
         return Cohort(release, [], []), listed
     if not any(case.label for case in cohort.cases):
-        report(_unlabelled(cohort.cases, root), "", root)
+        report(_unlabelled(cohort, root), "", root)
     found = _with_modalities(cohort.cases, root, modalities, report)
     folders = [patients.case_files(case)[0].parent for case in cohort.cases]
     listed += _incomplete(found, folders)
@@ -119,6 +123,10 @@ def _find(
     chosen, more = layouts.choose_release(release, files, root, report)
     notes += more
     found = []
+    aside = _left_aside(files)
+    notes += aside
+    used = files if "user" in chosen else _members(chosen)
+    _check_doubts(used, report)
     for name, groups in chosen.items():
         layouts.check_unique(groups, report)
         convention, meaning = layouts.label_convention_of(name, label_convention)
@@ -133,16 +141,44 @@ def _find(
         raise UnknownLayoutError(
             f"{root}: none of its {len(files)} NIfTI files {layouts.UNKNOWN}\n{layouts.LAYOUTS}"
         )
-    unused = len(files) - sum(len(set(patients.case_files(case))) for case in found)
+    taken = {path for case in found for path in patients.case_files(case)}
+    unused = [file.path.name for file in files if file.path not in taken]
     if unused:
-        notes.append(f"{unused} other NIfTI files under {root} are not used")
-    return Cohort(", ".join(chosen), found, notes)
+        notes.append(
+            f"{len(unused)} other NIfTI files under {root} are not used: {layouts.shown(unused)}"
+        )
+    return Cohort(", ".join(chosen), found, notes, tuple(aside))
+
+
+def _members(chosen: dict[str, layouts.Groups]) -> list[layouts.File]:
+    return [file for groups in chosen.values() for group in groups.values() for file in group]
+
+
+def _left_aside(files: Sequence[layouts.File]) -> list[str]:
+    """Returns a note for each kind of masks, and images with contrast agent, that is not taken."""
+    reasons: dict[str, list[str]] = {}
+    for file in files:
+        if file.name.aside and file.name.aside != names.OTHER_IMAGE:
+            reasons.setdefault(file.name.aside, []).append(file.path.name)
+    return [f"by name {why}, not used: {layouts.shown(found)}" for why, found in reasons.items()]
+
+
+def _check_doubts(files: Sequence[layouts.File], report: problems.Report) -> None:
+    """Refuses images whose names do not tell which sequence they are."""
+    for file in files:
+        if file.name.doubt:
+            message = (
+                f"{file.path}: its name {file.name.doubt}; expected one sequence. Rename it so "
+                "that it ends in t1, t1ce, t2 or flair alone, or move it away"
+            )
+            report(UserError(message), file.prefix, file.path)
 
 
 def _told(cohort: Cohort, cases: list[Case], root: pathlib.Path) -> Cohort:
     """Returns the cohort with these cases in order, and their number as its first note."""
     notes = [f"{cohort.release}: {len(cases)} cases under {root}", *cohort.notes]
-    return Cohort(cohort.release, sorted(cases, key=lambda case: case.case_id), notes)
+    ordered = sorted(cases, key=lambda case: case.case_id)
+    return dataclasses.replace(cohort, cases=ordered, notes=notes)
 
 
 def _check_arguments(release: str, modalities: Sequence[str], convention: str | None) -> None:
@@ -160,7 +196,17 @@ def _cases_of(
 ) -> list[Case]:
     if release == "decathlon":
         return _decathlon_cases(groups, notes, report)
-    return [_case(release, case_id, files, notes, report) for (case_id, _), files in groups.items()]
+    second: list[str] = []
+    found = [
+        _case(release, case_id, files, notes, second, report)
+        for (case_id, _), files in groups.items()
+    ]
+    if second:
+        notes.append(
+            "of two files the one without bias correction (of masks the corrected one) is taken, "
+            f"not {layouts.shown(second)}"
+        )
+    return found
 
 
 def _with_patients(
@@ -178,27 +224,43 @@ def _case(
     case_id: str,
     group: Sequence[layouts.File],
     notes: list[str],
+    second: list[str],
     report: problems.Report,
 ) -> Case:
-    """Returns the case of a folder; its convention, patient and grade are filled in later."""
+    """Returns the case of a folder; its convention, patient and grade are filled in later.
+
+    `second` gets the names of files that stand behind a better one of their sequence.
+    """
     paths = {}
-    for sequence in layouts.SYNONYMS:
+    for sequence in names.SYNONYMS:
         candidates = [file for file in group if file.sequence == sequence]
         own = [file for file in candidates if file.prefix.lower() in ("", case_id.lower())]
-        if len(own or candidates) > 1:
-            names = ", ".join(file.path.name for file in own or candidates)
-            message = (
-                f"{group[0].folder}: {names} are all taken for {sequence} of {case_id}; expected "
-                "one file. Remove or rename the others"
-            )
-            report(UserError(message), case_id, group[0].folder)
+        pool = own or candidates
+        first = [file for file in pool if not file.name.secondary]
+        if len(first) == 1:
+            second += [file.path.name for file in pool if file.name.secondary]
+            pool = first
+        if len(pool) > 1:
+            _refuse_several(pool, sequence, case_id, report)
         if candidates and not own and release != "user":
             _check_foreign(candidates[0], case_id, report)
             notes.append(f"{case_id}: {candidates[0].path.name} is taken as its {sequence}")
         if candidates:
-            paths[sequence] = (own or candidates)[0].path
-    label = paths.pop(layouts.LABEL, None)
+            paths[sequence] = pool[0].path
+    label = paths.pop(names.LABEL, None)
     return Case(case_id, case_id, None, paths, label, release)
+
+
+def _refuse_several(
+    files: Sequence[layouts.File], sequence: str, case_id: str, report: problems.Report
+) -> None:
+    folders = {file.folder for file in files}
+    shown = ", ".join(str(f.path) if len(folders) > 1 else f.path.name for f in files)
+    message = (
+        f"{files[0].folder}: {shown} are all taken for {sequence} of {case_id}; expected one file. "
+        "Remove or rename the others"
+    )
+    report(UserError(message), case_id, files[0].folder)
 
 
 def _check_foreign(file: layouts.File, case_id: str, report: problems.Report) -> None:
@@ -232,20 +294,22 @@ def _decathlon_cases(
 # ------------------------------------------------------------------------- what was asked for
 
 
-def _labelled(found: list[Case], root: pathlib.Path, notes: list[str]) -> list[Case]:
-    kept = [case for case in found if case.label is not None]
+def _labelled(cohort: Cohort, root: pathlib.Path) -> list[Case]:
+    kept = [case for case in cohort.cases if case.label is not None]
     if not kept:
-        raise _unlabelled(found, root)
-    left = [case.case_id for case in found if case.label is None]
+        raise _unlabelled(cohort, root)
+    left = [case.case_id for case in cohort.cases if case.label is None]
     if left:
-        notes.append(f"left out for want of a segmentation: {layouts.shown(left)}")
+        cohort.notes.append(f"left out for want of a segmentation: {layouts.shown(left)}")
     return kept
 
 
-def _unlabelled(found: list[Case], root: pathlib.Path) -> UserError:
+def _unlabelled(cohort: Cohort, root: pathlib.Path) -> UserError:
+    aside = "".join(f"; {note}" for note in cohort.left_aside)
     return UserError(
-        f"{root}: none of the {len(found)} cases has a segmentation (a file that ends in seg, "
-        "label or mask; labelsTr for the Decathlon). Expected the training part of a release"
+        f"{root}: none of the {len(cohort.cases)} cases has a segmentation (a file that ends in "
+        f"seg, label or mask; labelsTr for the Decathlon){aside}. Expected the training part of a "
+        "release; a tumour's segmentation under another name has to be renamed to CASE_seg"
     )
 
 

@@ -1,9 +1,10 @@
 """Which channel of the Decathlon's four-channel files is which sequence."""
 
 import pathlib
+from collections.abc import Sequence
 
 from kdnet_jax import conventions, documents
-from kdnet_jax.data import layouts
+from kdnet_jax.data import names
 from kdnet_jax.errors import UserError
 
 
@@ -12,7 +13,7 @@ def read_channels(folder: pathlib.Path, notes: list[str]) -> dict[str, int]:
     path = folder / "dataset.json"
     try:
         description = documents.read_json(path)
-        names = {int(channel): name for channel, name in description["modality"].items()}
+        listed = {int(channel): name for channel, name in description["modality"].items()}
         edema = str(description["labels"]["1"])
     except FileNotFoundError as error:
         raise UserError(
@@ -24,8 +25,8 @@ def read_channels(folder: pathlib.Path, notes: list[str]) -> dict[str, int]:
             f"{path}: is not the Decathlon's description ({type(error).__name__}: {error}); "
             'expected JSON with "modality" and "labels". Copy it from Task01_BrainTumour'
         ) from error
-    found = [layouts.SEQUENCES.get(str(names[channel]).lower()) for channel in sorted(names)]
-    if sorted(names) != [0, 1, 2, 3] or set(found) != set(conventions.MODALITIES):
+    found = [names.SEQUENCES.get(str(listed[channel]).lower()) for channel in sorted(listed)]
+    if sorted(listed) != [0, 1, 2, 3] or set(found) != set(conventions.MODALITIES):
         raise UserError(
             f'{path}: "modality" is {description["modality"]}; expected the channels 0 to 3 named '
             "FLAIR, T1w, T1gd and T2w"
@@ -37,3 +38,23 @@ def read_channels(folder: pathlib.Path, notes: list[str]) -> dict[str, int]:
     if found != ["flair", "t1", "t1ce", "t2"]:
         notes.append(f"{path}: the channels are {', '.join(found)}, not the published order")
     return {modality: found.index(modality) for modality in conventions.MODALITIES}
+
+
+def check_channels(path: pathlib.Path, shape: Sequence[int]) -> None:
+    """Refuses an image that does not have the channels that dataset.json lists.
+
+    Args:
+        path: names it in the message.
+        shape: of its voxels, the channels last.
+
+    Raises:
+        UserError: a copy that was cut down to one sequence, or another image.
+    """
+    found = shape[3] if len(shape) == 4 else 1
+    if found != len(conventions.MODALITIES):
+        raise UserError(
+            f"{path}: has {found} channel(s); dataset.json lists {len(conventions.MODALITIES)}, so "
+            "it cannot be told which sequence is which. Copy the file from the Decathlon's "
+            "Task01_BrainTumour, or take the cases out of its layout: CASE_SEQUENCE.nii.gz and "
+            "CASE_seg.nii.gz, with --label_convention=decathlon (--config.data.label_convention)"
+        )

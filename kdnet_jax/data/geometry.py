@@ -10,7 +10,8 @@ half-pixel convention): no resampling shifts the anatomy.
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,11 +20,11 @@ from nibabel import orientations
 from numpy.typing import DTypeLike
 from scipy import ndimage
 
+from kdnet_jax.data import class_maps, spaces
 from kdnet_jax.errors import UserError
 
 CANONICAL = ("S", "P", "L")
 HEADER = "header"  # the value of `orientation` that means: as the affine says
-SLAB_VOXELS = 2**23  # a resampling yields so many voxels at a time, 32 MiB of float32
 SAME_SPACING_MM = 1e-3  # two spacings that differ by no more are one: nothing is resampled
 
 Triple = tuple[float, float, float]
@@ -43,6 +44,7 @@ class Geometry:
         working_shape: the shape of the working grid, in voxels, SPL.
         orientation: "header" (the affine says how the voxels lie) or three letters such as "LPS"
             that override it: the direction to which each stored axis grows.
+        stored: what the scan's header says of it all, for masks to repeat (`spaces.Space.stored`).
     """
 
     shape: Shape
@@ -51,6 +53,7 @@ class Geometry:
     spacing: Triple
     working_shape: Shape
     orientation: str = HEADER
+    stored: Mapping[str, Any] | None = None
 
     @property
     def box_shape(self) -> Shape:
@@ -78,6 +81,7 @@ class Geometry:
             spacing=tuple(fields["spacing"]),
             working_shape=tuple(fields["working_shape"]),
             orientation=fields["orientation"],
+            stored=fields["stored"],
         )
 
     def __eq__(self, other: object) -> bool:
@@ -89,7 +93,7 @@ class Geometry:
 
 def make_geometry(
     shape: Sequence[int],
-    affine: Num[np.ndarray, "4 4"],
+    space: spaces.Space | Num[np.ndarray, "4 4"],
     *,
     box: Box | None = None,
     spacing: float | Sequence[float] | None = None,
@@ -99,7 +103,7 @@ def make_geometry(
 
     Args:
         shape: the scan's own shape.
-        affine: the scan's own affine.
+        space: where its voxels lie, or the affine that says so.
         box: the crop in SPL voxels; all of the scan if None.
         spacing: the wanted spacing in mm, one number or one per SPL axis; None keeps the scan's.
         orientation: see `Geometry`.
@@ -107,6 +111,8 @@ def make_geometry(
     Raises:
         UserError: `spacing` is not one or three positive numbers, or `orientation` is not known.
     """
+    space = space if isinstance(space, spaces.Space) else spaces.of_affine(space)
+    affine = space.affine
     native = spacing_spl(affine, orientation)
     if box is None:
         spl_shape = orient(np.broadcast_to(False, shape), affine, orientation).shape
@@ -122,6 +128,7 @@ def make_geometry(
         spacing=wanted,
         working_shape=tuple(max(1, int(size)) for size in cover),
         orientation=orientation,
+        stored=space.stored,
     )
 
 
@@ -226,7 +233,7 @@ def _resample_slabs(
         sigma = np.maximum(0.0, (factor - 1) / 2)
         smooth = ndimage.gaussian_filter(smooth, sigma, mode="nearest")
     offset = (np.array(volume.shape) - 1) / 2 - factor * (np.array(shape) - 1) / 2
-    thickness = max(1, SLAB_VOXELS // (shape[1] * shape[2]))
+    thickness = max(1, class_maps.SLAB_VOXELS // (shape[1] * shape[2]))
     for start in range(0, shape[0], thickness):
         stop = min(start + thickness, shape[0])
         yield (
@@ -242,38 +249,6 @@ def _resample_slabs(
         )
 
 
-# (planes of the first axis, values there)
-Slabs = Iterable[tuple[slice, Num[np.ndarray, "s h w"]]]
-
-
-def _argmax(
-    channel: Callable[[int], Slabs], classes: Sequence[int], shape: Shape
-) -> UInt8[np.ndarray, "d h w"]:
-    """Returns the class with the largest `channel(class)` per voxel.
-
-    The first of equals wins, as in `np.argmax`. One volume of float32 is held, and a slab.
-    """
-    best = np.full(shape, -np.inf, np.float32)
-    result = np.zeros(shape, np.uint8)
-    for value in classes:
-        for planes, candidate in channel(value):
-            wins = candidate > best[planes]
-            np.copyto(best[planes], candidate, where=wins)
-            result[planes][wins] = value
-    return result
-
-
-def _resample_classes(
-    labels: UInt8[np.ndarray, "d h w"], source: Triple, target: Triple, shape: Shape
-) -> UInt8[np.ndarray, "D H W"]:
-    """Resamples a class map: each class as an image of 0 and 1, then the largest share wins.
-
-    Nearest-neighbour would drop or double thin structures by where they happen to lie on the grid.
-    """
-    present = [int(value) for value in np.unique(labels)]
-    return _argmax(lambda c: _resample_slabs(labels == c, source, target, shape), present, shape)
-
-
 def to_working(
     volume: Num[np.ndarray, "x y z"], geometry: Geometry, order: int
 ) -> Num[np.ndarray, "d h w"]:
@@ -283,7 +258,7 @@ def to_working(
         volume: an array of `geometry.shape`.
         geometry: the way.
         order: 1 for an image (linear, smoothed where the grid gets coarser), 0 for a class map
-            (the class with the largest share; uint8).
+            (`class_maps.resample_classes`).
 
     Returns:
         An array of `geometry.working_shape`. Without resampling, the voxels as they are; with it,
@@ -295,7 +270,7 @@ def to_working(
     cropped = orient(volume, geometry.affine, geometry.orientation)[inside]
     if geometry.native_spacing == geometry.spacing:
         return np.ascontiguousarray(cropped)
-    resample = _resample if order else _resample_classes
+    resample = _resample if order else class_maps.resample_classes
     return resample(cropped, geometry.native_spacing, geometry.spacing, geometry.working_shape)
 
 
@@ -304,8 +279,8 @@ def back_to_scan(
 ) -> UInt8[np.ndarray, "x y z"]:
     """Brings the network's answer from the working grid to the scan's own grid, as class map.
 
-    Probabilities are resampled before the largest is taken, which gives smoother borders than
-    resampling a finished mask. One float32 volume of the scan's grid is held, whatever k.
+    Each class keeps the volume that it has on the working grid (`class_maps`). Probabilities are
+    resampled before the decision, which gives smoother borders than resampling a finished mask.
 
     Args:
         array: probabilities "d h w k", or a class map "d h w", on the working grid.
@@ -314,28 +289,25 @@ def back_to_scan(
     Returns:
         Classes on the scan's own voxel grid; 0 outside of the box.
     """
-    if array.ndim == 4:
-        channels = range(array.shape[-1])
-        mask = _argmax(lambda c: _slabs_back(array[..., c], geometry), channels, geometry.box_shape)
-    elif geometry.native_spacing != geometry.spacing:
-        _check_working(array, geometry)
-        mask = _resample_classes(
-            array, geometry.spacing, geometry.native_spacing, geometry.box_shape
-        )
+    _check_working(array, geometry)
+    soft = array.ndim == 4
+    if geometry.native_spacing == geometry.spacing:
+        mask = class_maps.most_probable(array) if soft else array.astype(np.uint8)
     else:
-        _check_working(array, geometry)
-        mask = array.astype(np.uint8)
+        resample = class_maps.resample_probabilities if soft else class_maps.resample_classes
+        mask = resample(array, geometry.spacing, geometry.native_spacing, geometry.box_shape)
     return place(mask, geometry)
 
 
 def threshold_to_scan(
     probability: Float[np.ndarray, "d h w"], geometry: Geometry
 ) -> Bool[np.ndarray, "x y z"]:
-    """Returns where a region's probability is above 1/2 on the scan's own grid."""
-    mask = np.zeros(geometry.box_shape, bool)
-    for planes, values in _slabs_back(probability, geometry):
-        mask[planes] = values > 0.5
-    return place(mask, geometry)
+    """Returns where a region lies on the scan's own grid.
+
+    It keeps the volume of the voxels of the working grid with a probability above 1/2.
+    """
+    two = np.stack([1 - probability, probability], axis=-1)
+    return back_to_scan(two, geometry).astype(bool)
 
 
 def map_to_scan(
@@ -359,12 +331,14 @@ def map_to_scan(
     return place(box, geometry, outside)
 
 
-def _check_working(array: Num[np.ndarray, "d h w"], geometry: Geometry) -> None:
-    if array.shape != geometry.working_shape:
+def _check_working(array: Num[np.ndarray, "d h w *k"], geometry: Geometry) -> None:
+    if array.shape[:3] != geometry.working_shape:
         raise ValueError(f"array of shape {array.shape}, working grid {geometry.working_shape}")
 
 
-def _slabs_back(values: Num[np.ndarray, "d h w"], geometry: Geometry) -> Slabs:
+def _slabs_back(
+    values: Num[np.ndarray, "d h w"], geometry: Geometry
+) -> Iterable[tuple[slice, Num[np.ndarray, "s h w"]]]:
     """Returns a map of the working grid on the box of the scan's voxels, slab by slab."""
     _check_working(values, geometry)
     if geometry.native_spacing == geometry.spacing:

@@ -17,15 +17,16 @@ _MEANINGS: Final = ("brats2021", "brats2023", "brats2024", "decathlon")
 # nnU-Net keeps it beside predictions and labelsTr, and two folders above a fold's validation.
 _DATASET_JSON: Final = "dataset.json"
 _LEVELS_ABOVE: Final = {"labelstr": 1, "labelsts": 1, "validation": 2}
-# The first pattern that is found names the tissue: "non-enhancing" is asked for before "enhancing".
+# The first pattern that is found names the tissue: "non-enhancing" is asked for before "enhancing",
+# and edema before both: BraTS calls it "surrounding non-enhancing FLAIR hyperintensity" since 2023.
 _TISSUES: Final = (
     ("background", r"background|^bg$"),
-    ("cavity", r"cavity|resection|^rc$"),
-    ("NCR", r"non.?enh|necro|^ncr|^net|^netc$"),
-    ("ED", r"o?edema|^ed$|snfh|peritumou?ral|hyperintens"),
-    ("ET", r"enhanc|^et$"),
-    ("TC", r"core|^tc$"),
-    ("WT", r"whole|^wt$"),
+    ("cavity", r"cavity|resection|^rc\b"),
+    ("ED", r"edema|^ed\b|snfh|peritumou?ral|hyperintens"),
+    ("NCR", r"\b(non|not|un).*enhanc|necro|^ncr|^net"),
+    ("ET", r"enhanc|^et\b"),
+    ("TC", r"core|^tc\b"),
+    ("WT", r"whole|^wt\b"),
 )
 _CLASS_OF: Final = {name: number for number, name in enumerate(conventions.CLASSES)} | {
     "cavity": conventions.RESECTION_CAVITY
@@ -111,7 +112,8 @@ def _from_values(
         meanings.setdefault(_meaning(name, values), name)
     held = f"the masks hold {_shown(values)}"
     if len(meanings) == 1:
-        return Recognised(fitting[0], f"{held}, which no other convention explains")
+        why = "which mean the same in all that know them" if fitting[1:] else "which no other knows"
+        return Recognised(fitting[0], f"{held}, {why}")
     if fitting == ["brats2021", "brats2024"] and not _named_2023(masks):
         return Recognised("brats2021", f"{held}: 4 and no 3, as BraTS wrote them until 2021")
     if not fitting:

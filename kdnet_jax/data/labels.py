@@ -1,5 +1,6 @@
 """The label values of each release, and the project's classes."""
 
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
@@ -25,6 +26,9 @@ LABEL_CONVENTIONS: Final[dict[str, dict[int, int]]] = {
     "decathlon": {0: 0, 1: _ED, 2: _NCR, 3: _ET},
     "kdnet": {0: 0, 1: _NCR, 2: _ED, 3: _ET},
 }
+# The channels of a mask that has several, in the order in which they are painted.
+_PAINTED: Final = {"WT": _ED, "ED": _ED, "TC": _NCR, "NCR": _NCR, "ET": _ET}
+_WHOLE: Final = ({"WT", "TC", "ET"}, {"ED", "NCR", "ET"})
 
 
 def to_classes(
@@ -48,6 +52,62 @@ def to_classes(
     lookup = np.zeros(max(table) + 1, np.uint8)
     lookup[list(table)] = list(table.values())
     return lookup[values.astype(np.uint8)]
+
+
+def check_convention(key: str, convention: str, *, auto: Collection[str] = ()) -> None:
+    """Refuses what is neither a known convention nor a list of channels (`channel_names`).
+
+    Args:
+        key: the flag, for messages.
+        convention: its value.
+        auto: what else is allowed.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if "," not in convention:
+        check_choice(key, convention, (*auto, *LABEL_CONVENTIONS))
+        return
+    names = channel_names(convention)
+    if len(set(names)) < len(names) or not any(whole <= set(names) for whole in _WHOLE):
+        raise UserError(
+            f"{key} is {convention!r}: name each channel of the masks once, in their order: TC, WT "
+            "and ET, or background (if there is one), NCR, ED and ET, such as TC,WT,ET"
+        )
+
+
+def channel_names(convention: str) -> tuple[str, ...]:
+    """Returns the channels that a convention such as "TC,WT,ET" lists; none for a known one."""
+    known = {name.lower(): name for name in (*conventions.CLASSES, *conventions.REGIONS)}
+    parts = convention.split(",") if "," in convention else []
+    return tuple(known.get(part.strip().lower(), part) for part in parts)
+
+
+def classes_of(
+    values: Num[np.ndarray, "x y z *c"], convention: str, path: object
+) -> UInt8[np.ndarray, "x y z"]:
+    """Returns the classes of a label map, or of a mask with a channel for each region or class.
+
+    Args:
+        values: as stored.
+        convention: a key of `LABEL_CONVENTIONS`, or the channels' names (`channel_names`). Where
+            channels overlap, the innermost of WT, TC, ET counts.
+        path: names the file in messages.
+
+    Raises:
+        UserError: as `to_classes`, or the channels are others than those named.
+    """
+    names = channel_names(convention)
+    if not names:
+        return to_classes(values, convention, path)
+    if values.shape[3:] != (len(names),) or not np.isin(values, (0, 1)).all():
+        raise UserError(
+            f"{path}: is no mask of the {len(names)} channels {convention} with 0 and 1 in each"
+        )
+    classes = np.zeros(values.shape[:3], np.uint8)
+    for name in sorted(set(names) & _PAINTED.keys(), key=list(_PAINTED).index):
+        classes[values[..., names.index(name)] == 1] = _PAINTED[name]
+    return classes
 
 
 def from_classes(classes: Num[np.ndarray, "*grid"], convention: str) -> UInt8[np.ndarray, "*grid"]:

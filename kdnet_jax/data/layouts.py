@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from kdnet_jax.data import problems
-from kdnet_jax.errors import UserError
+from kdnet_jax.data import names, own_layouts, problems
+from kdnet_jax.errors import UnknownLayoutError, UserError
 
 NAMES: Final[dict[str, re.Pattern[str]]] = {
     release: re.compile(pattern, re.IGNORECASE)
@@ -25,16 +25,6 @@ _DECATHLON_FOLDERS: Final = ("imagestr", "imagests", "labelstr")
 RELEASES: Final = (*NAMES, "brats2024", "decathlon", "user")
 AUTO: Final = "auto"
 
-LABEL: Final = "label"
-SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
-    "t1": ("t1", "t1n", "t1w"),
-    "t1ce": ("t1ce", "t1c", "t1gd", "t1post"),
-    "t2": ("t2", "t2w"),
-    "flair": ("flair", "t2f", "fla"),
-    LABEL: ("seg", "segm", "segmentation", "label", "mask"),
-}
-SEQUENCES: Final = {name: key for key, names in SYNONYMS.items() for name in names}
-
 # The first post-treatment patients and visits of BraTS 2024's glioma set; earlier sets stay below.
 _FIRST_PATIENT_2024, _FIRST_VISIT_2024 = 2000, 100
 _USER_CONVENTION: Final = "brats2021"
@@ -50,30 +40,32 @@ LAYOUTS: Final = """Known layouts:
   BraTS 2021         BraTS2021_00000/BraTS2021_00000_{flair,t1,t1ce,t2,seg}.nii.gz
   BraTS 2023, 2024   BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz
   Decathlon          dataset.json, imagesTr/BRATS_001.nii.gz, labelsTr/BRATS_001.nii.gz
+  BIDS               sub-01/[ses-01/]anat/sub-01_[ses-01_]{T1w,ce-gadolinium_T1w,T2w,FLAIR}.nii.gz,
+                     also in derivatives/X/sub-01/..., with sub-01_label-tumor_mask.nii.gz
   your own           CASE/{t1,t1ce,t2,flair,seg}.nii.gz, or CASE_{t1,t1ce,t2,flair,seg}.nii.gz"""
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A NIfTI file; `folder` and `stem` are those of the name that describes it."""
+    """A NIfTI file; `folder` and `stem` are those of the name that describes it.
+
+    `name` is what that name says.
+    """
 
     path: pathlib.Path
     folder: pathlib.Path
     stem: str
+    name: names.Name
 
     @property
     def prefix(self) -> str:
-        """The name before the sequence."""
-        return self.stem[: max(0, len(self.stem) - len(self._token) - 1)]
+        """The name of the case that the name holds."""
+        return self.name.prefix
 
     @property
     def sequence(self) -> str | None:
-        """A modality, `LABEL`, or None."""
-        return SEQUENCES.get(self._token.lower())
-
-    @property
-    def _token(self) -> str:
-        return re.split("[_-]", self.stem)[-1]
+        """A modality, `names.LABEL`, or None."""
+        return self.name.sequence
 
 
 Groups = dict[tuple[str, pathlib.Path], list[File]]
@@ -113,13 +105,32 @@ def list_files(root: pathlib.Path, report: problems.Report) -> tuple[list[File],
         if key in files:
             doubled.append(entry.name)
         # Sorted, x.nii comes before x.nii.gz: the later, compressed copy is the one that stays.
-        files[key] = File(inner, *key)
+        files[key] = File(inner, *key, names.read(stem, path.parent.name))
     if not files:
-        names = sorted(os.listdir(root))
-        found = f"it holds {shown(names)}" if names else "it is empty"
+        held = sorted(os.listdir(root))
+        found = f"it holds {shown(held)}" if held else "it is empty"
         raise UserError(f"{root}: no .nii or .nii.gz file is in it; {found}\n{LAYOUTS}")
     notes = [f"there as .nii and as .nii.gz, the latter is used: {shown(doubled)}"]
-    return list(files.values()), notes if doubled else []
+    return _without_holes(files.values()), notes if doubled else []
+
+
+def _without_holes(files: Iterable[File]) -> list[File]:
+    """Returns the files; the `mask` of an inpainting set is what was cut out, and no label."""
+    files = list(files)
+    sets = {(file.folder, file.prefix) for file in files if file.name.aside == names.HOLE}
+
+    def is_hole(file: File) -> bool:
+        named = NAMES["brats2023"].fullmatch(file.prefix) and file.stem.lower().endswith("-mask")
+        beside = (file.folder, file.prefix) in sets and file.stem.lower().endswith("mask")
+        return file.sequence == names.LABEL and bool(named or beside)
+
+    hole = names.Name("", aside=names.HOLE)
+    return [
+        dataclasses.replace(file, name=dataclasses.replace(hole, prefix=file.prefix))
+        if is_hole(file)
+        else file
+        for file in files
+    ]
 
 
 def _walk(
@@ -228,6 +239,7 @@ def choose_release(
     Raises:
         UserError: the release asked for is not there.
     """
+    _check_nnunet(files, root)
     groups = {} if release == "user" else _group(files, root)
     counts = ", ".join(f"{name} ({len(cases)} cases)" for name, cases in sorted(groups.items()))
     if release == AUTO and len(groups) > 1:
@@ -239,13 +251,31 @@ def choose_release(
         report(UserError(message), "", root)
     notes = _sibling_notes(groups) if release == AUTO else []
     if release == "user" or (release == AUTO and not groups):
-        return {"user": _user_groups(files, root)}, notes
+        return {"user": own_layouts.group(files, root, report)}, notes
     chosen = groups if release == AUTO else {release: _forced(release, groups, root, counts)}
     if release != AUTO and release not in groups:
         notes.append(f"the names stand for {_SIBLINGS[release]}; {release} was taken, as asked")
     for name, cases in chosen.items():
         _check_paediatric(name, cases, root, notes, report)
     return chosen, notes
+
+
+def _check_nnunet(files: Iterable[File], root: pathlib.Path) -> None:
+    """Refuses nnU-Net's raw layout, whose channels have numbers in the place of names."""
+    raw = [
+        file.stem
+        for file in files
+        if file.folder.name.lower() in ("imagestr", "imagests")
+        and re.fullmatch(r".+_\d{4}", file.stem)
+    ]
+    if raw:
+        raise UnknownLayoutError(
+            f"{root}: {raw[0]} and {len(raw) - 1} more have the names of nnU-Net's raw layout, "
+            'which does not say the sequence: its dataset.json does ("channel_names"). Copy or '
+            "link each image to DIR/CASE_SEQUENCE.nii.gz (t1, t1ce, t2 or flair) and each label "
+            "to DIR/CASE_seg.nii.gz, give DIR, and say what the labels mean with "
+            "--label_convention (--config.data.label_convention)"
+        )
 
 
 def _sibling_notes(releases: Iterable[str]) -> list[str]:
@@ -288,22 +318,6 @@ def _check_paediatric(
         notes.append(f"{len(cases)} BraTS-PED cases are read as of 2023; {meaning}")
 
 
-def _user_groups(files: Iterable[File], root: pathlib.Path) -> Groups:
-    """Takes a folder as a case, or, where a sequence is in it more than once, each prefix."""
-    folders: dict[pathlib.Path, list[File]] = {}
-    for file in files:
-        if file.sequence:
-            folders.setdefault(file.folder, []).append(file)
-    groups: Groups = {}
-    for folder, members in folders.items():
-        sequences = [file.sequence for file in members]
-        flat = folder == root or len(set(sequences)) < len(sequences)
-        for file in members:
-            name = (flat and file.prefix) or folder.name
-            groups.setdefault((name, folder), []).append(file)
-    return groups
-
-
 def check_unique(groups: Groups, report: problems.Report) -> None:
     """Refuses a case id that stands in two folders."""
     folders: dict[str, pathlib.Path] = {}
@@ -311,7 +325,8 @@ def check_unique(groups: Groups, report: problems.Report) -> None:
         if case_id in folders:
             message = (
                 f"case {case_id} is there twice: in {folders[case_id]} and in {folder}. Remove one "
-                "or give the folder of one copy; the files of a case belong in one folder"
+                "or give the folder of one copy. The files of a case belong in one folder; where "
+                "these are several patients, the folder or the files need the name of the case"
             )
             report(UserError(message), case_id, folder)
         folders[case_id] = folder
@@ -329,7 +344,7 @@ def label_convention_of(release: str, asked: str | None) -> tuple[str, list[str]
     ]
 
 
-def shown(names: Sequence[str]) -> str:
+def shown(texts: Sequence[str]) -> str:
     """Returns the first few names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return ", ".join(texts[:SHOWN]) + more

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Num, UInt8
 
-from kdnet_jax.data import labels, nifti, problems, segmentations
+from kdnet_jax.data import grids, labels, nifti, problems, segmentations, spaces
 from kdnet_jax.errors import UserError
 
 # A mask with more values, or larger ones, is none.
@@ -19,25 +19,29 @@ _LARGEST: Final = 255
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What was read in a file: its grid and values, or the problem that it has."""
+    """What was read in a file: its grid, values and channels, notes, or its problem."""
 
     shape: tuple[int, ...] = ()
-    affine: nifti.Affine | None = None
+    space: spaces.Space | None = None
     values: frozenset[int] = frozenset()
+    channels: int = 0
+    notes: tuple[str, ...] = ()
     problem: str | None = None
 
 
 def read_content(path: pathlib.Path) -> Content:
     """Reads a mask and says what it holds; a mistake in the file becomes its `problem`."""
     try:
-        volume = nifti.read_labels(path)
+        volume = nifti.read_labels(path, channels=True)
     except UserError as error:
         return Content(problem=str(error))
     values, counts = np.unique(volume.data, return_counts=True)
     problem = _not_labels(values, counts)
     if problem:
-        return Content(volume.data.shape, volume.affine, problem=f"{path}: {problem}")
-    return Content(volume.data.shape, volume.affine, frozenset(map(int, values.tolist())))
+        return Content(volume.shape, volume.space, problem=f"{path}: {problem}")
+    held = frozenset(map(int, values.tolist()))
+    channels = volume.data.shape[3] if volume.data.ndim > 3 else 0
+    return Content(volume.shape, volume.space, held, channels, volume.notes)
 
 
 def _not_labels(values: Num[np.ndarray, " n"], counts: Num[np.ndarray, " n"]) -> str | None:
@@ -93,15 +97,17 @@ def _check_grid(
         path = str(pair.prediction)
         return [problems.Problem(pair.case_id, path, problems.ERROR, finding, remedy)]
 
+    if not ignore_affine and grids.turn_onto(prediction, reference) is not None:
+        return []
     if reference.shape != prediction.shape:
         return problem(
             f"its grid is {_grid(prediction)}, that of its reference {pair.reference.name} is "
             f"{_grid(reference)}",
             "Predict on the scan's own grid, or resample the mask to it with nearest neighbour",
         )
-    apart = nifti.displacement(reference.affine, prediction.affine, reference.shape)
-    if ignore_affine or apart < nifti.SAME_PLACE_MM:
+    if ignore_affine:
         return []
+    apart = spaces.displacement(reference.space.affine, prediction.space.affine, reference.shape)
     return problem(
         f"its header places voxels up to {apart:.1f} mm from where that of its reference "
         f"{pair.reference.name} has them: {_place(prediction)}, against {_place(reference)}",
@@ -111,39 +117,47 @@ def _check_grid(
 
 
 def _grid(content: Content) -> str:
-    sizes = nib.affines.voxel_sizes(content.affine)
-    return f"{_times(content.shape)} of {_times(sizes)} mm"
+    sizes = nib.affines.voxel_sizes(content.space.affine)
+    return f"{spaces.times(content.shape)} of {spaces.times(sizes)} mm"
 
 
 def _place(content: Content) -> str:
-    if nifti.is_identity(content.affine):
+    affine = content.space.affine
+    if spaces.is_identity(affine):
         return "an identity affine"
-    axes = "".join(nib.aff2axcodes(content.affine))
-    origin = ", ".join(f"{mm:g}" for mm in content.affine[:3, 3].round(2) + 0.0)
-    return f"{axes}, {_times(nib.affines.voxel_sizes(content.affine))} mm, origin {origin}"
-
-
-def _times(numbers: Iterable[float | int]) -> str:
-    return " x ".join(f"{number:.4g}" for number in numbers)
+    if not content.space.is_known:
+        return "a header without orientation"
+    axes = "".join(nib.aff2axcodes(affine))
+    origin = ", ".join(f"{mm:g}" for mm in affine[:3, 3].round(2) + 0.0)
+    return f"{axes}, {spaces.times(nib.affines.voxel_sizes(affine))} mm, origin {origin}"
 
 
 # ------------------------------------------------------------------------- reading a pair
 
 
 def read_pair(
-    pair: segmentations.Pair, reference_labels: str, prediction_labels: str, cavity: str
+    pair: segmentations.Pair,
+    reference_labels: str,
+    prediction_labels: str,
+    cavity: str,
+    ignore_affine: bool,
 ) -> tuple[UInt8[np.ndarray, "x y z"], UInt8[np.ndarray, "x y z"], tuple[float, float, float]]:
     """Returns the classes of reference and prediction, and the spacing of the reference in mm.
 
     Args:
-        pair: on one grid.
-        reference_labels: a key of `labels.LABEL_CONVENTIONS`.
+        pair: on one grid, as `check_pairs` found.
+        reference_labels: see `labels.classes_of`.
         prediction_labels: the same.
         cavity: what a resection cavity counts as in both (`labels.map_cavity`).
+        ignore_affine: see `check_pairs`.
     """
-    reference, prediction = nifti.read_labels(pair.reference), nifti.read_labels(pair.prediction)
+    reference, prediction = (
+        nifti.read_labels(path, channels=True) for path in (pair.reference, pair.prediction)
+    )
+    if not ignore_affine:
+        prediction = grids.turned(prediction, reference)
     classes = [
-        labels.map_cavity(labels.to_classes(volume.data, convention, volume.path), cavity)
+        labels.map_cavity(labels.classes_of(volume.data, convention, volume.path), cavity)
         for volume, convention in ((reference, reference_labels), (prediction, prediction_labels))
     ]
     spacing = tuple(nib.affines.voxel_sizes(reference.affine).tolist())

@@ -3,26 +3,25 @@
 import dataclasses
 import errno
 import io
-import itertools
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Num, UInt8
 
 from kdnet_jax import files
-from kdnet_jax.data import nifti_header
+from kdnet_jax.data import nifti_header, spaces
 from kdnet_jax.errors import UserError
 
-# Headers that place every voxel alike to within this are one: float32 rounding stays far below.
-SAME_PLACE_MM = 0.05
 _MEBI = 2**20
-LABEL = "label"  # the name of the reference among the modalities'
+# What scaling to integers and back leaves of a whole number: up to 8e-3 for 0, 1, 2, 4 in uint8.
+_WHOLE: Final = 1e-2
 
-Affine = nifti_header.Affine
+Affine = spaces.Affine
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,13 +30,25 @@ class Volume:
 
     Attributes:
         data: as stored and scaled; "x y z", or "x y z c" for a file of several channels.
-        affine: 4x4 float64, voxel index to mm, RAS+.
+        space: where they lie.
         path: the file.
+        notes: what was repaired.
     """
 
     data: Num[np.ndarray, "x y z *c"]
-    affine: Affine
+    space: spaces.Space
     path: pathlib.Path
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In voxels."""
+        return self.data.shape[:3]
+
+    @property
+    def affine(self) -> Affine:
+        """4x4 float64, voxel index to mm, RAS+."""
+        return self.space.affine
 
 
 def read_volume(path: str | os.PathLike[str], *, channels: bool = False) -> Volume:
@@ -57,21 +68,22 @@ def read_volume(path: str | os.PathLike[str], *, channels: bool = False) -> Volu
     return volume
 
 
-def from_memory(data: Num[np.ndarray, "..."], affine: Affine, name: str) -> Volume:
+def from_memory(data: Num[np.ndarray, "..."], space: spaces.Space, name: str) -> Volume:
     """Returns an image that is in memory already as float32, checked as a file is.
 
     Args:
-        data: intensities, "x y z".
-        affine: voxel index to mm, RAS+.
+        data: intensities, "x y z"; axes of length 1 behind the third are dropped.
+        space: where they lie.
         name: names it in messages.
 
     Raises:
         UserError: as `read_volume`.
     """
     path = pathlib.Path(name)
-    nifti_header.check_grid(data.shape, data.dtype, affine, path)
+    shape = nifti_header.without_single_axes(data.shape)
+    nifti_header.check_grid(shape, data.dtype, space.affine, path)
     with np.errstate(over="ignore"):
-        volume = Volume(np.asarray(data, np.float32), np.asarray(affine, np.float64), path)
+        volume = Volume(np.asarray(data, np.float32).reshape(shape), space, path)
     _check_intensities(volume.data, path)
     return volume
 
@@ -90,13 +102,36 @@ def _check_intensities(data: Num[np.ndarray, "..."], path: pathlib.Path) -> None
         )
 
 
-def read_labels(path: str | os.PathLike[str]) -> Volume:
+def read_labels(path: str | os.PathLike[str], *, channels: bool = False) -> Volume:
     """Reads a label map in its own type, without loss.
+
+    Tools that keep an image's header, and with it its scaling, store labels that come back as
+    1.00002 or 0.992: these become the whole numbers that they stand for, with a note.
+
+    Args:
+        path: a `.nii` or `.nii.gz` file.
+        channels: whether a mask with a channel for each region or class is allowed, "x y z c".
 
     Raises:
         UserError: as `read_volume`, but values are not looked at (see `labels.to_classes`).
     """
-    return _read(path, False, np.asarray)
+    volume = _read(path, True, np.asarray)
+    if volume.data.ndim > 3 and not channels:
+        raise UserError(
+            f"{path}: is a mask of {volume.data.shape[3]} channels, one for each region or class "
+            "(or probabilities); expected one label map. Convert it into one: "
+            "python -m kdnet_jax.evaluate alone takes such masks, where --prediction_labels or "
+            "--reference_labels names the channels in their order, such as TC,WT,ET"
+        )
+    if volume.data.dtype.kind != "f":
+        return volume
+    whole = np.rint(volume.data)
+    with np.errstate(invalid="ignore"):  # NaN and infinite values are refused with the others
+        off = np.abs(volume.data - whole).max()
+    if not 0 < off <= _WHOLE:
+        return volume
+    note = f"label values were stored scaled, up to {off:.1g} from whole numbers: rounded to these"
+    return dataclasses.replace(volume, data=whole, notes=(note,))
 
 
 def _read(
@@ -112,7 +147,7 @@ def _read(
         stored = nib.arrayproxy.ArrayProxy(file, header.layout, mmap=False)
         data = load(stored).reshape(header.shape)
         _read_to_end(file, path)
-    return Volume(data, header.affine, path)
+    return Volume(data, header.space, path)
 
 
 def _read_to_end(file: io.BufferedIOBase, path: pathlib.Path) -> None:
@@ -129,55 +164,76 @@ def write_mask(
     mask: UInt8[np.ndarray, "x y z"],
     affine: Affine,
     *,
+    stored: Mapping[str, Any] | None = None,
     description: str = "",
 ) -> None:
-    """Writes a mask as uint8 NIfTI with `affine` in sform and qform; whole or not at all.
+    """Writes a mask as uint8 NIfTI; whole or not at all.
 
     Args:
         path: a `.nii` or `.nii.gz` file.
         mask: the label values.
         affine: voxel index to mm.
+        stored: the placing fields of the scan's header, kept as they are (`spaces.Space.stored`);
+            None writes `affine` as sform and qform.
         description: up to 79 characters for the header.
 
     Raises:
         UserError: the name does not end in .nii or .nii.gz, the disk is full, or the folder cannot
             be written.
     """
-    _write(path, np.asarray(mask, np.uint8), affine, description)
+    save(path, mask_image(mask, affine, stored, description))
+
+
+def mask_image(
+    mask: UInt8[np.ndarray, "x y z"],
+    affine: Affine,
+    stored: Mapping[str, Any] | None = None,
+    description: str = "",
+) -> nib.Nifti1Image:
+    """Returns what `write_mask` writes."""
+    return _image(np.asarray(mask, np.uint8), affine, stored, description)
 
 
 def write_image(
     path: str | os.PathLike[str],
     data: Num[np.ndarray, "x y z"],
     affine: Affine,
+    *,
+    stored: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes intensities in their own type, with `affine` in sform and qform, as `write_mask` does.
+    """Writes intensities in their own type, as `write_mask` does.
 
     Raises:
         UserError: as `write_mask`.
     """
-    _write(path, data, affine)
+    save(path, _image(data, affine, stored))
 
 
-def _write(
-    path: str | os.PathLike[str],
+def _image(
     data: Num[np.ndarray, "x y z"],
     affine: Affine,
+    stored: Mapping[str, Any] | None,
     description: str = "",
-) -> None:
+) -> nib.Nifti1Image:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(data.dtype)
+    header.set_data_shape(data.shape)
+    header["descrip"] = description.encode()
+    spaces.write(header, affine, stored)
+    # nibabel replaces sform and qform where the affine is not that of the header.
+    return nib.Nifti1Image(data, header.get_best_affine(), header)
+
+
+def save(path: str | os.PathLike[str], image: nib.Nifti1Image) -> None:
+    """Writes an image; whole or not at all, and with the errors of `write_mask`."""
     path = nifti_header.check_suffix(path)
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description.encode()
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
     # nibabel goes by the suffix, and does not know every mixture of cases.
     suffix = ".nii.gz" if path.suffix.lower() == ".gz" else ".nii"
     try:
         with files.replacing(path, suffix) as beside:
             nib.save(image, beside)
     except OSError as error:
-        raise UserError(_cannot_write(path, data.nbytes, error)) from error
+        raise UserError(_cannot_write(path, image.dataobj.nbytes, error)) from error
 
 
 def _cannot_write(path: pathlib.Path, size: int, error: OSError) -> str:
@@ -188,91 +244,3 @@ def _cannot_write(path: pathlib.Path, size: int, error: OSError) -> str:
         f"{path}: the disk is full: the file needs up to {size / _MEBI:.1f} MiB, "
         f"{free / _MEBI:.1f} MiB are free. Make room or choose another folder"
     )
-
-
-# ----------------------------------------------------------------- several files on one grid
-
-
-def common_affine(members: Mapping[str, Volume]) -> tuple[Affine, list[str]]:
-    """Returns the affine that the files of a case share, with a sentence about each that differs.
-
-    Args:
-        members: modality or `LABEL` -> volume.
-
-    Raises:
-        UserError: the shapes differ, or the affines do in a way that `agree` cannot settle.
-    """
-    shapes = {volume.data.shape for volume in members.values()}
-    if len(shapes) > 1:
-        listed = "; ".join(
-            f"{volume.path} has {' x '.join(map(str, volume.data.shape))}"
-            for volume in members.values()
-        )
-        raise UserError(
-            f"the files of one case have different shapes: {listed}. Expected one grid: register "
-            "and resample them to one sequence first"
-        )
-    affines = {name: volume.affine for name, volume in members.items()}
-    affine, notes, refused = agree(affines, shapes.pop())
-    if refused:
-        listed = "; ".join(
-            f"{members[name].path}: {np.round(affines[name][:3], 3).tolist()}" for name in affines
-        )
-        raise UserError(
-            f"the headers of one case place the same voxels differently ({', '.join(refused)} "
-            f"against the others): {listed}. Expected one affine: register and resample the "
-            "sequences to one grid, or repair the wrong header"
-        )
-    return affine, notes
-
-
-def agree(
-    affines: Mapping[str, Affine], shape: tuple[int, ...]
-) -> tuple[Affine, list[str], list[str]]:
-    """Settles which affine is that of a case whose files all have one shape.
-
-    The affine that most files share wins. A file that has the identity (its header was lost), the
-    label, and, where at least three files agree, one that is off by less than half a voxel are
-    taken to lie on the same grid, with a note.
-
-    Args:
-        affines: modality or `LABEL` -> affine.
-        shape: of all the volumes.
-
-    Returns:
-        The affine, the notes, and the names of the files that cannot be reconciled.
-    """
-    known = [name for name in affines if not is_identity(affines[name])] or list(affines)
-    off = {
-        name: {other: displacement(affines[name], affines[other], shape) for other in affines}
-        for name in known
-    }
-    backers = {name: sum(mm < SAME_PLACE_MM for mm in off[name].values()) for name in known}
-    winner = max(known, key=backers.__getitem__)
-    half_voxel = min(nib.affines.voxel_sizes(affines[winner])) / 2
-    notes, refused = [], []
-    for name, mm in off[winner].items():
-        if mm < SAME_PLACE_MM:
-            continue
-        if is_identity(affines[name]):
-            notes.append(f"the affine of {name} is the identity; that of {winner} was taken for it")
-        elif name == LABEL or (backers[winner] >= 3 and mm < half_voxel):
-            notes.append(
-                f"the header of {name} places voxels up to {mm:.2f} mm away from where {winner} "
-                f"has them; the affine of {winner} was taken for it"
-            )
-        else:
-            refused.append(name)
-    return affines[winner], notes, refused
-
-
-def is_identity(affine: Affine) -> bool:
-    """Returns whether the affine is that of a header that says nothing."""
-    return np.array_equal(affine, np.eye(4))
-
-
-def displacement(first: Affine, second: Affine, shape: tuple[int, ...]) -> float:
-    """Returns by how many mm two affines place a voxel apart, at the worst corner."""
-    corners = np.array(list(itertools.product(*((0, size - 1) for size in shape))))
-    apart = nib.affines.apply_affine(first - second, corners)
-    return float(np.linalg.norm(apart, axis=1).max())

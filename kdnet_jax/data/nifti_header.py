@@ -14,8 +14,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float
 
+from kdnet_jax.data import spaces
 from kdnet_jax.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -26,12 +26,11 @@ _MAX_GZ_RATIO = 1032
 _MEBI = 2**20
 # Bytes that may lie before and behind the voxels: what a compressed file holds there takes time.
 _MAX_BEFORE, MAX_BEHIND = 16 * _MEBI, 64 * _MEBI
-# Beyond these a header is damaged, or in another unit: 7 T scans have 0.2 mm, localisers 10 mm.
-_FINEST_MM, _COARSEST_MM, _FARTHEST_MM = 0.01, 100.0, 1e5
+_FARTHEST_MM = 1e5
 # nibabel tells of what it repairs on standard error.
 _SILENT = logging.Logger("headers", logging.CRITICAL + 1)
 
-Affine = Float[np.ndarray, "4 4"]
+Affine = spaces.Affine
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,13 +39,13 @@ class Header:
 
     Attributes:
         shape: without axes of length 1 behind the third.
-        affine: 4x4 float64, voxel index to mm, RAS+.
+        space: where the voxels lie.
         layout: as nibabel's `ArrayProxy` takes it: shape, type, offset, slope and intercept.
         description: the text that its writer left.
     """
 
     shape: tuple[int, ...]
-    affine: Affine
+    space: spaces.Space
     layout: tuple[Any, ...]
     description: str
 
@@ -108,15 +107,16 @@ def parse(file: io.BufferedIOBase, path: pathlib.Path, channels: bool) -> Header
     _check_fields(fields, path)
     # Repairs what is harmless, such as negative voxel sizes, and raises for the rest.
     fields.check_fix(logger=_SILENT)
-    shape, dtype = _shape(fields), fields.get_data_dtype()
-    affine = fields.get_best_affine()
-    check_grid(shape, dtype, affine, path, (3, 4) if channels else (3,))
+    shape, dtype = without_single_axes(fields.get_data_shape()), fields.get_data_dtype()
+    _check_kind(shape, dtype, path, (3, 4) if channels else (3,))
+    space = spaces.of_fields(fields)
+    _check_affine(space.affine, path)
     _check_size(shape, dtype, path)
     slope, inter = fields.get_slope_inter()
     offset = fields.get_data_offset()
     layout = (shape, dtype, offset, 1.0 if slope is None else slope, inter or 0.0)
     description = fields["descrip"].item().decode(errors="replace")
-    return Header(shape, affine, layout, description)
+    return Header(shape, space, layout, description)
 
 
 def _fields(start: bytes) -> nib.Nifti1Header:
@@ -144,21 +144,15 @@ def _check_fields(fields: nib.Nifti1Header, path: pathlib.Path) -> None:
         raise damaged(path, "its header scales the voxels by infinity")
     if fields["sform_code"] <= 0 and not np.all(fields["pixdim"][1:4] != 0):
         raise UserError(
-            f"{path}: its header gives voxels of {_times(fields['pixdim'][1:4])} mm. Repair the "
-            "header, or export the scan again"
+            f"{path}: its header gives voxels of {spaces.times(fields['pixdim'][1:4])} mm. Repair "
+            "the header, or export the scan again"
         )
 
 
-def _times(numbers: Iterable[float | int | np.number]) -> str:
-    return " x ".join(f"{n}" if isinstance(n, int) else f"{n:.4g}" for n in numbers)
-
-
-def _shape(fields: nib.Nifti1Header) -> tuple[int, ...]:
+def without_single_axes(shape: Iterable[int]) -> tuple[int, ...]:
     """Returns the shape without axes of length 1 behind the third."""
-    shape = tuple(map(int, fields.get_data_shape()))
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
+    first, behind = tuple(map(int, shape))[:3], tuple(map(int, shape))[3:]
+    return first + tuple(size for size in behind if size != 1)
 
 
 def check_grid(
@@ -178,7 +172,7 @@ def _check_kind(
 ) -> None:
     if len(shape) not in dimensions or min(shape) < 1 or min(shape[:3]) < 2:
         raise UserError(
-            f"{path}: has the shape {_times(shape)}; expected a volume of "
+            f"{path}: has the shape {spaces.times(shape)}; expected a volume of "
             f"{' or '.join(map(str, dimensions))} dimensions with at least 2 voxels along each"
         )
     if dtype.kind not in "iuf":
@@ -193,15 +187,17 @@ def _check_affine(affine: Affine, path: pathlib.Path) -> None:
             "of the voxels is unknown. Repair the header (sform or qform) or export it again"
         )
     sizes = nib.affines.voxel_sizes(affine)
-    if not (sizes.min() >= _FINEST_MM and sizes.max() <= _COARSEST_MM):
+    if not (sizes.min() >= spaces.FINEST_MM and sizes.max() <= spaces.COARSEST_MM):
         raise UserError(
-            f"{path}: its header gives voxels of {_times(sizes)} mm; expected {_FINEST_MM:g} to "
-            f"{_COARSEST_MM:g} mm. Repair the header, or export the scan again"
+            f"{path}: its header gives voxels of {spaces.times(sizes)} mm; expected "
+            f"{spaces.FINEST_MM:g} to {spaces.COARSEST_MM:g} mm. Repair the header, or export the "
+            "scan again"
         )
     if np.abs(affine[:3, 3]).max() > _FARTHEST_MM:
         raise UserError(
-            f"{path}: its header places the first voxel at {_times(affine[:3, 3])} mm; expected "
-            f"at most {_FARTHEST_MM:g} mm from the origin. Repair the header (sform or qform)"
+            f"{path}: its header places the first voxel at {spaces.times(affine[:3, 3])} mm; "
+            f"expected at most {_FARTHEST_MM:g} mm from the origin. Repair the header (sform or "
+            "qform)"
         )
 
 
@@ -210,13 +206,13 @@ def _check_size(shape: tuple[int, ...], dtype: np.dtype, path: pathlib.Path) -> 
     voxels = math.prod(shape)
     if voxels > MAX_VOXELS:
         raise UserError(
-            f"{path}: its header claims {voxels} voxels ({_times(shape)}); at most "
+            f"{path}: its header claims {voxels} voxels ({spaces.times(shape)}); at most "
             f"{MAX_VOXELS} can be read. The header is damaged or this is no brain scan"
         )
     ratio = _MAX_GZ_RATIO if path.suffix.lower() == ".gz" else 1
     size = path.stat().st_size
     if voxels * dtype.itemsize > size * ratio:
-        raise damaged(path, f"{size} bytes cannot hold {_times(shape)} voxels")
+        raise damaged(path, f"{size} bytes cannot hold {spaces.times(shape)} voxels")
 
 
 def damaged(path: pathlib.Path, detail: object) -> UserError:

@@ -3,10 +3,17 @@
 import csv
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from kdnet_jax.data import layouts
 from kdnet_jax.errors import UserError
+
+_WITH_VISITS: Final = re.compile(
+    r"(sub-[0-9a-z]+|UCSF-PDGM-\d+|UPENN-GBM-\d+|TCGA-\w{2}-\w{4}|RHUH-\d+|PatientID_\d+)"
+    r"(?![0-9a-z])",
+    re.IGNORECASE,
+)
 
 if TYPE_CHECKING:
     from kdnet_jax.data.cases import Case
@@ -28,9 +35,15 @@ def with_patients(
 
 
 def patient_of(case_id: str) -> str:
-    """Returns the patient that a case's name tells: BraTS 2023's without the time point."""
+    """Returns the patient that a case's name tells, without the visit, or the whole name.
+
+    Known are BraTS 2023, BIDS, and the public sets in whose names a date or visit follows.
+    """
     match = layouts.NAMES["brats2023"].fullmatch(case_id)
-    return case_id[: match.end("patient")] if match else case_id
+    if match:
+        return case_id[: match.end("patient")]
+    match = _WITH_VISITS.match(case_id)
+    return match[0] if match else case_id
 
 
 def _folder_grade(case: "Case", root: pathlib.Path) -> str | None:
@@ -54,11 +67,15 @@ def _name_mapping(found: list["Case"], release: str, root: pathlib.Path) -> dict
 def _from_patients_csv(found: list["Case"], root: pathlib.Path, notes: list[str]) -> list["Case"]:
     path = root / "patients.csv"
     if not path.is_file():
-        notes.append(
-            "every case is taken as a patient of its own; if patients have several cases, say so "
-            f"in {path} (columns case_id, patient_id, grade)"
-        )
-        return found
+        changed = [dataclasses.replace(case, patient_id=patient_of(case.case_id)) for case in found]
+        alone = [case.case_id for case in changed if case.patient_id == case.case_id]
+        if alone:
+            who = "every case" if len(alone) == len(found) else layouts.shown(alone)
+            notes.append(
+                f"{who} is taken as a patient of its own; if patients have several cases, say so "
+                f"in {path} (columns case_id, patient_id, grade)"
+            )
+        return changed
     rows = {row.get("case_id", ""): row for row in _read_csv(path)}
     missing = [case.case_id for case in found if not rows.get(case.case_id, {}).get("patient_id")]
     if missing:

@@ -16,7 +16,19 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Num, UInt8
 
 from kdnet_jax import conventions
-from kdnet_jax.data import brain, cases, copies, geometry, labels, nifti, nifti_header
+from kdnet_jax.data import (
+    brain,
+    cases,
+    copies,
+    decathlon,
+    geometry,
+    grids,
+    labels,
+    nifti,
+    nifti_header,
+    spaces,
+    tumour_share,
+)
 from kdnet_jax.errors import UserError
 
 # In the note on a head that was taken as it is: `predict` makes a warning of it.
@@ -79,7 +91,8 @@ def prepare_arrays(
     """
     images = _in_order(images)
     names = {modality: f"{case_id}, {modality}" for modality in images}
-    image, way, _ = _prepare_images(images, names, affine, spacing, geometry.HEADER, False)
+    space = spaces.of_affine(affine)
+    image, way, _ = _prepare_images(images, names, space, spacing, geometry.HEADER, False)
     return _with_reference(image, way, reference, tuple(images), case_id, patient_id, grade)
 
 
@@ -127,7 +140,7 @@ def read_files(case: cases.Case) -> CaseFiles:
     """Reads what `prepare_files` prepares.
 
     Raises:
-        UserError: a file cannot be used, or has no such channel.
+        UserError: a file cannot be used, or has other channels than are listed.
     """
     images = read_images(case.images)
     return CaseFiles(images, None if case.label is None else nifti.read_labels(case.label))
@@ -137,22 +150,33 @@ def prepare_files(
     case: cases.Case, files: CaseFiles, *, spacing: Spacing, orientation: str, allow_skull: bool
 ) -> tuple[PreparedCase, list[str]]:
     """Checks and prepares files that were read; see `prepare_case`."""
-    volumes, reference = files
-    members = volumes if reference is None else volumes | {nifti.LABEL: reference}
-    affine, notes = nifti.common_affine(members)
-    notes += _orientation_notes(affine, orientation)
-    names = {modality: str(volume.path) for modality, volume in volumes.items()}
-    images = {modality: volume.data for modality, volume in volumes.items()}
-    image, way, more = _prepare_images(images, names, affine, spacing, orientation, allow_skull)
-    classes = (
-        None
-        if reference is None
-        else labels.to_classes(reference.data, case.convention, reference.path)
-    )
+    label = {} if files.reference is None else {grids.LABEL: files.reference}
+    stated = orientation == geometry.HEADER
+    grid = grids.common_grid(files.images | label, stored_alike=not stated)
+    reference = grid.members.pop(grids.LABEL, None)
+    notes = grid.notes + orientation_notes(grid.space, orientation)
+    names = {modality: str(volume.path) for modality, volume in grid.members.items()}
+    images = {modality: volume.data for modality, volume in grid.members.items()}
+    image, way, more = _prepare_images(images, names, grid.space, spacing, orientation, allow_skull)
+    classes = None
+    if reference is not None:
+        notes += [f"{reference.path}: {note}" for note in reference.notes]
+        classes = labels.to_classes(reference.data, case.convention, reference.path)
+        _check_share(classes, image, way, reference.path)
     prepared = _with_reference(
         image, way, classes, tuple(images), case.case_id, case.patient_id, case.grade
     )
     return prepared, [f"{case.case_id}: {note}" for note in notes + more]
+
+
+def _check_share(
+    classes: UInt8[np.ndarray, "x y z"],
+    image: Float16[np.ndarray, "d h w m"],
+    way: geometry.Geometry,
+    path: pathlib.Path,
+) -> None:
+    foreground_ml = np.count_nonzero(image.any(axis=-1)) * math.prod(way.spacing) / 1000
+    tumour_share.check(classes, foreground_ml, spaces.voxel_ml(way.affine), path)
 
 
 def unlabelled_case(images: Mapping[str, cases.Source]) -> cases.Case:
@@ -186,7 +210,7 @@ def read_images(sources: Mapping[str, cases.Source]) -> dict[str, nifti.Volume]:
     """Reads the sequences, each file once, in the project's order of modalities.
 
     Raises:
-        UserError: a file cannot be used, or has no such channel.
+        UserError: a file cannot be used, or has other channels than are listed.
     """
     files: dict[pathlib.Path, nifti.Volume] = {}
     volumes = {}
@@ -210,24 +234,17 @@ def _path_and_channel(source: cases.Source) -> tuple[pathlib.Path, int | None]:
 def _channel(volume: nifti.Volume, channel: int | None) -> nifti.Volume:
     if channel is None:
         return volume
-    count = volume.data.shape[3] if volume.data.ndim == 4 else 1
-    if channel >= count:
-        raise UserError(f"{volume.path}: has {count} channel(s); channel {channel} was expected")
-    return dataclasses.replace(
-        volume, data=volume.data.reshape(*volume.data.shape[:3], count)[..., channel]
-    )
+    decathlon.check_channels(volume.path, volume.data.shape)
+    return dataclasses.replace(volume, data=volume.data[..., channel])
 
 
-def _orientation_notes(affine: Affine, orientation: str) -> list[str]:
-    says = "".join(nib.aff2axcodes(affine))
-    if orientation != geometry.HEADER:
-        return [f"the voxels are taken as stored in {orientation} (the header says {says})"]
-    if nifti.is_identity(affine):
-        return [
-            "the affine is the identity, so the header may be lost: the voxels are taken as stored "
-            'in RAS with 1 mm. If that is wrong, set the orientation, such as "LPS"'
-        ]
-    return []
+def orientation_notes(space: spaces.Space, orientation: str) -> list[str]:
+    """Returns what was assumed of where the voxels of a scan lie."""
+    if orientation == geometry.HEADER:
+        return list(space.doubts)
+    says = "".join(nib.aff2axcodes(space.affine)) if space.is_known else "nothing"
+    taken = f"the voxels are taken as stored in {orientation} (the header says {says})"
+    return [taken, *(doubt for doubt in space.doubts if not doubt.startswith(spaces.UNSAID))]
 
 
 # ------------------------------------------------------------------------------- intensities
@@ -236,7 +253,7 @@ def _orientation_notes(affine: Affine, orientation: str) -> list[str]:
 def _prepare_images(
     images: Mapping[str, Num[np.ndarray, "x y z"]],
     names: Mapping[str, str],
-    affine: Affine,
+    space: spaces.Space,
     spacing: Spacing,
     orientation: str,
     allow_skull: bool,
@@ -246,7 +263,8 @@ def _prepare_images(
     Raises:
         UserError: see `find_brain`, `z_score` and `copies.repeated`.
     """
-    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    affine = space.affine
+    voxel_ml = spaces.voxel_ml(affine)
     masks, notes = {}, []
     for modality, volume in images.items():
         masks[modality], note = find_brain(volume, voxel_ml, names[modality], allow_skull)
@@ -254,7 +272,7 @@ def _prepare_images(
     union = np.logical_or.reduce(list(masks.values()))
     box = _bounding_box(geometry.orient(union, affine, orientation))
     way = geometry.make_geometry(
-        union.shape, affine, box=box, spacing=spacing, orientation=orientation
+        union.shape, space, box=box, spacing=spacing, orientation=orientation
     )
     _check_grid(way, next(iter(names.values())))
     image = np.empty((*way.working_shape, len(images)), np.float16)

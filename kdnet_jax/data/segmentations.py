@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from kdnet_jax.data import layouts, nifti_header, problems
+from kdnet_jax.data import layouts, names, nifti_header, problems
 from kdnet_jax.errors import UserError, nearest
 
-# What tools write behind the name of the case; "trans" is the default of MONAI's SaveImage.
-_MASK_ENDINGS: Final = (*layouts.SYNONYMS[layouts.LABEL], "labels", "pred", "prediction", "trans")
+# What tools also write behind the name of the case; "trans" is the default of MONAI's SaveImage.
+_MASK_ENDINGS: Final = ("labels", "pred", "prediction", "trans")
 _OTHER_ENDINGS: Final = re.compile(
-    r"[_-](prob|probs|probability|probabilities|softmax|logits|uncertainty|entropy|overlay|image)$",
+    r"[_-](prob|probs|probseg|probability|probabilities|softmax|logits|uncertainty|entropy|overlay|image)$",
     re.IGNORECASE,
 )
 _IMAGE_FOLDERS: Final = ("imagestr", "imagests")
@@ -75,9 +75,11 @@ def find_masks(folder: str | os.PathLike[str], flag: str) -> Found:
     for file in chosen:
         masks.setdefault(_case_id(file), []).append(file.path)
     if not masks:
+        aside = [f"{file.path.name} is {file.name.aside}" for file in files if file.name.aside]
+        why = f" ({aside[0]} by its name)" if aside else ""
         raise UserError(
-            f"{flag}={root}: none of its {len(files)} NIfTI files is a mask by its name; expected "
-            "CASE.nii.gz, CASE_seg.nii.gz or CASE/seg.nii.gz"
+            f"{flag}={root}: none of its {len(files)} NIfTI files is a mask by its name{why}; "
+            "expected CASE.nii.gz, CASE_seg.nii.gz or CASE/seg.nii.gz"
         )
     left += [path for path in sorted(root.iterdir()) if _is_foreign(path)]
     notes = [f"{root}: no masks, left aside: {layouts.shown([path.name for path in left])}"]
@@ -89,12 +91,14 @@ def _masks_among(
 ) -> tuple[list[layouts.File], list[pathlib.Path]]:
     """Returns the masks, and what is neither a mask nor a scan."""
     masks, images, left = [], [], []
+    cases = _case_folders(files)
     for file in files:
         if file.folder.name.lower() in _IMAGE_FOLDERS:
             continue
-        if _OTHER_ENDINGS.search(file.stem):
+        beside = file.sequence is None and file.folder in cases
+        if beside or file.name.aside or file.name.doubt or _OTHER_ENDINGS.search(file.stem):
             left.append(file.path)
-        elif file.sequence in (None, layouts.LABEL):
+        elif file.sequence in (None, names.LABEL):
             masks.append(file)
         else:
             images.append(file)
@@ -104,15 +108,22 @@ def _masks_among(
     return masks, left
 
 
+def _case_folders(files: Sequence[layouts.File]) -> set[pathlib.Path]:
+    """Returns the folders of cases, scans and segmentation: what else is there is no mask."""
+    scans = {file.folder for file in files if file.sequence not in (None, names.LABEL)}
+    return scans & {file.folder for file in files if file.sequence == names.LABEL}
+
+
 def _case_id(file: layouts.File) -> str:
     if any(pattern.fullmatch(file.folder.name) for pattern in layouts.NAMES.values()):
         return file.folder.name  # a file in it may be misnamed (BraTS20_Training_355)
-    name, sep, ending = _split_name(file.stem)
+    stem, sep, ending = _split_name(file.stem)
     if ending in _MASK_ENDINGS:
         if not sep:
             return file.folder.name
-        file = dataclasses.replace(file, stem=name)
-    # MONAI names its result after the first image: CASE_flair_seg.
+        name = names.read(stem, file.folder.name)
+        # MONAI names its result after the first image: CASE_flair_trans.
+        return name.prefix or file.folder.name if name.sequence else stem
     return file.prefix or file.folder.name if file.sequence else file.stem
 
 
@@ -139,7 +150,7 @@ def release_of(found: Found) -> str | None:
     own = [
         file
         for file in found.files
-        if file.sequence == layouts.LABEL or file.folder.name.lower() == "labelstr"
+        if file.sequence == names.LABEL or file.folder.name.lower() == "labelstr"
     ]
     chosen, _ = layouts.choose_release(layouts.AUTO, own, found.folder, problems.refuse)
     return next(iter(chosen)) if len(own) == len(found.files) and "user" not in chosen else None

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kdnet_jax import devices, model_folder
 from kdnet_jax import model as model_lib
-from kdnet_jax import model_folder
 from kdnet_jax.interop import foreign
 from kdnet_jax.models import adapted
 
@@ -40,8 +40,9 @@ def convert(path: pathlib.Path, folds: Sequence[str] = ()) -> Converted:
         folds: to be averaged; empty: all there are.
 
     Raises:
-        UserError: it is none that can be used here.
+        UserError: it is none that can be used here, or JAX has no device.
     """
+    devices.check()
     found = foreign.read(path, folds)
     network = adapted.AdaptedConfig(
         found.network, found.head, tuple(found.order), found.axes, len(found.members)

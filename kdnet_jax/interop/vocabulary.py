@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from kdnet_jax import conventions
-from kdnet_jax.data import label_recognition, layouts
+from kdnet_jax.data import label_recognition
+from kdnet_jax.data import names as scan_names
 from kdnet_jax.errors import UserError
 
 Head = Literal["softmax", "regions"]
 
-# What `layouts.SEQUENCES` does not know, once "weighted" and all but letters are taken away.
+# What `scan_names.SEQUENCES` does not know, once "weighted" and all but letters are taken away.
 _MORE_SEQUENCES: Final = {
     "t1native": "t1",
     "t1pre": "t1",
@@ -51,7 +52,7 @@ def modalities(names: Sequence[str], where: str) -> tuple[str, ...]:
 def _sequence(name: object) -> str | None:
     word = re.sub(r"weighted|[^a-z0-9]", "", str(name).lower())
     for each in (word, re.sub(r"^(t[12])w", r"\1", word)):
-        ours = layouts.SEQUENCES.get(each) or _MORE_SEQUENCES.get(each)
+        ours = scan_names.SEQUENCES.get(each) or _MORE_SEQUENCES.get(each)
         if ours in conventions.MODALITIES:
             return ours
     return None

@@ -19,6 +19,8 @@ import tempfile
 import jax
 import jaxlib
 
+from kdnet_jax import home
+
 SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
 # oneDNN's wheels: the library built on GNU OpenMP, and its headers.
 _LIBRARY = ("onednn-cpu-gomp", "libdnnl.so.3")
@@ -118,15 +120,10 @@ def _processor() -> str:
 
 
 def _cache_folder() -> pathlib.Path:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = pathlib.Path(root) / "kdnet_jax"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return home.make_cache_folder()
     except OSError as error:
-        raise Unavailable(
-            f"{folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME to a folder"
-        ) from error
-    return folder
+        raise Unavailable(f"{error}: set XDG_CACHE_HOME to a folder") from error
 
 
 def _compile(command: list[str], target: pathlib.Path) -> None:

@@ -111,21 +111,27 @@ def deep_supervision_loss(
 ) -> Float[Array, "b"] | None:
     """The supervised loss of the coarser logits, level i with weight 1/2^i (the full one has 1).
 
-    The weights are not divided by their sum. The reference is brought to level i by striding
-    (nearest). `None` where the network has no coarser logits. Isensee et al., nnU-Net, 2021.
+    The weights are not divided by their sum. The reference of a coarser voxel is that at its centre
+    (`_at_centres`). `None` where the network has no coarser logits. Isensee et al., nnU-Net, 2021.
     """
     levels = sorted(int(name.removeprefix("logits_")) for name in features if "logits_" in name)
     if not levels:
         return None
     total: Array = jnp.zeros(y.shape[0])
     for level in levels:
-        stride = 2**level
-        terms = supervised_terms(
-            features[f"logits_{level}"],
-            y[:, ::stride, ::stride, ::stride],
-            head=head,
-            form=form,
-            over_batch=over_batch,
-        )
-        total = total + sum(terms.values()) / stride
+        logits = features[f"logits_{level}"]
+        target = _at_centres(y, logits.shape[1:4])
+        terms = supervised_terms(logits, target, head=head, form=form, over_batch=over_batch)
+        total = total + sum(terms.values()) / 2**level
     return total
+
+
+def _at_centres(
+    y: Float[Array, "b d h w k"], shape: tuple[int, int, int]
+) -> Float[Array, "b D H W k"]:
+    """Returns voxel `stride // 2` of each block of `stride` voxels (PyTorch's "nearest-exact").
+
+    Voxel 0 of each block would lie (stride - 1) / 2 voxels off its centre, to one corner.
+    """
+    strides = [full // coarse for full, coarse in zip(y.shape[1:4], shape, strict=True)]
+    return y[:, *(slice(stride // 2, None, stride) for stride in strides)]

@@ -6,6 +6,7 @@ and labels tell the same without colour.
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -28,7 +29,8 @@ _REGION_LINES: Final = {
     "WT": ("#0072B2", "dotted", "^"),
 }
 _PAPER, _INK = "#ffffff", "#1b1f24"
-_NOT_LOSSES: Final = ("step", "split", "epoch", "learning_rate", "gradient_norm")
+# Names of the loss and its terms (losses/), among all that `metrics.jsonl` holds.
+_LOSS: Final = re.compile(r"loss|kl|(gt|kd)_\w+")
 _COLUMNS: Final = 3
 
 
@@ -56,7 +58,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> mpl_figure.Figure:
     """
     train = [row for row in rows if row["split"] == "train"]
     validation = [row for row in rows if row["split"] == "validation"]
-    found = dict.fromkeys(name for row in train for name in row if _is_loss(name))
+    found = dict.fromkeys(name for row in train for name in row if _LOSS.fullmatch(name))
     names = sorted(found, key=lambda name: name != "loss")
     lines = math.ceil((len(names) + 1) / _COLUMNS)
     figure = mpl_figure.Figure((9.0, 2.5 * lines), facecolor=_PAPER, layout="constrained")
@@ -100,10 +102,6 @@ def _draw_validation(panel: mpl_axes.Axes, validation: Sequence[Mapping]) -> Non
     _finish(panel, "validation Dice", "step", "")
     if panel.lines:
         panel.legend(frameon=False, fontsize=9, ncols=len(panel.lines), handlelength=2.6)
-
-
-def _is_loss(name: str) -> bool:
-    return not name.startswith(("time_", "dice_")) and name not in _NOT_LOSSES
 
 
 def _series(

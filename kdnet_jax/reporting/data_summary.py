@@ -9,6 +9,7 @@ import nibabel as nib
 
 from kdnet_jax.data import case_checks, cases, layouts, problems
 
+NOT_STATED: Final = "not stated"  # the orientation of a header that says nothing of it
 TINY_ET_VOXELS: Final = 50  # BraTS 2023's lesion-wise scores ignore lesions of up to 50 voxels
 _LISTED_EACH: Final = 5  # problems of one text that are printed one by one
 
@@ -46,7 +47,7 @@ def describe(reading: case_checks.Reading) -> CaseReport:
         report,
         grid="x".join(map(str, reading.shape)),
         spacing_mm="x".join(f"{mm:.3g}" for mm in nib.affines.voxel_sizes(affine)),
-        orientation="".join(nib.aff2axcodes(affine)),
+        orientation="".join(nib.aff2axcodes(affine)) if reading.space.is_known else NOT_STATED,
         label_values=" ".join(f"{value:g}" for value in reading.label_values),
         **dict(zip(("ncr", "ed", "et"), counts, strict=True)),
     )

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from kdnet_jax import conventions, evaluation
 from kdnet_jax.data import geometry, labels, nifti, prepare, store
 from kdnet_jax.metrics import cases as case_metrics
+from kdnet_jax.models import heads
 from kdnet_jax.reporting import charts, figures, html, progress, run_facts, score_tables, viewer
 
 FILE = "report.html"
@@ -23,6 +24,7 @@ def write(
     cases: store.CaseStore,
     *,
     channel: int,
+    head: heads.Head,
     cavity: str,
     others: Mapping[str, pathlib.Path],
     synthetic: bool,
@@ -34,6 +36,7 @@ def write(
         folder: the run's folder.
         cases: the cases it was evaluated on.
         channel: position of the sequence that the overlays show.
+        head: of the run's network: what the channels of its probabilities are.
         cavity: what a resection cavity in the reference counts as.
         others: folders of evaluated runs to compare with, by role (the teacher).
         synthetic: say that the cases are phantoms.
@@ -55,7 +58,7 @@ def write(
         summary=run_facts.sentences(summaries, processed, scores, summary["role"]),
         tables=[_results(folders, scores, processed)],
         pictures=_pictures(folders, scores),
-        cases=_case_views(folder, cases, channel, cavity, scores[summary["role"]], shown),
+        cases=_case_views(folder, cases, channel, head, cavity, scores[summary["role"]], shown),
         cases_note=_cases_note(summary, len(shown)),
         facts=[*facts, *run_facts.rows(summary)],
         commands=[
@@ -157,6 +160,7 @@ def _case_views(
     folder: pathlib.Path,
     cases: store.CaseStore,
     channel: int,
+    head: heads.Head,
     cavity: str,
     scores: Scores,
     shown: Sequence[str],
@@ -176,7 +180,7 @@ def _case_views(
                 channel,
                 labels.map_cavity(case.label, cavity),
                 geometry.to_working(predicted, case.geometry, 0),
-                None if probabilities is None else region_probabilities(probabilities),
+                None if probabilities is None else region_probabilities(probabilities, head),
                 [score for score in scores if score.case == case_id],
             )
         )
@@ -214,13 +218,13 @@ def case_view(
 
 
 def region_probabilities(
-    probabilities: Float[np.ndarray, "d h w k"],
+    probabilities: Float[np.ndarray, "d h w k"], head: heads.Head
 ) -> Float[np.ndarray, "d h w r"]:
     """Returns the probability of each region, in the order of `conventions.REGIONS`.
 
-    A network with a softmax gives one channel per class; a region is the sum of its classes.
+    A softmax gives one channel per class; a region is the sum of its classes.
     """
-    if probabilities.shape[-1] == len(conventions.REGIONS):
+    if head == "regions":
         return probabilities
     sums = [
         probabilities[..., list(conventions.REGION_CLASSES[region])].sum(axis=-1)

@@ -58,7 +58,12 @@ class Ended:
 
 
 def run(
-    lines: Sequence[Line], said: pathlib.Path, *, limit_s: float = 60, at_once: int = 2
+    lines: Sequence[Line],
+    said: pathlib.Path,
+    *,
+    limit_s: float = 60,
+    at_once: int = 2,
+    env: Mapping[str, str] | None = None,
 ) -> list[Ended]:
     """Runs the command lines, `at_once` at a time; `said` is an empty folder for what they say."""
     asked = [{"command": line.command, "words": line.words, "cwd": str(line.cwd)} for line in lines]
@@ -71,7 +76,7 @@ def run(
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(env or {}),
         check=True,
     )
     return [

@@ -91,12 +91,12 @@ def _hugging_face(folder: pathlib.Path) -> None:
 
 def _other_orbax(folder: pathlib.Path) -> None:
     _emptied(folder)
-    ocp.save_pytree(folder / "5", {"weights": np.ones(3)})
+    ocp.save(folder / "5", {"weights": np.ones(3)})
 
 
 def _other_network(folder: pathlib.Path) -> None:
     shutil.rmtree(folder / "checkpoints")
-    ocp.save_pytree(folder / "checkpoints" / "5", {"weights": np.ones(3)})
+    ocp.save(folder / "checkpoints" / "5", {"weights": np.ones(3)})
 
 
 def _without_checkpoints(folder: pathlib.Path) -> None:

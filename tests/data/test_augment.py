@@ -433,7 +433,7 @@ def test_a_batch_over_four_devices_is_augmented_as_on_one(tmp_path: pathlib.Path
     # The device count is fixed when JAX starts: this file is run as a script.
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
     }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnet_jax.data import case_checks, cases, cohort_checks, geometry, problems
+from kdnet_jax.data import case_checks, cases, cohort_checks, geometry, problems, spaces
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 
@@ -195,7 +195,7 @@ def test_real_cases(sample_dir: pathlib.Path) -> None:
     rows = cohort_checks.doubled([*contents, copy])
     assert [row.case for row in rows] == [found[0].case_id, "copy"]
     assert rows[0].finding.startswith("t1, t1ce, t2, flair, segmentation: the same content")
-    lost = dataclasses.replace(readings[0], affine=np.eye(4))
+    lost = dataclasses.replace(readings[0], space=spaces.Space(np.eye(4)))
     copy = dataclasses.replace(case_checks.content(lost), case="copy", patient="copy")
     assert len(cohort_checks.doubled([*contents, copy])) == 2
     for pair in (("t1", "flair"), ("t2", "flair"), ("t1ce", "t2")):
@@ -207,7 +207,7 @@ def _turned(reading: case_checks.Reading) -> case_checks.Reading:
     spl = np.array([[0, 0, -1.0, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
     scores = {name: geometry.orient(v, reading.affine) for name, v in reading.scores.items()}
     classes = geometry.orient(reading.classes, reading.affine)
-    return dataclasses.replace(reading, affine=spl, scores=scores, classes=classes)
+    return dataclasses.replace(reading, space=spaces.Space(spl), scores=scores, classes=classes)
 
 
 # --------------------------------------------------------------------------------- orientations

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxtyping import Float, UInt8
 from nibabel import orientations
 
-from kdnet_jax.data import geometry
+from kdnet_jax.data import class_maps, geometry
 from kdnet_jax.errors import UserError
 
 FLIPS = dict(zip("RAS", "LPI", strict=True))
@@ -210,15 +210,25 @@ def test_the_way_back_is_the_same_in_slabs_of_any_size(
     way = geometry.make_geometry((9, 8, 7), np.diag([-1.0, 1.5, 2.5, 1]), spacing=1.7)
     probs = np.random.default_rng(0).dirichlet(np.ones(4), way.working_shape).astype(np.float32)
     maps = [geometry.map_to_scan(probs[..., c], way) for c in range(4)]
-    monkeypatch.setattr(geometry, "SLAB_VOXELS", slab)
+    classes = geometry.back_to_scan(probs, way)
+    monkeypatch.setattr(class_maps, "SLAB_VOXELS", slab)
     for channel, expected in enumerate(maps):
         actual = geometry.map_to_scan(probs[..., channel], way)
         np.testing.assert_allclose(actual, expected, atol=1e-6)
     np.testing.assert_allclose(sum(maps), 1, atol=1e-5)
-    np.testing.assert_array_equal(geometry.back_to_scan(probs, way), np.argmax(maps, axis=0))
-    np.testing.assert_array_equal(
-        geometry.threshold_to_scan(probs[..., 0], way), maps[0] > np.float32(0.5)
-    )
+    np.testing.assert_array_equal(geometry.back_to_scan(probs, way), classes)
+
+
+@pytest.mark.parametrize("spacing", [None, 1.7])
+def test_a_region_s_threshold_is_that_of_two_classes(spacing: float | None) -> None:
+    way = geometry.make_geometry((9, 8, 7), np.diag([-1.0, 1.5, 2.5, 1]), spacing=spacing)
+    p = np.random.default_rng(0).random(way.working_shape).astype(np.float32)
+    p.flat[0] = 0.5
+    region = geometry.threshold_to_scan(p, way)
+    if spacing is None:
+        np.testing.assert_array_equal(geometry.orient(region, way.affine), p > 0.5)
+    probs = np.stack([1 - p, p], axis=-1)
+    np.testing.assert_array_equal(region, geometry.back_to_scan(probs, way) == 1)
 
 
 def test_a_map_outside_of_the_box() -> None:

@@ -133,3 +133,43 @@ def test_a_broken_dataset_json(tmp_path, text) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(UserError, match=r"dataset\.json"):
         _recognise(tmp_path, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "tissue"),
+    [
+        ("surrounding non-enhancing FLAIR hyperintensity (SNFH)", "ED"),
+        ("Surrounding Non-enhancing FLAIR Hyperintensity", "ED"),
+        ("SNFH", "ED"),
+        ("SNFH (edema)", "ED"),
+        ("peritumoral edematous/invaded tissue (ED)", "ED"),
+        ("non-enhancing tumor core (NETC)", "NCR"),
+        ("NON-ENHANCING TUMOR CORE", "NCR"),
+        ("NETC", "NCR"),
+        ("necrotic tumor core (NCR)", "NCR"),
+        ("NCR/NET", "NCR"),
+        ("non-contrast-enhancing tumor", "NCR"),
+        ("non_enhancing", "NCR"),
+        ("enhancing tissue (ET)", "ET"),
+        ("Enhancing Tumor", "ET"),
+        ("ET (GD-enhancing)", "ET"),
+        ("resection cavity (RC)", "cavity"),
+        ("RC", "cavity"),
+        ("tumor core (TC)", "TC"),
+        ("WT", "WT"),
+    ],
+)
+def test_the_tissue_of_every_name_of_brats(name: str, tissue: str) -> None:
+    assert label_recognition.tissue(name) == tissue
+
+
+@pytest.mark.parametrize("cavity", [{}, {"resection cavity (RC)": 4}])
+def test_the_names_of_brats_since_2023_are_its_table(cavity: dict[str, int]) -> None:
+    labels = {
+        "background": 0,
+        "non-enhancing tumor core (NETC)": 1,
+        "surrounding non-enhancing FLAIR hyperintensity (SNFH)": 2,
+        "enhancing tissue (ET)": 3,
+    } | cavity
+    expected = {0: 0, 1: 1, 2: 2, 3: 3} | ({4: 4} if cavity else {})
+    assert label_recognition.read_label_table({"labels": labels}) == expected

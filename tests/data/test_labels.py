@@ -69,3 +69,33 @@ def test_map_cavity() -> None:
     assert ncr.dtype == np.uint8
     with pytest.raises(UserError, match="ED"):
         labels.map_cavity(classes, "ED")
+
+
+# ------------------------------------------------------------------ masks of several channels
+
+
+def _channels(classes: np.ndarray, names: str) -> np.ndarray:
+    """Returns the mask with a channel of 0 and 1 for each region or class."""
+    members = {"TC": (1, 3), "WT": (1, 2, 3), "ET": (3,), "NCR": (1,), "ED": (2,)}
+    chosen = [members.get(name, (0,)) for name in names.split(",")]
+    return np.stack([np.isin(classes, values) for values in chosen], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("names", ["TC,WT,ET", "ET,TC,WT", "background,NCR,ED,ET", "ed,et,ncr"])
+def test_channels_become_the_classes_that_they_name(names: str) -> None:
+    classes = np.random.default_rng(0).integers(0, 4, (4, 5, 6)).astype(np.uint8)
+    labels.check_convention("--prediction_labels", names)
+    values = _channels(classes, names.upper().replace("BACKGROUND", "background"))
+    np.testing.assert_array_equal(labels.classes_of(values, names, "a.nii"), classes)
+
+
+@pytest.mark.parametrize("names", ["TC,WT", "TC,TC,WT,ET", "tumour,core", "ET,WT,NCR", ","])
+def test_channels_that_do_not_tell_the_classes_are_refused(names: str) -> None:
+    with pytest.raises(UserError, match="name each channel of the masks once"):
+        labels.check_convention("--prediction_labels", names)
+
+
+def test_other_channels_than_those_named_are_refused() -> None:
+    for values in (np.zeros((4, 4, 4, 2)), np.zeros((4, 4, 4)), np.full((4, 4, 4, 3), 2)):
+        with pytest.raises(UserError, match=r"a\.nii: is no mask of the 3 channels"):
+            labels.classes_of(values, "TC,WT,ET", "a.nii")

@@ -73,7 +73,7 @@ def test_two_processes_hold_the_batches_of_one(
             ("tests.data.test_loader_processes", port, process, tmp_path, *meshes)
             for process in (0, 1)
         ],
-        [{"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}] * 2,
+        [{"JAX_NUM_CPU_DEVICES": str(devices)}] * 2,
     )
     assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
     first, last = PARTS[1]

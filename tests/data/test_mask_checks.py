@@ -37,7 +37,7 @@ def test_a_mask_says_its_grid_and_values(tmp_path) -> None:
     assert content.shape == (2, 3, 4)
     assert content.values == {0, 1, 2, 3}
     assert content.problem is None
-    np.testing.assert_array_equal(content.affine, AFFINE)
+    np.testing.assert_array_equal(content.space.affine, AFFINE)
 
 
 def test_good_masks_have_no_problem(tmp_path) -> None:
@@ -66,6 +66,26 @@ def test_a_flipped_header_says_by_how_much_at_the_worst_corner(tmp_path) -> None
     (problem,) = _listed(tmp_path, affine=flipped)
     assert "up to 10.0 mm" in problem.finding
     assert "LPI" in problem.finding
+
+
+def test_a_mask_of_the_same_voxels_in_another_order_is_turned(tmp_path) -> None:
+    reference = _write(tmp_path / "r.nii.gz", CLASSES)
+    ras = nib.as_closest_canonical(nib.load(reference))
+    way = nib.orientations.axcodes2ornt("SAR")
+    turned = ras.as_reoriented(way)
+    data = np.asarray(turned.dataobj)
+    assert data.shape == (4, 3, 2)
+    assert _listed(tmp_path, data, turned.affine) == []
+    pair = segmentations.Pair("a", reference, tmp_path / "prediction.nii.gz")
+    read = mask_checks.read_pair(pair, "kdnet", "kdnet", "background", False)
+    np.testing.assert_array_equal(read[1], CLASSES)
+    # Without the headers, the voxels are taken as they come.
+    (problem,) = _listed(tmp_path, data, turned.affine, ignore_affine=True)
+    assert "4 x 3 x 2" in problem.finding
+    flipped = nib.as_closest_canonical(nib.load(reference))
+    assert _listed(tmp_path, np.asarray(flipped.dataobj), flipped.affine, ignore_affine=True) == []
+    read = mask_checks.read_pair(pair, "kdnet", "kdnet", "background", True)
+    np.testing.assert_array_equal(read[1], CLASSES[::-1, ::-1])
 
 
 @pytest.mark.parametrize("bad", [0.5, np.nan, np.inf])
@@ -97,10 +117,10 @@ def test_a_pair_is_read_in_each_side_s_convention(tmp_path) -> None:
     prediction = _write(tmp_path / "p.nii.gz", np.array([[[0, 1], [2, 3]]] * 2, np.float32))
     pair = segmentations.Pair("a", reference, prediction)
 
-    *both, spacing = mask_checks.read_pair(pair, "brats2021", "decathlon", "background")
+    *both, spacing = mask_checks.read_pair(pair, "brats2021", "decathlon", "background", False)
     assert [classes[0].tolist() for classes in both] == [[[0, 1], [2, 3]], [[0, 2], [1, 3]]]
     assert spacing == (1, 2, 3)
 
-    cavity, _, _ = mask_checks.read_pair(pair, "brats2024", "brats2023", "background")
-    counted, _, _ = mask_checks.read_pair(pair, "brats2024", "brats2023", "NCR")
+    cavity, _, _ = mask_checks.read_pair(pair, "brats2024", "brats2023", "background", False)
+    counted, _, _ = mask_checks.read_pair(pair, "brats2024", "brats2023", "NCR", False)
     assert (cavity[0, 1, 1], counted[0, 1, 1]) == (0, 1)

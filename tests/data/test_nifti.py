@@ -231,50 +231,28 @@ def test_full_disk_leaves_the_old_mask(
     assert [p.name for p in tmp_path.iterdir()] == ["m.nii.gz"]
 
 
-# ------------------------------------------------------------------------- several affines
+# ------------------------------------------------------------------------------- scaled labels
 
 
-def _shifted(mm: float) -> np.ndarray:
-    affine = AFFINE.copy()
-    affine[0, 3] += mm
-    return affine
+def test_labels_that_were_stored_scaled_are_whole_numbers_again(tmp_path: pathlib.Path) -> None:
+    """A float array in an integer header gets nibabel's scaling: 1 comes back as 0.99998."""
+    values = np.random.default_rng(0).choice([0, 1, 2, 4], (5, 6, 7))
+    for dtype in (np.uint8, np.int16):
+        header = nib.Nifti1Header()
+        header.set_data_dtype(dtype)
+        nib.save(nib.Nifti1Image(values.astype(np.float64), AFFINE, header), tmp_path / "a.nii")
+        assert not np.array_equal(nib.load(tmp_path / "a.nii").get_fdata(), values)
+        volume = nifti.read_labels(tmp_path / "a.nii")
+        np.testing.assert_array_equal(volume.data, values)
+        assert "stored scaled" in volume.notes[0]
 
 
-def test_rounding_is_agreement() -> None:
-    affine, notes, refused = nifti.agree({"t1": AFFINE, "t2": _shifted(0.01)}, (9, 9, 9))
-    assert (notes, refused) == ([], [])
-    np.testing.assert_array_equal(affine, AFFINE)
-
-
-def test_identity_takes_the_affine_of_the_others_even_if_it_comes_first() -> None:
-    affine, notes, refused = nifti.agree({"t1": np.eye(4), "t2": AFFINE}, (9, 9, 9))
-    np.testing.assert_array_equal(affine, AFFINE)
-    assert notes == ["the affine of t1 is the identity; that of t2 was taken for it"]
-    assert refused == []
-
-
-def test_majority_outvotes_less_than_half_a_voxel() -> None:
-    affines = {"t1": _shifted(0.4), "t1ce": AFFINE, "t2": AFFINE, "label": AFFINE}
-    affine, notes, refused = nifti.agree(affines, (9, 9, 9))
-    np.testing.assert_array_equal(affine, AFFINE)
-    assert "up to 0.40 mm" in notes[0]
-    assert refused == []
-
-
-def test_what_cannot_be_settled_is_refused() -> None:
-    three = {"t1ce": AFFINE, "t2": AFFINE, "flair": AFFINE}
-    assert nifti.agree({"t1": _shifted(0.6), **three}, (9, 9, 9))[2] == ["t1"]
-    assert nifti.agree({"t1": AFFINE, "t2": _shifted(0.4)}, (9, 9, 9))[2] == ["t2"]
-
-
-def test_label_follows_the_images() -> None:
-    affine, notes, refused = nifti.agree({"t1": AFFINE, "label": _shifted(40)}, (9, 9, 9))
-    np.testing.assert_array_equal(affine, AFFINE)
-    assert "header of label" in notes[0]
-    assert refused == []
-
-
-def test_displacement_is_that_of_the_farthest_corner() -> None:
-    affine = np.diag([-1.0, -2.0, 3.0, 1.0])
-    stretched = affine @ np.diag([1.0, 1.5, 1.0, 1.0])  # y of 3 mm instead of 2: 1 mm a voxel
-    assert nifti.displacement(affine, stretched, (2, 6, 4)) == pytest.approx(5)
+@pytest.mark.parametrize(("value", "read"), [(1.009, 1.0), (0.991, 1.0), (1.011, 1.011)])
+def test_only_what_is_nearly_whole_is_rounded(
+    tmp_path: pathlib.Path, value: float, read: float
+) -> None:
+    data = np.zeros((5, 6, 7), np.float32)
+    data[2, 2, 2], data[3, 3, 3] = value, 2
+    volume = nifti.read_labels(_save(tmp_path / "a.nii", data))
+    assert volume.data[2, 2, 2] == pytest.approx(read)
+    assert bool(volume.notes) == (read == 1)

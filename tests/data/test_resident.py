@@ -158,7 +158,7 @@ def test_room_for_every_case() -> None:
 
 def test_four_devices_hold_the_same_batches(tmp_path: pathlib.Path) -> None:
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
         "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
     }
     output = tmp_path / "batches.npz"

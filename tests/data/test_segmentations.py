@@ -40,6 +40,10 @@ def _found(root: pathlib.Path, *names: str) -> segmentations.Found:
         # MONAI's SaveImage: a folder and a file named after the first image.
         ("a_1_flair/a_1_flair_trans.nii.gz", "a_1"),
         ("CASE_SEG.NII.GZ", "CASE"),
+        ("a_1_flair_seg.nii.gz", "a_1"),
+        ("a_1_tumor_segmentation.nii.gz", "a_1"),
+        ("sub-01/ses-1/anat/sub-01_ses-1_space-MNI_label-tumor_mask.nii.gz", "sub-01_ses-1"),
+        ("brain_001.nii.gz", "brain_001"),
     ],
 )
 def test_the_case_of_a_name(tmp_path, name, case) -> None:
@@ -65,6 +69,29 @@ def test_what_is_no_mask_is_named_and_left(tmp_path) -> None:
         assert name in note
     for expected in ("hidden", "a_t1", "b.nii.gz"):  # scans belong to the layouts of BraTS
         assert expected not in note
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["a_brain_mask", "a_t1_bet_mask", "a_ET_seg", "a-mask-healthy", "a_t1n_voided", "a_ADC"],
+)
+def test_masks_of_something_else_are_left_aside(tmp_path, other) -> None:
+    found = _found(tmp_path, "a_seg.nii.gz", f"{other}.nii.gz")
+    assert found.masks == {"a": [tmp_path / "a_seg.nii.gz"]}
+    assert f"{other}.nii.gz" in found.notes[0]
+
+
+def test_where_no_file_is_a_mask_the_first_says_why(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"a_t1_mask\.nii\.gz is a mask of either the brain"):
+        _found(tmp_path, "a_t1_mask.nii.gz")
+
+
+def test_the_references_of_ucsf_pdgm_as_they_are_downloaded(tmp_path) -> None:
+    name = "UCSF-PDGM-0004"
+    tokens = ("T1", "T1_bias", "DTI_eddy_noreg", "brain_segmentation", "tumor_segmentation")
+    found = _found(tmp_path, *(f"{name}_nifti/{name}_{token}.nii.gz" for token in tokens))
+    assert found.masks == {name: [tmp_path / f"{name}_nifti/{name}_tumor_segmentation.nii.gz"]}
+    assert f"{name}_DTI_eddy_noreg.nii.gz" in found.notes[0]
 
 
 def test_masks_named_after_the_one_sequence_they_were_made_from(tmp_path) -> None:

@@ -14,6 +14,7 @@ from kdnet_jax import inference, runs
 from kdnet_jax.data import prepare
 from kdnet_jax.exporting import artifact
 from kdnet_jax.models import networks, unet
+from tests.bad_input import forks
 from tests.helpers import commands
 
 # Nothing of the project, of Flax or of Orbax: JAX and NumPy alone.
@@ -142,7 +143,7 @@ def test_another_mesh_reads_it(exported: commands.Finished) -> None:
         env={
             "PATH": "/usr/bin:/bin",
             "PYTHONPATH": str(commands.ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_NUM_CPU_DEVICES": "4",
         },
         capture_output=True,
         text=True,
@@ -201,26 +202,25 @@ def _losses(log: str) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--checkpoint=gone", "--output=new"], "gone is no run of kdnet_jax"),
-        (["--checkpoint=gone", "--output=."], "--output=. is there already"),
-        (["--checkpoint=RUN", "--output=new", "--formats=onnx"], "--formats is 'onnx'"),
-        (["--checkpoint=RUN", "--output=new", "--folds=0"], "has no folds to choose"),
-        (["--checkpoint=RUN", "--output=new", "--formats=pytorch"], "has no class in nnU-Net"),
-        (["--checkpoint=RUN"], "--output"),
-    ],
-)
-def test_mistakes_are_told(
-    smoke_student: commands.Finished, tmp_path: pathlib.Path, words: list[str], message: str
-) -> None:
-    given = [word.replace("RUN", str(smoke_student.folder)) for word in words]
-    done = commands.run("export", *given, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_mistakes_are_told(smoke_student: commands.Finished, tmp_path: pathlib.Path) -> None:
+    run = f"--checkpoint={smoke_student.folder}"
+    mistakes = [
+        (("--checkpoint=gone", "--output=new"), "gone is no run of kdnet_jax"),
+        (("--checkpoint=gone", "--output=."), "--output=. is there already"),
+        ((run, "--output=new", "--formats=onnx"), "--formats is 'onnx'"),
+        ((run, "--output=new", "--folds=0"), "has no folds to choose"),
+        ((run, "--output=new", "--formats=pytorch"), "has no class in nnU-Net"),
+        ((run,), "--output"),
+    ]
+    cwd, said = tmp_path / "cwd", tmp_path / "said"
+    cwd.mkdir()
+    said.mkdir()
+    lines = [forks.Line("export", words, cwd) for words, _ in mistakes]
+    for (_, message), done in zip(mistakes, forks.run(lines, said), strict=True):
+        assert done.code == 2
+        assert message in done.err
+        assert "Traceback" not in done.err
+    assert list(cwd.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,18 @@ def test_label_table_with_the_values_of_brats() -> None:
     assert vocabulary.label_table(table, WHERE) == ("regions", (0, 1, 2))
 
 
+def test_label_table_with_the_names_of_brats_since_2023() -> None:
+    table = {
+        "background": 0,
+        "non-enhancing tumor core (NETC)": 1,
+        "surrounding non-enhancing FLAIR hyperintensity (SNFH)": 2,
+        "enhancing tissue (ET)": 3,
+    }
+    assert vocabulary.label_table(table, WHERE) == ("softmax", (0, 1, 2, 3))
+    with pytest.raises(UserError, match="cannot teach"):
+        vocabulary.label_table(table | {"resection cavity (RC)": 4}, WHERE)
+
+
 def test_label_table_goes_by_the_value_not_by_the_line() -> None:
     table = {"background": 0, "enhancing tumor": 3, "edema": 1, "non-enhancing tumor": 2}
     assert vocabulary.label_table(table, WHERE) == ("softmax", (0, 2, 1, 3))

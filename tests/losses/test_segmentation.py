@@ -194,10 +194,45 @@ def test_deep_supervision_halves_the_weight_at_each_level() -> None:
 
     def loss(level: int) -> jax.Array:
         stride = 2**level
-        nearest = heads.targets(labels[:, ::stride, ::stride, ::stride], "softmax")
+        centre = slice(stride // 2, None, stride)
+        nearest = heads.targets(labels[:, centre, centre, centre], "softmax")
         return sum(segmentation.supervised_terms(coarse[level], nearest, head="softmax").values())
 
     np.testing.assert_allclose(actual, loss(1) / 2 + loss(2) / 4, rtol=1e-5)
+
+
+def deep_supervision_loss_of_sure_logits(y: jax.Array, level: int, target: jax.Array) -> float:
+    """The loss of logits that are sure of `target` at a level: 0 if that is the level's target."""
+    features = {f"logits_{level}": 40 * (2 * target - 1)}
+    loss = segmentation.deep_supervision_loss(features, y, head="softmax", form="dice_ce")
+    return float(loss[0])
+
+
+@pytest.mark.parametrize(
+    ("level", "voxels"), [(1, [1, 3, 5, 7, 9, 11, 13, 15]), (2, [2, 6, 10, 14]), (3, [4, 12])]
+)
+def test_deep_supervision_looks_at_the_centre_of_each_block(level: int, voxels: list[int]) -> None:
+    labels = jnp.asarray(np.random.default_rng(0).integers(0, 4, (1, 16, 16, 16)))
+    y = heads.targets(labels, "softmax")
+    centres = y[:, voxels][:, :, voxels][:, :, :, voxels]
+    assert deep_supervision_loss_of_sure_logits(y, level, centres) == pytest.approx(0, abs=1e-4)
+    stride = 2**level
+    corners = y[:, ::stride, ::stride, ::stride]
+    assert deep_supervision_loss_of_sure_logits(y, level, corners) > 1
+
+
+@pytest.mark.parametrize("strides", [(2, 2, 2), (8, 4, 2), (1, 2, 4), (3, 1, 6)])
+def test_deep_supervision_s_targets_are_pytorch_s_nearest_exact(strides: tuple[int, ...]) -> None:
+    """Strides that differ between the axes, as in nnU-Net's plans for thick slices, too."""
+    torch = pytest.importorskip("torch")
+    labels = np.random.default_rng(0).integers(0, 4, (1, 24, 16, 24))
+    shape = [size // stride for size, stride in zip(labels.shape[1:], strides, strict=True)]
+    coarse = torch.nn.functional.interpolate(
+        torch.from_numpy(labels[None].astype(np.float32)), shape, mode="nearest-exact"
+    )[0]
+    y = heads.targets(jnp.asarray(labels), "softmax")
+    target = heads.targets(jnp.asarray(coarse.numpy().astype(int)), "softmax")
+    assert deep_supervision_loss_of_sure_logits(y, 1, target) == pytest.approx(0, abs=1e-4)
 
 
 def test_deep_supervision_of_a_network_without_it_is_none() -> None:

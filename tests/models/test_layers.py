@@ -129,7 +129,7 @@ def test_onednn_repeats_itself_bit_for_bit() -> None:
 
 def test_auto_takes_xlas_own_form_on_several_devices(command_env: dict[str, str]) -> None:
     code = "from kdnet_jax.models import layers; print(layers.choose_form('auto'))"
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"JAX_NUM_CPU_DEVICES": "2"}
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=command_env | flags,

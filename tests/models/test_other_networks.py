@@ -185,7 +185,7 @@ def test_the_form_of_the_convolutions_is_kept(name: str) -> None:
 
 def test_two_devices_have_the_gradient_of_one(tmp_path: pathlib.Path) -> None:
     # The number of devices is fixed when JAX starts.
-    env = dict(os.environ) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env = dict(os.environ) | {"JAX_NUM_CPU_DEVICES": "2"}
     root = pathlib.Path(__file__).parents[2]
     env["PYTHONPATH"] = str(root)
     subprocess.run([sys.executable, __file__], check=True, env=env, cwd=tmp_path, timeout=120)

@@ -59,8 +59,10 @@ def test_kd_net_s_shapes() -> None:
 
 @pytest.mark.parametrize(
     ("down", "up", "head", "bfloat16"),
-    itertools.product(
-        ("max_pool", "strided"), ("trilinear", "learned"), ("softmax", "regions"), (False, True)
+    list(
+        itertools.product(
+            ("max_pool", "strided"), ("trilinear", "learned"), ("softmax", "regions"), (False, True)
+        ),
     ),
 )
 def test_every_variant_has_the_same_shapes(down: str, up: str, head: str, bfloat16: bool) -> None:

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.metrics import cases, surface
 from kdnet_jax.reporting import charts
 
@@ -18,6 +21,7 @@ def test_each_term_has_its_own_panel() -> None:
             "time_steps_per_second": 3.0,
             "learning_rate": 1e-3,
             "gradient_norm": 2.0,
+            "skipped_steps": 1,
         }
         for s in range(1, 5)
     ] + [{"step": 4, "split": "validation", "loss": 0.4, "dice_et": 0.1, "dice_wt": 0.7}]
@@ -32,6 +36,20 @@ def test_each_term_has_its_own_panel() -> None:
     assert [line.get_label() for line in dice.lines] == ["ET", "WT"]
     assert len({line.get_linestyle() for line in dice.lines}) == 2  # not colour alone
     assert dice.lines[1].get_xydata().tolist() == [[4, 0.7]]
+
+
+@pytest.mark.parametrize("form", ["dice_ce", "dice_bce"])
+def test_every_term_that_the_losses_name_is_drawn(form: str) -> None:
+    volume = jnp.zeros((1, 4, 4, 4, 4))
+    terms = segmentation.supervised_terms(volume, volume, head="softmax", form=form)
+    terms |= distillation.distillation_terms(
+        volume, volume, volume, head="softmax", options=distillation.DistillationOptions()
+    )
+    # Those that steps.py names.
+    names = {"loss", "gt_coarse", "kl", *terms}
+    row = dict.fromkeys(names, 0.5) | {"step": 1, "split": "train", "epoch": 1.0}
+    titles = [panel.get_title() for panel in charts.curves([row]).axes]
+    assert {title for title in titles if title} == names | {"validation Dice"}
 
 
 def test_the_thick_line_is_a_running_mean() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from kdnet_jax import evaluation
 from kdnet_jax.metrics import cases
@@ -105,9 +106,15 @@ def test_facts_are_those_that_are_known() -> None:
 
 def test_regions_from_both_kinds_of_head() -> None:
     classes = np.array([[[[0.1, 0.2, 0.3, 0.4]]]], np.float32)  # background NCR ED ET
-    assert np.allclose(run_report.region_probabilities(classes), [[[[0.4, 0.6, 0.9]]]])
+    sums = run_report.region_probabilities(classes, "softmax")
+    assert np.allclose(sums, [[[[0.4, 0.6, 0.9]]]])
     regions = np.array([[[[0.4, 0.6, 0.9]]]], np.float32)
-    assert run_report.region_probabilities(regions) is regions
+    assert run_report.region_probabilities(regions, "regions") is regions
+    # The head says what the channels are, and not their number.
+    four = np.array([[[[0.4, 0.6, 0.9, 0.1]]]], np.float32)
+    assert run_report.region_probabilities(four, "regions") is four
+    with pytest.raises(IndexError):
+        run_report.region_probabilities(regions, "softmax")
 
 
 def test_lines_of_dice() -> None:

@@ -1,0 +1,94 @@
+"""Which files of a folder that is no release are of one case: by folder, by prefix, or by BIDS."""
+
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from kdnet_jax.data import names, problems
+from kdnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from kdnet_jax.data.layouts import File, Groups
+
+
+def group(files: Iterable["File"], root: pathlib.Path, report: problems.Report) -> "Groups":
+    """Takes a folder as a case, or, where a sequence is in it more than once, each prefix.
+
+    Of BIDS each session of each subject is a case, wherever in the dataset its files lie.
+    """
+    folders: dict[pathlib.Path, list[File]] = {}
+    groups: Groups = {}
+    for file in files:
+        if not file.sequence:
+            continue
+        if place := _bids_place(file, root, report):
+            groups.setdefault(place, []).append(file)
+        else:
+            folders.setdefault(file.folder, []).append(file)
+    for folder, members in folders.items():
+        flat = folder == root or _holds_several(folder, members, report)
+        for file in members:
+            name = (flat and file.prefix) or _case_of_folder(folder, members)
+            groups.setdefault((name, folder), []).append(file)
+    return groups
+
+
+def _holds_several(
+    folder: pathlib.Path, members: Sequence["File"], report: problems.Report
+) -> bool:
+    """Whether the files of a folder are of several cases; refuses those that may be either."""
+    sequences = [file.sequence for file in members]
+    if len(set(sequences)) == len(sequences):
+        return False
+    images = [file for file in members if file.sequence != names.LABEL]
+    if not all(file.prefix for file in images):
+        return False  # a bare t1.nii.gz is of the folder's case
+    apart = len({file.prefix for file in images}) == len(images)
+    if apart and len({file.sequence for file in images}) > 1:
+        message = (
+            f"{folder}: of {', '.join(file.path.name for file in images[:5])} no two begin alike, "
+            "so it cannot be told which are of one case, and several are of one sequence. Name "
+            "them CASE_SEQUENCE, or give each case a folder with one file of each sequence"
+        )
+        report(UserError(message), folder.name, folder)
+    return True
+
+
+def _case_of_folder(folder: pathlib.Path, members: Sequence["File"]) -> str:
+    """Returns the case of a folder; its files may tell more, or it may say "_nifti" behind."""
+    prefix = members[0].prefix
+    if prefix and all(file.prefix == prefix for file in members):
+        # Timepoint_1/Patient_3_Timepoint_1_t1, UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_T1
+        longer = prefix.lower().endswith(folder.name.lower())
+        if longer or folder.name.lower() == f"{prefix}_nifti".lower():
+            return prefix
+    return folder.name
+
+
+def _bids_place(
+    file: "File", root: pathlib.Path, report: problems.Report
+) -> tuple[str, pathlib.Path] | None:
+    """Returns the case and the dataset of a file of BIDS, None for another."""
+    above = [each for each in (file.folder, *file.folder.parents) if each.is_relative_to(root)]
+    folder = next((each for each in above if _is_entity(each.name, "sub-")), None)
+    session = next((each.name for each in above if _is_entity(each.name, "ses-")), "")
+    subject, own_session = names.subject(file.stem)
+    if folder is None:
+        return (file.prefix, file.folder) if subject else None
+    if subject and subject != folder.name:
+        message = (
+            f"{file.path}: lies in the folder of {folder.name} but has the name of {subject}. Put "
+            "it where it belongs"
+        )
+        report(UserError(message), folder.name, file.path)
+    dataset = folder.parent
+    if "derivatives" in (dataset.name, dataset.parent.name):
+        dataset = dataset.parent if dataset.name == "derivatives" else dataset.parents[1]
+    if own_session or (subject and not session):
+        return file.prefix, dataset
+    rest = file.prefix.removeprefix(subject) if subject else ""
+    return "_".join(part for part in (folder.name, session) if part) + rest, dataset
+
+
+def _is_entity(name: str, key: str) -> bool:
+    return name.startswith(key) and name.removeprefix(key).isalnum()
