@@ -31,7 +31,10 @@ def _set(text: str) -> frozenset[str]:
 
 
 # "post" is none of them: it may be a visit after surgery.
-_CONTRAST: Final = _set("ce gd gad gado gadolinium contrast enhanced postcontrast postgd")
+_CONTRAST: Final = _set(
+    "ce gd gad gado gadolinium gadovist gadavist gadobutrol dotarem magnevist multihance prohance "
+    "contrast enhanced postcontrast postgd +c c+ +gd"
+)
 _NO_CONTRAST: Final = _set("pre non no none without native precontrast")
 _PREPOSITIONS: Final = _set("to in on onto into")
 _REGISTERED: Final = _set(
@@ -141,8 +144,10 @@ def _cut(stem: str, folder: str) -> list[_Word]:
             for each in re.finditer(r"[^.\-]+", part[0]):
                 words += _split(each[0], part.start() + each.start())
         elif _tells(*entity.groups()):
-            words += _split(entity[1], part.start(), True) if entity[1] == "ce" else []
-            words += _split(entity[2], part.start(), True)
+            # Whatever agent "ce" names, and in whatever spelling.
+            value = "ce_gadolinium" if entity[1].lower() == "ce" else entity[2]
+            for each in value.split("_"):
+                words += _split(each, part.start(), True)
     return words
 
 
@@ -157,6 +162,7 @@ def _repeats(stem: str, folder: str) -> bool:
 
 def _tells(key: str, value: str) -> bool:
     """Whether an entity of BIDS says what an image is."""
+    key = key.lower()
     return key in _TELLING and not (key == "ce" and value.lower() in _NO_CONTRAST)
 
 
@@ -181,6 +187,8 @@ def _prefix(stem: str, words: Sequence[_Word], found: Name) -> str:
     core = texts[: _relation(texts)]
     things = [i for i, text in enumerate(core) if text in _MASKS | _SCANS.keys()]
     first = things[-1] if things else max(0, len(core) - 1)
+    if found.sequence == "t1ce":  # P_Gd_3D_T1
+        first = min([first, *(i for i in range(1, first) if core[i] in _CONTRAST)])
     while first and _describes(core, first - 1):
         first -= 1
     if case:
@@ -207,6 +215,8 @@ def _understand(words: Sequence[str], structure: str) -> Name:
     of_grid = _MASKS & {*words[end:]}  # T1_to_SRI_brain_mask
     core = words if of_grid else words[:end]
     tail = _tail(core)
+    if not words:  # sub-01_ses-1
+        return Name("")
     if _MASKS & {*tail} and (of_grid or _ending(core) not in _SCANS):
         return _mask(tail, structure)
     return _scan(core, words[end + 1 :])
@@ -273,6 +283,8 @@ def _scan(words: Sequence[str], target: Sequence[str]) -> Name:
     if word not in _SCANS:
         return Name("", doubt=_NO_SUBJECT.format(target[0]) if target else "")
     found = _sequence(word, words[: end - 1], words[first : end - 1], words[end:])
+    if found.sequence == "t1" and _with_contrast(target) and not _SCANS.keys() & {*target}:
+        return Name("", doubt="names contrast agent behind the grid that it was brought to")
     return dataclasses.replace(found, secondary=found.secondary and not target)
 
 
@@ -291,12 +303,15 @@ def _sequence(word: str, before: Sequence[str], lead: Sequence[str], behind: Seq
     others = {_SCANS[each] for each in bare if each in _SCANS} - {sequence}
     if sequence == "flair" and [each for each in lead if each != "space"][-1:] in (["t2"], ["t2w"]):
         others -= {"t2"}  # T2_FLAIR
-    contrast = _with_contrast(lead) or _with_contrast(behind)
+    own = _behind_case(before)
+    contrast = _with_contrast(own) or _with_contrast(behind)
     if _MASKS & {*lead}:
         return Name("", aside="either a mask or a sequence")
     if others:
         return Name("", doubt=f"names {' and '.join(sorted({sequence} | others))}")
-    if sequence == "t1" and "post" in lead and not contrast:
+    if sequence == "t1" and contrast and any(each.isdigit() for each in _from_contrast(own)):
+        return Name("", doubt="names contrast agent, but before a number, as of a case")
+    if sequence == "t1" and "post" in own and not contrast:
         return Name("", doubt='names a "post" T1: after contrast agent, or after surgery')
     if contrast and sequence in ("t2", "flair"):
         return Name("", aside="an image with contrast agent")
@@ -304,6 +319,15 @@ def _sequence(word: str, before: Sequence[str], lead: Sequence[str], behind: Seq
         sequence = "t1ce"
     processed = {*lead, *behind} & (_REGISTERED | _INTENSITY | _STRIPPED)
     return Name("", sequence, bool(processed) and processed <= _INTENSITY)
+
+
+def _behind_case(words: Sequence[str]) -> Sequence[str]:
+    """Returns the words behind GD_001, where contrast agent would be the name of a case."""
+    return words[2:] if words[1:2] and words[1].isdigit() else words
+
+
+def _from_contrast(words: Sequence[str]) -> Sequence[str]:
+    return words[next((i for i, word in enumerate(words) if word in _CONTRAST), len(words)) :]
 
 
 def _with_contrast(words: Sequence[str]) -> bool:
