@@ -80,6 +80,9 @@ _GLUED: Final = (
 
 HOLE: Final = "a file of an inpainting set, whose masks are no tumours"
 OTHER_IMAGE: Final = "an image of another kind"
+UNTOLD: Final = (
+    "a mask that is not said to be of a tumour (name a tumour's CASE_seg or CASE_tumor_seg)"
+)
 _NO_SUBJECT: Final = "says that it was brought to {}, but not which sequence it is"
 
 
@@ -94,6 +97,7 @@ class Name:
             there is one that is not, that one is taken.
         aside: what else it is, where it is a mask or an image that is not looked for.
         doubt: why it cannot be told which sequence it is.
+        tumour: whether it says that it is about a tumour.
     """
 
     prefix: str
@@ -101,12 +105,14 @@ class Name:
     secondary: bool = False
     aside: str = ""
     doubt: str = ""
+    tumour: bool = False
 
 
 class _Word(NamedTuple):
     text: str
     start: int
     in_entity: bool = False
+    described: bool = False  # by the entity "desc"
 
 
 @functools.lru_cache(2**12)
@@ -120,6 +126,9 @@ def read(stem: str, folder: str = "") -> Name:
     words = _cut(stem, folder)
     match = _BIDS.match(stem) and re.search(r"_label-([A-Za-z0-9]+)", stem)
     found = _understand([word.text for word in words], match[1].lower() if match else "")
+    described = [word.text for word in words if word.described]
+    if found.sequence == LABEL and not found.tumour and not {*described} <= _KNOWN:
+        found = Name("", aside=UNTOLD)  # desc-thalamus_mask
     return dataclasses.replace(found, prefix=_prefix(stem, words, found))
 
 
@@ -146,8 +155,8 @@ def _cut(stem: str, folder: str) -> list[_Word]:
         elif _tells(*entity.groups()):
             # Whatever agent "ce" names, and in whatever spelling.
             value = "ce_gadolinium" if entity[1].lower() == "ce" else entity[2]
-            for each in value.split("_"):
-                words += _split(each, part.start(), True)
+            found = [word for each in value.split("_") for word in _split(each, part.start(), True)]
+            words += [word._replace(described=entity[1].lower() == "desc") for word in found]
     return words
 
 
@@ -264,7 +273,8 @@ def _mask(words: Sequence[str], structure: str) -> Name:
     last = next((word for word in reversed(words) if word not in about), "")
     if last not in _MASKS or (last == "roi" and not tumour):
         return Name("")
-    return Name("", LABEL, bool(held & _AUTOMATIC) and not held & _CORRECTED)
+    automatic = bool(held & _AUTOMATIC) and not held & _CORRECTED
+    return Name("", LABEL, automatic, tumour=bool(tumour))
 
 
 def _scan(words: Sequence[str], target: Sequence[str]) -> Name:

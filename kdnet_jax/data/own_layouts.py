@@ -1,6 +1,8 @@
 """Which files of a folder that is no release are of one case: by folder, by prefix, or by BIDS."""
 
+import dataclasses
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,35 @@ def group(files: Iterable["File"], root: pathlib.Path, report: problems.Report) 
             name = (flat and file.prefix) or _case_of_folder(folder, members)
             groups.setdefault((name, folder), []).append(file)
     return groups
+
+
+def leave_untold(groups: "Groups") -> "Groups":
+    """Leaves out masks that are called by something that is neither their case nor a tumour.
+
+    Which words are the case's tell its own name, its folder's, and the names of its images.
+    """
+    return {
+        (case, folder): [_untold(file) if _is_untold(file, case, files) else file for file in files]
+        for (case, folder), files in groups.items()
+    }
+
+
+def _is_untold(file: "File", case: str, files: Sequence["File"]) -> bool:
+    images = [each.prefix for each in files if each.sequence != names.LABEL]
+    if file.sequence != names.LABEL or file.name.tumour or not images:
+        return False
+    known = _words(" ".join([case, file.folder.name, *images]))
+    return not _words(file.prefix) <= known
+
+
+def _words(text: str) -> set[str]:
+    return {*re.split(r"[\s_.-]+", text.lower())} | {""}
+
+
+def _untold(file: "File") -> "File":
+    return dataclasses.replace(
+        file, name=dataclasses.replace(file.name, sequence=None, aside=names.UNTOLD)
+    )
 
 
 def _holds_several(

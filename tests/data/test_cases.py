@@ -349,6 +349,56 @@ def test_a_mask_of_something_else_is_no_label(tmp_path: pathlib.Path, mask: str)
     assert label.name == "tumor_mask.nii.gz"
 
 
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("anna/anna_t1", "anna/anna_thalamus_seg"),
+        ("anna/anna_t1", "anna/anna_liver_label"),
+        ("anna/t1", "anna/icv_mask"),
+        ("anna/t1", "anna/old_seg"),
+        ("anna/visit_1_t1", "anna/visit_1_wmh_seg"),
+        ("sub-01/anat/sub-01_T1w", "derivatives/x/sub-01/anat/sub-01_desc-dose_mask"),
+    ],
+)
+def test_a_mask_that_is_not_said_to_be_of_the_tumour_is_no_label(
+    tmp_path: pathlib.Path, image: str, mask: str
+) -> None:
+    for name in (image, mask):
+        path = tmp_path / f"{name}.nii.gz"
+        add_files(path.parent, path.name)
+    cohort = cases.find_cases(tmp_path, modalities=("t1",), labelled=False)
+    assert cohort.cases[0].label is None
+    assert "not said to be of a tumour" in said(cohort)
+    assert path.name in said(cohort)
+    with pytest.raises(UserError, match=rf"none of the 1 cases.*{path.name}.*CASE_seg"):
+        cases.find_cases(tmp_path, modalities=("t1",))
+
+
+def test_in_a_flat_folder_the_mask_of_another_structure_is_named(tmp_path: pathlib.Path) -> None:
+    add_files(tmp_path, "anna_t1.nii.gz", "anna_thalamus_seg.nii.gz")
+    with pytest.raises(UserError, match=r"none of the 1 cases.*no sequence.*anna_thalamus"):
+        cases.find_cases(tmp_path, modalities=("t1",))
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("anna/t1", "anna/anna_seg"),
+        ("anna/t1", "anna/thalamus_tumor_seg"),
+        ("anna/x_1_ax_t1", "anna/x_1_seg"),
+        ("site_anna/t1", "site_anna/anna_manual_seg"),
+    ],
+)
+def test_a_mask_of_the_case_or_of_a_tumour_is_the_label(
+    tmp_path: pathlib.Path, image: str, mask: str
+) -> None:
+    for name in (image, mask):
+        path = tmp_path / f"{name}.nii.gz"
+        add_files(path.parent, path.name)
+    (case,) = cases.find_cases(tmp_path, modalities=("t1",)).cases
+    assert case.label == path
+
+
 @pytest.mark.parametrize("name", ["BraTS-GLI-00001-000-", "anna_"])
 @pytest.mark.parametrize("beside", ["mask-healthy", "t1n-voided"])
 def test_the_mask_of_an_inpainting_set_is_no_label(

@@ -102,6 +102,7 @@ def test_what_a_name_says(stem: str, prefix: str, sequence: str | None) -> None:
         ("sub-X_desc-brain_mask", "another structure"),
         ("sub-X_label-GM_dseg", "another structure"),
         ("sub-X_label-putamen_mask", "another structure"),
+        ("sub-X_desc-thalamus_mask", "not said to be of a tumour"),
         ("BraTS-GLI-00000-000-mask-healthy", "inpainting"),
         ("BraTS-GLI-00000-000-mask-unhealthy", "inpainting"),
         ("BraTS-GLI-00000-000-t1n-voided", "inpainting"),
