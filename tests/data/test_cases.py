@@ -320,6 +320,38 @@ def test_patients_csv(tmp_path: pathlib.Path) -> None:
         cases.find_cases(tmp_path, modalities=("t1",))
 
 
+@pytest.mark.parametrize(
+    "visits",
+    [("pre", "post"), ("2020", "2021-03"), ("1", "2"), ("visit_1", "visit_2"), ("v1", "v2")],
+)
+@pytest.mark.parametrize("prefix", ["", "{patient}_", "{visit}_", "{patient}_{visit}_"])
+def test_folders_of_visits_are_of_the_patient_above(
+    tmp_path: pathlib.Path, visits: tuple[str, ...], prefix: str
+) -> None:
+    for patient in ("anna", "bob"):
+        for visit in visits:
+            name = prefix.format(patient=patient, visit=visit)
+            add_files(tmp_path / patient / visit, f"{name}t2.nii.gz", f"{name}seg.nii.gz")
+    cohort = cases.find_cases(tmp_path, modalities=("t2",))
+    assert [(case.case_id, case.patient_id) for case in cohort.cases] == [
+        (f"{patient}_{visit}", patient) for patient in ("anna", "bob") for visit in sorted(visits)
+    ]
+    assert f"anna_{visits[0]} is of anna" in said(cohort)
+
+
+@pytest.mark.parametrize("above", ["train", "HGG", "batch_1"])
+def test_folders_within_a_collection_are_patients(tmp_path: pathlib.Path, above: str) -> None:
+    for patient in ("anna", "bob", "017"):
+        add_files(tmp_path / above / patient, "t1.nii.gz", "seg.nii.gz")
+    found = cases.find_cases(tmp_path, modalities=("t1",)).cases
+    assert [(case.case_id, case.patient_id) for case in found] == [
+        (name, name) for name in ("017", "anna", "bob")
+    ]
+    add_files(tmp_path / "other" / "anna", "t1.nii.gz", "seg.nii.gz")
+    with pytest.raises(UserError, match="case anna is there twice"):
+        cases.find_cases(tmp_path, modalities=("t1",))
+
+
 def test_relative_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_case(tmp_path / "HGG" / "Brats18_CBICA_AAB_1")
     monkeypatch.chdir(tmp_path / "HGG")

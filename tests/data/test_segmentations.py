@@ -35,6 +35,8 @@ def _found(root: pathlib.Path, *names: str) -> segmentations.Found:
         ("BraTS20_Training_355/W39_1998.09.19_Segm.nii", "BraTS20_Training_355"),
         ("labelsTr/BRATS_007.nii.gz", "BRATS_007"),
         ("patient 3/seg.nii.gz", "patient 3"),
+        ("anna/pre/seg.nii.gz", "anna_pre"),
+        ("sub-01/ses-1/anat/seg.nii.gz", "sub-01_ses-1"),
         ("left-frontal_mask.nii.gz", "left-frontal"),
         ("phantom-0003.nii.gz", "phantom-0003"),
         # MONAI's SaveImage: a folder and a file named after the first image.
