@@ -260,9 +260,16 @@ def _refuse_several(
 ) -> None:
     folders = {file.folder for file in files}
     shown = ", ".join(str(f.path) if len(folders) > 1 else f.path.name for f in files)
+    bids = any("derivatives" in folder.parts for folder in folders) and len(folders) > 1
+    remedy = (
+        "Give the folder of one pipeline (derivatives/NAME), or one with links to what is wanted, "
+        "as data_dir (data.data_dir)"
+        if bids
+        else "Remove or rename the others"
+    )
     message = (
         f"{files[0].folder}: {shown} are all taken for {sequence} of {case_id}; expected one file. "
-        "Remove or rename the others"
+        f"{remedy}"
     )
     report(UserError(message), case_id, files[0].folder)
 

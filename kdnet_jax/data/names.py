@@ -64,13 +64,22 @@ _OTHER_IMAGES: Final = _set(
     "adc dwi swi asl dti fa md pd dsc dce cbf cbv rcbv mtt ct pet mra tof bold t1map t2map t2star "
     "subtraction"
 )
+# Images that are computed from a weighted one and may have its sequence in their names.
+_COMPUTED: Final = _set("t1map t2map t2star subtraction subtracted part-phase part-real part-imag")
 _KNOWN: Final = (
     _BEHIND | _TUMOUR | _EDITED | _HOLE | _ANATOMY | _REGIONS | _OTHER_IMAGES | _MASKS
 ) | _SCANS.keys()
 
 _BIDS: Final = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?=_|$)", re.IGNORECASE)
 _ENTITY: Final = re.compile(r"([A-Za-z]+)-([A-Za-z0-9+]+)")
-_TELLING: Final = ("ce", "acq", "desc", "rec", "label")  # entities that say what the image is
+_TELLING: Final = (
+    "ce",
+    "acq",
+    "desc",
+    "rec",
+    "label",
+    "part",
+)  # entities that say what the image is
 _SPACE: Final = re.compile(r"(?<=[_.-])space-[A-Za-z0-9]+")
 _ALL_SCANS: Final = "|".join(sorted(_SCANS, key=len, reverse=True))
 _GLUED: Final = (
@@ -155,6 +164,7 @@ def _cut(stem: str, folder: str) -> list[_Word]:
         elif _tells(*entity.groups()):
             # Whatever agent "ce" names, and in whatever spelling.
             value = "ce_gadolinium" if entity[1].lower() == "ce" else entity[2]
+            value = part[0] if entity[1].lower() == "part" else value
             found = [word for each in value.split("_") for word in _split(each, part.start(), True)]
             words += [word._replace(described=entity[1].lower() == "desc") for word in found]
     return words
@@ -317,6 +327,8 @@ def _sequence(word: str, before: Sequence[str], lead: Sequence[str], behind: Seq
     contrast = _with_contrast(own) or _with_contrast(behind)
     if _MASKS & {*lead}:
         return Name("", aside="either a mask or a sequence")
+    if computed := sorted(_COMPUTED & {*own}):
+        return Name("", doubt=f"names {computed[0]} and {sequence}")
     if others:
         return Name("", doubt=f"names {' and '.join(sorted({sequence} | others))}")
     if sequence == "t1" and contrast and any(each.isdigit() for each in _from_contrast(own)):

@@ -544,7 +544,8 @@ def test_bids_that_is_there_twice_or_misplaced(tmp_path: pathlib.Path) -> None:
     _add_bids(tmp_path, "sub-01")
     stripped = tmp_path / "derivatives" / "stripped" / "sub-01" / "anat"
     add_files(stripped, "sub-01_desc-brain_T1w.nii.gz")
-    with pytest.raises(UserError, match=r"stripped/sub-01/anat/.* are all taken for t1 of sub-01"):
+    message = r"stripped/sub-01/anat/.* are all taken for t1 of sub-01.*derivatives/NAME.*data_dir"
+    with pytest.raises(UserError, match=message):
         cases.find_cases(tmp_path)
     (stripped / "sub-01_desc-brain_T1w.nii.gz").rename(stripped / "sub-02_T1w.nii.gz")
     with pytest.raises(UserError, match="lies in the folder of sub-01 but has the name of sub-02"):
