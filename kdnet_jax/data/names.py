@@ -32,8 +32,11 @@ def _set(text: str) -> frozenset[str]:
 
 # "post" is none of them: it may be a visit after surgery.
 _CONTRAST: Final = _set(
-    "ce gd gad gado gadolinium gadovist gadavist gadobutrol dotarem magnevist multihance prohance "
-    "contrast enhanced postcontrast postgd +c c+ +gd"
+    "ce gd gad gado gadolinium dotarem magnevist multihance prohance contrast enhanced +c c+ +gd"
+)
+# Words that are read as "contrast": gadovist, contrastEnhanced, postGd3D.
+_LIKE_CONTRAST: Final = re.compile(
+    r"gad[ao](?:lin|vist|bu|ter|di)\w*|contrast\w+|post(?:gd|contrast)\w*"
 )
 _NO_CONTRAST: Final = _set("pre non no none without native precontrast")
 _PREPOSITIONS: Final = _set("to in on onto into")
@@ -187,6 +190,8 @@ def _tells(key: str, value: str) -> bool:
 
 def _split(text: str, start: int, in_entity: bool = False) -> list[_Word]:
     """Cuts BrainMask and T1toT1CE into words."""
+    if _LIKE_CONTRAST.fullmatch(text.lower()):
+        return [_Word("contrast", start, in_entity)]
     for pattern in _GLUED:
         if glued := pattern.fullmatch(text.lower()):
             parts = range(1, pattern.groups + 1)
@@ -206,6 +211,8 @@ def _prefix(stem: str, words: Sequence[_Word], found: Name) -> str:
     core = texts[: _relation(texts)]
     things = [i for i, text in enumerate(core) if text in _MASKS | _SCANS.keys()]
     first = things[-1] if things else max(0, len(core) - 1)
+    if not things and found.sequence == LABEL:  # anna_tumor_in_t1_seg
+        first, core = len(core), texts
     if found.sequence == "t1ce":  # P_Gd_3D_T1
         first = min([first, *(i for i in range(1, first) if core[i] in _CONTRAST)])
     while first and _describes(core, first - 1):

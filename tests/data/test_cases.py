@@ -388,6 +388,7 @@ def test_a_mask_of_something_else_is_no_label(tmp_path: pathlib.Path, mask: str)
         ("anna/anna_t1", "anna/anna_liver_label"),
         ("anna/t1", "anna/icv_mask"),
         ("anna/t1", "anna/old_seg"),
+        ("anna/t1", "anna/thalamus_in_t1_seg"),
         ("anna/visit_1_t1", "anna/visit_1_wmh_seg"),
         ("sub-01/anat/sub-01_T1w", "derivatives/x/sub-01/anat/sub-01_desc-dose_mask"),
     ],

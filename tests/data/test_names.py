@@ -31,6 +31,8 @@ from kdnet_jax.data import names
         ("P_Gd_3D_T1", "P", "t1ce"),
         ("P_ce_axial_t1", "P", "t1ce"),
         ("P_gadovist_T1", "P", "t1ce"),
+        ("P_contrastEnhanced_3D_T1", "P", "t1ce"),
+        ("P_postGd3D_T1", "P", "t1ce"),
         ("P_without_contrast_3D_T1", "P_without_contrast_3D", "t1"),
         ("T1_to_T1_Gd", "", "t1"),
         ("GD_001_t1", "GD_001", "t1"),
@@ -73,6 +75,8 @@ from kdnet_jax.data import names
         ("label_003_t1", "label_003", "t1"),
         ("brain-tumor-mask", "", "label"),
         ("p_flair_seg", "p", "label"),
+        ("p_in_t1_seg", "p", "label"),
+        ("p_tumor_in_t1_seg", "p", "label"),
         ("p_t1_foo", "p_t1", None),
         # Nothing but the case.
         ("sub-X", "sub-X", None),
