@@ -75,14 +75,8 @@ _KNOWN: Final = (
 
 _BIDS: Final = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?=_|$)", re.IGNORECASE)
 _ENTITY: Final = re.compile(r"([A-Za-z]+)-([A-Za-z0-9+]+)")
-_TELLING: Final = (
-    "ce",
-    "acq",
-    "desc",
-    "rec",
-    "label",
-    "part",
-)  # entities that say what the image is
+# Entities that say what the image is.
+_TELLING: Final = ("ce", "acq", "desc", "rec", "label", "part")
 _SPACE: Final = re.compile(r"(?<=[_.-])space-[A-Za-z0-9]+")
 _ALL_SCANS: Final = "|".join(sorted(_SCANS, key=len, reverse=True))
 _GLUED: Final = (
@@ -165,11 +159,11 @@ def _cut(stem: str, folder: str) -> list[_Word]:
             for each in re.finditer(r"[^.\-]+", part[0]):
                 words += _split(each[0], part.start() + each.start())
         elif _tells(*entity.groups()):
-            # Whatever agent "ce" names, and in whatever spelling.
-            value = "ce_gadolinium" if entity[1].lower() == "ce" else entity[2]
-            value = part[0] if entity[1].lower() == "part" else value
-            found = [word for each in value.split("_") for word in _split(each, part.start(), True)]
-            words += [word._replace(described=entity[1].lower() == "desc") for word in found]
+            # Whatever agent "ce" names. Two words, so that "acq-pre" before it does not negate it.
+            key = entity[1].lower()
+            values = {"ce": ("ce", "contrast"), "part": (part[0],)}.get(key, (entity[2],))
+            found = [word for value in values for word in _split(value, part.start(), True)]
+            words += [word._replace(described=key == "desc") for word in found]
     return words
 
 
