@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdnet_jax.data import cases, decathlon, names, nifti_header
@@ -11,6 +12,9 @@ from kdnet_jax.errors import UnknownLayoutError, UserError
 
 _NIFTI = (".nii", ".nii.gz")
 _TABLES = (".csv", ".json")
+_SEQUENCE_LIKE = re.compile(
+    r"(?:(?<=[_. -])|^)(?:t[12](?!\d)|flair|seg|mask|label)[^_. -]*", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +134,12 @@ def _warn_of_name(path: pathlib.Path, modality: str) -> None:
         print(
             f"warning: {path} is named as {says}, but the network was trained on {modality}. "
             "Its mask means nothing if it is."
+        )
+    alike = [] if says else _SEQUENCE_LIKE.findall(stem(path))
+    if unknown := [word for word in alike if names.SEQUENCES.get(word.lower()) != modality]:
+        print(
+            f"warning: {path}: it is not understood what {unknown[0]!r} in its name says; the "
+            f"network was trained on {modality}. Its mask means nothing if it is another image."
         )
 
 

@@ -20,6 +20,11 @@ from tests.bad_input import scans
         ("a_T1_foo_T1CE", "is named as one that names t1 and t1ce,"),
         ("a_t1ce_brain_mask", "is named as a mask of another structure"),
         ("scan7", ""),
+        ("a_T10_scan", ""),
+        ("a_t1ce_foo", ""),
+        ("a_T1gdx", "what 'T1gdx' in its name says"),
+        ("a_FLAIR_foo", "what 'FLAIR' in its name says"),
+        ("segx_a", "what 'segx' in its name says"),
     ],
 )
 def test_a_scan_of_another_name_is_warned_of(
@@ -45,6 +50,17 @@ def test_the_numbered_channels_of_nnunet_are_not_scans_of_one_sequence(
     (folder / "bob_0001.nii.gz").touch()
     found = prediction_jobs.find_scans([folder], ("t1ce",))
     assert [name for name, _ in found] == ["anna_0001", "bob_0001"]
+
+
+def test_in_a_folder_of_unknown_names_those_like_a_sequence_are_warned_of(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("anna_T2x", "bob"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert len(prediction_jobs.find_scans([tmp_path], ("t1ce",))) == 2
+    out = capsys.readouterr().out
+    assert "what 'T2x' in its name says" in out
+    assert out.count("warning") == 1
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3])

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Sequence
 
 from kdnet_jax import conventions
-from kdnet_jax.data import decathlon, labels, layouts, names, patients, problems
+from kdnet_jax.data import decathlon, labels, layouts, names, own_layouts, patients, problems
 from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice
 
 Source = pathlib.Path | tuple[pathlib.Path, int]
@@ -123,8 +123,11 @@ def _find(
     chosen, more = layouts.choose_release(release, files, root, report)
     notes += more
     found = []
-    aside = _left_aside(files)
-    notes += aside
+    untold: list[layouts.File] = []
+    if "user" in chosen:
+        chosen["user"] = own_layouts.leave_untold(chosen["user"])
+        untold = [file for file in _members(chosen) if file.name.aside]
+    aside = _left_aside([*files, *untold])
     used = files if "user" in chosen else _members(chosen)
     _check_doubts(used, report)
     for name, groups in chosen.items():
@@ -134,9 +137,10 @@ def _find(
         cases = _cases_of(name, groups, notes, report)
         bare = [case.case_id for case in cases if not case.images and case.label]
         if bare:
-            notes.append(f"have a segmentation but no sequence, not used: {layouts.shown(bare)}")
+            aside.append(f"have a segmentation but no sequence, not used: {layouts.shown(bare)}")
         cases = [dataclasses.replace(case, convention=convention) for case in cases if case.images]
         found += _with_patients(cases, name, root, notes, report)
+    notes += aside
     if not found:
         raise UnknownLayoutError(
             f"{root}: none of its {len(files)} NIfTI files {layouts.UNKNOWN}\n{layouts.LAYOUTS}"
@@ -256,9 +260,16 @@ def _refuse_several(
 ) -> None:
     folders = {file.folder for file in files}
     shown = ", ".join(str(f.path) if len(folders) > 1 else f.path.name for f in files)
+    bids = any("derivatives" in folder.parts for folder in folders) and len(folders) > 1
+    remedy = (
+        "Give the folder of one pipeline (derivatives/NAME), or one with links to what is wanted, "
+        "as data_dir (data.data_dir)"
+        if bids
+        else "Remove or rename the others"
+    )
     message = (
         f"{files[0].folder}: {shown} are all taken for {sequence} of {case_id}; expected one file. "
-        "Remove or rename the others"
+        f"{remedy}"
     )
     report(UserError(message), case_id, files[0].folder)
 

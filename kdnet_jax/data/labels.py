@@ -1,5 +1,6 @@
 """The label values of each release, and the project's classes."""
 
+import itertools
 from collections.abc import Collection
 from typing import Final
 
@@ -28,7 +29,11 @@ LABEL_CONVENTIONS: Final[dict[str, dict[int, int]]] = {
 }
 # The channels of a mask that has several, in the order in which they are painted.
 _PAINTED: Final = {"WT": _ED, "ED": _ED, "TC": _NCR, "NCR": _NCR, "ET": _ET}
-_WHOLE: Final = ({"WT", "TC", "ET"}, {"ED", "NCR", "ET"})
+_WHOLE: Final = tuple(
+    {*names, *background}
+    for names in (("WT", "TC", "ET"), ("ED", "NCR", "ET"))
+    for background in ((), ("background",))
+)
 
 
 def to_classes(
@@ -69,10 +74,10 @@ def check_convention(key: str, convention: str, *, auto: Collection[str] = ()) -
         check_choice(key, convention, (*auto, *LABEL_CONVENTIONS))
         return
     names = channel_names(convention)
-    if len(set(names)) < len(names) or not any(whole <= set(names) for whole in _WHOLE):
+    if len(set(names)) < len(names) or set(names) not in _WHOLE:
         raise UserError(
             f"{key} is {convention!r}: name each channel of the masks once, in their order: TC, WT "
-            "and ET, or background (if there is one), NCR, ED and ET, such as TC,WT,ET"
+            "and ET, or NCR, ED and ET, with or without background, such as TC,WT,ET"
         )
 
 
@@ -90,23 +95,38 @@ def classes_of(
 
     Args:
         values: as stored.
-        convention: a key of `LABEL_CONVENTIONS`, or the channels' names (`channel_names`). Where
-            channels overlap, the innermost of WT, TC, ET counts.
+        convention: a key of `LABEL_CONVENTIONS`, or the channels' names (`channel_names`). Of
+            regions the innermost counts.
         path: names the file in messages.
 
     Raises:
-        UserError: as `to_classes`, or the channels are others than those named.
+        UserError: as `to_classes`, or the channels are others than those named: regions that do
+            not lie in one another, classes that overlap.
     """
     names = channel_names(convention)
     if not names:
         return to_classes(values, convention, path)
     if values.shape[3:] != (len(names),) or not np.isin(values, (0, 1)).all():
         raise UserError(
-            f"{path}: is no mask of the {len(names)} channels {convention} with 0 and 1 in each"
+            f"{path}: is no mask of the {len(names)} channels {convention} with 0 and 1 in each; "
+            "probabilities must be thresholded first"
         )
     classes = np.zeros(values.shape[:3], np.uint8)
-    for name in sorted(set(names) & _PAINTED.keys(), key=list(_PAINTED).index):
-        classes[values[..., names.index(name)] == 1] = _PAINTED[name]
+    inner = [name for name in _PAINTED if name in names]
+    masks = {name: values[..., names.index(name)] == 1 for name in inner}
+    nested = "WT" in names
+    for outer, name in itertools.combinations(inner, 2):
+        odd = np.count_nonzero(
+            masks[name] & ~masks[outer] if nested else masks[name] & masks[outer]
+        )
+        if odd:
+            where = f"outside of {outer}" if nested else f"in {outer} too"
+            raise UserError(
+                f"{path}: {odd} voxels of {name} lie {where}, if its channels are {convention}. Is "
+                "their order right?"
+            )
+    for name, mask in masks.items():
+        classes[mask] = _PAINTED[name]
     return classes
 
 

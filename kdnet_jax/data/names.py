@@ -31,7 +31,13 @@ def _set(text: str) -> frozenset[str]:
 
 
 # "post" is none of them: it may be a visit after surgery.
-_CONTRAST: Final = _set("ce gd gad gado gadolinium contrast enhanced postcontrast postgd")
+_CONTRAST: Final = _set(
+    "ce gd gad gado gadolinium dotarem magnevist multihance prohance contrast enhanced +c c+ +gd"
+)
+# Words that are read as "contrast": gadovist, contrastEnhanced, postGd3D.
+_LIKE_CONTRAST: Final = re.compile(
+    r"gad[ao](?:lin|vist|bu|ter|di)\w*|contrast\w+|post(?:gd|contrast)\w*"
+)
 _NO_CONTRAST: Final = _set("pre non no none without native precontrast")
 _PREPOSITIONS: Final = _set("to in on onto into")
 _REGISTERED: Final = _set(
@@ -61,13 +67,16 @@ _OTHER_IMAGES: Final = _set(
     "adc dwi swi asl dti fa md pd dsc dce cbf cbv rcbv mtt ct pet mra tof bold t1map t2map t2star "
     "subtraction"
 )
+# Images that are computed from a weighted one and may have its sequence in their names.
+_COMPUTED: Final = _set("t1map t2map t2star subtraction subtracted part-phase part-real part-imag")
 _KNOWN: Final = (
     _BEHIND | _TUMOUR | _EDITED | _HOLE | _ANATOMY | _REGIONS | _OTHER_IMAGES | _MASKS
 ) | _SCANS.keys()
 
 _BIDS: Final = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?=_|$)", re.IGNORECASE)
 _ENTITY: Final = re.compile(r"([A-Za-z]+)-([A-Za-z0-9+]+)")
-_TELLING: Final = ("ce", "acq", "desc", "rec", "label")  # entities that say what the image is
+# Entities that say what the image is.
+_TELLING: Final = ("ce", "acq", "desc", "rec", "label", "part")
 _SPACE: Final = re.compile(r"(?<=[_.-])space-[A-Za-z0-9]+")
 _ALL_SCANS: Final = "|".join(sorted(_SCANS, key=len, reverse=True))
 _GLUED: Final = (
@@ -77,6 +86,9 @@ _GLUED: Final = (
 
 HOLE: Final = "a file of an inpainting set, whose masks are no tumours"
 OTHER_IMAGE: Final = "an image of another kind"
+UNTOLD: Final = (
+    "a mask that is not said to be of a tumour (name a tumour's CASE_seg or CASE_tumor_seg)"
+)
 _NO_SUBJECT: Final = "says that it was brought to {}, but not which sequence it is"
 
 
@@ -91,6 +103,7 @@ class Name:
             there is one that is not, that one is taken.
         aside: what else it is, where it is a mask or an image that is not looked for.
         doubt: why it cannot be told which sequence it is.
+        tumour: whether it says that it is about a tumour.
     """
 
     prefix: str
@@ -98,12 +111,14 @@ class Name:
     secondary: bool = False
     aside: str = ""
     doubt: str = ""
+    tumour: bool = False
 
 
 class _Word(NamedTuple):
     text: str
     start: int
     in_entity: bool = False
+    described: bool = False  # by the entity "desc"
 
 
 @functools.lru_cache(2**12)
@@ -117,6 +132,9 @@ def read(stem: str, folder: str = "") -> Name:
     words = _cut(stem, folder)
     match = _BIDS.match(stem) and re.search(r"_label-([A-Za-z0-9]+)", stem)
     found = _understand([word.text for word in words], match[1].lower() if match else "")
+    described = [word.text for word in words if word.described]
+    if found.sequence == LABEL and not found.tumour and not {*described} <= _KNOWN:
+        found = Name("", aside=UNTOLD)  # desc-thalamus_mask
     return dataclasses.replace(found, prefix=_prefix(stem, words, found))
 
 
@@ -141,8 +159,11 @@ def _cut(stem: str, folder: str) -> list[_Word]:
             for each in re.finditer(r"[^.\-]+", part[0]):
                 words += _split(each[0], part.start() + each.start())
         elif _tells(*entity.groups()):
-            words += _split(entity[1], part.start(), True) if entity[1] == "ce" else []
-            words += _split(entity[2], part.start(), True)
+            # Whatever agent "ce" names. Two words, so that "acq-pre" before it does not negate it.
+            key = entity[1].lower()
+            values = {"ce": ("ce", "contrast"), "part": (part[0],)}.get(key, (entity[2],))
+            found = [word for value in values for word in _split(value, part.start(), True)]
+            words += [word._replace(described=key == "desc") for word in found]
     return words
 
 
@@ -157,11 +178,14 @@ def _repeats(stem: str, folder: str) -> bool:
 
 def _tells(key: str, value: str) -> bool:
     """Whether an entity of BIDS says what an image is."""
+    key = key.lower()
     return key in _TELLING and not (key == "ce" and value.lower() in _NO_CONTRAST)
 
 
 def _split(text: str, start: int, in_entity: bool = False) -> list[_Word]:
     """Cuts BrainMask and T1toT1CE into words."""
+    if _LIKE_CONTRAST.fullmatch(text.lower()):
+        return [_Word("contrast", start, in_entity)]
     for pattern in _GLUED:
         if glued := pattern.fullmatch(text.lower()):
             parts = range(1, pattern.groups + 1)
@@ -181,6 +205,10 @@ def _prefix(stem: str, words: Sequence[_Word], found: Name) -> str:
     core = texts[: _relation(texts)]
     things = [i for i, text in enumerate(core) if text in _MASKS | _SCANS.keys()]
     first = things[-1] if things else max(0, len(core) - 1)
+    if not things and found.sequence == LABEL:  # anna_tumor_in_t1_seg
+        first, core = len(core), texts
+    if found.sequence == "t1ce":  # P_Gd_3D_T1
+        first = min([first, *(i for i in range(1, first) if core[i] in _CONTRAST)])
     while first and _describes(core, first - 1):
         first -= 1
     if case:
@@ -207,6 +235,8 @@ def _understand(words: Sequence[str], structure: str) -> Name:
     of_grid = _MASKS & {*words[end:]}  # T1_to_SRI_brain_mask
     core = words if of_grid else words[:end]
     tail = _tail(core)
+    if not words:  # sub-01_ses-1
+        return Name("")
     if _MASKS & {*tail} and (of_grid or _ending(core) not in _SCANS):
         return _mask(tail, structure)
     return _scan(core, words[end + 1 :])
@@ -254,7 +284,8 @@ def _mask(words: Sequence[str], structure: str) -> Name:
     last = next((word for word in reversed(words) if word not in about), "")
     if last not in _MASKS or (last == "roi" and not tumour):
         return Name("")
-    return Name("", LABEL, bool(held & _AUTOMATIC) and not held & _CORRECTED)
+    automatic = bool(held & _AUTOMATIC) and not held & _CORRECTED
+    return Name("", LABEL, automatic, tumour=bool(tumour))
 
 
 def _scan(words: Sequence[str], target: Sequence[str]) -> Name:
@@ -273,6 +304,8 @@ def _scan(words: Sequence[str], target: Sequence[str]) -> Name:
     if word not in _SCANS:
         return Name("", doubt=_NO_SUBJECT.format(target[0]) if target else "")
     found = _sequence(word, words[: end - 1], words[first : end - 1], words[end:])
+    if found.sequence == "t1" and _with_contrast(target) and not _SCANS.keys() & {*target}:
+        return Name("", doubt="names contrast agent behind the grid that it was brought to")
     return dataclasses.replace(found, secondary=found.secondary and not target)
 
 
@@ -291,12 +324,17 @@ def _sequence(word: str, before: Sequence[str], lead: Sequence[str], behind: Seq
     others = {_SCANS[each] for each in bare if each in _SCANS} - {sequence}
     if sequence == "flair" and [each for each in lead if each != "space"][-1:] in (["t2"], ["t2w"]):
         others -= {"t2"}  # T2_FLAIR
-    contrast = _with_contrast(lead) or _with_contrast(behind)
+    own = _behind_case(before)
+    contrast = _with_contrast(own) or _with_contrast(behind)
     if _MASKS & {*lead}:
         return Name("", aside="either a mask or a sequence")
+    if computed := sorted(_COMPUTED & {*own}):
+        return Name("", doubt=f"names {computed[0]} and {sequence}")
     if others:
         return Name("", doubt=f"names {' and '.join(sorted({sequence} | others))}")
-    if sequence == "t1" and "post" in lead and not contrast:
+    if sequence == "t1" and contrast and any(each.isdigit() for each in _from_contrast(own)):
+        return Name("", doubt="names contrast agent, but before a number, as of a case")
+    if sequence == "t1" and "post" in own and not contrast:
         return Name("", doubt='names a "post" T1: after contrast agent, or after surgery')
     if contrast and sequence in ("t2", "flair"):
         return Name("", aside="an image with contrast agent")
@@ -304,6 +342,15 @@ def _sequence(word: str, before: Sequence[str], lead: Sequence[str], behind: Seq
         sequence = "t1ce"
     processed = {*lead, *behind} & (_REGISTERED | _INTENSITY | _STRIPPED)
     return Name("", sequence, bool(processed) and processed <= _INTENSITY)
+
+
+def _behind_case(words: Sequence[str]) -> Sequence[str]:
+    """Returns the words behind GD_001, where contrast agent would be the name of a case."""
+    return words[2:] if words[1:2] and words[1].isdigit() else words
+
+
+def _from_contrast(words: Sequence[str]) -> Sequence[str]:
+    return words[next((i for i, word in enumerate(words) if word in _CONTRAST), len(words)) :]
 
 
 def _with_contrast(words: Sequence[str]) -> bool:

@@ -1,14 +1,29 @@
 """Which files of a folder that is no release are of one case: by folder, by prefix, or by BIDS."""
 
+import dataclasses
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kdnet_jax.data import names, problems
 from kdnet_jax.errors import UserError
 
 if TYPE_CHECKING:
     from kdnet_jax.data.layouts import File, Groups
+
+# Folders in which a patient's visits lie, and folders of many patients.
+_VISIT: Final = re.compile(
+    r"\d|(19|20)\d\d|(?:(?:pre|post|before|after|intra|baseline|follow[ _-]?up|fu|visit|time[ _-]?"
+    r"point|tp|time|session|ses|scan|exam|mri?|week|month|year|day|v|t|w|m|y|d)[ _-]?"
+    r"(?:op|operative|surgery|rt|radiotherapy|treatment|therapy)?[ _-]?\d{0,4})",
+    re.IGNORECASE,
+)
+_DATE: Final = re.compile(r"(?<!\d)(19|20)\d\d[._-]?[01]\d(?:[._-]?[0-3]\d)?(?!\d)")
+_COLLECTIONS: Final = (
+    *("hgg", "lgg", "train", "training", "val", "validation", "test", "testing", "data", "cases"),
+    *("images", "patients", "subjects", "nifti", "scans"),
+)
 
 
 def group(files: Iterable["File"], root: pathlib.Path, report: problems.Report) -> "Groups":
@@ -28,9 +43,38 @@ def group(files: Iterable["File"], root: pathlib.Path, report: problems.Report) 
     for folder, members in folders.items():
         flat = folder == root or _holds_several(folder, members, report)
         for file in members:
-            name = (flat and file.prefix) or _case_of_folder(folder, members)
+            name = (flat and file.prefix) or _case_of_folder(folder, members, root)
             groups.setdefault((name, folder), []).append(file)
     return groups
+
+
+def leave_untold(groups: "Groups") -> "Groups":
+    """Leaves out masks that are called by something that is neither their case nor a tumour.
+
+    Which words are the case's tell its own name, its folder's, and the names of its images.
+    """
+    return {
+        (case, folder): [_untold(file) if _is_untold(file, case, files) else file for file in files]
+        for (case, folder), files in groups.items()
+    }
+
+
+def _is_untold(file: "File", case: str, files: Sequence["File"]) -> bool:
+    images = [each.prefix for each in files if each.sequence != names.LABEL]
+    if file.sequence != names.LABEL or file.name.tumour or not images:
+        return False
+    known = _words(" ".join([case, file.folder.name, *images]))
+    return not _words(file.prefix) <= known
+
+
+def _words(text: str) -> set[str]:
+    return {*re.split(r"[\s_.-]+", text.lower())} | {""}
+
+
+def _untold(file: "File") -> "File":
+    return dataclasses.replace(
+        file, name=dataclasses.replace(file.name, sequence=None, aside=names.UNTOLD)
+    )
 
 
 def _holds_several(
@@ -54,15 +98,42 @@ def _holds_several(
     return True
 
 
-def _case_of_folder(folder: pathlib.Path, members: Sequence["File"]) -> str:
+def _case_of_folder(folder: pathlib.Path, members: Sequence["File"], root: pathlib.Path) -> str:
     """Returns the case of a folder; its files may tell more, or it may say "_nifti" behind."""
-    prefix = members[0].prefix
-    if prefix and all(file.prefix == prefix for file in members):
+    prefix, own = members[0].prefix, _visit(folder, root) or folder.name
+    if prefix.lower() != folder.name.lower() and all(file.prefix == prefix for file in members):
         # Timepoint_1/Patient_3_Timepoint_1_t1, UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_T1
         longer = prefix.lower().endswith(folder.name.lower())
         if longer or folder.name.lower() == f"{prefix}_nifti".lower():
             return prefix
-    return folder.name
+    return own
+
+
+def _visit(folder: pathlib.Path, root: pathlib.Path) -> str:
+    """Returns "anna_pre" of a folder anna/pre below the root, "" of one that is no visit."""
+    patient = folder.parent
+    inside = patient != root and patient.is_relative_to(root)
+    if not inside or not _is_visit(folder.name) or _is_visit(patient.name):
+        return ""
+    return "" if patient.name.lower() in _COLLECTIONS else f"{patient.name}_{folder.name}"
+
+
+def _is_visit(name: str) -> bool:
+    return bool(_VISIT.fullmatch(name) or _DATE.search(name))
+
+
+def patient_of_visit(case_id: str, file: pathlib.Path) -> str:
+    """Returns the patient of a case whose files lie in PATIENT/VISIT, "" of another case."""
+    for folder in file.parents[:2]:  # x.nii may be a folder with the file inside
+        if _is_visit(folder.name) and case_id == f"{folder.parent.name}_{folder.name}":
+            return folder.parent.name
+    return ""
+
+
+def case_of_bare(file: "File", root: pathlib.Path) -> str:
+    """Returns the case of a file whose name holds none, by its folders."""
+    place = _bids_place(file, root, problems.refuse)
+    return place[0] if place else _visit(file.folder, root) or file.folder.name
 
 
 def _bids_place(

@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import TYPE_CHECKING, Final
 
-from kdnet_jax.data import layouts
+from kdnet_jax.data import layouts, own_layouts
 from kdnet_jax.errors import UserError
 
 _WITH_VISITS: Final = re.compile(
@@ -67,7 +67,17 @@ def _name_mapping(found: list["Case"], release: str, root: pathlib.Path) -> dict
 def _from_patients_csv(found: list["Case"], root: pathlib.Path, notes: list[str]) -> list["Case"]:
     path = root / "patients.csv"
     if not path.is_file():
-        changed = [dataclasses.replace(case, patient_id=patient_of(case.case_id)) for case in found]
+        visits = {case.case_id: _of_visit(case) for case in found}
+        changed = [
+            dataclasses.replace(case, patient_id=visits[case.case_id] or patient_of(case.case_id))
+            for case in found
+        ]
+        of_visits = [f"{case_id} is of {patient}" for case_id, patient in visits.items() if patient]
+        if of_visits:
+            notes.append(
+                "folders within a patient's are taken as visits, the folder above as the patient: "
+                f"{layouts.shown(of_visits)}; {path} can say otherwise"
+            )
         alone = [case.case_id for case in changed if case.patient_id == case.case_id]
         if alone:
             who = "every case" if len(alone) == len(found) else layouts.shown(alone)
@@ -95,6 +105,10 @@ def _from_patients_csv(found: list["Case"], root: pathlib.Path, notes: list[str]
         )
         for case in found
     ]
+
+
+def _of_visit(case: "Case") -> str:
+    return own_layouts.patient_of_visit(case.case_id, case_files(case)[0])
 
 
 def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from kdnet_jax.data import layouts, names, nifti_header, problems
+from kdnet_jax.data import layouts, names, nifti_header, own_layouts, problems
 from kdnet_jax.errors import UserError, nearest
 
 # What tools also write behind the name of the case; "trans" is the default of MONAI's SaveImage.
@@ -73,7 +73,7 @@ def find_masks(folder: str | os.PathLike[str], flag: str) -> Found:
     chosen, left = _masks_among(files)
     masks: dict[str, list[pathlib.Path]] = {}
     for file in chosen:
-        masks.setdefault(_case_id(file), []).append(file.path)
+        masks.setdefault(_case_id(file, root), []).append(file.path)
     if not masks:
         aside = [f"{file.path.name} is {file.name.aside}" for file in files if file.name.aside]
         why = f" ({aside[0]} by its name)" if aside else ""
@@ -114,17 +114,17 @@ def _case_folders(files: Sequence[layouts.File]) -> set[pathlib.Path]:
     return scans & {file.folder for file in files if file.sequence == names.LABEL}
 
 
-def _case_id(file: layouts.File) -> str:
+def _case_id(file: layouts.File, root: pathlib.Path) -> str:
     if any(pattern.fullmatch(file.folder.name) for pattern in layouts.NAMES.values()):
         return file.folder.name  # a file in it may be misnamed (BraTS20_Training_355)
     stem, sep, ending = _split_name(file.stem)
     if ending in _MASK_ENDINGS:
         if not sep:
-            return file.folder.name
+            return own_layouts.case_of_bare(file, root)
         name = names.read(stem, file.folder.name)
         # MONAI names its result after the first image: CASE_flair_trans.
         return name.prefix or file.folder.name if name.sequence else stem
-    return file.prefix or file.folder.name if file.sequence else file.stem
+    return file.prefix or own_layouts.case_of_bare(file, root) if file.sequence else file.stem
 
 
 def _split_name(stem: str) -> tuple[str, str, str]:

@@ -19,10 +19,10 @@ _SAME_SIZE: Final = 0.01
 # How the sentences begin that are warnings wherever a scan is segmented.
 NO_ORIENTATION: Final = "the header does not say how the voxels are stored"
 LOST: Final = "the affine is the identity"
-OTHER_SIZES: Final = "the header contradicts itself"
+CONTRADICTION: Final = "the header contradicts itself"
 ODD_UNIT: Final = "the header gives lengths in"
 UNSAID: Final = (NO_ORIENTATION, LOST)  # settled where the orientation is given
-DOUBTS: Final = (*UNSAID, OTHER_SIZES, ODD_UNIT)
+DOUBTS: Final = (*UNSAID, CONTRADICTION, ODD_UNIT)
 _SAY_HOW: Final = (
     "If that is wrong, set the orientation, such as --orientation=LPS "
     '(--config.data.orientation=LPS; in Python orientation="LPS")'
@@ -71,7 +71,7 @@ def of_fields(fields: nib.Nifti1Header) -> Space:
     oriented = bool(fields["sform_code"] > 0 or fields["qform_code"] > 0)
     if not oriented:
         doubts.append(_no_orientation(affine, "sform_code and qform_code are 0"))
-    doubts += _lost(affine) + _other_sizes(fields, unit)
+    doubts += _lost(affine) + _other_sizes(fields, unit) + _mirrored(fields)
     stored = {name: fields[name].tolist() for name in _PLACING}
     stored["pixdim"] = fields["pixdim"][:4].tolist()
     stored["unit"] = int(fields["xyzt_units"]) & _SPATIAL_UNIT or _MILLIMETRE
@@ -138,9 +138,23 @@ def _other_sizes(fields: nib.Nifti1Header, unit: float) -> list[str]:
     if np.all(np.abs(sizes / pixdim - 1) <= _SAME_SIZE):
         return []
     return [
-        f"{OTHER_SIZES}: by its sform the voxels are {times(sizes * unit)} mm, by its pixdim "
+        f"{CONTRADICTION}: by its sform the voxels are {times(sizes * unit)} mm, by its pixdim "
         f"{times(pixdim * unit)} mm. The sform was taken, for volumes and distances too; if it is "
         "wrong, repair the header"
+    ]
+
+
+def _mirrored(fields: nib.Nifti1Header) -> list[str]:
+    """Says where sform and qform are mirror images, which no registration makes of them."""
+    if fields["sform_code"] <= 0 or fields["qform_code"] <= 0:
+        return []
+    # A quaternion turns; the sign of pixdim[0] alone mirrors.
+    qform = -1 if fields["pixdim"][0] < 0 else 1
+    if np.linalg.det(fields.get_sform()[:3, :3]) * qform >= 0:
+        return []
+    return [
+        f"{CONTRADICTION}: its sform and its qform are mirror images of each other. The sform was "
+        "taken; programs built on ITK take the qform. Repair the wrong one"
     ]
 
 

@@ -320,6 +320,38 @@ def test_patients_csv(tmp_path: pathlib.Path) -> None:
         cases.find_cases(tmp_path, modalities=("t1",))
 
 
+@pytest.mark.parametrize(
+    "visits",
+    [("pre", "post"), ("2020", "2021-03"), ("1", "2"), ("visit_1", "visit_2"), ("v1", "v2")],
+)
+@pytest.mark.parametrize("prefix", ["", "{patient}_", "{visit}_", "{patient}_{visit}_"])
+def test_folders_of_visits_are_of_the_patient_above(
+    tmp_path: pathlib.Path, visits: tuple[str, ...], prefix: str
+) -> None:
+    for patient in ("anna", "bob"):
+        for visit in visits:
+            name = prefix.format(patient=patient, visit=visit)
+            add_files(tmp_path / patient / visit, f"{name}t2.nii.gz", f"{name}seg.nii.gz")
+    cohort = cases.find_cases(tmp_path, modalities=("t2",))
+    assert [(case.case_id, case.patient_id) for case in cohort.cases] == [
+        (f"{patient}_{visit}", patient) for patient in ("anna", "bob") for visit in sorted(visits)
+    ]
+    assert f"anna_{visits[0]} is of anna" in said(cohort)
+
+
+@pytest.mark.parametrize("above", ["train", "HGG", "batch_1"])
+def test_folders_within_a_collection_are_patients(tmp_path: pathlib.Path, above: str) -> None:
+    for patient in ("anna", "bob", "017"):
+        add_files(tmp_path / above / patient, "t1.nii.gz", "seg.nii.gz")
+    found = cases.find_cases(tmp_path, modalities=("t1",)).cases
+    assert [(case.case_id, case.patient_id) for case in found] == [
+        (name, name) for name in ("017", "anna", "bob")
+    ]
+    add_files(tmp_path / "other" / "anna", "t1.nii.gz", "seg.nii.gz")
+    with pytest.raises(UserError, match="case anna is there twice"):
+        cases.find_cases(tmp_path, modalities=("t1",))
+
+
 def test_relative_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_case(tmp_path / "HGG" / "Brats18_CBICA_AAB_1")
     monkeypatch.chdir(tmp_path / "HGG")
@@ -347,6 +379,57 @@ def test_a_mask_of_something_else_is_no_label(tmp_path: pathlib.Path, mask: str)
     add_files(tmp_path / "p1", "tumor_mask.nii.gz")
     label = cases.find_cases(tmp_path, modalities=("t1",)).cases[0].label
     assert label.name == "tumor_mask.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("anna/anna_t1", "anna/anna_thalamus_seg"),
+        ("anna/anna_t1", "anna/anna_liver_label"),
+        ("anna/t1", "anna/icv_mask"),
+        ("anna/t1", "anna/old_seg"),
+        ("anna/t1", "anna/thalamus_in_t1_seg"),
+        ("anna/visit_1_t1", "anna/visit_1_wmh_seg"),
+        ("sub-01/anat/sub-01_T1w", "derivatives/x/sub-01/anat/sub-01_desc-dose_mask"),
+    ],
+)
+def test_a_mask_that_is_not_said_to_be_of_the_tumour_is_no_label(
+    tmp_path: pathlib.Path, image: str, mask: str
+) -> None:
+    for name in (image, mask):
+        path = tmp_path / f"{name}.nii.gz"
+        add_files(path.parent, path.name)
+    cohort = cases.find_cases(tmp_path, modalities=("t1",), labelled=False)
+    assert cohort.cases[0].label is None
+    assert "not said to be of a tumour" in said(cohort)
+    assert path.name in said(cohort)
+    with pytest.raises(UserError, match=rf"none of the 1 cases.*{path.name}.*CASE_seg"):
+        cases.find_cases(tmp_path, modalities=("t1",))
+
+
+def test_in_a_flat_folder_the_mask_of_another_structure_is_named(tmp_path: pathlib.Path) -> None:
+    add_files(tmp_path, "anna_t1.nii.gz", "anna_thalamus_seg.nii.gz")
+    with pytest.raises(UserError, match=r"none of the 1 cases.*no sequence.*anna_thalamus"):
+        cases.find_cases(tmp_path, modalities=("t1",))
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("anna/t1", "anna/anna_seg"),
+        ("anna/t1", "anna/thalamus_tumor_seg"),
+        ("anna/x_1_ax_t1", "anna/x_1_seg"),
+        ("site_anna/t1", "site_anna/anna_manual_seg"),
+    ],
+)
+def test_a_mask_of_the_case_or_of_a_tumour_is_the_label(
+    tmp_path: pathlib.Path, image: str, mask: str
+) -> None:
+    for name in (image, mask):
+        path = tmp_path / f"{name}.nii.gz"
+        add_files(path.parent, path.name)
+    (case,) = cases.find_cases(tmp_path, modalities=("t1",)).cases
+    assert case.label == path
 
 
 @pytest.mark.parametrize("name", ["BraTS-GLI-00001-000-", "anna_"])
@@ -462,7 +545,8 @@ def test_bids_that_is_there_twice_or_misplaced(tmp_path: pathlib.Path) -> None:
     _add_bids(tmp_path, "sub-01")
     stripped = tmp_path / "derivatives" / "stripped" / "sub-01" / "anat"
     add_files(stripped, "sub-01_desc-brain_T1w.nii.gz")
-    with pytest.raises(UserError, match=r"stripped/sub-01/anat/.* are all taken for t1 of sub-01"):
+    message = r"stripped/sub-01/anat/.* are all taken for t1 of sub-01.*derivatives/NAME.*data_dir"
+    with pytest.raises(UserError, match=message):
         cases.find_cases(tmp_path)
     (stripped / "sub-01_desc-brain_T1w.nii.gz").rename(stripped / "sub-02_T1w.nii.gz")
     with pytest.raises(UserError, match="lies in the folder of sub-01 but has the name of sub-02"):

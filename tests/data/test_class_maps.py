@@ -69,8 +69,9 @@ def test_balls_and_their_rims_keep_their_volume(
             volumes[row] += np.multiply(count, np.prod(spacing))
     kept = volumes[1] / volumes[0]
     assert kept[0] == pytest.approx(1, abs=0.02)
-    # The core of 1.5 mm is half a voxel of 3 mm, there or not: 100 places leave a tenth.
-    assert kept[1:] == pytest.approx(1, abs=0.1 if radius < 6 else 0.04)
+    # The core of 1.5 mm is half a voxel of 3 mm, there or not: the mean of 100 places has a
+    # standard deviation of a tenth.
+    assert kept[1:] == pytest.approx(1, abs=0.2 if radius < 6 else 0.04)
 
 
 def test_a_block_of_whole_voxels_comes_back_bit_for_bit() -> None:
@@ -105,6 +106,18 @@ def test_a_rim_thinner_than_a_coarse_voxel_is_not_lost_to_its_neighbours() -> No
     coarse = class_maps.resample_classes(labels, (1.0, 1.0, 1.0), (3.0, 3.0, 3.0), (6, 6, 6))
     assert np.bincount(coarse.ravel()).tolist() == [120, 12, 84]
     assert set(np.argwhere(coarse == 1)[:, 0]) == {3}
+
+
+@pytest.mark.parametrize(("factor", "voxels"), [(2.0, 1), (2.0, 3), (3.0, 1), (3.0, 6)])
+def test_less_than_a_voxel_is_kept_as_often_as_its_volume_says(factor: float, voxels: int) -> None:
+    kept = []
+    side = int(24 / factor)
+    for z, y, x in np.random.default_rng(0).integers(4, 16, (800, 3)):
+        labels = np.zeros((24, 24, 24), np.uint8)
+        labels[z, y, x : x + voxels] = 1
+        grids = (1.0,) * 3, (factor,) * 3, (side,) * 3
+        kept.append(np.count_nonzero(class_maps.resample_classes(labels, *grids)) * factor**3)
+    assert np.mean(kept) == pytest.approx(voxels, rel=0.4)  # two standard deviations for 3.0, 1
 
 
 def test_a_place_is_kept() -> None:

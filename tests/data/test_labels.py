@@ -89,7 +89,9 @@ def test_channels_become_the_classes_that_they_name(names: str) -> None:
     np.testing.assert_array_equal(labels.classes_of(values, names, "a.nii"), classes)
 
 
-@pytest.mark.parametrize("names", ["TC,WT", "TC,TC,WT,ET", "tumour,core", "ET,WT,NCR", ","])
+@pytest.mark.parametrize(
+    "names", ["TC,WT", "TC,TC,WT,ET", "tumour,core", "ET,WT,NCR", ",", "TC,WT,ET,x", "NCR,ED,ET,"]
+)
 def test_channels_that_do_not_tell_the_classes_are_refused(names: str) -> None:
     with pytest.raises(UserError, match="name each channel of the masks once"):
         labels.check_convention("--prediction_labels", names)
@@ -99,3 +101,19 @@ def test_other_channels_than_those_named_are_refused() -> None:
     for values in (np.zeros((4, 4, 4, 2)), np.zeros((4, 4, 4)), np.full((4, 4, 4, 3), 2)):
         with pytest.raises(UserError, match=r"a\.nii: is no mask of the 3 channels"):
             labels.classes_of(values, "TC,WT,ET", "a.nii")
+
+
+@pytest.mark.parametrize(
+    ("names", "taken", "message"),
+    [
+        ("TC,WT,ET", "WT,TC,ET", "voxels of TC lie outside of WT, if its channels are WT,TC,ET"),
+        ("TC,WT,ET", "ET,WT,TC", "voxels of ET lie outside of TC"),
+        ("TC,WT,ET", "NCR,ED,ET", "voxels of NCR lie in ED too"),
+    ],
+)
+def test_channels_that_cannot_be_those_named_are_refused(
+    names: str, taken: str, message: str
+) -> None:
+    classes = np.random.default_rng(0).integers(0, 4, (4, 5, 6)).astype(np.uint8)
+    with pytest.raises(UserError, match=message):
+        labels.classes_of(_channels(classes, names), taken, "a.nii")

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from kdnet_jax.data import segmentations
+from kdnet_jax.data import cases, segmentations
 from kdnet_jax.errors import UserError
 
 
@@ -35,6 +35,8 @@ def _found(root: pathlib.Path, *names: str) -> segmentations.Found:
         ("BraTS20_Training_355/W39_1998.09.19_Segm.nii", "BraTS20_Training_355"),
         ("labelsTr/BRATS_007.nii.gz", "BRATS_007"),
         ("patient 3/seg.nii.gz", "patient 3"),
+        ("anna/pre/seg.nii.gz", "anna_pre"),
+        ("sub-01/ses-1/anat/seg.nii.gz", "sub-01_ses-1"),
         ("left-frontal_mask.nii.gz", "left-frontal"),
         ("phantom-0003.nii.gz", "phantom-0003"),
         # MONAI's SaveImage: a folder and a file named after the first image.
@@ -44,12 +46,23 @@ def _found(root: pathlib.Path, *names: str) -> segmentations.Found:
         ("a_1_tumor_segmentation.nii.gz", "a_1"),
         ("sub-01/ses-1/anat/sub-01_ses-1_space-MNI_label-tumor_mask.nii.gz", "sub-01_ses-1"),
         ("brain_001.nii.gz", "brain_001"),
+        ("sub-01.nii.gz", "sub-01"),
+        ("sub-01_ses-1.nii.gz", "sub-01_ses-1"),
+        ("sub-01_ses-1/sub-01_ses-1.nii.gz", "sub-01_ses-1"),
     ],
 )
 def test_the_case_of_a_name(tmp_path, name, case) -> None:
     found = _found(tmp_path, name)
     assert found.masks == {case: [tmp_path / name]}
     assert found.notes == []
+
+
+def test_masks_of_bids_have_the_case_ids_of_the_scans(tmp_path) -> None:
+    scans = ("sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
+    cohort = cases.find_cases(_folder(tmp_path / "scans", *scans), "auto", ("t1",), False)
+    ids = [case.case_id for case in cohort.cases]
+    assert ids == ["sub-01_ses-1", "sub-02"]
+    assert list(_found(tmp_path / "masks", *(f"{each}.nii.gz" for each in ids)).masks) == ids
 
 
 def test_what_is_no_mask_is_named_and_left(tmp_path) -> None:

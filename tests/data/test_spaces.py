@@ -141,6 +141,13 @@ def test_pixdim_that_contradicts_the_sform(
         assert "The sform was taken" in space.doubts[0]
 
 
+def test_sform_and_qform_that_are_mirror_images(tmp_path: pathlib.Path) -> None:
+    flip = np.diag([-1.0, 1, 1, 1])
+    (doubt,) = space_of(tmp_path, lambda header: header.set_qform(flip @ LPS, 1)).doubts
+    assert "mirror images" in doubt
+    assert space_of(tmp_path, lambda header: header.set_qform(tilted(170) @ LPS, 1)).doubts == ()
+
+
 @pytest.mark.parametrize(("unit", "mm"), [("meter", 1e3), ("micron", 1e-3)])
 def test_lengths_in_another_unit_become_mm(tmp_path: pathlib.Path, unit: str, mm: float) -> None:
     def edit(header: nib.Nifti1Header) -> None:
