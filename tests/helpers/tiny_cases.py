@@ -34,7 +34,7 @@ def write_case(
     affine = np.diag([-spacing, -spacing, spacing, 1.0])
     affine[:3, 3] = (0.0, edge * spacing - 1, 0.0)
     for sequence, intensities in _INTENSITIES.items():
-        image = np.asarray(intensities, np.float64)[classes] + rng.normal(0, 25, classes.shape)
+        image = np.asarray(intensities, np.float64)[classes] + rng.normal(0, 60, classes.shape)
         image = np.where(brain, np.maximum(image, 1), 0).astype(np.int16)
         nib.save(nib.Nifti1Image(image, affine), case / f"{name}_{sequence}.nii.gz")
     values = np.array([0, 1, 2, 4], np.uint8)[classes]
