@@ -27,7 +27,7 @@ def write_scans(folder: pathlib.Path, count: int) -> None:
         for sequence in ("t1", "t1ce", "t2", "flair", "seg"):
             data = np.zeros((SIZE,) * 3, np.int16)
             inner = data[5:-5, 5:-5, 5:-5]
-            inner[:] = rng.choice([0, 1, 2, 4], inner.shape)
+            inner[:] = rng.choice([0, 1, 2, 4], inner.shape, p=[0.7, 0.1, 0.1, 0.1])
             if sequence != "seg":
                 inner += 100
             image = nibabel.Nifti1Image(data, affine)
