@@ -1,5 +1,7 @@
-"""From logits to probabilities, classes and regions, for both kinds of head."""
+"""From a network's logits to probabilities, classes and regions of its task."""
 
+import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -7,51 +9,91 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, UInt8
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 
-Head = Literal["softmax", "regions"]
-
-
-def probabilities(
-    logits: Float[Array, "*grid k"], head: Head, temperature: float = 1.0
-) -> Float[Array, "*grid k"]:
-    """Returns softmax over classes, or a sigmoid per region, of `logits / temperature`."""
-    scaled = logits / temperature
-    return jax.nn.softmax(scaled, axis=-1) if head == "softmax" else jax.nn.sigmoid(scaled)
+Kind = Literal["softmax", "regions"]
 
 
-def targets(labels: Integer[Array, "*grid"], head: Head) -> Float[Array, "*grid k"]:
-    """Returns the reference as the head sees it: one-hot classes, or 0/1 per region.
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What the output channels of a network mean.
 
-    Written by comparison: a gather of one-hot rows makes XLA fold a large constant at compile time.
+    Attributes:
+        task: what is segmented.
+        kind: "softmax" over the task's classes, or "regions": a sigmoid for each region.
     """
-    classes = [labels == value for value in range(len(conventions.CLASSES))]
-    if head == "softmax":
+
+    task: task_lib.Task
+    kind: Kind = "softmax"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the output channels: classes or regions."""
+        return self.task.classes if self.kind == "softmax" else self.task.region_names
+
+    @property
+    def foreground(self) -> slice:
+        """The channels that are not the background."""
+        return slice(1, None) if self.kind == "softmax" else slice(None)
+
+    def probabilities(
+        self, logits: Float[Array, "*grid k"], temperature: float = 1.0
+    ) -> Float[Array, "*grid k"]:
+        """Returns softmax over classes, or a sigmoid per region, of `logits / temperature`."""
+        scaled = logits / temperature
+        softmax = self.kind == "softmax"
+        return jax.nn.softmax(scaled, axis=-1) if softmax else jax.nn.sigmoid(scaled)
+
+    def targets(self, labels: Integer[Array, "*grid"]) -> Float[Array, "*grid k"]:
+        """Returns the reference as the head sees it: one-hot classes, or 0/1 per region.
+
+        Written by comparison: a gather of one-hot rows makes XLA fold a large constant at compile
+        time. Voxels of the ignore label are 0 in every channel (`known`).
+        """
+        classes = [labels == value for value in range(len(self.task.classes))]
         channels = classes
-    else:
-        channels = [
-            jnp.any(jnp.stack([classes[c] for c in conventions.REGION_CLASSES[region]]), axis=0)
-            for region in conventions.REGIONS
-        ]
-    return jnp.stack(channels, axis=-1).astype(jnp.float32)
+        if self.kind == "regions":
+            channels = [
+                jnp.any(jnp.stack([classes[c] for c in region.members]), axis=0)
+                for region in self.task.regions
+            ]
+        return jnp.stack(channels, axis=-1).astype(jnp.float32)
 
+    def known(self, labels: Integer[Array, "*grid"]) -> Float[Array, "*grid"] | None:
+        """Returns 1 for voxels that have a label and 0 for those to ignore; `None`: all have."""
+        if self.task.ignore is None:
+            return None
+        return (labels != self.task.ignore).astype(jnp.float32)
 
-def foreground(head: Head) -> slice:
-    """Returns the channels that are tumour (all but the background class)."""
-    return slice(1, None) if head == "softmax" else slice(None)
+    def decide(self, probs: Float[np.ndarray, "*grid k"]) -> UInt8[np.ndarray, "*grid"]:
+        """Returns the class of each voxel on the host.
 
+        Softmax: the most probable class. Regions: each is painted where it is above 0.5 and inside
+        the regions painted before that contain it, in the task's order (as nnU-Net's region export,
+        which does not look at what contains it).
+        """
+        if self.kind == "softmax":
+            return probs.argmax(axis=-1).astype(np.uint8)
+        above = [probs[..., channel] > 0.5 for channel in range(probs.shape[-1])]
+        classes = np.zeros(probs.shape[:-1], np.uint8)
+        painted: list[int] = []
+        for place in self.task.painting:
+            outer = [each for each in painted if self._contains(each, place)]
+            inside = np.logical_and.reduce([above[each] for each in (place, *outer)])
+            classes[inside] = self.task.regions[place].paint
+            painted.append(place)
+        return classes
 
-def to_classes(probs: Float[np.ndarray, "*grid k"], head: Head) -> UInt8[np.ndarray, "*grid"]:
-    """Returns the class of each voxel on the host.
+    def _contains(self, outer: int, inner: int) -> bool:
+        members = [set(self.task.regions[place].members) for place in (outer, inner)]
+        return members[0] > members[1]
 
-    Softmax: the most probable class. Regions at a threshold of 0.5: ED where WT, then NCR where
-    TC, then ET where ET, each inside the one before (as nnU-Net's region export).
-    """
-    if head == "softmax":
-        return probs.argmax(axis=-1).astype(np.uint8)
-    et, tc, wt = (probs[..., channel] > 0.5 for channel in range(3))
-    classes = np.zeros(wt.shape, np.uint8)
-    classes[wt] = conventions.CLASSES.index("ED")
-    classes[wt & tc] = conventions.CLASSES.index("NCR")
-    classes[wt & tc & et] = conventions.CLASSES.index("ET")
-    return classes
+    def to_regions(self, probs: Float[Array, "*grid k"]) -> Float[Array, "*grid r"]:
+        """Returns the probability of each region; the classes of a region exclude one another."""
+        if self.kind == "regions":
+            return probs
+        return jnp.stack([self._sum(probs, each.members) for each in self.task.regions], axis=-1)
+
+    @staticmethod
+    def _sum(probs: Float[Array, "*grid k"], members: tuple[int, ...]) -> Float[Array, "*grid"]:
+        return functools.reduce(lambda a, b: a + b, [probs[..., member] for member in members])
