@@ -465,3 +465,5 @@ def _plain(members: tuple[int, ...]) -> int | list[int]:
 
 
 GLIOMA: Final = from_dataset_json(documents.read_object(_GLIOMA_FILE), str(_GLIOMA_FILE))
+# Where no task is named.
+DEFAULT: Final = GLIOMA
