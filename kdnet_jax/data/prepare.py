@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Num, UInt8
 
 from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import (
     brain,
     cases,
@@ -234,7 +235,7 @@ def _path_and_channel(source: cases.Source) -> tuple[pathlib.Path, int | None]:
 def _channel(volume: nifti.Volume, channel: int | None) -> nifti.Volume:
     if channel is None:
         return volume
-    decathlon.check_channels(volume.path, volume.data.shape)
+    decathlon.check_channels(volume.path, volume.data.shape, task_lib.DEFAULT)
     return dataclasses.replace(volume, data=volume.data[..., channel])
 
 
