@@ -81,7 +81,12 @@ def check_file(path: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {_what_else(path)}; expected a NIfTI file (.nii or .nii.gz)")
-    return path if is_itk(path) else check_suffix(path)
+    return check_readable(path)
+
+
+def check_readable(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path; refuses one whose name is not that of an image that can be read."""
+    return pathlib.Path(path) if is_itk(path) else check_suffix(path)
 
 
 def is_itk(path: str | os.PathLike[str]) -> bool:
