@@ -16,7 +16,6 @@ import tqdm
 from jaxtyping import Float, UInt8
 
 from kdnet_jax import (
-    conventions,
     documents,
     ensembles,
     files,
@@ -24,6 +23,7 @@ from kdnet_jax import (
     processes,
     provenance,
 )
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import labels, nifti, prepare, store
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
@@ -60,13 +60,13 @@ def dice_on_working_grid(
     """
     scores = []
     for place, case in cases:
-        predicted = heads.to_classes(probabilities(case.image[..., list(channels)]), head)
-        reference = labels.map_cavity(case.label, cavity)
+        predicted = head.decide(probabilities(case.image[..., list(channels)]))
+        reference = labels.map_cavity(case.label, cavity, task=head.task)
         dice = {
             region: overlap.dice(
-                *(conventions.region_mask(volume, region) for volume in (reference, predicted))
+                *(head.task.mask(volume, region) for volume in (reference, predicted))
             )
-            for region in conventions.REGIONS
+            for region in head.task.region_names
         }
         scores.append((place, dice))
     return scores
@@ -106,6 +106,7 @@ def evaluate(
         description: what the progress bar says.
     """
     started = time.monotonic()
+    task = network.head.task
     beside = folder / _UNFINISHED
     processes.first_does(lambda: _begin(beside, key))
 
@@ -120,18 +121,18 @@ def evaluate(
             if cases.summaries[index].case_id in finished:
                 continue
             case = cases[index]
-            reference = labels.map_cavity(case.reference, cavity)
+            reference = labels.map_cavity(case.reference, cavity, task=task)
             yield _Predicted(case, network.segment(case), reference)
 
     def tabulate() -> None:
         for each in share(validation, beside / _TABLES, "post-processing, on validation"):
-            table = postprocessing.tabulate(each.reference, each.classes, each.spacing)
+            table = postprocessing.tabulate(each.reference, each.classes, each.spacing, task=task)
             files.write_text(beside / _TABLES / f"{each.case.case_id}.json", json.dumps(table))
 
     def score(rules: postprocessing.Rules) -> None:
         for each in share(test, beside / _PLAIN, "test"):
-            _write_prediction(beside, each, convention)
-            _write_case_scores(beside, each, rules)
+            _write_prediction(beside, each, convention, task)
+            _write_case_scores(beside, each, rules, task)
 
     # A case that cannot be read on one process ends all of them.
     processes.together(tabulate)
@@ -213,11 +214,13 @@ class _Predicted(NamedTuple):
         return tuple(nib.affines.voxel_sizes(self.case.geometry.affine).tolist())
 
 
-def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -> None:
+def _write_prediction(
+    beside: pathlib.Path, each: _Predicted, convention: str, task: task_lib.Task
+) -> None:
     name = each.case.case_id
     nifti.write_mask(
         beside / PREDICTIONS / f"{name}.nii.gz",
-        labels.from_classes(each.classes, convention),
+        labels.from_classes(each.classes, convention, task=task),
         each.case.geometry.affine,
         stored=each.case.geometry.stored,
     )
@@ -227,14 +230,20 @@ def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -
     )
 
 
-def _write_case_scores(beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules) -> None:
+def _write_case_scores(
+    beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules, task: task_lib.Task
+) -> None:
     name = each.case.case_id
-    plain = case_metrics.score_case(name, each.reference, each.classes, each.spacing)
-    corrected = postprocessing.apply(each.classes, each.spacing, rules)
+    plain = case_metrics.score_case(
+        name, each.reference, each.classes, each.spacing, task=task
+    )
+    corrected = postprocessing.apply(each.classes, each.spacing, rules, task=task)
     # Most cases are left as they are, and scoring one takes a while.
     changed = not np.array_equal(corrected, each.classes)
     processed = (
-        case_metrics.score_case(name, each.reference, corrected, each.spacing) if changed else plain
+        case_metrics.score_case(name, each.reference, corrected, each.spacing, task=task)
+        if changed
+        else plain
     )
     case_metrics.write_cases_csv(beside / _PROCESSED / f"{name}.csv", processed)
     # Last: where these are, the case is done.

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdnet_jax import conventions, documents, prediction_jobs, prediction_outputs
+from kdnet_jax import documents, prediction_jobs, prediction_outputs
 from kdnet_jax.data import nifti_header
 from kdnet_jax.errors import UserError
 

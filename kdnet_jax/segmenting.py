@@ -162,7 +162,7 @@ def _prepare(
         files = prepare.read_files(scan)
     with clock.stage("prepare"):
         case, notes, warnings = prepare_scan(
-            scan, files, ensemble.spacing, options.orientation, options.usual
+            scan, files, ensemble, options.orientation, options.usual
         )
     for note in notes:
         print(f"note: {note}")
