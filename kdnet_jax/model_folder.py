@@ -16,7 +16,7 @@ from typing import Any
 
 from kdnet_jax import checksums, documents, files, saved_checkpoints
 from kdnet_jax import model as model_lib
-from kdnet_jax.data import familiarity, prepare
+from kdnet_jax.data import familiarity, intensities
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers
 
@@ -25,7 +25,7 @@ _FORMAT, _VERSION = "kdnet_jax model", 1
 _INPUT = {
     "axes": "b d h w m: depth grows to superior, height to posterior, width to the left",
     "intensities": "each sequence by itself: (x - mean) / standard deviation over its voxels that "
-    f"are not background, cut at +-{prepare.MAX_Z:g}; 0 in the background",
+    f"are not background, cut at +-{intensities.MAX_Z:g}; 0 in the background",
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdnet_jax import ensembles, memory, prediction_jobs, prediction_outputs
-from kdnet_jax.data import cases, familiarity, geometry, labels, nifti, prepare, spaces
+from kdnet_jax.data import cases, familiarity, geometry, intensities, labels, nifti, prepare, spaces
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import figures
 
@@ -194,10 +194,10 @@ def prepare_scan(
     case, notes = prepare.prepare_files(
         scan, files, spacing=spacing, orientation=orientation, allow_skull=True
     )
-    skull = [f"{note}. {familiarity.STRIP}" for note in notes if prepare.SKULL_ON in note]
+    skull = [f"{note}. {familiarity.STRIP}" for note in notes if intensities.SKULL_ON in note]
     open_ = [note for note in notes if any(doubt in note for doubt in spaces.DOUBTS)]
     unlike = familiarity.compare(case, usual) if usual else []
-    plain = tuple(note for note in notes if prepare.SKULL_ON not in note and note not in open_)
+    plain = tuple(note for note in notes if intensities.SKULL_ON not in note and note not in open_)
     return case, plain, (*open_, *skull, *unlike)
 
 
