@@ -24,6 +24,7 @@ from kdnet_jax import (
     processes,
     provenance,
 )
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import labels, nifti, prepare, store
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
@@ -39,8 +40,6 @@ NO_POST_PROCESSING = "none"
 _UNFINISHED = f".{FOLDER}.part"
 # Of an evaluation under way, one file a case: for the thresholds, and the scores of both kinds.
 _TABLES, _PLAIN, _PROCESSED = "tables", "scores", "scores_postprocessed"
-# The same for every run; the threshold that it leads to is the run's own.
-POST_PROCESSING = "small components removed, small ET to NCR; thresholds chosen on validation cases"
 # Raised when what is scored changes: a run that was evaluated by an older version is done again.
 VERSION = 3
 WORST = 10
@@ -125,7 +124,9 @@ def evaluate(
 
     def tabulate() -> None:
         for each in share(validation, beside / _TABLES, "post-processing, on validation"):
-            table = postprocessing.tabulate(each.reference, each.classes, each.spacing)
+            table = postprocessing.tabulate(
+                each.reference, each.classes, each.spacing, task=task_lib.DEFAULT
+            )
             files.write_text(beside / _TABLES / f"{each.case.case_id}.json", json.dumps(table))
 
     def score(rules: postprocessing.Rules) -> None:
@@ -178,13 +179,27 @@ def _gather(
     """Makes an evaluation of the test cases' own files, each of which must be there."""
     files.wait_until_seen([beside / _PLAIN / f"{name}.csv" for name in test])
     plain, processed = (
-        [row for name in test for row in case_metrics.read_cases_csv(beside / part / f"{name}.csv")]
+        [
+            row
+            for name in test
+            for row in case_metrics.read_cases_csv(
+                beside / part / f"{name}.csv", regions=task_lib.DEFAULT.region_names
+            )
+        ]
         for part in (_PLAIN, _PROCESSED)
     )
     _drop_probabilities(beside / PROBABILITIES, keep=shown_cases(plain))
-    write_scores(beside / FOLDER, plain, about | {"post_processing": NO_POST_PROCESSING})
-    chosen = {"post_processing": POST_PROCESSING, "post_processing_chosen": rules.text()}
-    write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen)
+    write_scores(
+        beside / FOLDER,
+        plain,
+        about | {"post_processing": NO_POST_PROCESSING},
+        task=task_lib.DEFAULT,
+    )
+    chosen = {
+        "post_processing": postprocessing.chosen_text(task_lib.DEFAULT),
+        "post_processing_chosen": rules.text(task_lib.DEFAULT),
+    }
+    write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen, task=task_lib.DEFAULT)
     for name in (PREDICTIONS, FOLDER):
         _replace_folder(beside / name, folder / name)
     remove_unfinished(folder)
@@ -229,12 +244,18 @@ def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -
 
 def _write_case_scores(beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules) -> None:
     name = each.case.case_id
-    plain = case_metrics.score_case(name, each.reference, each.classes, each.spacing)
-    corrected = postprocessing.apply(each.classes, each.spacing, rules)
+    plain = case_metrics.score_case(
+        name, each.reference, each.classes, each.spacing, task=task_lib.DEFAULT
+    )
+    corrected = postprocessing.apply(each.classes, each.spacing, rules, task=task_lib.DEFAULT)
     # Most cases are left as they are, and scoring one takes a while.
     changed = not np.array_equal(corrected, each.classes)
     processed = (
-        case_metrics.score_case(name, each.reference, corrected, each.spacing) if changed else plain
+        case_metrics.score_case(
+            name, each.reference, corrected, each.spacing, task=task_lib.DEFAULT
+        )
+        if changed
+        else plain
     )
     case_metrics.write_cases_csv(beside / _PROCESSED / f"{name}.csv", processed)
     # Last: where these are, the case is done.
@@ -261,11 +282,15 @@ def _drop_probabilities(folder: pathlib.Path, keep: Sequence[str]) -> None:
 
 
 def write_scores(
-    folder: pathlib.Path, scores: Sequence[case_metrics.RegionScore], about: dict[str, Any]
+    folder: pathlib.Path,
+    scores: Sequence[case_metrics.RegionScore],
+    about: dict[str, Any],
+    *,
+    task: task_lib.Task,
 ) -> dict[str, Any]:
     """Writes `cases.csv` and `summary.json` into a new folder; returns the summary."""
     folder.mkdir(exist_ok=True)
-    summary = case_metrics.summarise(scores) | about
+    summary = case_metrics.summarise(scores, task=task) | about
     case_metrics.write_cases_csv(folder / CASES_FILE, scores)
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     return summary
@@ -308,8 +333,20 @@ def is_complete(folder: pathlib.Path) -> bool:
 def read_scores(
     folder: pathlib.Path, *, postprocessed: bool = False
 ) -> list[case_metrics.RegionScore]:
-    """Returns the rows of a run's `cases.csv`."""
-    return case_metrics.read_cases_csv(_scores_folder(folder, postprocessed) / CASES_FILE)
+    """Returns the rows of a run's `cases.csv`, whose regions are those of its summary.
+
+    Raises:
+        UserError: one of the two files is missing or damaged.
+    """
+    scores = _scores_folder(folder, postprocessed)
+    found = read_summary(folder, postprocessed=postprocessed) or {}
+    regions = found.get("regions")
+    if not isinstance(regions, dict) or not regions:
+        raise UserError(
+            f"{scores / SUMMARY_FILE} is missing or damaged: it names no regions. Give the "
+            "command that wrote it again."
+        )
+    return case_metrics.read_cases_csv(scores / CASES_FILE, regions=list(regions))
 
 
 def read_probabilities(folder: pathlib.Path, case_id: str) -> Float[np.ndarray, "d h w k"] | None:
