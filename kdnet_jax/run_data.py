@@ -79,7 +79,7 @@ def _build(config: config_dict.ConfigDict, values: settings.Settings) -> store.C
 def _build_brats(
     config: config_dict.ConfigDict, values: settings.Settings, damaged: bool
 ) -> store.CaseStore:
-    return building.build_brats(
+    return building.build_scans(
         pathlib.Path(config.data.root),
         pathlib.Path(config.data.data_dir),
         release=config.data.release,

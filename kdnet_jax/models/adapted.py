@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdnet_jax import conventions
 from kdnet_jax.errors import UserError, check_choice
 
 # Of an axis: the letter that this project's arrays grow to, and the opposite one.
@@ -67,11 +66,10 @@ class AdaptedConfig:
     def __post_init__(self) -> None:
         """Raises UserError for what no network can be."""
         check_choice("head", self.head, ("softmax", "regions"))
-        if sorted(self.order) != list(range(len(self.outputs))):
-            raise UserError(f"order is {self.order}; expected an order of the network's outputs.")
-        if self.network.out_channels != len(self.outputs):
+        if sorted(self.order) != list(range(self.out_channels)):
             raise UserError(
-                f"the network has {self.network.out_channels} outputs; expected {self.outputs}."
+                f"order is {self.order}; expected an order of the network's {self.out_channels} "
+                "outputs."
             )
         if sorted("SPLIAR".index(letter) % 3 for letter in self.axes) != [0, 1, 2]:
             raise UserError(f"axes is {self.axes!r}; expected three letters such as 'RAS'.")
@@ -89,9 +87,9 @@ class AdaptedConfig:
         return self.network.bfloat16
 
     @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the output channels."""
-        return conventions.CLASSES if self.head == "softmax" else conventions.REGIONS
+    def out_channels(self) -> int:
+        """See `unet.UNetConfig`."""
+        return self.network.out_channels
 
     @property
     def divisor(self) -> int:

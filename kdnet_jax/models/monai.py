@@ -98,7 +98,7 @@ class DynUNetConfig:
             strides=(_ONE, *down),
             upsample_kernels=down,
             filters=like.widths,
-            out_channels=len(like.outputs),
+            out_channels=like.out_channels,
             # As the other families: none at the coarsest stage of the decoder.
             heads=max(len(like.widths) - 3, 0) if like.deep_supervision else 0,
             bfloat16=like.bfloat16,
@@ -177,7 +177,7 @@ class SegResNetConfig:
             )
         return cls(
             init_filters=widths[0],
-            out_channels=len(like.outputs),
+            out_channels=like.out_channels,
             blocks_down=(like.blocks,) * len(widths),
             blocks_up=(1,) * (len(widths) - 1),
             bfloat16=like.bfloat16,

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import adapted, monai, nnunet, unet
+from kdnet_jax.models import adapted, heads, monai, nnunet, unet
 
 Network = unet.UNetConfig | adapted.AdaptedConfig
 UNET = "unet"
@@ -59,7 +60,7 @@ def of_family(name: str, like: unet.UNetConfig) -> adapted.AdaptedConfig:
 
     Args:
         name: of `FAMILIES`.
-        like: its widths, blocks, outputs and how it computes.
+        like: its widths, blocks, head, output channels and how it computes.
 
     Raises:
         UserError: there is no such network.
@@ -77,7 +78,7 @@ def of_family(name: str, like: unet.UNetConfig) -> adapted.AdaptedConfig:
         raise UserError(
             f"model.family is {name} and model.widths is {like.widths}: {error}"
         ) from error
-    return adapted.AdaptedConfig(network, like.head, tuple(range(len(like.outputs))))
+    return adapted.AdaptedConfig(network, like.head, tuple(range(like.out_channels)))
 
 
 def splits_depth(config: Network) -> bool:
@@ -136,6 +137,10 @@ def from_json(values: Mapping[str, Any]) -> Network:
     fields = {key: _tuples(value) for key, value in values.items() if key != "family"}
     kind = values.get("family")
     if kind == UNET:
+        # Older models name none: they are of the default task.
+        head = "regions" if fields.get("head") == "regions" else "softmax"
+        older = heads.Head(task_lib.DEFAULT, head)
+        fields.setdefault("out_channels", len(older.outputs))
         return _make(unet.UNetConfig, fields)
     if kind not in FAMILIES:
         raise UserError(

@@ -80,7 +80,7 @@ class PlainConvConfig:
             strides=((1, 1, 1), *((2, 2, 2),) * (depth - 1)),
             blocks=(like.blocks,) * depth,
             decoder_blocks=(cls._decoder_blocks(like.blocks),) * (depth - 1),
-            out_channels=len(like.outputs),
+            out_channels=like.out_channels,
             deep_supervision=like.deep_supervision,
             bfloat16=like.bfloat16,
             convolutions=like.convolutions,

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdnet_jax import conventions
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import layers
 
@@ -29,7 +28,8 @@ class UNetConfig:
         down: "max_pool", or "strided": a learned 2^3 convolution of stride 2 (computed as
             space-to-depth and a 1x1x1 convolution).
         up: "trilinear", or "learned": a transposed 2^3 convolution of stride 2 (likewise).
-        head: "softmax" over background NCR ED ET, or "regions": a sigmoid each for ET TC WT.
+        head: what the outputs mean: "softmax" over a task's classes, or "regions": a sigmoid for
+            each of its regions (`heads.Head`).
         deep_supervision: logits also at the coarser decoder levels, under "logits_1", ... of the
             features.
         bfloat16: compute the network in bfloat16; parameters, statistics of norms and logits stay
@@ -38,6 +38,7 @@ class UNetConfig:
             again (normalisation, pooling, upsampling): 0.4 to 0.5 of the memory, little more time.
             Without effect on CPU, where XLA merges what is computed twice.
         convolutions: how they are computed, see `layers.convolve`; "auto" chooses by backend.
+        out_channels: of the logits; `len(heads.Head(task, head).outputs)`.
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
@@ -50,6 +51,7 @@ class UNetConfig:
     bfloat16: bool | None = None
     remat: bool = False
     convolutions: Convolutions = "auto"
+    out_channels: int = 4
 
     def __post_init__(self) -> None:
         """Raises UserError for a setting that no network can have."""
@@ -58,14 +60,9 @@ class UNetConfig:
             raise UserError(f"model.widths is {self.widths}: give at least two positive numbers.")
         for key, allowed in _CHOICES.items():
             check_choice(f"model.{key}", getattr(self, key), allowed)
-        for key in ("blocks", "last_blocks"):
+        for key in ("blocks", "last_blocks", "out_channels"):
             if getattr(self, key) < 1:
                 raise UserError(f"model.{key} is {getattr(self, key)}: give at least 1.")
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the output channels."""
-        return conventions.CLASSES if self.head == "softmax" else conventions.REGIONS
 
     @property
     def divisor(self) -> int:
@@ -155,7 +152,7 @@ class UNet(nn.Module):
         return layers.depth_to_space(conv(x))
 
     def _head(self, x: Array, name: str) -> Array:
-        conv = layers.Conv(len(self.config.outputs), size=1, name=name, **self.block_options)
+        conv = layers.Conv(self.config.out_channels, size=1, name=name, **self.block_options)
         return conv(x).astype(jnp.float32)
 
 

@@ -134,7 +134,7 @@ def test_a_build_names_the_case_and_can_leave_it_out(tmp_path: pathlib.Path) -> 
     write_cohort(tmp_path / "scans")
 
     def build(**options: bool) -> object:
-        return building.build_brats(
+        return building.build_scans(
             tmp_path / "built", tmp_path / "scans", spacing=2.0, progress=False, **options
         )
 

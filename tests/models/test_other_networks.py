@@ -65,7 +65,7 @@ def test_outputs_have_the_sizes_of_their_levels(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["plain_conv_unet", "residual_encoder_unet", "dynunet"])
 def test_deep_supervision_gives_logits_of_coarser_levels(name: str) -> None:
-    like = _like(widths=(2, 3, 4, 5, 6), head="regions", deep_supervision=True)
+    like = _like(widths=(2, 3, 4, 5, 6), head="regions", out_channels=3, deep_supervision=True)
     config = networks.FAMILIES[name].isotropic(like)
     x = jax.ShapeDtypeStruct((1, 16, 16, 32, 1), jnp.float32)
     (_, features), _ = jax.eval_shape(config.module().init_with_output, jax.random.key(0), x)
