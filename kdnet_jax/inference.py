@@ -42,7 +42,7 @@ def make_predict(
     apply = sharding.spread(apply, mesh)
 
     def answer(params: Any, windows: Array) -> Array:
-        probs = heads.probabilities(apply(params, windows)[0], head)
+        probs = head.probabilities(apply(params, windows)[0])
         if not entropies:
             return probs
         return jnp.concatenate([probs, entropy(probs, head, jsp.entr)[..., None]], axis=-1)
@@ -89,7 +89,7 @@ def entropy(
     total = 0.0
     for channel in range(probs.shape[-1]):
         share = probs[..., channel]
-        total = total + entr(share) + (entr(1 - share) if head == "regions" else 0.0)
+        total = total + entr(share) + (entr(1 - share) if head.kind == "regions" else 0.0)
     return total
 
 

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from ml_collections import config_dict
 
-from kdnet_jax import config_values, conventions, settings
+from kdnet_jax import config_values, settings
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry, labels
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import heads, networks
@@ -31,7 +32,8 @@ class Model:
         role: "teacher", "baseline" or "student".
         network: its form.
         modalities: the sequences that it sees, in the order of its channels.
-        spacing: the working voxel size in mm; `None` keeps the scan's own.
+        spacing: the working voxel size in mm, one number or three along d h w; `None` keeps the
+            scan's own.
         window: edges of the prediction window, "d h w" in voxels.
         overlap: share of a window that its neighbour covers too.
         mirror: average over the 8 mirror images.
@@ -40,12 +42,13 @@ class Model:
         orientation: see `prepare.prepare_case`.
         allow_skull: scans with the skull on were taken in training.
         resection_cavity: what a resection cavity counted as.
+        task: what is segmented.
     """
 
     role: str
     network: networks.Network
     modalities: tuple[str, ...]
-    spacing: float | None
+    spacing: float | tuple[float, float, float] | None
     window: tuple[int, int, int]
     overlap: float = 0.5
     mirror: bool = False
@@ -54,16 +57,17 @@ class Model:
     orientation: str = geometry.HEADER
     allow_skull: bool = False
     resection_cavity: str = "background"
+    task: task_lib.Task = task_lib.DEFAULT
 
     @property
     def head(self) -> heads.Head:
         """What the outputs are."""
-        return self.network.head
+        return heads.Head(self.task, self.network.head)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs: classes or regions."""
-        return self.network.outputs
+        return self.head.outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,10 @@ def of_config(config: config_dict.ConfigDict, values: settings.Settings) -> Mode
 def to_json(model: Model) -> dict[str, Any]:
     """Returns the model as JSON."""
     plain = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    return plain | {"network": networks.to_json(model.network)}
+    return plain | {
+        "network": networks.to_json(model.network),
+        "task": model.task.to_dataset_json(),
+    }
 
 
 def from_json(values: Mapping[str, Any]) -> Model:
@@ -111,8 +118,14 @@ def from_json(values: Mapping[str, Any]) -> Model:
         UserError: its network is of no kind that is known here, or a value cannot be.
         TypeError: fields are missing, or unknown.
     """
-    tuples = {key: tuple(values[key]) for key in ("modalities", "window") if key in values}
-    model = Model(**{**values, **tuples, "network": networks.from_json(values["network"])})
+    tuples = {
+        key: tuple(values[key])
+        for key in ("modalities", "window", "spacing")
+        if isinstance(values.get(key), list | tuple)
+    }
+    task = task_lib.from_dataset_json(values["task"], "task")
+    network = networks.from_json(values["network"])
+    model = Model(**{**values, **tuples, "network": network, "task": task})
     _check(model)
     return model
 
@@ -122,12 +135,13 @@ def _check(model: Model) -> None:
     check_choice("role", model.role, settings.ROLES)
     check_choice("resection_cavity", model.resection_cavity, labels.CAVITY_CHOICES)
     names = model.modalities
-    if not names or len(set(names)) < len(names) or not set(names) <= set(conventions.MODALITIES):
+    if not names or len(set(names)) < len(names) or not set(names) <= set(model.task.modalities):
         raise UserError(
-            f"modalities is {names}; expected each once of {', '.join(conventions.MODALITIES)}."
+            f"modalities is {names}; expected each once of {', '.join(model.task.modalities)}."
         )
     for key, kind in _KINDS.items():
         value = getattr(model, key)
-        if not kind.fits(value) and (key, value) != ("spacing", None):
+        values = value if key == "spacing" and isinstance(value, tuple) else (value,)
+        if not all(map(kind.fits, values)) and (key, value) != ("spacing", None):
             raise UserError(f"{key} is {value!r:.80}; expected {kind.words}.")
     geometry.check_orientation(model.orientation)
