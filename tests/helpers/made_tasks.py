@@ -15,22 +15,32 @@ PLAIN: Mapping[str, Any] = {
     "labels": {"background": 0, "PZ": 1, "TZ": 2},
     "file_ending": ".nii.gz",
 }
-# Three channels, three regions of which two overlap and none is the union, an ignore label.
+# Three channels; two regions that overlap within a third; an ignore label.
 REGIONS: Mapping[str, Any] = {
     "name": "made liver",
     "channel_names": {"0": "arterial", "1": "venous", "2": "late"},
-    "labels": {"background": 0, "organ": [1, 2, 3], "sick": [2, 3], "vessel": [1, 3], "ignore": 4},
+    "labels": {
+        "background": 0,
+        "organ": [1, 2, 3, 4],
+        "sick": [2, 4],
+        "vessel": [3, 4],
+        "ignore": 5,
+    },
     "regions_class_order": [1, 2, 3],
     "file_ending": ".nii.gz",
     "kdnet": {"student": "venous", "noun": "liver"},
 }
 # Intensities of background and classes in each channel.
 _PLAIN_LEVELS = ((100, 300, 200), (200, 80, 400))
-_REGION_LEVELS = ((50, 100, 300, 200), (80, 400, 150, 250), (60, 200, 260, 380))
+_REGION_LEVELS = (
+    (50, 100, 300, 200, 250),
+    (80, 200, 150, 400, 300),
+    (60, 200, 260, 380, 320),
+)
 
 
 def write_plain(folder: pathlib.Path, cases: int) -> pathlib.Path:
-    """Writes cases of `PLAIN` in nnU-Net's raw layout: 12 slices of 3 mm, 32 x 32 voxels of 1 mm."""
+    """Writes cases of `PLAIN` in nnU-Net's raw layout: 12 slices of 3 mm, 1 mm within."""
     for number in range(cases):
         rng = np.random.default_rng(number)
         distance = _distance((32, 32, 12), (1.0, 1.0, 3.0), rng.uniform(-3, 3, 3))
@@ -45,10 +55,10 @@ def write_regions(folder: pathlib.Path, cases: int) -> pathlib.Path:
         rng = np.random.default_rng(100 + number)
         shift = rng.uniform(-4, 4, 3)
         organ = _distance((24, 24, 24), (2.0,) * 3, shift) < 18
-        sick = _distance((24, 24, 24), (2.0,) * 3, shift + (5, 0, 0)) < 8
-        vessel = _distance((24, 24, 24), (2.0,) * 3, shift + (0, 5, 0)) < 7
-        classes = np.where(organ, np.where(sick, np.where(vessel, 3, 2), np.where(vessel, 1, 0)), 0)
-        classes[:2] = 4  # nobody looked there
+        sick = _distance((24, 24, 24), (2.0,) * 3, shift + np.array([5, 0, 0])) < 8
+        vessel = _distance((24, 24, 24), (2.0,) * 3, shift + np.array([0, 5, 0])) < 7
+        classes = np.where(organ, 1 + sick + 2 * vessel, 0)
+        classes[:2] = 5  # nobody looked there
         name = f"made{number:02d}"
         (folder / name).mkdir(parents=True)
         for (channel, _), image in zip(
