@@ -16,7 +16,6 @@ import tqdm
 from jaxtyping import Float, UInt8
 
 from kdnet_jax import (
-    conventions,
     documents,
     ensembles,
     files,
@@ -59,13 +58,13 @@ def dice_on_working_grid(
     """
     scores = []
     for place, case in cases:
-        predicted = heads.to_classes(probabilities(case.image[..., list(channels)]), head)
-        reference = labels.map_cavity(case.label, cavity)
+        predicted = head.decide(probabilities(case.image[..., list(channels)]))
+        reference = labels.map_cavity(case.label, cavity, task=head.task)
         dice = {
             region: overlap.dice(
-                *(conventions.region_mask(volume, region) for volume in (reference, predicted))
+                *(head.task.mask(volume, region) for volume in (reference, predicted))
             )
-            for region in conventions.REGIONS
+            for region in head.task.region_names
         }
         scores.append((place, dice))
     return scores
@@ -105,6 +104,7 @@ def evaluate(
         description: what the progress bar says.
     """
     started = time.monotonic()
+    task = network.head.task
     beside = folder / _UNFINISHED
     processes.first_does(lambda: _begin(beside, key))
 
@@ -119,20 +119,18 @@ def evaluate(
             if cases.summaries[index].case_id in finished:
                 continue
             case = cases[index]
-            reference = labels.map_cavity(case.reference, cavity)
+            reference = labels.map_cavity(case.reference, cavity, task=task)
             yield _Predicted(case, network.segment(case), reference)
 
     def tabulate() -> None:
         for each in share(validation, beside / _TABLES, "post-processing, on validation"):
-            table = postprocessing.tabulate(
-                each.reference, each.classes, each.spacing, task=task_lib.DEFAULT
-            )
+            table = postprocessing.tabulate(each.reference, each.classes, each.spacing, task=task)
             files.write_text(beside / _TABLES / f"{each.case.case_id}.json", json.dumps(table))
 
     def score(rules: postprocessing.Rules) -> None:
         for each in share(test, beside / _PLAIN, "test"):
-            _write_prediction(beside, each, convention)
-            _write_case_scores(beside, each, rules)
+            _write_prediction(beside, each, convention, task)
+            _write_case_scores(beside, each, rules, task)
 
     # A case that cannot be read on one process ends all of them.
     processes.together(tabulate)
@@ -145,7 +143,7 @@ def evaluate(
         "peak_memory_gib": round(provenance.peak_memory_gib(), 2),
     }
     tested = [names[index] for index in test]
-    processes.first_does(lambda: _gather(beside, folder, tested, rules, about | key))
+    processes.first_does(lambda: _gather(beside, folder, tested, rules, about | key, task))
 
 
 def _choose_rules(tables: Sequence[pathlib.Path]) -> dict[str, float]:
@@ -175,6 +173,7 @@ def _gather(
     test: Sequence[str],
     rules: postprocessing.Rules,
     about: dict[str, Any],
+    task: task_lib.Task,
 ) -> None:
     """Makes an evaluation of the test cases' own files, each of which must be there."""
     files.wait_until_seen([beside / _PLAIN / f"{name}.csv" for name in test])
@@ -183,7 +182,7 @@ def _gather(
             row
             for name in test
             for row in case_metrics.read_cases_csv(
-                beside / part / f"{name}.csv", regions=task_lib.DEFAULT.region_names
+                beside / part / f"{name}.csv", regions=task.region_names
             )
         ]
         for part in (_PLAIN, _PROCESSED)
@@ -193,13 +192,13 @@ def _gather(
         beside / FOLDER,
         plain,
         about | {"post_processing": NO_POST_PROCESSING},
-        task=task_lib.DEFAULT,
+        task=task,
     )
     chosen = {
-        "post_processing": postprocessing.chosen_text(task_lib.DEFAULT),
-        "post_processing_chosen": rules.text(task_lib.DEFAULT),
+        "post_processing": postprocessing.chosen_text(task),
+        "post_processing_chosen": rules.text(task),
     }
-    write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen, task=task_lib.DEFAULT)
+    write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen, task=task)
     for name in (PREDICTIONS, FOLDER):
         _replace_folder(beside / name, folder / name)
     remove_unfinished(folder)
@@ -228,11 +227,13 @@ class _Predicted(NamedTuple):
         return tuple(nib.affines.voxel_sizes(self.case.geometry.affine).tolist())
 
 
-def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -> None:
+def _write_prediction(
+    beside: pathlib.Path, each: _Predicted, convention: str, task: task_lib.Task
+) -> None:
     name = each.case.case_id
     nifti.write_mask(
         beside / PREDICTIONS / f"{name}.nii.gz",
-        labels.from_classes(each.classes, convention),
+        labels.from_classes(each.classes, convention, task=task),
         each.case.geometry.affine,
         stored=each.case.geometry.stored,
     )
@@ -242,17 +243,19 @@ def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -
     )
 
 
-def _write_case_scores(beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules) -> None:
+def _write_case_scores(
+    beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules, task: task_lib.Task
+) -> None:
     name = each.case.case_id
     plain = case_metrics.score_case(
-        name, each.reference, each.classes, each.spacing, task=task_lib.DEFAULT
+        name, each.reference, each.classes, each.spacing, task=task
     )
-    corrected = postprocessing.apply(each.classes, each.spacing, rules, task=task_lib.DEFAULT)
+    corrected = postprocessing.apply(each.classes, each.spacing, rules, task=task)
     # Most cases are left as they are, and scoring one takes a while.
     changed = not np.array_equal(corrected, each.classes)
     processed = (
         case_metrics.score_case(
-            name, each.reference, corrected, each.spacing, task=task_lib.DEFAULT
+            name, each.reference, corrected, each.spacing, task=task
         )
         if changed
         else plain
