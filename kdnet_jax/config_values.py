@@ -88,6 +88,22 @@ class Several:
 
 
 @dataclasses.dataclass(frozen=True)
+class OneOr:
+    """One value, or several of its kind."""
+
+    several: Several
+
+    def fits(self, value: Any) -> bool:
+        """Says whether a value is of this kind."""
+        return self.several.kind.fits(value) or self.several.fits(value)
+
+    @property
+    def words(self) -> str:
+        """What to give."""
+        return f"{self.several.kind.words}, or {self.several.words}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Text:
     """A text."""
 
@@ -118,6 +134,7 @@ _THREADS: Final = Whole(1, 1024)
 KINDS: Final[dict[str, Kind]] = {
     "role": Text(),
     "preset": Text(),
+    "task": Text(),
     "seed": _SEED,
     "profile": Whole(0, 10**6),
     "data.data_dir": Text(),
@@ -125,7 +142,7 @@ KINDS: Final[dict[str, Kind]] = {
     "data.label_convention": Text(),
     "data.root": Text(),
     "data.modalities": Text(),
-    "data.spacing": Number(0, 100),
+    "data.spacing": OneOr(Several(Number(0, 100), 3, 3)),
     "data.orientation": Text(),
     "data.resection_cavity": Text(),
     "data.allow_skull": Switch(),

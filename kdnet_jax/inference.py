@@ -76,7 +76,7 @@ def _flip(windows: Array, flips: Array) -> Array:
 def entropy(
     probs: Float[Any, "*grid k"], head: heads.Head, entr: Callable[[Any], Any] = special.entr
 ) -> Float[Any, "*grid"]:
-    """Returns the entropy in nats of the classes (at most ln 4), or summed over the regions.
+    """Returns the entropy in nats of the k classes (at most ln k), or summed over the regions.
 
     Each region is a yes or no of its own, of at most ln 2. Channel by channel: one volume at a
     time besides the result.

@@ -13,7 +13,9 @@ from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import heads, networks
 
 _KINDS: Final = {
-    "spacing": config_values.Number(0, 100, without_low=True),
+    "spacing": config_values.OneOr(
+        config_values.Several(config_values.Number(0, 100, without_low=True), 3, 3)
+    ),
     "window": config_values.KINDS["inference.patch"],
     "overlap": config_values.KINDS["inference.overlap"],
     "mirror": config_values.KINDS["inference.mirror"],
@@ -29,11 +31,12 @@ class Model:
     """A network, what it sees, and how whole scans go through it.
 
     Attributes:
+        task: what is segmented.
         role: "teacher", "baseline" or "student".
         network: its form.
         modalities: the sequences that it sees, in the order of its channels.
-        spacing: the working voxel size in mm, one number or three along d h w; `None` keeps the
-            scan's own.
+        spacing: the working voxel size in mm, one number or one each along depth, height and
+            width; `None` keeps the scan's own.
         window: edges of the prediction window, "d h w" in voxels.
         overlap: share of a window that its neighbour covers too.
         mirror: average over the 8 mirror images.
@@ -42,13 +45,13 @@ class Model:
         orientation: see `prepare.prepare_case`.
         allow_skull: scans with the skull on were taken in training.
         resection_cavity: what a resection cavity counted as.
-        task: what is segmented.
     """
 
+    task: task_lib.Task
     role: str
     network: networks.Network
     modalities: tuple[str, ...]
-    spacing: float | tuple[float, float, float] | None
+    spacing: settings.Spacing
     window: tuple[int, int, int]
     overlap: float = 0.5
     mirror: bool = False
@@ -57,7 +60,6 @@ class Model:
     orientation: str = geometry.HEADER
     allow_skull: bool = False
     resection_cavity: str = "background"
-    task: task_lib.Task = task_lib.DEFAULT
 
     @property
     def head(self) -> heads.Head:
@@ -86,6 +88,7 @@ class KnownCases:
 def of_config(config: config_dict.ConfigDict, values: settings.Settings) -> Model:
     """Returns the model that a config describes; `values` are `settings.read_settings` of it."""
     return Model(
+        task=values.task,
         role=config.role,
         network=values.network,
         modalities=values.modalities,
@@ -118,14 +121,13 @@ def from_json(values: Mapping[str, Any]) -> Model:
         UserError: its network is of no kind that is known here, or a value cannot be.
         TypeError: fields are missing, or unknown.
     """
-    tuples = {
-        key: tuple(values[key])
-        for key in ("modalities", "window", "spacing")
-        if isinstance(values.get(key), list | tuple)
+    keys = ("modalities", "window", "spacing")
+    tuples = {key: tuple(values[key]) for key in keys if isinstance(values.get(key), list)}
+    parts = {
+        "network": networks.from_json(values["network"]),
+        "task": task_lib.from_dataset_json(values["task"], "its task"),
     }
-    task = task_lib.from_dataset_json(values["task"], "task")
-    network = networks.from_json(values["network"])
-    model = Model(**{**values, **tuples, "network": network, "task": task})
+    model = Model(**{**values, **tuples, **parts})
     _check(model)
     return model
 
@@ -133,15 +135,19 @@ def from_json(values: Mapping[str, Any]) -> Model:
 def _check(model: Model) -> None:
     """Raises UserError for a value that no model has."""
     check_choice("role", model.role, settings.ROLES)
-    check_choice("resection_cavity", model.resection_cavity, labels.CAVITY_CHOICES)
-    names = model.modalities
-    if not names or len(set(names)) < len(names) or not set(names) <= set(model.task.modalities):
+    if model.task.unscored:
+        choices = labels.cavity_choices(model.task)
+        check_choice("resection_cavity", model.resection_cavity, choices)
+    names, known = model.modalities, model.task.modalities
+    if not names or len(set(names)) < len(names) or not set(names) <= set(known):
+        raise UserError(f"modalities is {names}; expected each once of {', '.join(known)}.")
+    if model.network.out_channels != len(model.outputs):
         raise UserError(
-            f"modalities is {names}; expected each once of {', '.join(model.task.modalities)}."
+            f"the network has {model.network.out_channels} outputs, but its task {model.task.name} "
+            f"expects {', '.join(model.outputs)}."
         )
     for key, kind in _KINDS.items():
         value = getattr(model, key)
-        values = value if key == "spacing" and isinstance(value, tuple) else (value,)
-        if not all(map(kind.fits, values)) and (key, value) != ("spacing", None):
+        if not kind.fits(value) and (key, value) != ("spacing", None):
             raise UserError(f"{key} is {value!r:.80}; expected {kind.words}.")
     geometry.check_orientation(model.orientation)

@@ -90,10 +90,11 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         UserError: for everything that the user can mend, before the first part is trained.
         stopping.Stopped: after SIGINT or SIGTERM, when everything is saved.
     """
+    config = settings.completed(config)
     planned = parts(config, workdir)
     for part in planned:
-        settings.read_settings(part.config)
-        workdir_lib.check(part.folder, part.config)
+        values = settings.read_settings(part.config)
+        workdir_lib.check(part.folder, part.config, values.task)
     for number, part in enumerate(planned, 1):
         print(f"--- {number} of {len(planned)}: {part.folder}")
         if processes.first_does(functools.partial(is_finished, part)):

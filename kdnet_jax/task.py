@@ -132,6 +132,12 @@ class Task:
         """The classes of the union of all regions."""
         return tuple(sorted({member for region in self.regions for member in region.members}))
 
+    @functools.cached_property
+    def without_statistics(self) -> "Task":
+        """The task as it was before its training cases were measured."""
+        plain = tuple(dataclasses.replace(each, statistics=None) for each in self.channels)
+        return dataclasses.replace(self, channels=plain)
+
     @property
     def has_regions(self) -> bool:
         """Whether the regions are others than the classes one by one."""

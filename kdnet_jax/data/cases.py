@@ -10,7 +10,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import decathlon, labels, layouts, names, own_layouts, patients, problems
 from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice
 
@@ -25,9 +25,9 @@ class Case:
         case_id: the name of the visit.
         patient_id: the name of the patient; several visits may share it.
         grade: "HGG", "LGG" or None where it is not known.
-        images: modality -> file, or (file, channel), in the project's order of modalities.
+        images: modality -> file, or (file, channel), in the task's order of channels.
         label: the segmentation, or None.
-        convention: what the values of `label` mean, a key of `labels.LABEL_CONVENTIONS`.
+        convention: what the values of `label` mean, a key of `labels.conventions_of(task)`.
     """
 
     case_id: str
@@ -54,37 +54,45 @@ class Cohort:
 def find_cases(
     data_dir: str | os.PathLike[str],
     release: str = layouts.AUTO,
-    modalities: Sequence[str] = conventions.MODALITIES,
+    modalities: Sequence[str] | None = None,
     labelled: bool = True,
     label_convention: str | None = None,
+    *,
+    task: task_lib.Task = task_lib.DEFAULT,
 ) -> Cohort:
     """Finds the cases under `data_dir`.
 
     Args:
         data_dir: the root of a release, or up to two folders above it.
         release: one of `layouts.RELEASES`; "auto" recognises it by names.
-        modalities: the sequences that every case must have; others are ignored.
+        modalities: the sequences that every case must have, others are ignored; None: all of
+            the task.
         labelled: leave out cases without a segmentation.
         label_convention: what label values mean, a key of `labels.LABEL_CONVENTIONS`; None takes
-            the release's own, and for a user's own data "brats2021" (with a note).
+            the release's own, and for a user's own data "brats2021" (with a note). Of tasks
+            other than the glioma the values are the task's own numbers.
+        task: what is segmented: it names the channels and the label values.
 
     Raises:
         UserError: nothing usable is there, several releases are, a case lacks a sequence or is
             there twice, or an argument is not known.
     """
-    _check_arguments(release, modalities, label_convention)
+    modalities = task.modalities if modalities is None else modalities
+    _check_arguments(release, modalities, label_convention, task)
     root = layouts.check_folder(data_dir)
-    cohort = _find(root, release, label_convention, problems.refuse)
+    cohort = _find(root, release, label_convention, task, problems.refuse)
     found = _labelled(cohort, root) if labelled else cohort.cases
-    found = _with_modalities(found, root, modalities, problems.refuse)
-    return _told(cohort, _refuse_incomplete(found, root), root)
+    found = _with_modalities(found, root, modalities, task, problems.refuse)
+    return _told(cohort, _refuse_incomplete(found, root, task), root)
 
 
 def survey_cases(
     data_dir: str | os.PathLike[str],
     release: str = layouts.AUTO,
-    modalities: Sequence[str] = conventions.MODALITIES,
+    modalities: Sequence[str] | None = None,
     label_convention: str | None = None,
+    *,
+    task: task_lib.Task = task_lib.DEFAULT,
 ) -> tuple[Cohort, list[problems.Problem]]:
     """Finds all that looks like a case, of all releases, and lists what `find_cases` would refuse.
 
@@ -93,7 +101,8 @@ def survey_cases(
     Raises:
         UserError: there is no such folder, nothing in it is recognised, or an argument is wrong.
     """
-    _check_arguments(release, modalities, label_convention)
+    modalities = task.modalities if modalities is None else modalities
+    _check_arguments(release, modalities, label_convention, task)
     root = layouts.check_folder(data_dir)
     listed: list[problems.Problem] = []
 
@@ -101,7 +110,7 @@ def survey_cases(
         listed.append(problems.from_error(error, case, file))
 
     try:
-        cohort = _find(root, release, label_convention, report)
+        cohort = _find(root, release, label_convention, task, report)
     except UnknownLayoutError as error:
         if not listed:
             raise
@@ -109,14 +118,18 @@ def survey_cases(
         return Cohort(release, [], []), listed
     if not any(case.label for case in cohort.cases):
         report(_unlabelled(cohort, root), "", root)
-    found = _with_modalities(cohort.cases, root, modalities, report)
+    found = _with_modalities(cohort.cases, root, modalities, task, report)
     folders = [patients.case_files(case)[0].parent for case in cohort.cases]
-    listed += _incomplete(found, folders)
+    listed += _incomplete(found, folders, task)
     return _told(cohort, found, root), listed
 
 
 def _find(
-    root: pathlib.Path, release: str, label_convention: str | None, report: problems.Report
+    root: pathlib.Path,
+    release: str,
+    label_convention: str | None,
+    task: task_lib.Task,
+    report: problems.Report,
 ) -> Cohort:
     """Returns the cases of all releases that are taken, whole or not."""
     files, notes = layouts.list_files(root, report)
@@ -185,11 +198,14 @@ def _told(cohort: Cohort, cases: list[Case], root: pathlib.Path) -> Cohort:
     return dataclasses.replace(cohort, cases=ordered, notes=notes)
 
 
-def _check_arguments(release: str, modalities: Sequence[str], convention: str | None) -> None:
-    check_choice("data.release", release, (layouts.AUTO, *layouts.RELEASES))
-    conventions.read_modalities(",".join(modalities), "data.modalities")
+def _check_arguments(
+    release: str, modalities: Sequence[str], convention: str | None, task: task_lib.Task
+) -> None:
+    releases = layouts.RELEASES if labels.is_brats(task) else ()
+    check_choice("data.release", release, (layouts.AUTO, *releases))
+    task.read_modalities(",".join(modalities), "data.modalities")
     if convention is not None:
-        check_choice("data.label_convention", convention, labels.LABEL_CONVENTIONS)
+        check_choice("data.label_convention", convention, labels.conventions_of(task))
 
 
 # ------------------------------------------------------------------------- the files of a case
@@ -325,10 +341,14 @@ def _unlabelled(cohort: Cohort, root: pathlib.Path) -> UserError:
 
 
 def _with_modalities(
-    found: list[Case], root: pathlib.Path, modalities: Sequence[str], report: problems.Report
+    found: list[Case],
+    root: pathlib.Path,
+    modalities: Sequence[str],
+    task: task_lib.Task,
+    report: problems.Report,
 ) -> list[Case]:
     """Keeps the wanted sequences, as far as a case has them."""
-    there = [name for name in conventions.MODALITIES if any(name in case.images for case in found)]
+    there = _present(found, task)
     absent = [name for name in modalities if name not in there]
     if absent:
         message = (
@@ -345,15 +365,19 @@ def _with_modalities(
     ]
 
 
-def _lacking(found: list[Case]) -> dict[int, list[str]]:
+def _present(found: list[Case], task: task_lib.Task) -> list[str]:
+    return [name for name in task.modalities if any(name in case.images for case in found)]
+
+
+def _lacking(found: list[Case], task: task_lib.Task) -> dict[int, list[str]]:
     """Returns the place of each incomplete case -> the sequences that it lacks and others have."""
-    there = [name for name in conventions.MODALITIES if any(name in case.images for case in found)]
+    there = _present(found, task)
     lacking = {i: [m for m in there if m not in case.images] for i, case in enumerate(found)}
     return {i: names for i, names in lacking.items() if names}
 
 
-def _refuse_incomplete(found: list[Case], root: pathlib.Path) -> list[Case]:
-    bad = [f"{found[i].case_id} ({', '.join(names)})" for i, names in _lacking(found).items()]
+def _refuse_incomplete(found: list[Case], root: pathlib.Path, task: task_lib.Task) -> list[Case]:
+    bad = [f"{found[i].case_id} ({', '.join(names)})" for i, names in _lacking(found, task).items()]
     if bad:
         raise UserError(
             f"{root}: sequences are missing in {len(bad)} of {len(found)} cases: "
@@ -363,7 +387,9 @@ def _refuse_incomplete(found: list[Case], root: pathlib.Path) -> list[Case]:
     return found
 
 
-def _incomplete(found: list[Case], folders: list[pathlib.Path]) -> list[problems.Problem]:
+def _incomplete(
+    found: list[Case], folders: list[pathlib.Path], task: task_lib.Task
+) -> list[problems.Problem]:
     """Returns a row for each incomplete case; `folders` are those of the cases."""
     remedy = (
         "Add the file (docs/data.md has the names), remove the case, or do without the sequence "
@@ -377,5 +403,5 @@ def _incomplete(found: list[Case], folders: list[pathlib.Path]) -> list[problems
             f"no file for {', '.join(names)}; expected one, as in the other cases",
             remedy,
         )
-        for i, names in _lacking(found).items()
+        for i, names in _lacking(found, task).items()
     ]
