@@ -125,9 +125,7 @@ def read_spacing(config: config_dict.ConfigDict) -> Spacing:
     return d if d == h == w else (d, h, w)
 
 
-def read_settings(
-    config: config_dict.ConfigDict, task: task_lib.Task | None = None
-) -> Settings:
+def read_settings(config: config_dict.ConfigDict, task: task_lib.Task | None = None) -> Settings:
     """Checks a config and returns its values.
 
     Args:
