@@ -262,5 +262,6 @@ def _draw(
         spacing=case.geometry.spacing,
         title=f"{job.name}, {shown}: prediction",
         task=task,
+        foreground=case.foreground,
     )
     figures.save_png(figure, job.overlay)

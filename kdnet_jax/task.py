@@ -473,9 +473,7 @@ def _with_fallbacks(
     )
 
 
-def _described(
-    regions: Sequence[Region], own: Mapping[str, Any], where: str
-) -> tuple[Region, ...]:
+def _described(regions: Sequence[Region], own: Mapping[str, Any], where: str) -> tuple[Region, ...]:
     given = _object(own.get("descriptions", {}), f"{where}: 'descriptions'")
     for name in given:
         check_choice(f"{where}: a region of 'descriptions'", name, [each.name for each in regions])

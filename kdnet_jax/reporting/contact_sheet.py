@@ -133,9 +133,7 @@ def _write_findings(panel: mpl_axes.Axes, row: Row) -> None:
     panel.text(0.01, 0.74, "\n".join(lines), color="#DDDDDD", fontsize=8, **style)
 
 
-def _draw_thumbnail(
-    panel: mpl_axes.Axes, row: Row, modality: str, task: task_lib.Task
-) -> None:
+def _draw_thumbnail(panel: mpl_axes.Axes, row: Row, modality: str, task: task_lib.Task) -> None:
     view = row.images.get(modality)
     if view is None:
         panel.set_axis_off()
@@ -143,9 +141,7 @@ def _draw_thumbnail(
         panel.text(0.5, 0.5, f"no {modality}\nto show", color="white", fontsize=10, **style)
         return
     spacing = (1.0, *row.pixel_mm)
-    planes.draw_image(
-        panel, view[None], view[None] != 0, _AXIAL, 0, spacing, row.windows[modality]
-    )
+    planes.draw_image(panel, view[None], view[None] != 0, _AXIAL, 0, spacing, row.windows[modality])
     if row.classes is not None:
         planes.outline(panel, row.classes, row.pixel_mm, "reference", task)
     for letter, x, side in (("R", 0.02, "left"), ("L", 0.98, "right")):

@@ -95,7 +95,7 @@ def _results(
             runs[f"{role}\npost-processed"] = evaluation.read_scores(folder, postprocessed=True)
             rules.append(f"{role}: {run_facts.post_processing(after)}")
     note = f"Post-processing: {'; '.join(rules)}." if rules else ""
-    return score_tables.results(runs, task, note)
+    return score_tables.results(runs, note, task=task)
 
 
 def _pictures(
@@ -240,8 +240,14 @@ def case_view(
 def region_probabilities(
     probabilities: Float[np.ndarray, "d h w k"], head: heads.Head
 ) -> Float[np.ndarray, "d h w r"]:
-    """Returns the probability of each region, in the order of the task, on the host."""
-    return np.asarray(head.to_regions(probabilities))
+    """Returns the probability of each region, in the order of the task, on the host.
+
+    A softmax gives one channel per class; a region is the sum of its classes.
+    """
+    if head.kind == "regions":
+        return probabilities
+    sums = [probabilities[..., list(region.members)].sum(axis=-1) for region in head.task.regions]
+    return np.stack(sums, axis=-1)
 
 
 def region_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:

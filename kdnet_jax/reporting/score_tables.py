@@ -54,13 +54,13 @@ def mean(values: Sequence[float], smallest: float, largest: float) -> statistics
     return found._replace(low=max(found.low, smallest), high=min(found.high, largest))
 
 
-def results(runs: Mapping[str, Scores], task: task_lib.Task, note: str = "") -> html.Table:
+def results(runs: Mapping[str, Scores], note: str = "", *, task: task_lib.Task) -> html.Table:
     """Returns the scores per region and run, with the 95 % intervals of the means.
 
     Args:
       runs: Scores by the run's name, in the order of the rows.
-      task: Whose regions they are.
       note: What a reader must know beyond how the scores are defined.
+      task: Whose regions they are.
     """
     rows: list[list[str]] = []
     for region in task.region_names:
