@@ -32,8 +32,8 @@ def check_settings(
     if teacher.task.without_statistics != ours.task.without_statistics:
         raise UserError(
             f"the teacher {where} is of the task {teacher.task.name} (channels "
-            f"{', '.join(teacher.task.modalities)}; classes {', '.join(teacher.task.classes)}), the "
-            f"student of {ours.task.name} (channels {', '.join(ours.task.modalities)}; classes "
+            f"{', '.join(teacher.task.modalities)}; classes {', '.join(teacher.task.classes)}), "
+            f"the student of {ours.task.name} (channels {', '.join(ours.task.modalities)}; classes "
             f"{', '.join(ours.task.classes)}), or they are read differently. Give a teacher of the "
             "same task, or its --config.task."
         )
