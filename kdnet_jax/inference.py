@@ -42,7 +42,7 @@ def make_predict(
     apply = sharding.spread(apply, mesh)
 
     def answer(params: Any, windows: Array) -> Array:
-        probs = heads.probabilities(apply(params, windows)[0], head)
+        probs = head.probabilities(apply(params, windows)[0])
         if not entropies:
             return probs
         return jnp.concatenate([probs, entropy(probs, head, jsp.entr)[..., None]], axis=-1)
@@ -76,7 +76,7 @@ def _flip(windows: Array, flips: Array) -> Array:
 def entropy(
     probs: Float[Any, "*grid k"], head: heads.Head, entr: Callable[[Any], Any] = special.entr
 ) -> Float[Any, "*grid"]:
-    """Returns the entropy in nats of the classes (at most ln 4), or summed over the regions.
+    """Returns the entropy in nats of the k classes (at most ln k), or summed over the regions.
 
     Each region is a yes or no of its own, of at most ln 2. Channel by channel: one volume at a
     time besides the result.
@@ -89,7 +89,7 @@ def entropy(
     total = 0.0
     for channel in range(probs.shape[-1]):
         share = probs[..., channel]
-        total = total + entr(share) + (entr(1 - share) if head == "regions" else 0.0)
+        total = total + entr(share) + (entr(1 - share) if head.kind == "regions" else 0.0)
     return total
 
 
@@ -116,15 +116,17 @@ def window_starts(size: int, edge: int, overlap: float) -> list[int]:
     return [int(start) for start in np.round(np.linspace(0, size - edge, count))]
 
 
-def whole_window(shape: Sequence[int], divisor: int, space: int) -> tuple[int, int, int]:
+def whole_window(
+    shape: Sequence[int], divisor: tuple[int, int, int], space: int
+) -> tuple[int, int, int]:
     """Returns the smallest window that covers a volume in one pass, its depth split evenly.
 
     Args:
         shape: "d h w" of the volume.
-        divisor: what the network needs every edge, and each device's depth, to be divisible by.
+        divisor: what the network needs each edge, and each device's depth, to be divisible by.
         space: devices that share the depth.
     """
-    units = (space * divisor, divisor, divisor)
+    units = (space * divisor[0], *divisor[1:])
     d, h, w = (-(-edge // unit) * unit for edge, unit in zip(shape[:3], units, strict=True))
     return d, h, w
 

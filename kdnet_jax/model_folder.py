@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from kdnet_jax import checksums, conventions, documents, files, saved_checkpoints
+from kdnet_jax import checksums, documents, files, saved_checkpoints
 from kdnet_jax import model as model_lib
 from kdnet_jax.data import familiarity, intensities
 from kdnet_jax.errors import UserError
@@ -79,8 +79,8 @@ def fill(
         "version": _VERSION,
         **model_lib.to_json(model),
         "outputs": model.outputs,
-        "classes": conventions.CLASSES,
-        "region_classes": conventions.REGION_CLASSES,
+        "classes": model.task.classes,
+        "region_classes": {each.name: each.members for each in model.task.regions},
         "input": _INPUT,
         "parameters": layers.parameter_count(params),
         "parameters_sha256": checksums.content_hash(params),

@@ -63,6 +63,23 @@ def own_convention(task: task_lib.Task) -> str:
     return "kdnet" if is_brats(task) else TASK
 
 
+def of_masks(given: str | None, task: task_lib.Task, key: str) -> str:
+    """Returns the convention of masks that are written for a task.
+
+    Args:
+        given: what the user chose; `None`: brats2021 for the glioma, else the task's own numbers.
+        task: what is segmented.
+        key: the flag or argument, for messages.
+
+    Raises:
+        UserError: there is no such convention for the task.
+    """
+    if given is None:
+        return "brats2021" if is_brats(task) else own_convention(task)
+    check_choice(key, given, conventions_of(task))
+    return given
+
+
 def to_classes(
     values: Num[np.ndarray, "*grid"],
     convention: str,

@@ -7,19 +7,20 @@ they lie, so that all else sees one more network.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdnet_jax import conventions
 from kdnet_jax.errors import UserError, check_choice
 
 # Of an axis: the letter that this project's arrays grow to, and the opposite one.
 _LINES = ("SI", "PA", "LR")
 _MOST_MEMBERS = 100
+# Of an edge in voxels or in mm.
+N = TypeVar("N", int, float)
 
 
 class RawConfig(Protocol):
@@ -67,11 +68,10 @@ class AdaptedConfig:
     def __post_init__(self) -> None:
         """Raises UserError for what no network can be."""
         check_choice("head", self.head, ("softmax", "regions"))
-        if sorted(self.order) != list(range(len(self.outputs))):
-            raise UserError(f"order is {self.order}; expected an order of the network's outputs.")
-        if self.network.out_channels != len(self.outputs):
+        if sorted(self.order) != list(range(self.out_channels)):
             raise UserError(
-                f"the network has {self.network.out_channels} outputs; expected {self.outputs}."
+                f"order is {self.order}; expected an order of the network's {self.out_channels} "
+                "outputs."
             )
         if sorted("SPLIAR".index(letter) % 3 for letter in self.axes) != [0, 1, 2]:
             raise UserError(f"axes is {self.axes!r}; expected three letters such as 'RAS'.")
@@ -89,14 +89,14 @@ class AdaptedConfig:
         return self.network.bfloat16
 
     @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the output channels."""
-        return conventions.CLASSES if self.head == "softmax" else conventions.REGIONS
+    def out_channels(self) -> int:
+        """See `unet.UNetConfig`."""
+        return self.network.out_channels
 
     @property
-    def divisor(self) -> int:
-        """What every edge of the input must be divisible by."""
-        return math.lcm(*self.network.divisor)
+    def divisor(self) -> tuple[int, int, int]:
+        """What each edge of the input, "d h w", must be divisible by."""
+        return to_spl(self.network.divisor, self.axes)
 
     def module(self) -> nn.Module:
         """Returns the network as others see it."""
@@ -158,13 +158,13 @@ def _log_mean(log_p: Array) -> Array:
     return jax.scipy.special.logsumexp(log_p, axis=0) - math.log(log_p.shape[0])
 
 
-def to_spl(edges: tuple[int, int, int], axes: str) -> tuple[int, int, int]:
+def to_spl(edges: tuple[N, N, N], axes: str) -> tuple[N, N, N]:
     """Returns edges along `axes` as edges along superior, posterior and left."""
     d, h, w = (edges[_sources(axes).index(line)] for line in range(3))
     return d, h, w
 
 
-def from_spl(edges: tuple[int, int, int], axes: str) -> tuple[int, int, int]:
+def from_spl(edges: tuple[N, N, N], axes: str) -> tuple[N, N, N]:
     """Returns edges along superior, posterior and left as edges along `axes`."""
     d, h, w = (edges[line] for line in _sources(axes))
     return d, h, w

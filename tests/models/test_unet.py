@@ -31,7 +31,7 @@ def shapes(config: unet.UNetConfig, shape: tuple[int, ...]) -> tuple[Any, dict[s
 
 def random_params(config: unet.UNetConfig, modalities: int) -> Any:
     """Parameters of the right shapes, faster than `init` compiles; unlike its biases, none is 0."""
-    x = jax.ShapeDtypeStruct((1, *(config.divisor,) * 3, modalities), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *config.divisor, modalities), jnp.float32)
     like = jax.eval_shape(unet.UNet(config).init, jax.random.key(0), x)
     rng = np.random.default_rng(1)
     return jax.tree.map(
@@ -40,7 +40,7 @@ def random_params(config: unet.UNetConfig, modalities: int) -> Any:
 
 
 def count(config: unet.UNetConfig, modalities: int) -> int:
-    x = jax.ShapeDtypeStruct((1, *(config.divisor,) * 3, modalities), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *config.divisor, modalities), jnp.float32)
     params = jax.eval_shape(unet.UNet(config).init, jax.random.key(0), x)
     return layers.parameter_count(params)
 
@@ -66,15 +66,18 @@ def test_kd_net_s_shapes() -> None:
     ),
 )
 def test_every_variant_has_the_same_shapes(down: str, up: str, head: str, bfloat16: bool) -> None:
-    config = tiny(widths=(2, 3, 4), down=down, up=up, head=head, bfloat16=bfloat16)
+    channels = 4 if head == "softmax" else 3
+    config = tiny(
+        widths=(2, 3, 4), down=down, up=up, head=head, out_channels=channels, bfloat16=bfloat16
+    )
     logits, features = shapes(config, (1, 4, 8, 12, 1))
-    assert logits.shape == (1, 4, 8, 12, len(config.outputs))
+    assert logits.shape == (1, 4, 8, 12, channels)
     assert logits.dtype == jnp.float32
     assert features["bottleneck"].shape == (1, 1, 2, 3, 4)
 
 
 def test_deep_supervision_has_logits_at_all_but_the_coarsest_decoder_level() -> None:
-    config = tiny(widths=(2, 2, 2, 2), deep_supervision=True, head="regions")
+    config = tiny(widths=(2, 2, 2, 2), deep_supervision=True, head="regions", out_channels=3)
     _, features = shapes(config, (1, 8, 16, 8, 1))
     coarse = {name: value.shape for name, value in features.items() if "logits" in name}
     assert coarse == {"logits_1": (1, 4, 8, 4, 3)}
@@ -89,7 +92,7 @@ def test_parameters_counted_by_hand() -> None:
     more = (27 * 2 * 2 + 3 * 2) + (27 * 3 * 3 + 3 * 3) + 2 * (27 * 2 * 2 + 3 * 2)
     assert count(tiny(blocks=2, last_blocks=3), 1) == 519 + more
     assert count(tiny(), 2) == 519 + 27 * 2
-    assert count(tiny(head="regions"), 1) == 519 - 3
+    assert count(tiny(out_channels=3), 1) == 519 - 3
     # 8 x 2 channels to 3, and the encoder's second block sees 3 in place of 2.
     assert count(tiny(down="strided"), 1) == 519 + (8 * 2 * 3 + 3) + 27 * 3
     # 3 channels to 8 x 2, and the decoder's block sees 2 + 2 in place of 3 + 2.
@@ -176,6 +179,13 @@ def test_every_parameter_but_the_biases_before_a_norm_has_a_gradient() -> None:
         ({"head": "sigmoid"}, "softmax, regions"),
         ({"blocks": 0}, "model.blocks is 0"),
         ({"last_blocks": 0}, "model.last_blocks is 0"),
+        ({"out_channels": 0}, "out_channels is 0"),
+        ({"strides": ((1, 2, 2),) * 2}, "of 1 or 2 for each of the 1 levels below the finest"),
+        ({"strides": ((1, 2, 3),)}, r"model.strides is \(\(1, 2, 3\),\)"),
+        ({"strides": (1, 2, 2)}, "of 1 or 2 for each"),
+        ({"strides": (2,)}, "of 1 or 2 for each"),
+        ({"kernels": ((3, 3, 3),)}, "of 1 or 3 for each of the 2 levels of model.widths"),
+        ({"kernels": ((3, 3, 3), (2, 3, 3))}, "of 1 or 3"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
@@ -193,3 +203,13 @@ def test_a_patch_that_cannot_be_halved_is_refused_with_one_that_can() -> None:
     for patch in ((8, 8), (8, 8, 0), (8, 8, -8)):
         with pytest.raises(UserError, match="three positive edges"):
             networks.check_patch(patch, config, "inference.patch")
+
+
+def test_a_saved_network_keeps_its_output_channels_and_older_ones_have_the_glioma_s() -> None:
+    thick = tiny(strides=((1, 2, 2),), kernels=((1, 3, 3), (3, 3, 3)))
+    for config in (tiny(out_channels=7), tiny(head="regions", out_channels=2), thick):
+        assert networks.from_json(networks.to_json(config)) == config
+    for head, channels in (("softmax", 4), ("regions", 3)):
+        older = networks.to_json(tiny(head=head))
+        del older["out_channels"]
+        assert networks.from_json(older) == tiny(head=head, out_channels=channels)
