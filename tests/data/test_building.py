@@ -23,8 +23,18 @@ from array_record.python import array_record_module
 
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
+from data_builders.task_cohort import task_cohort_dataset_builder
 from kdnet_jax import conventions, sharding
-from kdnet_jax.data import building, case_builder, cases, layouts, loader, prepare, store
+from kdnet_jax.data import (
+    building,
+    case_builder,
+    cases,
+    cohort_builder,
+    layouts,
+    loader,
+    prepare,
+    store,
+)
 from kdnet_jax.errors import UserError
 
 SIZE = 24
@@ -392,15 +402,20 @@ def test_ordered_map_keeps_order_and_bounds_what_is_held() -> None:
 
 def test_estimate_follows_the_voxels(scans: pathlib.Path) -> None:
     cohort = cases.find_cases(scans)
-    fine = brats_dataset_builder.estimate_bytes(cohort, 1.0)
+    fine = cohort_builder.estimate_bytes(cohort, 1.0)
     scans_size = sum(path.stat().st_size for path in scans.rglob("*.nii.gz"))
     assert 0.5 * scans_size < fine < 3 * scans_size
-    assert brats_dataset_builder.estimate_bytes(cohort, 2.0) == pytest.approx(fine / 8, rel=0.01)
-    assert brats_dataset_builder.estimate_bytes(cohort, None) == fine
+    assert cohort_builder.estimate_bytes(cohort, 2.0) == pytest.approx(fine / 8, rel=0.01)
+    assert cohort_builder.estimate_bytes(cohort, None) == fine
 
 
 @pytest.mark.parametrize(
-    "builder", [brats_dataset_builder.Builder, brats_phantom_dataset_builder.Builder]
+    "builder",
+    [
+        brats_dataset_builder.Builder,
+        brats_phantom_dataset_builder.Builder,
+        task_cohort_dataset_builder.Builder,
+    ],
 )
 def test_builders_are_documented_as_tfds_asks(builder: type[case_builder.CaseBuilder]) -> None:
     metadata = builder.get_metadata()
