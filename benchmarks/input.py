@@ -197,7 +197,7 @@ def main(argv: list[str]) -> None:
     """Builds, measures, prints, writes."""
     cli.refuse_arguments(argv)
     cli.enable_compilation_cache()
-    cases = building.build_brats(pathlib.Path(_ROOT.value), pathlib.Path(_DATA_DIR.value))
+    cases = building.build_scans(pathlib.Path(_ROOT.value), pathlib.Path(_DATA_DIR.value))
     mesh = sharding.make_mesh()
     values = preset()[1]
     crop = augment.source_patch(values.patch, values.augment)

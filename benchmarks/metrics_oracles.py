@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.metrics import cases
 
 Mask = Bool[np.ndarray, "d h w"]
@@ -31,7 +32,7 @@ _CUBE: Final = ndimage.generate_binary_structure(3, 3)
 def ours(reference: Mask, prediction: Mask, spacing: Spacing) -> Values:
     """This project: the masks as enhancing tumour of a whole case."""
     classes = (mask.astype(np.uint8) * 3 for mask in (reference, prediction))
-    row = cases.score_case("", *classes, spacing)[0]
+    row = cases.score_case("", *classes, spacing, task=task_lib.GLIOMA)[0]
     return {name: getattr(row, name) for name in (*cases.METRICS, *cases.COUNTS)}
 
 

@@ -15,6 +15,7 @@ from absl import app, flags
 
 from benchmarks import metrics_oracles, metrics_pairs
 from kdnet_jax import conventions, errors
+from kdnet_jax import task as task_lib
 from kdnet_jax.metrics import cases
 
 ISO = (1.0, 1.0, 1.0)
@@ -42,7 +43,7 @@ def predictions(
 
 def ours(reference: metrics_pairs.Classes, prediction: metrics_pairs.Classes) -> None:
     """Scores the case."""
-    cases.score_case("", reference, prediction, ISO)
+    cases.score_case("", reference, prediction, ISO, task=task_lib.GLIOMA)
 
 
 def of_tool(ask: Callable[..., Any]) -> Callable[..., None]:

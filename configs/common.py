@@ -10,14 +10,14 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from kdnet_jax import conventions, optimizers
+from kdnet_jax import optimizers
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError, nearest
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import unet
 
 PRESETS = ("phantom", "brats", "smoke")
-STUDENT_SEQUENCE = "t1ce"
 
 
 def base_config(role: str, preset: str) -> config_dict.ConfigDict:
@@ -53,15 +53,14 @@ def base_config(role: str, preset: str) -> config_dict.ConfigDict:
             "checkpoint": "",
             # Of a teacher of nnU-Net: its folds with commas, to be averaged; empty: all there are.
             "folds": "",
-            # What it sees, where it has to be trained first.
-            "modalities": ",".join(conventions.MODALITIES),
+            # What it sees, where it has to be trained first; empty: all that is read.
+            "modalities": "",
             # Empty: the student's.
             "widths": (),
             # Of its training.
             "steps": _TEACHER_STEPS[preset],
         }
     if role == "teacher":
-        config.model.modalities = ",".join(conventions.MODALITIES)
         config.train.steps = _TEACHER_STEPS[preset]
     return config
 
@@ -70,6 +69,8 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
     return {
         "role": role,
         "preset": preset,
+        # What is segmented: glioma, or a dataset.json of nnU-Net (or the folder that holds it).
+        "task": task_lib.GLIOMA_NAME,
         # Of the parameters, the patches and the augmentation.
         "seed": 0,
         # Profile so many steps and write profile/summary.html; 0 does not.
@@ -83,10 +84,11 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             "label_convention": "",
             # Where built datasets lie.
             "root": "datasets",
-            # Read from each case, in this order; a network sees some or all of them.
-            "modalities": ",".join(conventions.MODALITIES),
-            # Working voxel size in mm; 0 keeps each scan's own.
-            "spacing": 1.0,
+            # Channels that are read of each case; a network sees some or all. Empty: the task's.
+            "modalities": "",
+            # Working voxel size in mm, one number or three along depth (superior), height
+            # (posterior) and width (left); 0 keeps each scan's own.
+            "spacing": config_dict.FieldReference(1.0, field_type=object),
             # header, or three letters such as LPS that overrule a wrong header.
             "orientation": "header",
             # What BraTS 2024's resection cavity counts as: background, or NCR.
@@ -136,14 +138,15 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
             "cache": "auto",
         },
         "model": {
-            # The sequences that the network sees.
-            "modalities": STUDENT_SEQUENCE,
+            # The channels that the network sees. Empty: of a teacher all that is read, of a student
+            # or baseline the one that the task names for it.
+            "modalities": "",
             # unet, or a network of nnU-Net (plain_conv_unet, residual_encoder_unet) or MONAI
             # (dynunet, segresnet), which has widths, blocks, head, deep_supervision, bfloat16 and
             # convolutions too, but no last_blocks; docs/interoperability.md says more.
             "family": "unet",
         }
-        | _fields(unet.UNetConfig()),
+        | {k: v for k, v in _fields(unet.UNetConfig()).items() if k != "out_channels"},
         "loss": {
             # dice_ce, or dice_bce: the binary cross-entropy of all channels, as KD-Net writes it.
             "form": "dice_ce",

@@ -38,7 +38,7 @@ class Segmentation:
         mask: label values of `labels`.
         affine: voxel index to mm, RAS+.
         labels: their convention.
-        volumes_ml: region (ET, TC, WT) -> volume in ml.
+        volumes_ml: region -> volume in ml.
         notes: what was repaired or assumed.
         warnings: how the scan is unlike those of the training; the mask may then be wrong.
         prediction: the same before the decision, on the working grid.
@@ -72,7 +72,7 @@ class Segmentation:
         nifti.save(path, self.image)
 
     def probability(self, output: str) -> Float[np.ndarray, "x y z"]:
-        """Returns the probability of one of `outputs`; 0 outside of the brain's box.
+        """Returns the probability of one of `outputs`, 0 outside of the box that was segmented.
 
         Raises:
             UserError: there is no such output.
@@ -106,7 +106,7 @@ class Model:
         spacing: Sequence[float] | None = None,
         axes: str | None = None,
         orientation: str | None = None,
-        labels: str = "brats2021",
+        labels: str | None = None,
     ) -> Segmentation:
         """Segments a scan.
 
@@ -117,12 +117,14 @@ class Model:
             axes: of an array, the letters to which its axes grow, such as "LPS" (BraTS) or "RAS".
             orientation: "header", or three letters that overrule a wrong header; `None` as in
                 training.
-            labels: label values of the mask: brats2021, brats2023 or decathlon.
+            labels: label values of the mask; of a glioma brats2021, brats2023 or decathlon. `None`:
+                brats2021, of other tasks the values of their own dataset.json.
 
         Raises:
             UserError: the scan cannot be used, or is not what the model needs.
         """
-        check_choice("labels", labels, label_values.LABEL_CONVENTIONS)
+        task = self.ensemble.head.task
+        labels = label_values.of_masks(labels, task, "labels")
         if orientation is not None:
             geometry.check_orientation(orientation)
         volumes = {
@@ -130,18 +132,19 @@ class Model:
         }
         name = next(iter(volumes.values())).path.name
         case, notes, warnings = segmenting.prepare_scan(
-            *prepare.in_memory(volumes, name),
-            self.ensemble.spacing,
-            orientation or self.ensemble.orientation,
-            self.usual,
+            *prepare.in_memory(volumes, name, task=task),
+            task=task,
+            spacing=self.ensemble.spacing,
+            orientation=orientation or self.ensemble.orientation,
+            usual=self.usual,
         )
         prediction = self.ensemble.segment(case)
         affine = case.geometry.affine
         return Segmentation(
-            mask=label_values.from_classes(prediction.classes, labels),
+            mask=label_values.from_classes(prediction.classes, labels, task=task),
             affine=affine,
             labels=labels,
-            volumes_ml=prediction_outputs.volumes_ml(prediction.classes, affine),
+            volumes_ml=prediction_outputs.volumes_ml(prediction.classes, affine, task=task),
             notes=notes,
             warnings=warnings,
             prediction=prediction,

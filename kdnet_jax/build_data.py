@@ -82,7 +82,7 @@ def _phantom_spacing() -> float:
 
 
 def _build_brats() -> store.CaseStore:
-    return building.build_brats(
+    return building.build_scans(
         pathlib.Path(_OUTPUT.value),
         pathlib.Path(_DATA_DIR.value),
         release=_RELEASE.value,

@@ -70,7 +70,7 @@ class Number:
 class Several:
     """So many values of one kind."""
 
-    kind: Whole | Number
+    kind: Kind
     least: int
     most: int
 
@@ -85,6 +85,22 @@ class Several:
         """What to give."""
         count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
         return f"{count} values with commas, each {self.kind.words}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOr:
+    """One value, or several of its kind."""
+
+    several: Several
+
+    def fits(self, value: Any) -> bool:
+        """Says whether a value is of this kind."""
+        return self.several.kind.fits(value) or self.several.fits(value)
+
+    @property
+    def words(self) -> str:
+        """What to give."""
+        return f"{self.several.kind.words}, or {self.several.words}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +134,7 @@ _THREADS: Final = Whole(1, 1024)
 KINDS: Final[dict[str, Kind]] = {
     "role": Text(),
     "preset": Text(),
+    "task": Text(),
     "seed": _SEED,
     "profile": Whole(0, 10**6),
     "data.data_dir": Text(),
@@ -125,7 +142,7 @@ KINDS: Final[dict[str, Kind]] = {
     "data.label_convention": Text(),
     "data.root": Text(),
     "data.modalities": Text(),
-    "data.spacing": Number(0, 100),
+    "data.spacing": OneOr(Several(Number(0, 100), 3, 3)),
     "data.orientation": Text(),
     "data.resection_cavity": Text(),
     "data.allow_skull": Switch(),
@@ -149,6 +166,9 @@ KINDS: Final[dict[str, Kind]] = {
     "model.modalities": Text(),
     "model.family": Text(),
     "model.widths": Several(Whole(1, 10**4), 2, 9),
+    # No more than a level each.
+    "model.strides": Several(Several(Whole(1, 2), 3, 3), 0, 8),
+    "model.kernels": Several(Several(Whole(1, 3), 3, 3), 0, 9),
     "model.blocks": Whole(1, 100),
     "model.last_blocks": Whole(1, 100),
     "model.deep_supervision": Switch(),

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from kdnet_jax import inference, runs, sharding, teachers
+from kdnet_jax import inference, runs, settings, sharding, teachers
 from kdnet_jax import model as model_lib
 from kdnet_jax.data import familiarity, prepare
 from kdnet_jax.errors import UserError
@@ -74,7 +74,7 @@ class Ensemble:
         return self._model.modalities
 
     @property
-    def spacing(self) -> float | None:
+    def spacing(self) -> settings.Spacing:
         """The working voxel size in mm; `None` keeps the scan's own."""
         return self._model.spacing
 
@@ -305,11 +305,18 @@ def _check_agreement(
             )
 
 
+def _spacing_text(spacing: settings.Spacing) -> str:
+    if spacing is None:
+        return "the scan's own"
+    return f"{' x '.join(f'{mm:g}' for mm in np.atleast_1d(spacing))} mm"
+
+
 def _must_agree(run: runs.Run, mirror: bool | None, whole: bool | None) -> dict[str, str]:
     model = run.model
     agree = {
+        "tasks": f"{model.task.name} ({model.task.fingerprint})",
         "sequences (model.modalities)": ", ".join(model.modalities),
-        "spacings (data.spacing)": f"{model.spacing:g} mm" if model.spacing else "the scan's own",
+        "spacings (data.spacing)": _spacing_text(model.spacing),
         "outputs (model.head)": ", ".join(model.outputs),
         "windows (inference.patch)": "x".join(map(str, model.window)),
         "overlaps (inference.overlap)": str(model.overlap),

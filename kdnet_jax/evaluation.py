@@ -16,7 +16,6 @@ import tqdm
 from jaxtyping import Float, UInt8
 
 from kdnet_jax import (
-    conventions,
     documents,
     ensembles,
     files,
@@ -24,6 +23,7 @@ from kdnet_jax import (
     processes,
     provenance,
 )
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import labels, nifti, prepare, store
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
@@ -39,8 +39,6 @@ NO_POST_PROCESSING = "none"
 _UNFINISHED = f".{FOLDER}.part"
 # Of an evaluation under way, one file a case: for the thresholds, and the scores of both kinds.
 _TABLES, _PLAIN, _PROCESSED = "tables", "scores", "scores_postprocessed"
-# The same for every run; the threshold that it leads to is the run's own.
-POST_PROCESSING = "small components removed, small ET to NCR; thresholds chosen on validation cases"
 # Raised when what is scored changes: a run that was evaluated by an older version is done again.
 VERSION = 3
 WORST = 10
@@ -60,13 +58,13 @@ def dice_on_working_grid(
     """
     scores = []
     for place, case in cases:
-        predicted = heads.to_classes(probabilities(case.image[..., list(channels)]), head)
-        reference = labels.map_cavity(case.label, cavity)
+        predicted = head.decide(probabilities(case.image[..., list(channels)]))
+        reference = labels.map_cavity(case.label, cavity, task=head.task)
         dice = {
             region: overlap.dice(
-                *(conventions.region_mask(volume, region) for volume in (reference, predicted))
+                *(head.task.mask(volume, region) for volume in (reference, predicted))
             )
-            for region in conventions.REGIONS
+            for region in head.task.region_names
         }
         scores.append((place, dice))
     return scores
@@ -106,6 +104,7 @@ def evaluate(
         description: what the progress bar says.
     """
     started = time.monotonic()
+    task = network.head.task
     beside = folder / _UNFINISHED
     processes.first_does(lambda: _begin(beside, key))
 
@@ -120,18 +119,18 @@ def evaluate(
             if cases.summaries[index].case_id in finished:
                 continue
             case = cases[index]
-            reference = labels.map_cavity(case.reference, cavity)
+            reference = labels.map_cavity(case.reference, cavity, task=task)
             yield _Predicted(case, network.segment(case), reference)
 
     def tabulate() -> None:
         for each in share(validation, beside / _TABLES, "post-processing, on validation"):
-            table = postprocessing.tabulate(each.reference, each.classes, each.spacing)
+            table = postprocessing.tabulate(each.reference, each.classes, each.spacing, task=task)
             files.write_text(beside / _TABLES / f"{each.case.case_id}.json", json.dumps(table))
 
     def score(rules: postprocessing.Rules) -> None:
         for each in share(test, beside / _PLAIN, "test"):
-            _write_prediction(beside, each, convention)
-            _write_case_scores(beside, each, rules)
+            _write_prediction(beside, each, convention, task)
+            _write_case_scores(beside, each, rules, task)
 
     # A case that cannot be read on one process ends all of them.
     processes.together(tabulate)
@@ -144,7 +143,7 @@ def evaluate(
         "peak_memory_gib": round(provenance.peak_memory_gib(), 2),
     }
     tested = [names[index] for index in test]
-    processes.first_does(lambda: _gather(beside, folder, tested, rules, about | key))
+    processes.first_does(lambda: _gather(beside, folder, tested, rules, about | key, task))
 
 
 def _choose_rules(tables: Sequence[pathlib.Path]) -> dict[str, float]:
@@ -174,17 +173,32 @@ def _gather(
     test: Sequence[str],
     rules: postprocessing.Rules,
     about: dict[str, Any],
+    task: task_lib.Task,
 ) -> None:
     """Makes an evaluation of the test cases' own files, each of which must be there."""
     files.wait_until_seen([beside / _PLAIN / f"{name}.csv" for name in test])
     plain, processed = (
-        [row for name in test for row in case_metrics.read_cases_csv(beside / part / f"{name}.csv")]
+        [
+            row
+            for name in test
+            for row in case_metrics.read_cases_csv(
+                beside / part / f"{name}.csv", regions=task.region_names
+            )
+        ]
         for part in (_PLAIN, _PROCESSED)
     )
     _drop_probabilities(beside / PROBABILITIES, keep=shown_cases(plain))
-    write_scores(beside / FOLDER, plain, about | {"post_processing": NO_POST_PROCESSING})
-    chosen = {"post_processing": POST_PROCESSING, "post_processing_chosen": rules.text()}
-    write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen)
+    write_scores(
+        beside / FOLDER,
+        plain,
+        about | {"post_processing": NO_POST_PROCESSING},
+        task=task,
+    )
+    chosen = {
+        "post_processing": postprocessing.chosen_text(task),
+        "post_processing_chosen": rules.text(task),
+    }
+    write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen, task=task)
     for name in (PREDICTIONS, FOLDER):
         _replace_folder(beside / name, folder / name)
     remove_unfinished(folder)
@@ -213,11 +227,13 @@ class _Predicted(NamedTuple):
         return tuple(nib.affines.voxel_sizes(self.case.geometry.affine).tolist())
 
 
-def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -> None:
+def _write_prediction(
+    beside: pathlib.Path, each: _Predicted, convention: str, task: task_lib.Task
+) -> None:
     name = each.case.case_id
     nifti.write_mask(
         beside / PREDICTIONS / f"{name}.nii.gz",
-        labels.from_classes(each.classes, convention),
+        labels.from_classes(each.classes, convention, task=task),
         each.case.geometry.affine,
         stored=each.case.geometry.stored,
     )
@@ -227,14 +243,18 @@ def _write_prediction(beside: pathlib.Path, each: _Predicted, convention: str) -
     )
 
 
-def _write_case_scores(beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules) -> None:
+def _write_case_scores(
+    beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules, task: task_lib.Task
+) -> None:
     name = each.case.case_id
-    plain = case_metrics.score_case(name, each.reference, each.classes, each.spacing)
-    corrected = postprocessing.apply(each.classes, each.spacing, rules)
+    plain = case_metrics.score_case(name, each.reference, each.classes, each.spacing, task=task)
+    corrected = postprocessing.apply(each.classes, each.spacing, rules, task=task)
     # Most cases are left as they are, and scoring one takes a while.
     changed = not np.array_equal(corrected, each.classes)
     processed = (
-        case_metrics.score_case(name, each.reference, corrected, each.spacing) if changed else plain
+        case_metrics.score_case(name, each.reference, corrected, each.spacing, task=task)
+        if changed
+        else plain
     )
     case_metrics.write_cases_csv(beside / _PROCESSED / f"{name}.csv", processed)
     # Last: where these are, the case is done.
@@ -261,11 +281,15 @@ def _drop_probabilities(folder: pathlib.Path, keep: Sequence[str]) -> None:
 
 
 def write_scores(
-    folder: pathlib.Path, scores: Sequence[case_metrics.RegionScore], about: dict[str, Any]
+    folder: pathlib.Path,
+    scores: Sequence[case_metrics.RegionScore],
+    about: dict[str, Any],
+    *,
+    task: task_lib.Task,
 ) -> dict[str, Any]:
     """Writes `cases.csv` and `summary.json` into a new folder; returns the summary."""
     folder.mkdir(exist_ok=True)
-    summary = case_metrics.summarise(scores) | about
+    summary = case_metrics.summarise(scores, task=task) | about
     case_metrics.write_cases_csv(folder / CASES_FILE, scores)
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     return summary
@@ -308,8 +332,20 @@ def is_complete(folder: pathlib.Path) -> bool:
 def read_scores(
     folder: pathlib.Path, *, postprocessed: bool = False
 ) -> list[case_metrics.RegionScore]:
-    """Returns the rows of a run's `cases.csv`."""
-    return case_metrics.read_cases_csv(_scores_folder(folder, postprocessed) / CASES_FILE)
+    """Returns the rows of a run's `cases.csv`, whose regions are those of its summary.
+
+    Raises:
+        UserError: one of the two files is missing or damaged.
+    """
+    scores = _scores_folder(folder, postprocessed)
+    found = read_summary(folder, postprocessed=postprocessed) or {}
+    regions = found.get("regions")
+    if not isinstance(regions, dict) or not regions:
+        raise UserError(
+            f"{scores / SUMMARY_FILE} is missing or damaged: it names no regions. Give the "
+            "command that wrote it again."
+        )
+    return case_metrics.read_cases_csv(scores / CASES_FILE, regions=list(regions))
 
 
 def read_probabilities(folder: pathlib.Path, case_id: str) -> Float[np.ndarray, "d h w k"] | None:

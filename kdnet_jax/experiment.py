@@ -58,6 +58,7 @@ def _run(
     config: config_dict.ConfigDict, workdir: pathlib.Path, locks: contextlib.ExitStack
 ) -> None:
     # -- Everything that can be wrong without reading data -----------------------------------
+    config = settings.completed(config)
     values = settings.read_settings(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
     sharding.check_batch(
@@ -83,13 +84,13 @@ def _run(
         to_be = model_lib.of_config(teacher_config, settings.read_settings(teacher_config))
         teachers.check_settings(workdir / teachers.OWN, to_be, config)
     for folder, each in own.items():
-        workdir_lib.check(folder, each)
+        workdir_lib.check(folder, each, values.task)
         processes.first_does(functools.partial(_lock, folder, locks))
 
     # -- Data and split ----------------------------------------------------------------------
     data = run_data.open_data(config, values)
     for folder, each in own.items():
-        processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))
+        processes.first_does(functools.partial(workdir_lib.claim, folder, each, data))
         processes.together(functools.partial(workdir_lib.check_seen, folder))
     print(
         f"{workdir}: {config.role} on {', '.join(values.modalities)}; "
@@ -129,8 +130,10 @@ def _report(
     report = run_report.write(
         workdir,
         data.cases,
-        channel=values.data_modalities.index(figures.shown_sequence(values.modalities)),
-        head=values.network.head,
+        channel=values.data_modalities.index(
+            figures.shown_sequence(values.modalities, values.task)
+        ),
+        head=values.head,
         cavity=config.data.resection_cavity,
         others=others,
         synthetic=not config.data.data_dir,
@@ -152,7 +155,7 @@ def train_and_evaluate(
     Returns:
         The run, with its best checkpoint.
     """
-    values = settings.read_settings(config)
+    values = settings.read_settings(config, data.cases.task)
     identity = {
         "config": workdir_lib.config_hash(config),
         "split": data.split.hash,
@@ -313,7 +316,7 @@ def _validator(
     def validate(params: Any) -> list[tuple[int, dict[str, float]]]:
         return evaluation.dice_on_working_grid(
             predictor(sharding.to_own_devices(params)),
-            values.network.head,
+            values.head,
             ((place, data.cases[index]) for place, index in own),
             values.channels,
             config.data.resection_cavity,
@@ -345,6 +348,13 @@ def _open_log(
     return progress.MetricsLog(folder, resume_step=start.step, keep=start.rows)
 
 
+def _spacing_text(config: config_dict.ConfigDict) -> str:
+    spacing = config.data.spacing
+    if isinstance(spacing, tuple):
+        return f"{' x '.join(map(str, spacing))} mm"
+    return f"{spacing} mm" if spacing else "own"
+
+
 def _facts(
     config: config_dict.ConfigDict, data: run_data.Data, workdir: pathlib.Path
 ) -> list[tuple[str, str]]:
@@ -356,6 +366,6 @@ def _facts(
         ("Cases", config.data.data_dir or "synthetic cohort brats_phantom"),
         ("Training / validation / test cases", " / ".join(map(str, sizes))),
         *([("Training cases skipped as unreadable", ", ".join(skipped))] if skipped else []),
-        ("Working voxel size", f"{config.data.spacing} mm" if config.data.spacing else "own"),
+        ("Working voxel size", _spacing_text(config)),
         ("Seed", str(config.seed)),
     ]

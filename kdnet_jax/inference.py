@@ -42,7 +42,7 @@ def make_predict(
     apply = sharding.spread(apply, mesh)
 
     def answer(params: Any, windows: Array) -> Array:
-        probs = heads.probabilities(apply(params, windows)[0], head)
+        probs = head.probabilities(apply(params, windows)[0])
         if not entropies:
             return probs
         return jnp.concatenate([probs, entropy(probs, head, jsp.entr)[..., None]], axis=-1)
@@ -76,7 +76,7 @@ def _flip(windows: Array, flips: Array) -> Array:
 def entropy(
     probs: Float[Any, "*grid k"], head: heads.Head, entr: Callable[[Any], Any] = special.entr
 ) -> Float[Any, "*grid"]:
-    """Returns the entropy in nats of the classes (at most ln 4), or summed over the regions.
+    """Returns the entropy in nats of the k classes (at most ln k), or summed over the regions.
 
     Each region is a yes or no of its own, of at most ln 2. Channel by channel: one volume at a
     time besides the result.
@@ -89,7 +89,7 @@ def entropy(
     total = 0.0
     for channel in range(probs.shape[-1]):
         share = probs[..., channel]
-        total = total + entr(share) + (entr(1 - share) if head == "regions" else 0.0)
+        total = total + entr(share) + (entr(1 - share) if head.kind == "regions" else 0.0)
     return total
 
 

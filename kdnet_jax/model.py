@@ -6,13 +6,16 @@ from typing import Any, Final
 
 from ml_collections import config_dict
 
-from kdnet_jax import config_values, conventions, settings
+from kdnet_jax import config_values, settings
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry, labels
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import heads, networks
 
 _KINDS: Final = {
-    "spacing": config_values.Number(0, 100, without_low=True),
+    "spacing": config_values.OneOr(
+        config_values.Several(config_values.Number(0, 100, without_low=True), 3, 3)
+    ),
     "window": config_values.KINDS["inference.patch"],
     "overlap": config_values.KINDS["inference.overlap"],
     "mirror": config_values.KINDS["inference.mirror"],
@@ -28,10 +31,12 @@ class Model:
     """A network, what it sees, and how whole scans go through it.
 
     Attributes:
+        task: what is segmented.
         role: "teacher", "baseline" or "student".
         network: its form.
         modalities: the sequences that it sees, in the order of its channels.
-        spacing: the working voxel size in mm; `None` keeps the scan's own.
+        spacing: the working voxel size in mm, one number or one each along depth, height and
+            width; `None` keeps the scan's own.
         window: edges of the prediction window, "d h w" in voxels.
         overlap: share of a window that its neighbour covers too.
         mirror: average over the 8 mirror images.
@@ -42,10 +47,11 @@ class Model:
         resection_cavity: what a resection cavity counted as.
     """
 
+    task: task_lib.Task
     role: str
     network: networks.Network
     modalities: tuple[str, ...]
-    spacing: float | None
+    spacing: settings.Spacing
     window: tuple[int, int, int]
     overlap: float = 0.5
     mirror: bool = False
@@ -58,12 +64,12 @@ class Model:
     @property
     def head(self) -> heads.Head:
         """What the outputs are."""
-        return self.network.head
+        return heads.Head(self.task, self.network.head)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs: classes or regions."""
-        return self.network.outputs
+        return self.head.outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,7 @@ class KnownCases:
 def of_config(config: config_dict.ConfigDict, values: settings.Settings) -> Model:
     """Returns the model that a config describes; `values` are `settings.read_settings` of it."""
     return Model(
+        task=values.task,
         role=config.role,
         network=values.network,
         modalities=values.modalities,
@@ -101,7 +108,10 @@ def of_config(config: config_dict.ConfigDict, values: settings.Settings) -> Mode
 def to_json(model: Model) -> dict[str, Any]:
     """Returns the model as JSON."""
     plain = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    return plain | {"network": networks.to_json(model.network)}
+    return plain | {
+        "network": networks.to_json(model.network),
+        "task": task_lib.to_json(model.task),
+    }
 
 
 def from_json(values: Mapping[str, Any]) -> Model:
@@ -111,8 +121,13 @@ def from_json(values: Mapping[str, Any]) -> Model:
         UserError: its network is of no kind that is known here, or a value cannot be.
         TypeError: fields are missing, or unknown.
     """
-    tuples = {key: tuple(values[key]) for key in ("modalities", "window") if key in values}
-    model = Model(**{**values, **tuples, "network": networks.from_json(values["network"])})
+    keys = ("modalities", "window", "spacing")
+    tuples = {key: tuple(values[key]) for key in keys if isinstance(values.get(key), list)}
+    parts = {
+        "network": networks.from_json(values["network"]),
+        "task": task_lib.from_json(values["task"], "its task"),
+    }
+    model = Model(**{**values, **tuples, **parts})
     _check(model)
     return model
 
@@ -120,11 +135,16 @@ def from_json(values: Mapping[str, Any]) -> Model:
 def _check(model: Model) -> None:
     """Raises UserError for a value that no model has."""
     check_choice("role", model.role, settings.ROLES)
-    check_choice("resection_cavity", model.resection_cavity, labels.CAVITY_CHOICES)
-    names = model.modalities
-    if not names or len(set(names)) < len(names) or not set(names) <= set(conventions.MODALITIES):
+    if model.task.unscored:
+        choices = labels.cavity_choices(model.task)
+        check_choice("resection_cavity", model.resection_cavity, choices)
+    names, known = model.modalities, model.task.modalities
+    if not names or len(set(names)) < len(names) or not set(names) <= set(known):
+        raise UserError(f"modalities is {names}; expected each once of {', '.join(known)}.")
+    if model.network.out_channels != len(model.outputs):
         raise UserError(
-            f"modalities is {names}; expected each once of {', '.join(conventions.MODALITIES)}."
+            f"the network has {model.network.out_channels} outputs, but its task {model.task.name} "
+            f"expects {', '.join(model.outputs)}."
         )
     for key, kind in _KINDS.items():
         value = getattr(model, key)

@@ -14,9 +14,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from kdnet_jax import checksums, conventions, documents, files, saved_checkpoints
+from kdnet_jax import checksums, documents, files, saved_checkpoints
 from kdnet_jax import model as model_lib
-from kdnet_jax.data import familiarity, prepare
+from kdnet_jax.data import familiarity, intensities
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers
 
@@ -25,7 +25,7 @@ _FORMAT, _VERSION = "kdnet_jax model", 1
 _INPUT = {
     "axes": "b d h w m: depth grows to superior, height to posterior, width to the left",
     "intensities": "each sequence by itself: (x - mean) / standard deviation over its voxels that "
-    f"are not background, cut at +-{prepare.MAX_Z:g}; 0 in the background",
+    f"are not background, cut at +-{intensities.MAX_Z:g}; 0 in the background",
 }
 
 
@@ -79,8 +79,8 @@ def fill(
         "version": _VERSION,
         **model_lib.to_json(model),
         "outputs": model.outputs,
-        "classes": conventions.CLASSES,
-        "region_classes": conventions.REGION_CLASSES,
+        "classes": model.task.classes,
+        "region_classes": {each.name: each.members for each in model.task.regions},
         "input": _INPUT,
         "parameters": layers.parameter_count(params),
         "parameters_sha256": checksums.content_hash(params),

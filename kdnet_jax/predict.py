@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from kdnet_jax import cli, run_folders
-from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_multi_string(
     "checkpoint",
@@ -28,7 +28,10 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "The mask's file for one scan, a folder for several", required=True
 )
 _LABELS = flags.DEFINE_string(
-    "labels", "brats2021", "Label values of the mask: brats2021, brats2023 or decathlon"
+    "labels",
+    None,
+    "Label values of the mask: of a glioma brats2021 (the default), brats2023 or decathlon; of "
+    "other tasks those of their own dataset.json",
 )
 _OVERLAY = flags.DEFINE_string(
     "overlay", None, "Also draw the mask: a .png file for one scan, a folder for several"
@@ -87,7 +90,6 @@ def main(argv: list[str]) -> None:
     )
     from kdnet_jax.data import geometry, labels
 
-    check_choice("--labels", _LABELS.value, labels.LABEL_CONVENTIONS)
     if _ORIENTATION.value is not None:
         geometry.check_orientation(_ORIENTATION.value)
     ensemble = ensembles.load_ensemble(
@@ -106,11 +108,13 @@ def main(argv: list[str]) -> None:
             f"{run.folder} ({run.model.role}, step {run.step}) was trained on "
             f"{', '.join(ensemble.modalities)}: every input is taken as that."
         )
+    task = ensemble.head.task
+    convention = labels.of_masks(_LABELS.value, task, "--labels")
     orientation = _ORIENTATION.value or _orientation(ensemble)
     volumes = pathlib.Path(_VOLUMES.value) if _VOLUMES.value else None
     jobs = prediction_jobs.plan(
         prediction_jobs.find_scans(
-            [pathlib.Path(path) for path in [*_INPUT.value, *argv[1:]]], ensemble.modalities
+            [pathlib.Path(path) for path in [*_INPUT.value, *argv[1:]]], ensemble.modalities, task
         ),
         pathlib.Path(_OUTPUT.value),
         overlay=pathlib.Path(_OVERLAY.value) if _OVERLAY.value else None,
@@ -128,10 +132,10 @@ def main(argv: list[str]) -> None:
         "whole": ensemble.whole,
     }
     chosen = {key: about[key] for key in ("parameters_sha256", "mirror", "whole")}
-    mark = resuming_predictions.mark(chosen | {"labels": _LABELS.value, "orientation": orientation})
+    mark = resuming_predictions.mark(chosen | {"labels": convention, "orientation": orientation})
     done: dict[str, prediction_outputs.ScanVolumes | None] = {}
     if _RESUME.value:
-        done = resuming_predictions.finished(jobs, mark, volumes)
+        done = resuming_predictions.finished(jobs, mark, volumes, task)
         print(f"{len(done)} of {len(jobs)} scans are finished")
     usual = _training_data(ensemble)
     cli.enable_compilation_cache()
@@ -142,7 +146,7 @@ def main(argv: list[str]) -> None:
             if ensemble.whole
             else f"network compiled in {seconds:.1f} s, once for scans of any size"
         )
-    options = segmenting.Options(_LABELS.value, orientation, _UNCERTAINTY.value, usual, about, mark)
+    options = segmenting.Options(convention, orientation, _UNCERTAINTY.value, usual, about, mark)
     segmenting.segment_scans(ensemble, jobs, options, done, volumes)
 
 

@@ -7,7 +7,8 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from kdnet_jax.data import cases, decathlon, names, nifti_header
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import cases, decathlon, labels, names, nifti_header
 from kdnet_jax.errors import UnknownLayoutError, UserError
 
 _NIFTI = (".nii", ".nii.gz")
@@ -53,7 +54,7 @@ def description(probabilities: pathlib.Path) -> pathlib.Path:
 
 
 def find_scans(
-    inputs: list[pathlib.Path], modalities: tuple[str, ...]
+    inputs: list[pathlib.Path], modalities: tuple[str, ...], task: task_lib.Task
 ) -> list[tuple[str, dict[str, cases.Source]]]:
     """Returns (name, sequence -> file) of every scan or case that the inputs name.
 
@@ -67,7 +68,7 @@ def find_scans(
     found = []
     for path in inputs:
         if path.is_dir():
-            found += _scans_of_folder(path, modalities)
+            found += _scans_of_folder(path, modalities, task)
         elif len(modalities) > 1:
             raise UserError(
                 f"{path}: this network needs {', '.join(modalities)} of each case. Give the folder "
@@ -76,7 +77,7 @@ def find_scans(
         elif not os.path.lexists(path):
             raise UserError(f"--input={path}: there is no such file or folder.")
         else:
-            _warn_of_name(path, modalities[0])
+            _warn_of_name(path, modalities[0], task)
             found.append((stem(path), {modalities[0]: path}))
     names = [name for name, _ in found]
     doubled = sorted({name for name in names if names.count(name) > 1})
@@ -89,10 +90,10 @@ def find_scans(
 
 
 def _scans_of_folder(
-    folder: pathlib.Path, modalities: tuple[str, ...]
+    folder: pathlib.Path, modalities: tuple[str, ...], task: task_lib.Task
 ) -> list[tuple[str, dict[str, cases.Source]]]:
     try:
-        cohort = cases.find_cases(folder, "auto", modalities, labelled=False)
+        cohort = cases.find_cases(folder, "auto", modalities, labelled=False, task=task)
     except UnknownLayoutError as error:
         files = sorted(
             path
@@ -104,7 +105,7 @@ def _scans_of_folder(
         _refuse_numbered_channels(folder, files, modalities[0])
         print(f"{folder}: no known layout; each of its {len(files)} files is taken as a scan")
         for path in files:
-            _warn_of_name(path, modalities[0])
+            _warn_of_name(path, modalities[0], task)
         return [(stem(path), {modalities[0]: path}) for path in files]
     for note in cohort.notes:
         print(f"note: {note}")
@@ -126,8 +127,10 @@ def _refuse_numbered_channels(
         )
 
 
-def _warn_of_name(path: pathlib.Path, modality: str) -> None:
+def _warn_of_name(path: pathlib.Path, modality: str, task: task_lib.Task) -> None:
     """Warns of a file whose name says that it is not, or may not be, the network's sequence."""
+    if not labels.is_brats(task):  # The names of other channels are not known so well.
+        return
     name = names.read(stem(path), path.absolute().parent.name)
     says = name.sequence or name.aside or (name.doubt and f"one that {name.doubt}")
     if says and says != modality:

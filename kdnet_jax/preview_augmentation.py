@@ -37,13 +37,15 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     values = settings.read_settings(config)
     case = _case(config, values)
-    sequence = figures.shown_sequence(values.modalities)
-    scene = augmentation_sheet.make_scene(case, sequence, values.patch, values.augment)
+    sequence = figures.shown_sequence(values.modalities, values.task)
+    scene = augmentation_sheet.make_scene(
+        case, sequence, values.patch, values.augment, task=values.task
+    )
     rows = augmentation_sheet.make_rows(scene, values.augment, jax.random.key(config.seed))
     size = " x ".join(map(str, values.patch))
     preset = config.augment.preset
     title = f"{case.case_id}, {sequence}: a patch of {size} voxels\naugment.preset={preset}"
-    figures.save_png(augmentation_sheet.draw(rows, title), _OUTPUT.value, dpi=100)
+    figures.save_png(augmentation_sheet.draw(rows, title, task=values.task), _OUTPUT.value, dpi=100)
     print(_OUTPUT.value)
 
 

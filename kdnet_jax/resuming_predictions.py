@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdnet_jax import conventions, documents, prediction_jobs, prediction_outputs
+from kdnet_jax import documents, prediction_jobs, prediction_outputs
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import nifti_header
 from kdnet_jax.errors import UserError
 
@@ -19,7 +20,10 @@ def mark(choices: Mapping[str, Any]) -> str:
 
 
 def finished(
-    jobs: Sequence[prediction_jobs.Job], made_by: str, table: pathlib.Path | None
+    jobs: Sequence[prediction_jobs.Job],
+    made_by: str,
+    table: pathlib.Path | None,
+    task: task_lib.Task,
 ) -> dict[str, prediction_outputs.ScanVolumes | None]:
     """Returns the names of the scans that are finished, each with its row of the table.
 
@@ -29,6 +33,7 @@ def finished(
         jobs: the scans.
         made_by: the `mark` of the masks.
         table: the file of volumes, or `None`.
+        task: what was segmented.
 
     Raises:
         UserError: a mask is there that was made otherwise, or the table cannot be read.
@@ -42,7 +47,7 @@ def finished(
     done = [job for job in jobs if all(path.is_file() for path in job.outputs)]
     if table is None:
         return {job.name: None for job in done}
-    rows = read_volumes(table) if table.exists() else {}
+    rows = read_volumes(table, task) if table.exists() else {}
     return {
         job.name: rows[job.name]
         for job in done
@@ -50,7 +55,9 @@ def finished(
     }
 
 
-def read_volumes(path: pathlib.Path) -> dict[str, prediction_outputs.ScanVolumes]:
+def read_volumes(
+    path: pathlib.Path, task: task_lib.Task
+) -> dict[str, prediction_outputs.ScanVolumes]:
     """Reads the table that `prediction_outputs.write_volumes` wrote: scan -> row.
 
     Raises:
@@ -58,7 +65,7 @@ def read_volumes(path: pathlib.Path) -> dict[str, prediction_outputs.ScanVolumes
     """
     try:
         read = _from_json if path.suffix.lower() == ".json" else _from_csv
-        return {row.scan: row for row in read(path)}
+        return {row.scan: row for row in read(path, task)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(
             f"--volumes={path}: is no table of volumes ({type(error).__name__}: {error}), so "
@@ -66,11 +73,11 @@ def read_volumes(path: pathlib.Path) -> dict[str, prediction_outputs.ScanVolumes
         ) from error
 
 
-def _from_json(path: pathlib.Path) -> list[prediction_outputs.ScanVolumes]:
+def _from_json(path: pathlib.Path, task: task_lib.Task) -> list[prediction_outputs.ScanVolumes]:
     return [
         prediction_outputs.ScanVolumes(
             scan=str(row["scan"]),
-            ml={region: float(row["ml"][region]) for region in conventions.REGIONS},
+            ml={region: float(row["ml"][region]) for region in task.region_names},
             spacing_mm=tuple(float(mm) for mm in row["spacing_mm"]),
             mask=str(row["mask"]),
             warnings=tuple(map(str, row["warnings"])),
@@ -79,7 +86,7 @@ def _from_json(path: pathlib.Path) -> list[prediction_outputs.ScanVolumes]:
     ]
 
 
-def _from_csv(path: pathlib.Path) -> list[prediction_outputs.ScanVolumes]:
+def _from_csv(path: pathlib.Path, task: task_lib.Task) -> list[prediction_outputs.ScanVolumes]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -88,7 +95,7 @@ def _from_csv(path: pathlib.Path) -> list[prediction_outputs.ScanVolumes]:
     return [
         prediction_outputs.ScanVolumes(
             scan=row["scan"],
-            ml={region: float(row[f"{region.lower()}_ml"]) for region in conventions.REGIONS},
+            ml={region: float(row[f"{region.lower()}_ml"]) for region in task.region_names},
             spacing_mm=tuple(float(mm) for mm in row["spacing_mm"].split(" x ")),
             mask=row["mask"],
             warnings=tuple(row["warnings"].split(" | ")) if row["warnings"] else (),

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from kdnet_jax import processes, settings, sharding
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, building, loader, placement, skipping, splits, store
 from kdnet_jax.errors import UserError
 
@@ -65,7 +66,7 @@ def _build(config: config_dict.ConfigDict, values: settings.Settings) -> store.C
     def build() -> str:
         # Files that training cases may be missing in are opened too.
         damaged = _on_read_error(config) == skipping.SKIP
-        build = _build_brats if config.data.data_dir else _build_phantom
+        build = _build_scans if config.data.data_dir else _build_phantom
         opened.append(build(config, values, damaged))
         return opened[0].fingerprint
 
@@ -76,10 +77,10 @@ def _build(config: config_dict.ConfigDict, values: settings.Settings) -> store.C
     return opened[0]
 
 
-def _build_brats(
+def _build_scans(
     config: config_dict.ConfigDict, values: settings.Settings, damaged: bool
 ) -> store.CaseStore:
-    return building.build_brats(
+    return building.build_scans(
         pathlib.Path(config.data.root),
         pathlib.Path(config.data.data_dir),
         release=config.data.release,
@@ -98,13 +99,21 @@ def _build_brats(
 def _build_phantom(
     config: config_dict.ConfigDict, values: settings.Settings, damaged: bool
 ) -> store.CaseStore:
+    if values.task != task_lib.GLIOMA:
+        raise UserError(
+            f"data.data_dir is empty: the synthetic cohort is of the task {task_lib.GLIOMA_NAME}, "
+            f"and task is {values.task.name}. Give the folder of its scans with "
+            "--config.data.data_dir=DIR."
+        )
     if config.preset == "brats":
         raise UserError(
             "data.data_dir is empty: the brats preset needs scans. Give the folder with "
             "--config.data.data_dir=DIR, or use the preset :phantom, which needs none."
         )
-    if values.spacing is None:
-        raise UserError("data.spacing is 0: synthetic scans need a voxel size in mm.")
+    if not isinstance(values.spacing, float):
+        raise UserError(
+            f"data.spacing is {config.data.spacing}: synthetic scans need one voxel size in mm."
+        )
     cases = building.build_phantom(
         pathlib.Path(config.data.root),
         spacing=values.spacing,

@@ -152,7 +152,7 @@ def as_network(
 ) -> steps.Network:
     """Returns a network as the train steps see it, fed from a stack of `data_modalities`."""
     channels = tuple(data_modalities.index(name) for name in seen.modalities)
-    return steps.Network(seen.network.module().apply, seen.network.head, channels)
+    return steps.Network(seen.network.module().apply, seen.head, channels)
 
 
 def segmentation_on_scan(
@@ -163,7 +163,7 @@ def segmentation_on_scan(
     Each channel is resampled before the decision: the most probable class, or for regions
     whether each is above 1/2.
     """
-    if head == "softmax":
+    if head.kind == "softmax":
         return geometry_lib.back_to_scan(probs, geometry)
     decided = [
         geometry_lib.threshold_to_scan(probs[..., channel], geometry)
@@ -171,5 +171,5 @@ def segmentation_on_scan(
     ]
     classes = np.empty(geometry.shape, np.uint8)
     for plane, masks in enumerate(zip(*decided, strict=True)):  # not all as float32 at once
-        classes[plane] = heads.to_classes(np.stack(masks, axis=-1).astype(np.float32), head)
+        classes[plane] = head.decide(np.stack(masks, axis=-1).astype(np.float32))
     return classes

@@ -16,12 +16,13 @@ import tqdm
 from jaxtyping import Integer
 
 from kdnet_jax import postprocessing
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-# Tasks that wait beside those at work: enough that no worker idles, and few in memory.
+# Jobs that wait beside those at work: enough that no worker idles, and few in memory.
 _WAITING_PER_WORKER = 2
 
 Classes = Integer[np.ndarray, "x y z"]
@@ -35,7 +36,7 @@ class Masks(NamedTuple):
     spacing: tuple[float, float, float]
 
 
-class Task(NamedTuple):
+class Job(NamedTuple):
     """A case to score.
 
     Attributes:
@@ -63,28 +64,29 @@ def default_workers() -> int:
 
 
 def score_pairs(
-    tasks: Iterable[Task],
+    jobs: Iterable[Job],
     rules: postprocessing.Rules,
     *,
+    task: task_lib.Task,
     workers: int,
     total: int,
     description: str = "scoring",
 ) -> Scored:
     """Scores cases without and with post-processing, `workers` at a time, with a progress bar.
 
-    The rows come in the order of the tasks, whatever the number of workers. A worker holds one
-    case. The tasks may be a generator: it is asked for the next only when a worker is near.
+    The rows come in the order of the jobs, whatever the number of workers. A worker holds one
+    case. The jobs may be a generator: it is asked for the next only when a worker is near.
 
     Raises:
         UserError: the masks of a case cannot be read or scored, or a worker was ended from
             outside; the case is named.
     """
-    score = functools.partial(_score, rules=rules)
+    score = functools.partial(_score, rules=rules, task=task)
     done = list(
         map_cases(
             score,
-            tasks,
-            case_id=lambda task: task.case_id,
+            jobs,
+            case_id=lambda job: job.case_id,
             workers=workers,
             total=total,
             description=description,
@@ -96,15 +98,15 @@ def score_pairs(
     )
 
 
-def _score(task: Task, rules: postprocessing.Rules) -> Scored:
-    masks = task.load()
-    plain = case_metrics.score_case(task.case_id, *masks)
-    corrected = postprocessing.apply(masks.prediction, masks.spacing, rules)
+def _score(job: Job, rules: postprocessing.Rules, task: task_lib.Task) -> Scored:
+    masks = job.load()
+    plain = case_metrics.score_case(job.case_id, *masks, task=task)
+    corrected = postprocessing.apply(masks.prediction, masks.spacing, rules, task=task)
     # Most cases are left as they are, and scoring one takes a while.
     if np.array_equal(corrected, masks.prediction):
         return Scored(plain, plain)
     changed = masks._replace(prediction=corrected)
-    return Scored(plain, case_metrics.score_case(task.case_id, *changed))
+    return Scored(plain, case_metrics.score_case(job.case_id, *changed, task=task))
 
 
 def map_cases(

@@ -14,8 +14,9 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import UInt8
 
-from kdnet_jax import ensembles, memory, prediction_jobs, prediction_outputs
-from kdnet_jax.data import cases, familiarity, geometry, labels, nifti, prepare, spaces
+from kdnet_jax import ensembles, memory, prediction_jobs, prediction_outputs, settings
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import cases, familiarity, geometry, intensities, labels, nifti, prepare, spaces
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import figures
 
@@ -138,12 +139,17 @@ def segment_scan(
     with clock.stage("write"):
         _write(job, case, prediction, ensemble, options)
     affine = case.geometry.affine
-    volumes = prediction_outputs.volumes_ml(prediction.classes, affine)
+    task = ensemble.head.task
+    volumes = prediction_outputs.volumes_ml(prediction.classes, affine, task=task)
     found = ", ".join(f"{region} {volume:.1f} ml" for region, volume in volumes.items())
-    print(f"{job.name}: {found if volumes['WT'] else 'no tumour found'} -> {job.output}")
+    print(f"{job.name}: {found if any(volumes.values()) else _nothing(task)} -> {job.output}")
     print(f"  {clock.text()}")
     spacing = tuple(nib.affines.voxel_sizes(affine).tolist())
     return prediction_outputs.ScanVolumes(job.name, volumes, spacing, str(job.output), warnings)
+
+
+def _nothing(task: task_lib.Task) -> str:
+    return f"no {task.noun} found"
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -157,12 +163,18 @@ def _prepare(
 
     A head with its skull on is segmented all the same, after a warning.
     """
-    scan = prepare.unlabelled_case(job.images)
+    task = ensemble.head.task
+    scan = prepare.unlabelled_case(job.images, task=task)
     with clock.stage("read"):
-        files = prepare.read_files(scan)
+        files = prepare.read_files(scan, task=task)
     with clock.stage("prepare"):
         case, notes, warnings = prepare_scan(
-            scan, files, ensemble.spacing, options.orientation, options.usual
+            scan,
+            files,
+            task=task,
+            spacing=ensemble.spacing,
+            orientation=options.orientation,
+            usual=options.usual,
         )
     for note in notes:
         print(f"note: {note}")
@@ -174,7 +186,9 @@ def _prepare(
 def prepare_scan(
     scan: cases.Case,
     files: prepare.CaseFiles,
-    spacing: float | None,
+    *,
+    task: task_lib.Task,
+    spacing: settings.Spacing,
     orientation: str,
     usual: Mapping[str, Any] | None,
 ) -> tuple[prepare.PreparedCase, tuple[str, ...], tuple[str, ...]]:
@@ -183,6 +197,7 @@ def prepare_scan(
     Args:
         scan: what the files are of.
         files: read.
+        task: what is segmented.
         spacing: see `prepare.prepare_case`.
         orientation: likewise.
         usual: `familiarity.measure` of the training cases, or `None`.
@@ -192,12 +207,12 @@ def prepare_scan(
         unlike those of the training, or its header leaves open how it lies.
     """
     case, notes = prepare.prepare_files(
-        scan, files, spacing=spacing, orientation=orientation, allow_skull=True
+        scan, files, task=task, spacing=spacing, orientation=orientation, allow_skull=True
     )
-    skull = [f"{note}. {familiarity.STRIP}" for note in notes if prepare.SKULL_ON in note]
+    skull = [f"{note}. {familiarity.STRIP}" for note in notes if intensities.SKULL_ON in note]
     open_ = [note for note in notes if any(doubt in note for doubt in spaces.DOUBTS)]
     unlike = familiarity.compare(case, usual) if usual else []
-    plain = tuple(note for note in notes if prepare.SKULL_ON not in note and note not in open_)
+    plain = tuple(note for note in notes if intensities.SKULL_ON not in note and note not in open_)
     return case, plain, (*open_, *skull, *unlike)
 
 
@@ -226,21 +241,27 @@ def _write(
             values = geometry.map_to_scan(values, case.geometry)
             nifti.write_image(path, values, affine, stored=stored)
     if job.overlay:
-        _draw(case, prediction.classes, job)
+        _draw(case, prediction.classes, job, ensemble.head.task)
     # Last: where there is a mask, there is all that was asked for.
-    values = labels.from_classes(prediction.classes, options.convention)
+    task = ensemble.head.task
+    values = labels.from_classes(prediction.classes, options.convention, task=task)
     nifti.write_mask(job.output, values, affine, stored=stored, description=options.mark)
 
 
 def _draw(
-    case: prepare.PreparedCase, classes: UInt8[np.ndarray, "x y z"], job: prediction_jobs.Job
+    case: prepare.PreparedCase,
+    classes: UInt8[np.ndarray, "x y z"],
+    job: prediction_jobs.Job,
+    task: task_lib.Task,
 ) -> None:
-    shown = figures.shown_sequence(case.modalities)
+    shown = figures.shown_sequence(case.modalities, task)
     figure = figures.overlay(
         case.image[..., case.modalities.index(shown)].astype(np.float32),
         None,
         geometry.to_working(classes, case.geometry, 0),
         spacing=case.geometry.spacing,
         title=f"{job.name}, {shown}: prediction",
+        task=task,
+        foreground=case.foreground,
     )
     figures.save_png(figure, job.overlay)

@@ -10,15 +10,20 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from kdnet_jax import config_values, conventions, documents, optimizers, sharding, steps, train
+from kdnet_jax import config_values, documents, optimizers, sharding, steps, train
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, geometry, labels, layouts, placement, skipping, splits
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import networks, unet
+from kdnet_jax.models import heads, networks, unet
 
+# In a run's folder: its task with what was measured of the data, unless it is the default one.
+TASK_FILE = "task.json"
 ROLES = ("teacher", "baseline", "student")
 _BFLOAT16 = {"auto": None, "true": True, "false": False}
 LOSS_FORMS = ("dice_ce", "dice_bce")
+# mm: of all axes, or of depth, height and width; `None`: each scan's own.
+Spacing = float | tuple[float, float, float] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Settings:
     """The values of a config that steps and loops take, each checked.
 
     Attributes:
+        task: what is segmented.
         data_modalities: sequences that are read of each case, in order.
         modalities: sequences that the network sees.
         network: its form.
@@ -36,11 +42,13 @@ class Settings:
         optimizer: rule and schedule.
         augment: what is drawn for each patch.
         train: budget and intervals.
-        spacing: working voxel size in mm; `None` keeps the scan's own.
+        spacing: working voxel size in mm, one number or one each along depth, height and width;
+            `None` keeps the scan's own.
         profile: steps to profile; 0 none.
         state: how parameters and optimizer state lie on the mesh; see `sharding.state_sharding`.
     """
 
+    task: task_lib.Task
     data_modalities: tuple[str, ...]
     modalities: tuple[str, ...]
     network: networks.Network
@@ -51,9 +59,14 @@ class Settings:
     optimizer: optimizers.OptimizerOptions
     augment: augment.AugmentOptions
     train: train.TrainOptions
-    spacing: float | None
+    spacing: Spacing
     profile: int = 0
     state: str = "replicated"
+
+    @property
+    def head(self) -> heads.Head:
+        """What the network's outputs are."""
+        return heads.Head(self.task, self.network.head)
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -61,31 +74,89 @@ class Settings:
         return tuple(self.data_modalities.index(name) for name in self.modalities)
 
 
-def read_settings(config: config_dict.ConfigDict) -> Settings:
+def completed(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Returns a copy of a config in which what the task decides is filled in.
+
+    Raises:
+        UserError: `task` names none, or a student's channel is not given and the task has none.
+    """
+    config = config_dict.ConfigDict(config.to_dict())
+    config_values.check(_flat(config.to_dict()))
+    task = task_lib.read(config.task)
+    everything = ",".join(task.modalities)
+    config.data.modalities = config.data.modalities or everything
+    if "teacher" in config:
+        config.teacher.modalities = config.teacher.modalities or config.data.modalities
+    if not config.model.modalities:
+        config.model.modalities = (
+            config.data.modalities if config.role == "teacher" else _student_channel(task)
+        )
+    config.data.spacing = config.data.spacing if _several(config) else float(config.data.spacing)
+    return config
+
+
+def _student_channel(task: task_lib.Task) -> str:
+    if task.student is None:
+        raise UserError(
+            f"model.modalities is empty, and the task {task.name} names no channel for a student. "
+            f"Set --config.model.modalities to one of {', '.join(task.modalities)}."
+        )
+    return task.student
+
+
+def _several(config: config_dict.ConfigDict) -> bool:
+    return isinstance(config.data.spacing, (tuple, list))
+
+
+def read_spacing(config: config_dict.ConfigDict) -> Spacing:
+    """Returns the working voxel size of a config.
+
+    Raises:
+        UserError: one of three numbers is 0.
+    """
+    if not _several(config):
+        return config.data.spacing or None
+    d, h, w = map(float, config.data.spacing)
+    if not d * h * w:
+        raise UserError(
+            f"data.spacing is {d:g},{h:g},{w:g}: give three numbers above 0 along depth, height "
+            "and width, or 0 alone to keep each scan's own voxels."
+        )
+    return d if d == h == w else (d, h, w)
+
+
+def read_settings(config: config_dict.ConfigDict, task: task_lib.Task | None = None) -> Settings:
     """Checks a config and returns its values.
+
+    Args:
+        config: of a role.
+        task: what `config.task` names, where that was read before.
 
     Raises:
         UserError: for the first value that cannot be.
     """
-    config_values.check(_flat(config.to_dict()))
     check_choice("role", config.role, ROLES)
-    data_modalities = conventions.read_modalities(config.data.modalities, "data.modalities")
-    modalities = conventions.read_modalities(config.model.modalities, "model.modalities")
+    if task is None:
+        config = completed(config)
+        task = task_lib.read(config.task)
+    config_values.check(_flat(config.to_dict()))
+    data_modalities = task.read_modalities(config.data.modalities, "data.modalities")
+    modalities = task.read_modalities(config.model.modalities, "model.modalities")
     absent = [name for name in modalities if name not in data_modalities]
     if absent:
         raise UserError(
             f"model.modalities asks for {', '.join(absent)}, but data.modalities is "
             f"{config.data.modalities}. Add it there, or choose among those."
         )
-    network = network_config(config.model)
     patch, window = tuple(config.loader.patch), tuple(config.inference.patch)
+    network = network_config(config, task)
     networks.check_patch(patch, network, "loader.patch")
     networks.check_patch(window, network, "inference.patch")
     # Runs of before the key have none.
     check_choice("loader.cache", config.loader.get("cache", "auto"), placement.CHOICES)
     check_choice("mesh.state", config.mesh.get("state", "replicated"), sharding.STATES)
     check_choice("data.on_read_error", config.data.get("on_read_error", "stop"), skipping.CHOICES)
-    check_choice("data.resection_cavity", config.data.resection_cavity, labels.CAVITY_CHOICES)
+    _check_cavity(config.data.resection_cavity, task)
     check_choice("loss.form", config.loss.form, LOSS_FORMS)
     if config.train.get("accumulate", 1) > 1 and config.loss.over_batch:
         raise UserError(
@@ -98,10 +169,13 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
     check_choice("data.release", config.data.release, (layouts.AUTO, *layouts.RELEASES))
     if config.data.label_convention:
         check_choice(
-            "data.label_convention", config.data.label_convention, labels.LABEL_CONVENTIONS
+            "data.label_convention",
+            config.data.label_convention,
+            labels.conventions_of(task),
         )
     kd = config.get("distillation")
     return Settings(
+        task=task,
         data_modalities=data_modalities,
         modalities=modalities,
         network=network,
@@ -112,10 +186,15 @@ def read_settings(config: config_dict.ConfigDict) -> Settings:
         optimizer=optimizers.OptimizerOptions(**config.optimizer),
         augment=augment.choose(**config.augment),
         train=train.TrainOptions(**config.train),
-        spacing=config.data.spacing or None,
+        spacing=read_spacing(config),
         profile=config.get("profile", 0),
         state=config.mesh.get("state", "replicated"),
     )
+
+
+def _check_cavity(choice: str, task: task_lib.Task) -> None:
+    if task.unscored:
+        check_choice("data.resection_cavity", choice, labels.cavity_choices(task))
 
 
 def _check_split(config: config_dict.ConfigDict) -> None:
@@ -130,8 +209,9 @@ def _check_split(config: config_dict.ConfigDict) -> None:
         splits.check_fractions((section.train, section.validation, section.test))
 
 
-def network_config(model: config_dict.ConfigDict) -> networks.Network:
-    """Returns the network that the `model` section of a config describes."""
+def network_config(config: config_dict.ConfigDict, task: task_lib.Task) -> networks.Network:
+    """Returns the network that the `model` section of a config describes, for a task and voxels."""
+    model, spacing = config.model, read_spacing(config)
     # "planes" was the choice of the convolutions' form in runs of before "convolutions".
     others = ("modalities", "planes", "family")
     values = {key: value for key, value in model.items() if key not in others}
@@ -140,13 +220,16 @@ def network_config(model: config_dict.ConfigDict) -> networks.Network:
     values["bfloat16"] = _BFLOAT16[chosen]
     family = model.get("family", networks.UNET)
     check_choice("model.family", family, (networks.UNET, *networks.FAMILIES))
-    network = unet.UNetConfig(**values)  # checks the values for all kinds
+    outputs = len(heads.Head(task, values["head"]).outputs)
+    network = unet.UNetConfig(**values, out_channels=outputs)  # checks the values for all kinds
     if network.deep_supervision and len(network.widths) < 4:
         raise UserError(
             f"model.deep_supervision is true, but model.widths has {len(network.widths)} levels: "
             "below four there is none between the finest and the coarsest to supervise. Set "
             "--config.model.deep_supervision=false."
         )
+    edges = spacing if isinstance(spacing, tuple) else None
+    network = networks.planned(network, edges, tuple(config.loader.patch))
     if family == networks.UNET:
         return network
     return networks.of_family(family, network)
@@ -191,6 +274,18 @@ def read_config(run: pathlib.Path) -> config_dict.ConfigDict:
         raise UserError(f"{path} is damaged ({error}). Restore it or train again.") from error
 
 
+def read_task(run: pathlib.Path) -> task_lib.Task:
+    """Returns the task of a run's folder.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    path = run / TASK_FILE
+    if not path.is_file():
+        return task_lib.DEFAULT
+    return task_lib.from_dataset_json(documents.read_object(path), str(path))
+
+
 def read_run(run: pathlib.Path) -> tuple[config_dict.ConfigDict, Settings]:
     """Reads the config of a run's folder, and its values.
 
@@ -199,7 +294,7 @@ def read_run(run: pathlib.Path) -> tuple[config_dict.ConfigDict, Settings]:
     """
     config = read_config(run)
     try:
-        return config, read_settings(config)
+        return config, read_settings(config, read_task(run))
     except (KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"{run / 'config.json'} is not of this version of kdnet_jax ({error}). Use the "
@@ -211,7 +306,7 @@ def _tuples(values: Any) -> Any:
     # JSON has no tuples; configs have no lists.
     if isinstance(values, dict):
         return {key: _tuples(value) for key, value in values.items()}
-    return tuple(values) if isinstance(values, list) else values
+    return tuple(map(_tuples, values)) if isinstance(values, list) else values
 
 
 def differences(

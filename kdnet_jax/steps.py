@@ -82,9 +82,14 @@ def _select(image: Array, channels: tuple[int, ...]) -> Array:
 
 
 def _reference_loss(
-    logits: Array, features: dict[str, Array], y: Array, head: heads.Head, options: LossOptions
+    answer: tuple[Array, dict[str, Array]],
+    label: Array,
+    y: Array,
+    head: heads.Head,
+    options: LossOptions,
 ) -> dict[str, Array]:
-    chosen = {"head": head, **options._asdict()}
+    logits, features = answer
+    chosen = {"head": head, "known": head.known(label), **options._asdict()}
     terms = segmentation.supervised_terms(logits, y, **chosen)
     coarse = segmentation.deep_supervision_loss(features, y, **chosen)
     return terms if coarse is None else terms | {"gt_coarse": coarse}
@@ -203,12 +208,12 @@ def supervised_step(
     apply = sharding.spread(network.apply, batch_options.mesh)
 
     def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
-        y = heads.targets(label, network.head)
+        y = network.head.targets(label)
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
             with jax.named_scope(NETWORK):
-                logits, features = apply(params, _select(image, network.channels))
-            terms = _reference_loss(logits, features, y, network.head, loss_options)
+                answer = apply(params, _select(image, network.channels))
+            terms = _reference_loss(answer, label, y, network.head, loss_options)
             return sum(terms.values()).mean(), _means(terms)
 
         return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -239,7 +244,7 @@ def distillation_step(
     apply, teach = (sharding.spread(each.apply, batch_options.mesh) for each in (network, teacher))
 
     def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
-        y = heads.targets(label, network.head)
+        y = network.head.targets(label)
         with jax.named_scope(TEACHER):
             teacher_logits, teacher_features = jax.lax.stop_gradient(
                 teach(teacher_params, _select(image, teacher.channels))
@@ -247,8 +252,8 @@ def distillation_step(
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
             with jax.named_scope(NETWORK):
-                logits, features = apply(params, _select(image, network.channels))
-            terms = _reference_loss(logits, features, y, network.head, loss_options)
+                logits, features = answer = apply(params, _select(image, network.channels))
+            terms = _reference_loss(answer, label, y, network.head, loss_options)
             terms |= distillation.distillation_terms(
                 logits, teacher_logits, y, head=network.head, options=options
             )

@@ -8,6 +8,7 @@ import jax
 from ml_collections import config_dict
 
 from kdnet_jax import config_values, evaluation, experiment, processes, provenance, settings
+from kdnet_jax import task as task_lib
 from kdnet_jax import workdir as workdir_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import run_report, study_report
@@ -90,10 +91,11 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         UserError: for everything that the user can mend, before the first part is trained.
         stopping.Stopped: after SIGINT or SIGTERM, when everything is saved.
     """
+    config = settings.completed(config)
     planned = parts(config, workdir)
     for part in planned:
-        settings.read_settings(part.config)
-        workdir_lib.check(part.folder, part.config)
+        values = settings.read_settings(part.config)
+        workdir_lib.check(part.folder, part.config, values.task)
     for number, part in enumerate(planned, 1):
         print(f"--- {number} of {len(planned)}: {part.folder}")
         if processes.first_does(functools.partial(is_finished, part)):
@@ -114,6 +116,7 @@ def _report(
     report, verdict = study_report.write(
         workdir,
         sides,
+        noun=task_lib.read(config.task).noun,
         facts=_facts(config, planned),
         synthetic=not config.data.data_dir,
     )

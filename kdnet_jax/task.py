@@ -13,6 +13,9 @@ no place for stands under the key "kdnet", which other tools ignore:
     "unscored"       names of the stored values above the classes and below the ignore label
     "student"        the channel that a student sees by default
     "noun"           what the regions are parts of, in messages and reports
+    "descriptions"   region -> what it is, for reports
+    "title"          what is segmented, in a sentence: "It segments a glioma ..."
+    "channel_noun"   what a channel is, such as "MRI sequence"
 """
 
 import dataclasses
@@ -45,7 +48,7 @@ _LARGEST_CLASS: Final = 250
 _OWN_KEY: Final = "kdnet"
 _OWN_KEYS: Final = (
     *("normalisation", "aliases", "statistics", "classes", "regions", "fallback", "unscored"),
-    *("student", "noun"),
+    *("student", "noun", "descriptions", "title", "channel_noun"),
 )
 _GLIOMA_FILE: Final = pathlib.Path(__file__).parent / "tasks" / "glioma.json"
 GLIOMA_NAME: Final = "glioma"
@@ -81,12 +84,14 @@ class Region:
         members: the classes that belong to it.
         paint: the class that a voxel of it gets where regions are decided one by one.
         fallback: the class that replaces it where it is too small to be true; `None`: it stays.
+        description: what it is, for reports; may be empty.
     """
 
     name: str
     members: tuple[int, ...]
     paint: int
     fallback: int | None = None
+    description: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,8 @@ class Task:
         file_ending: of the images and labels.
         student: the channel that a student sees by default; `None`: the user must say.
         noun: what the regions are parts of, for messages and reports.
+        title: what is segmented, in a sentence; the name where it is empty.
+        channel_noun: what a channel is.
     """
 
     name: str
@@ -116,6 +123,8 @@ class Task:
     file_ending: str = ".nii.gz"
     student: str | None = None
     noun: str = "foreground"
+    title: str = ""
+    channel_noun: str = "channel"
 
     @functools.cached_property
     def modalities(self) -> tuple[str, ...]:
@@ -131,6 +140,12 @@ class Task:
     def hull(self) -> tuple[int, ...]:
         """The classes of the union of all regions."""
         return tuple(sorted({member for region in self.regions for member in region.members}))
+
+    @functools.cached_property
+    def without_statistics(self) -> "Task":
+        """The task as it was before its training cases were measured."""
+        plain = tuple(dataclasses.replace(each, statistics=None) for each in self.channels)
+        return dataclasses.replace(self, channels=plain)
 
     @property
     def has_regions(self) -> bool:
@@ -210,7 +225,11 @@ class Task:
             "unscored": list(self.unscored),
             "student": self.student,
             "noun": self.noun,
+            "descriptions": {each.name: each.description for each in self.regions},
+            "title": self.title,
+            "channel_noun": self.channel_noun,
         }
+        own["descriptions"] = {name: text for name, text in own["descriptions"].items() if text}
         return document | {_OWN_KEY: {key: value for key, value in own.items() if value}}
 
 
@@ -234,6 +253,20 @@ def read(text: str | os.PathLike[str]) -> Task:
             "a dataset.json of nnU-Net, or of the folder that holds it."
         )
     return from_dataset_json(documents.read_object(path), str(path))
+
+
+def to_json(task: Task) -> Any:
+    """Returns the task as this project's own files hold it: the glioma by name, others whole."""
+    return GLIOMA_NAME if task == GLIOMA else task.to_dataset_json()
+
+
+def from_json(value: Any, where: str) -> Task:
+    """Returns the task that `to_json` wrote; `where` names it in messages.
+
+    Raises:
+        UserError: it is neither "glioma" nor what `from_dataset_json` reads.
+    """
+    return GLIOMA if value == GLIOMA_NAME else from_dataset_json(_object(value, where), where)
 
 
 def from_dataset_json(document: Mapping[str, Any], where: str) -> Task:
@@ -265,13 +298,15 @@ def from_dataset_json(document: Mapping[str, Any], where: str) -> Task:
         name=str(document.get("name") or pathlib.Path(where).parent.name or "task"),
         channels=channels,
         classes=names,
-        regions=_with_fallbacks(ordered, names, own, where),
+        regions=_described(_with_fallbacks(ordered, names, own, where), own, where),
         painting=tuple(ordered.index(region) for region in regions),
         unscored=unscored,
         ignore=ignore,
         file_ending=ending,
         student=student,
         noun=str(own.get("noun", "foreground")),
+        title=str(own.get("title", "")),
+        channel_noun=str(own.get("channel_noun", "channel")),
     )
 
 
@@ -449,6 +484,15 @@ def _with_fallbacks(
         if each.name in given
         else each
         for each in regions
+    )
+
+
+def _described(regions: Sequence[Region], own: Mapping[str, Any], where: str) -> tuple[Region, ...]:
+    given = _object(own.get("descriptions", {}), f"{where}: 'descriptions'")
+    for name in given:
+        check_choice(f"{where}: a region of 'descriptions'", name, [each.name for each in regions])
+    return tuple(
+        dataclasses.replace(each, description=str(given.get(each.name, ""))) for each in regions
     )
 
 

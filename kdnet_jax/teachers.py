@@ -29,16 +29,24 @@ def check_settings(
 ) -> None:
     """Raises UserError for a teacher that cannot teach this student, from their settings alone."""
     ours = settings.read_settings(student)
+    if teacher.task.without_statistics != ours.task.without_statistics:
+        raise UserError(
+            f"the teacher {where} is of the task {teacher.task.name} (channels "
+            f"{', '.join(teacher.task.modalities)}; classes {', '.join(teacher.task.classes)}), "
+            f"the student of {ours.task.name} (channels {', '.join(ours.task.modalities)}; classes "
+            f"{', '.join(ours.task.classes)}), or they are read differently. Give a teacher of the "
+            "same task, or its --config.task."
+        )
     absent = [name for name in teacher.modalities if name not in ours.data_modalities]
     if absent:
         raise UserError(
             f"the teacher {where} needs {', '.join(absent)}, but data.modalities is "
             f"{','.join(ours.data_modalities)}. Add it to --config.data.modalities."
         )
-    if teacher.outputs != ours.network.outputs:
+    if teacher.head.kind != ours.head.kind:
         raise UserError(
             f"the teacher {where} predicts {', '.join(teacher.outputs)}, the student "
-            f"{', '.join(ours.network.outputs)}. Set --config.model.head={teacher.head}."
+            f"{', '.join(ours.head.outputs)}. Set --config.model.head={teacher.head.kind}."
         )
     _check_patch(where, teacher, ours)
     if ours.distillation.latent_weight:
@@ -48,7 +56,7 @@ def check_settings(
             f"the teacher {where} was trained at data.spacing {teacher.spacing}, the student is to "
             f"be at {ours.spacing}. Set --config.data.spacing={teacher.spacing or 0}."
         )
-    if teacher.resection_cavity != student.data.resection_cavity:
+    if ours.task.unscored and teacher.resection_cavity != student.data.resection_cavity:
         raise UserError(
             f"the teacher {where} took a resection cavity as {teacher.resection_cavity}, the "
             f"student is to take it as {student.data.resection_cavity}. Set "

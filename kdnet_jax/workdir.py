@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 from ml_collections import config_dict
 
-from kdnet_jax import files, saved_checkpoints, settings
+from kdnet_jax import files, run_data, saved_checkpoints, settings
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError
 
@@ -24,7 +25,8 @@ CONFIG, SPLIT = "config.json", "split.json"
 LOCK = ".lock"
 # Settings that change how fast a run goes or how often it looks, but not what it computes.
 OPERATIONAL = (
-    # What these two name is guarded by the hash of its content.
+    # What these three name is guarded by its content.
+    "task",
     "data.data_dir",
     "teacher.checkpoint",
     "data.root",
@@ -51,12 +53,20 @@ OPERATIONAL = (
 )
 
 
-def check(folder: pathlib.Path, config: config_dict.ConfigDict) -> None:
+def check(folder: pathlib.Path, config: config_dict.ConfigDict, task: task_lib.Task) -> None:
     """Raises UserError if the folder belongs to a run of another config; writes nothing."""
     if not (folder / CONFIG).exists():
         if (folder / saved_checkpoints.FOLDER).exists():
             raise UserError(f"{folder} has checkpoints but no {CONFIG}: give a new --workdir.")
         return
+    was = settings.read_task(folder)
+    if was.without_statistics != task.without_statistics:
+        raise UserError(
+            f"{folder} holds a run of the task {was.name} (channels {', '.join(was.modalities)}; "
+            f"classes {', '.join(was.classes)}), and this one is {task.name} (channels "
+            f"{', '.join(task.modalities)}; classes {', '.join(task.classes)}), or they are read "
+            "differently. Give a new --workdir, or the former --config.task."
+        )
     changed = [
         (key, was, now)
         for key, was, now in settings.differences(settings.read_config(folder), config)
@@ -134,16 +144,21 @@ def _remove_unused(lock: pathlib.Path, new: list[pathlib.Path]) -> None:
             folder.rmdir()
 
 
-def claim(folder: pathlib.Path, config: config_dict.ConfigDict, split: splits.Split) -> None:
-    """Writes the run's config and split, or checks that the folder's split is still the same.
+def claim(folder: pathlib.Path, config: config_dict.ConfigDict, data: run_data.Data) -> None:
+    """Writes the run's config, task and split, or checks that they are still the same.
 
     Raises:
         UserError: for another split, or a folder that cannot be written.
     """
     # Again: another command may have written it before this one had the lock.
-    check(folder, config)
+    task, split = data.cases.task, data.split
+    check(folder, config, task)
     if (folder / SPLIT).exists():
         splits.check_same_split(splits.load_split(folder / SPLIT), split)
+    # Before the config, which says that the folder is a run's.
+    if task != task_lib.DEFAULT and not (folder / settings.TASK_FILE).exists():
+        text = json.dumps(task.to_dataset_json(), indent=1) + "\n"
+        _write(folder / settings.TASK_FILE, text)
     if not (folder / CONFIG).exists():
         _write(folder / CONFIG, settings.to_json(config))
     if not (folder / SPLIT).exists():

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from kdnet_jax import postprocessing, scoring
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import nifti
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 
+GLIOMA = task_lib.GLIOMA
 OFF = postprocessing.Rules()
 SPACING = (1.0, 2.0, 3.0)
 
@@ -25,22 +27,22 @@ def _masks(seed: int) -> scoring.Masks:
     return scoring.Masks(reference.astype(np.uint8), prediction.astype(np.uint8), SPACING)
 
 
-def _tasks(count: int) -> list[scoring.Task]:
+def _jobs(count: int) -> list[scoring.Job]:
     # Later cases are not later in the alphabet.
     return [
-        scoring.Task(f"case{9 - seed}", functools.partial(scoring.Masks, *_masks(seed)))
+        scoring.Job(f"case{9 - seed}", functools.partial(scoring.Masks, *_masks(seed)))
         for seed in range(count)
     ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_rows_are_those_of_each_case_in_the_order_of_the_tasks(workers) -> None:
-    scored = scoring.score_pairs(iter(_tasks(7)), OFF, workers=workers, total=7)
+def test_rows_are_those_of_each_case_in_the_order_of_the_jobs(workers) -> None:
+    scored = scoring.score_pairs(iter(_jobs(7)), OFF, task=GLIOMA, workers=workers, total=7)
 
     expected = [
         row
         for seed in range(7)
-        for row in case_metrics.score_case(f"case{9 - seed}", *_masks(seed))
+        for row in case_metrics.score_case(f"case{9 - seed}", *_masks(seed), task=GLIOMA)
     ]
     # NaN is not equal to itself: compared as text.
     assert list(map(repr, scored.plain)) == list(map(repr, expected))
@@ -48,9 +50,9 @@ def test_rows_are_those_of_each_case_in_the_order_of_the_tasks(workers) -> None:
 
 
 def test_post_processing_changes_only_its_own_rows() -> None:
-    rules = postprocessing.Rules(small_et_ml=1000.0)
+    rules = postprocessing.Rules(small_region_ml={"ET": 1000.0})
 
-    scored = scoring.score_pairs(_tasks(1), rules, workers=1, total=1)
+    scored = scoring.score_pairs(_jobs(1), rules, task=GLIOMA, workers=1, total=1)
 
     plain, processed = ({row.region: row for row in rows} for rows in scored)
     assert plain["ET"].volume_pred_mm3 > 0
@@ -59,29 +61,29 @@ def test_post_processing_changes_only_its_own_rows() -> None:
     assert plain["WT"].hd95_mm == processed["WT"].hd95_mm
 
 
-def _with_a_broken_one(load: functools.partial) -> list[scoring.Task]:
-    return [*_tasks(2), scoring.Task("broken", load), *_tasks(1)]
+def _with_a_broken_one(load: functools.partial) -> list[scoring.Job]:
+    return [*_jobs(2), scoring.Job("broken", load), *_jobs(1)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_file_that_cannot_be_read_names_its_case(workers) -> None:
     load = functools.partial(nifti.read_labels, pathlib.Path("gone.nii.gz"))
     with pytest.raises(UserError, match=r"broken: .*gone\.nii\.gz"):
-        scoring.score_pairs(_with_a_broken_one(load), OFF, workers=workers, total=4)
+        scoring.score_pairs(_with_a_broken_one(load), OFF, task=GLIOMA, workers=workers, total=4)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_programming_error_names_its_case_and_keeps_its_cause(workers) -> None:
     load = functools.partial(operator.truediv, 1, 0)
     with pytest.raises(RuntimeError, match="case broken: ZeroDivisionError") as caught:
-        scoring.score_pairs(_with_a_broken_one(load), OFF, workers=workers, total=4)
+        scoring.score_pairs(_with_a_broken_one(load), OFF, task=GLIOMA, workers=workers, total=4)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_a_worker_that_is_ended_from_outside_is_told_plainly() -> None:
-    tasks = [scoring.Task("killed", functools.partial(os._exit, 9))]
+    jobs = [scoring.Job("killed", functools.partial(os._exit, 9))]
     with pytest.raises(UserError, match=r"killed: .*memory.*--workers"):
-        scoring.score_pairs(tasks, OFF, workers=2, total=1)
+        scoring.score_pairs(jobs, OFF, task=GLIOMA, workers=2, total=1)
 
 
 def test_few_cases_wait_in_memory() -> None:

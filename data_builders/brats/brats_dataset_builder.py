@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from kdnet_jax import conventions
-from kdnet_jax.data import case_builder, cases, geometry, layouts, nifti_header, prepare
+from kdnet_jax.data import case_builder, cases, geometry, layouts, nifti, prepare
 from kdnet_jax.errors import UserError
 
 # Bytes of records per byte of the scans, at the scans' own voxel size. BraTS 2021 takes 1.1; the
@@ -179,7 +179,7 @@ def _finer(path: pathlib.Path, spacing: prepare.Spacing) -> float:
     if spacing is None:
         return 1.0
     try:
-        affine = nifti_header.read(path, channels=True).space.affine
+        affine = nifti.read_header(path, channels=True).space.affine
     except UserError:
         return 1.0  # The preparation will say what is wrong with this file.
     return float(abs(np.linalg.det(affine[:3, :3])) / np.prod(np.broadcast_to(spacing, 3)))

@@ -95,7 +95,7 @@ def _faint(distance: Float[np.ndarray, "x y z"], level: float) -> Bool[np.ndarra
     return distance >= -limit if below >= 3 * above else np.abs(distance) <= limit
 
 
-def _outside(faint: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
+def joined_to_border(faint: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
     """Returns what of `faint` is joined to the border."""
     parts, count = ndimage.label(faint)
     joined = np.zeros(count + 1, bool)
@@ -126,7 +126,7 @@ def _is_background(
         return False
     if np.count_nonzero(away == 0) >= _ALL_BUT * np.count_nonzero(away <= _FAINT * level):
         return True
-    return _fades(distance, _outside(_faint(distance, level)))
+    return _fades(distance, joined_to_border(_faint(distance, level)))
 
 
 def _without_ringing(
@@ -139,7 +139,7 @@ def _without_ringing(
     faint = _faint(distance, level)
     if np.count_nonzero(faint & exact) < _RINGING * np.count_nonzero(exact):
         return exact, False
-    outside = _outside(faint)
+    outside = joined_to_border(faint)
     ringing = distance[outside & exact]
     inside = outside.size - np.count_nonzero(outside)
     if (

@@ -11,14 +11,14 @@ import functools
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import case_builder, cases, geometry, prepare, store
 from kdnet_jax.errors import UserError
 
@@ -66,12 +66,13 @@ def build_phantom(
     return _prepare(builder, lambda: brats_phantom_dataset_builder.estimate_bytes(config), damaged)
 
 
-def build_brats(
+def build_scans(
     root: pathlib.Path,
     data_dir: pathlib.Path,
     *,
     release: str = "auto",
-    modalities: tuple[str, ...] = conventions.MODALITIES,
+    task: task_lib.Task = task_lib.DEFAULT,
+    modalities: Sequence[str] | None = None,
     spacing: prepare.Spacing = 1.0,
     orientation: str = geometry.HEADER,
     allow_skull: bool = False,
@@ -87,7 +88,8 @@ def build_brats(
         root: folder of the built datasets.
         data_dir: folder of the scans.
         release: layout and labels, see `cases.find_cases`; "auto" recognises them.
-        modalities: the sequences to keep.
+        task: what is segmented in the scans.
+        modalities: the sequences to keep; None keeps all of the task.
         spacing: working voxel size in mm, one or one per SPL axis; None keeps each scan's own.
         orientation: see `prepare.prepare_case`.
         allow_skull: see `prepare.prepare_case`.
@@ -103,10 +105,13 @@ def build_brats(
     _check_positive("workers", workers)
     if spacing is not None:
         _check_positive("spacing", float(np.min(spacing)))
-    cohort = cases.find_cases(data_dir, release, modalities, label_convention=label_convention)
+    chosen = task.modalities if modalities is None else tuple(modalities)
+    cohort = cases.find_cases(
+        data_dir, release, chosen, label_convention=label_convention, task=task
+    )
     config = brats_dataset_builder.make_config(
         cohort,
-        modalities=tuple(modalities),
+        modalities=chosen,
         spacing=spacing,
         orientation=orientation,
         allow_skull=allow_skull,

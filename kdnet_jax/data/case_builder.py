@@ -25,6 +25,7 @@ import tqdm
 from google.protobuf import json_format
 from tensorflow_datasets.core import dataset_info
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import prepare, store
 from kdnet_jax.errors import UserError
 
@@ -67,7 +68,12 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     Subclasses say which cases (`_jobs`), which `modalities`, and what the content is made of
     (`_content`: the JSON that names it, written beside the records).
 
+    Attributes:
+        task: see below. `_jobs` may replace it by one with the statistics of its "ct" channels
+            (`ct_statistics.measure`), which is then written beside the records.
+
     Args:
+        task: what is segmented.
         workers: how many cases are prepared at once. The records do not depend on it.
         progress: show a progress bar.
         skip_bad_cases: leave out a case that cannot be prepared, with a note, instead of stopping.
@@ -77,11 +83,13 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def __init__(
         self,
         *,
+        task: task_lib.Task = task_lib.DEFAULT,
         workers: int = 1,
         progress: bool = True,
         skip_bad_cases: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.task = task
         self._workers = workers
         self._progress = progress
         self._skip_bad_cases = skip_bad_cases
@@ -115,7 +123,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """What the records are made of, as JSON; its `fingerprint` names the dataset."""
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(features=store.features(self.modalities))
+        return self.dataset_info_from_configs(features=store.features(self.modalities, self.task))
 
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
@@ -138,7 +146,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 continue
             case, notes = result
             self._notes += notes
-            self._summaries.append(store.summarise(case))
+            self._summaries.append(store.summarise(case, self.task))
             record = store.to_record(case)
             check_free_space(pathlib.Path(self.data_dir).parent, self._summaries[-1].decoded_bytes)
             yield case.case_id, record
@@ -172,6 +180,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return {
             "fingerprint": fingerprint(content),
             "record_version": RECORD_VERSION,
+            "task": task_lib.to_json(self.task),
             "modalities": list(self.modalities),
             "label_convention": self.label_convention,
             "notes": self._notes,

@@ -18,6 +18,7 @@ from kdnet_jax.data import (
     copies,
     geometry,
     grids,
+    intensities,
     labels,
     nifti,
     patients,
@@ -185,11 +186,11 @@ def _scores(
     name = str(volume.path)
     for allowed in dict.fromkeys((allow_skull, True)):
         try:
-            mask, notes = prepare.find_brain(volume.data, voxel_ml, name, allowed)
+            mask, notes = intensities.find_brain(volume.data, voxel_ml, name, allowed)
             if allowed == allow_skull:
                 for note in notes:
                     book.warn(volume.path, note.removeprefix(f"{name}: "))
-            return prepare.z_score(volume.data, mask, name)
+            return intensities.z_score(volume.data, mask, name)
         except UserError as error:
             book.refuse(error, volume.path)
     return None

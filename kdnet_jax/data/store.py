@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 import tensorflow_datasets as tfds
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry as geometry_lib
-from kdnet_jax.data import prepare, records
+from kdnet_jax.data import intensities, prepare, records
 from kdnet_jax.errors import UserError
 
 # The split that holds every case: which of them train is decided later, by patient (splits.py).
@@ -38,14 +38,18 @@ GIB = 2**30
 _NO_VOXELS = np.zeros((1, 1, 8), np.uint8)
 
 
-def features(modalities: Sequence[str]) -> tfds.features.FeaturesDict:
+def features(
+    modalities: Sequence[str], task: task_lib.Task = task_lib.DEFAULT
+) -> tfds.features.FeaturesDict:
     """Returns the record of a case: image float16 "d h w m", label and reference uint8, texts.
 
     `label` is on the working grid, `reference` on the scan's own; a case without a reference
     holds a few zeros for them and `has_reference` false. `geometry` is JSON, `grade` may be empty.
+    `foreground`, 0 or 1, is there for tasks whose images do not tell it.
     """
     volume = tfds.features.Tensor(shape=(None, None, None), dtype=np.uint8, encoding="bytes")
     image_shape = (None, None, None, len(modalities))
+    more = {} if all(intensities.zero_is_background(task)) else {"foreground": volume}
     return tfds.features.FeaturesDict(
         {
             "case_id": tfds.features.Text(),
@@ -56,13 +60,15 @@ def features(modalities: Sequence[str]) -> tfds.features.FeaturesDict:
             "image": tfds.features.Tensor(shape=image_shape, dtype=np.float16, encoding="bytes"),
             "label": volume,
             "reference": volume,
+            **more,
         }
     )
 
 
 def to_record(case: prepare.PreparedCase) -> dict[str, Any]:
-    """Returns the case as the values of `features(case.modalities)`."""
+    """Returns the case as the values of `features` for its channels and its task."""
     has_reference = case.label is not None and case.reference is not None
+    more = {} if case.foreground is None else {"foreground": case.foreground.astype(np.uint8)}
     return {
         "case_id": case.case_id,
         "patient_id": case.patient_id,
@@ -72,6 +78,7 @@ def to_record(case: prepare.PreparedCase) -> dict[str, Any]:
         "image": case.image,
         "label": case.label if has_reference else _NO_VOXELS,
         "reference": case.reference if has_reference else _NO_VOXELS,
+        **more,
     }
 
 
@@ -87,6 +94,7 @@ def from_record(record: Mapping[str, Any], modalities: Sequence[str]) -> prepare
         label=record["label"] if has_reference else None,
         reference=record["reference"] if has_reference else None,
         geometry=geometry_lib.Geometry.from_json(_text(record["geometry"])),
+        foreground=record["foreground"].view(bool) if "foreground" in record else None,
     )
 
 
@@ -98,25 +106,25 @@ def _text(value: bytes | str) -> str:
 class CaseSummary:
     """What is known of a case without decoding its image.
 
-    `tumour_voxels` counts NCR, ED and ET on the working grid, None without a reference;
-    `decoded_bytes` is the memory that the decoded case takes; `shape` is the working grid's, None
-    in datasets that were built before it was noted.
+    `class_voxels` counts the voxels of classes 1, 2, ... on the working grid, None without a
+    reference; `decoded_bytes` is the memory that the decoded case takes; `shape` is the working
+    grid's, None in datasets that were built before it was noted.
     """
 
     case_id: str
     patient_id: str
     grade: str | None
-    tumour_voxels: tuple[int, int, int] | None = None
+    class_voxels: tuple[int, ...] | None = None
     decoded_bytes: int = 0
     shape: tuple[int, int, int] | None = None
 
 
-def summarise(case: prepare.PreparedCase) -> CaseSummary:
+def summarise(case: prepare.PreparedCase, task: task_lib.Task = task_lib.DEFAULT) -> CaseSummary:
     """Returns the summary of a decoded case."""
     counts = None
     if case.label is not None:
-        histogram = np.bincount(case.label.reshape(-1), minlength=len(conventions.CLASSES))
-        counts = tuple(int(n) for n in histogram[1 : len(conventions.CLASSES)])
+        histogram = np.bincount(case.label.reshape(-1), minlength=len(task.classes))
+        counts = tuple(int(n) for n in histogram[1 : len(task.classes)])
     return CaseSummary(
         case.case_id,
         case.patient_id,
@@ -128,7 +136,7 @@ def summarise(case: prepare.PreparedCase) -> CaseSummary:
 
 
 def _decoded_bytes(case: prepare.PreparedCase) -> int:
-    arrays = (case.image, case.label, case.reference)
+    arrays = (case.image, case.label, case.reference, case.foreground)
     return sum(array.nbytes for array in arrays if array is not None)
 
 
@@ -136,7 +144,8 @@ class CaseStore:
     """A sequence of prepared cases with an optional memory of decoded ones; thread safe.
 
     Attributes:
-        modalities: the sequences of every image, in the order of its last axis.
+        modalities: the channels of every image, in the order of its last axis.
+        task: what is segmented, with the statistics of its "ct" channels.
         summaries: one per case, in the order of the indices.
         fingerprint: names the content: equal fingerprints mean equal cases and preparation.
         notes: what the build had to tell about the cases.
@@ -147,6 +156,7 @@ class CaseStore:
     Args:
         source: decoded records by index, e.g. a TFDS data source.
         modalities: see above.
+        task: see above.
         summaries: from the build's metadata; None decodes every case once.
         fingerprint: from the build's metadata; None hashes the case ids.
         notes: see above.
@@ -160,6 +170,7 @@ class CaseStore:
         source: Sequence[Mapping[str, Any]],
         modalities: Sequence[str],
         *,
+        task: task_lib.Task = task_lib.DEFAULT,
         summaries: Sequence[CaseSummary] | None = None,
         fingerprint: str | None = None,
         notes: Sequence[str] = (),
@@ -169,6 +180,7 @@ class CaseStore:
     ) -> None:
         self._source = source
         self.modalities = tuple(modalities)
+        self.task = task
         self.cache_bytes = cache_bytes
         self.notes = list(notes)
         self.label_convention = label_convention
@@ -179,7 +191,7 @@ class CaseStore:
         # One lock per case: a second thread that wants the same case waits for the first's.
         self._case_locks = [threading.Lock() for _ in range(len(source))]
         if summaries is None:
-            summaries = [summarise(self[index]) for index in range(len(self))]
+            summaries = [summarise(self[index], task) for index in range(len(self))]
         self.summaries = list(summaries)
         self.fingerprint = fingerprint or _hash_ids(self.summaries)
 
@@ -269,6 +281,7 @@ def open_store(
     opened = CaseStore(
         source,
         metadata["modalities"],
+        task=_task(metadata, folder),
         summaries=[_summary_from_json(row) for row in metadata["cases"]],
         fingerprint=metadata["fingerprint"],
         notes=metadata["notes"],
@@ -306,9 +319,18 @@ def _read_description(folder: pathlib.Path, name: str) -> dict[str, Any]:
     return found
 
 
+def _task(metadata: Mapping[str, Any], folder: pathlib.Path) -> task_lib.Task:
+    # Older datasets, all of the default task, lack the key.
+    given = metadata.get("task", task_lib.GLIOMA_NAME)
+    return task_lib.from_json(given, f"{folder / METADATA_FILE}: 'task'")
+
+
 def _summary_from_json(row: dict[str, Any]) -> CaseSummary:
-    # JSON has no tuples.
-    return CaseSummary(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+    # JSON has no tuples. Older datasets have the class counts under "tumour_voxels".
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    if "tumour_voxels" in values:
+        values["class_voxels"] = values.pop("tumour_voxels")
+    return CaseSummary(**values)
 
 
 def available_memory(cgroup: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:

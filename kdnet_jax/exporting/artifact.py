@@ -4,6 +4,8 @@
     network = export.deserialize(open("model.jaxexport", "rb").read())
     probabilities = network.call(windows)  # "b d h w m" float32 -> "b d h w k" float32
 
+What the channels m and k are, "modalities" and "outputs" of the `model.json` beside it say.
+
 The parameters are constants of the program; batch and edges are symbols, so one file serves any
 number of windows of any size that the network can take. It runs with the JAX that wrote it, and by
 JAX's guarantee with those of the next six months and, for what the older one knew, of the last
@@ -23,25 +25,33 @@ from jax import export
 from jaxtyping import Array, Float
 
 from kdnet_jax import files, inference
-from kdnet_jax.models import networks
+from kdnet_jax.models import heads, networks
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(path: pathlib.Path, network: networks.Network, params: Any, modalities: int) -> None:
+def write(
+    path: pathlib.Path,
+    network: networks.Network,
+    params: Any,
+    *,
+    head: heads.Head,
+    modalities: int,
+) -> None:
     """Writes a network as a `jax.export` artifact, in float32; whole or not at all.
 
     Args:
         path: the file.
         network: its form.
         params: its parameters.
+        head: what its outputs are.
         modalities: sequences that it sees.
 
     Raises:
         OSError: it cannot be written.
     """
     network = networks.portable(network)
-    predict = inference.make_predict(network.module().apply, network.head, mirror=False)
+    predict = inference.make_predict(network.module().apply, head, mirror=False)
     d, h, w = network.divisor
     shape = export.symbolic_shape(f"b, {d}*d, {h}*h, {w}*w, {modalities}")
     windows = jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -200,7 +200,7 @@ def _write_artifact(run: runs.Run, path: pathlib.Path) -> str:
     model = run.model
     channels = len(model.modalities)
     edges = [2 * unit for unit in model.network.divisor]
-    artifact.write(path, model.network, run.params, channels)
+    artifact.write(path, model.network, run.params, head=model.head, modalities=channels)
     # Two windows, so that the norms have more than one voxel where the network is coarsest.
     windows = np.random.default_rng(0).normal(size=(2, *edges, channels))
     windows = windows.astype(np.float32)
@@ -211,7 +211,10 @@ def _write_artifact(run: runs.Run, path: pathlib.Path) -> str:
     ).max()
     if not difference < _TOLERANCE:
         raise RuntimeError(f"the exported network differs by {difference}")
-    return f"{ARTIFACT}: for JAX alone; differs from the network by {difference:.1e} at most"
+    return (
+        f"{ARTIFACT}: for JAX alone, {', '.join(model.modalities)} to {', '.join(model.outputs)}; "
+        f"differs from the network by {difference:.1e} at most"
+    )
 
 
 def _write_pytorch(package: Package, folder: pathlib.Path) -> list[str]:
@@ -221,11 +224,12 @@ def _write_pytorch(package: Package, folder: pathlib.Path) -> list[str]:
         source=package.name,
         network=network.network,
         members=tuple({"params": member} for member in members),
+        task=run.model.task,
         modalities=run.model.modalities,
-        head=run.model.head,
+        head=run.model.head.kind,
         order=network.order,
         axes=network.axes,
-        spacing=run.model.spacing,
+        spacing=conversion.spacing_from_spl(run.model.spacing, network.axes),
         window=adapted.from_spl(run.model.window, network.axes),
         overlap=run.model.overlap,
         mirror=run.model.mirror,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kdnet_jax import devices, model_folder
 from kdnet_jax import model as model_lib
-from kdnet_jax.interop import foreign
+from kdnet_jax.interop import foreign, json_files
 from kdnet_jax.models import adapted
 
 
@@ -48,10 +48,11 @@ def convert(path: pathlib.Path, folds: Sequence[str] = ()) -> Converted:
         found.network, found.head, tuple(found.order), found.axes, len(found.members)
     )
     model = model_lib.Model(
+        task=found.task,
         role="teacher",
         network=network,
         modalities=tuple(found.modalities),
-        spacing=found.spacing,
+        spacing=spacing_to_spl(found.spacing, found.axes),
         window=adapted.to_spl(found.window, found.axes),
         overlap=found.overlap,
         mirror=found.mirror,
@@ -64,6 +65,16 @@ def convert(path: pathlib.Path, folds: Sequence[str] = ()) -> Converted:
         "details": found.about,
     }
     return Converted(model, params, found.known, about)
+
+
+def spacing_to_spl(spacing: json_files.Spacing | None, axes: str) -> json_files.Spacing | None:
+    """Returns a voxel size along `axes` as one along superior, posterior and left."""
+    return adapted.to_spl(spacing, axes) if isinstance(spacing, tuple) else spacing
+
+
+def spacing_from_spl(spacing: json_files.Spacing | None, axes: str) -> json_files.Spacing | None:
+    """Returns a voxel size along superior, posterior and left as one along `axes`."""
+    return adapted.from_spl(spacing, axes) if isinstance(spacing, tuple) else spacing
 
 
 def source(path: pathlib.Path, folds: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from kdnet_jax import conventions, documents, model
+from kdnet_jax import documents, model
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     foreign_model,
@@ -23,13 +24,13 @@ from kdnet_jax.interop import (
     torch_files,
     vocabulary,
 )
-from kdnet_jax.models import nnunet
+from kdnet_jax.models import heads, nnunet
 
 FILE: Final = "foreign.json"
 NORMALISATION: Final = "nonzero z-score per sequence"
-_REQUIRED: Final = (
-    *("class", "arguments", "channels", "outputs", "axes", "spacing", "window", "normalisation"),
-)
+_REQUIRED: Final = (*("class", "arguments", "channels", "outputs", "axes", "spacing", "window"),)
+# Either says how intensities are normalised.
+_NORMALISED: Final = ("normalisation", "task")
 _OPTIONAL: Final = (
     *("overlap", "mirror", "known_cases", "known_cases_complete", "licence", "about"),
 )
@@ -47,8 +48,11 @@ HOW: Final = f"""Put a file {FILE} beside the weights, such as
 {EXAMPLE}
 with the class (DynUNet, SegResNet, PlainConvUNet or ResidualEncoderUNet) and its arguments by name;
 the sequences in the order of its channels; its outputs (ET TC WT, or background NCR ED ET) in its
-order; the letters to which its array axes grow; the voxel size in mm, null for the scan's own; its
-window; and "overlap", "mirror", "known_cases" and "licence" if they are known."""
+order; the letters to which its array axes grow; the voxel size in mm (one number, or one for each
+axis), null for the scan's own; its window; and "overlap", "mirror", "known_cases" and "licence" if
+they are known. A network that segments something else than a glioma has "task" in place of
+"normalisation": the content of a dataset.json of nnU-Net, by whose names the channels and outputs
+(its regions, or its classes with the background) go."""
 
 
 def find(path: pathlib.Path) -> list[pathlib.Path]:
@@ -78,8 +82,7 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
     given = _checked(documents.read_object(where), where)
     kind = network_kinds.of_class(str(given["class"]), f"{where}: class")
     network, inputs = network_kinds.read(kind, given["arguments"], f"{where}: arguments")
-    modalities = vocabulary.modalities(given["channels"], f"{where}: channels")
-    head, order = vocabulary.outputs(given["outputs"], f"{where}: outputs")
+    task, modalities, (head, order) = _segmented(given, where)
     if (inputs, network.out_channels) != (len(modalities), len(order)):
         raise UserError(
             f"{where}: arguments has {inputs} input and {network.out_channels} output channels, "
@@ -95,11 +98,12 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
             )
             for file, each in contents.items()
         ),
+        task=task,
         modalities=modalities,
         head=head,
         order=order,
         axes=json_files.axes(given["axes"], f"{where}: axes"),
-        spacing=None if spacing is None else json_files.isotropic(spacing, f"{where}: spacing"),
+        spacing=None if spacing is None else json_files.spacing(spacing, f"{where}: spacing"),
         window=json_files.edges(given["window"], f"{where}: window"),
         overlap=json_files.share(given.get("overlap", 0.5), f"{where}: overlap"),
         mirror=given.get("mirror", False),
@@ -128,9 +132,30 @@ def _choose(path: pathlib.Path, folds: Sequence[str]) -> list[pathlib.Path]:
     return [there[name] for name in dict.fromkeys(names)]
 
 
+def _segmented(
+    given: Mapping[str, Any], where: pathlib.Path
+) -> tuple[task_lib.Task, tuple[str, ...], vocabulary.Outputs]:
+    """Returns the task, the modalities by its names, and the outputs."""
+    keys = f"{where}: channels", f"{where}: outputs"
+    if "task" not in given:
+        return (
+            task_lib.GLIOMA,
+            vocabulary.modalities(given["channels"], keys[0]),
+            vocabulary.outputs(given["outputs"], keys[1]),
+        )
+    task = task_lib.from_dataset_json(given["task"], f"{where}: task")
+    return (
+        task,
+        vocabulary.channels_of(task, given["channels"], keys[0]),
+        vocabulary.outputs_of(task, given["outputs"], keys[1]),
+    )
+
+
 def _checked(given: Mapping[str, Any], where: pathlib.Path) -> Mapping[str, Any]:
     missing = [key for key in _REQUIRED if key not in given]
-    unknown = [key for key in given if key not in (*_REQUIRED, *_OPTIONAL)]
+    if not any(key in given for key in _NORMALISED):
+        missing.append("normalisation or task")
+    unknown = [key for key in given if key not in (*_REQUIRED, *_NORMALISED, *_OPTIONAL)]
     if missing or unknown:
         raise UserError(
             f"{where}: {'missing ' + ', '.join(missing) if missing else ''}"
@@ -138,13 +163,18 @@ def _checked(given: Mapping[str, Any], where: pathlib.Path) -> Mapping[str, Any]
             f"{'unknown ' + ', '.join(unknown) if unknown else ''}. {HOW}"
         )
     kinds = {"arguments": dict, "channels": list, "outputs": list, "mirror": bool, "about": dict}
-    kinds |= {"known_cases": list, "known_cases_complete": bool, "licence": str}
+    kinds |= {"known_cases": list, "known_cases_complete": bool, "licence": str, "task": dict}
     for key, kind in kinds.items():
         if key in given:
             json_files.expect(given[key], kind, f"{where}: {key}")
     for index, case in enumerate(given.get("known_cases", ())):
         json_files.expect(case, str, f"{where}: known_cases[{index}]")
-    if given["normalisation"] != NORMALISATION:
+    if "task" in given and "normalisation" in given:
+        raise UserError(
+            f"{where}: both task and normalisation; expected the task alone, whose channels say "
+            "how they are normalised."
+        )
+    if "task" not in given and given["normalisation"] != NORMALISATION:
         raise UserError(
             f"{where}: normalisation is {given['normalisation']!r}; only {NORMALISATION!r} can be "
             "taken: (x - mean) / deviation of each sequence over its voxels that are not 0."
@@ -163,8 +193,11 @@ def describe(given: foreign_model.ForeignModel) -> str:
         # Its class then answers with the finest level alone, as a mask needs it; the weights are
         # the same.
         network = dataclasses.replace(network, deep_supervision=False)
-    ours = conventions.CLASSES if given.head == "softmax" else conventions.REGIONS
+    ours = heads.Head(given.task, given.head).outputs
     about = dict(given.about)
+    normalised: dict[str, Any] = {"normalisation": NORMALISATION}
+    if given.task != task_lib.GLIOMA:
+        normalised = {"task": given.task.to_dataset_json()}
     values = {
         "class": f"{kind.module}.{kind.name}",
         "arguments": kind.write(network, len(given.modalities)),
@@ -173,7 +206,7 @@ def describe(given: foreign_model.ForeignModel) -> str:
         "axes": given.axes,
         "spacing": given.spacing,
         "window": given.window,
-        "normalisation": NORMALISATION,
+        **normalised,
         "overlap": given.overlap,
         "mirror": given.mirror,
         "known_cases": given.known.ids,

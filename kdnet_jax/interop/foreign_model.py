@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from kdnet_jax import model
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import adapted
+from kdnet_jax.interop import json_files
+from kdnet_jax.models import adapted, heads
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,11 +19,13 @@ class ForeignModel:
         source: what it is, for people.
         network: its form, as the tool has it.
         members: {"params": ...} of each fold, for `network.module().apply`.
-        modalities: this project's names in the order of the model's channels.
+        task: what it segments.
+        modalities: the task's names in the order of the model's channels.
         head: "softmax" over classes, or "regions": a sigmoid each.
-        order: for each of this project's outputs, the model's own channel.
+        order: for each output of that head, the model's own channel.
         axes: the letters to which its array axes grow, such as "SPL" or "RAS".
-        spacing: voxel size in mm that it sees; `None`: the scan's own.
+        spacing: voxel size in mm that it sees, one number or three along its own axes; `None`: the
+            scan's own.
         window: edges of its prediction window, along its own axes, in voxels.
         overlap: share of a window that its neighbour covers too.
         mirror: it averages over the 8 mirror images.
@@ -32,11 +36,12 @@ class ForeignModel:
     source: str
     network: adapted.RawConfig
     members: tuple[Any, ...]
+    task: task_lib.Task
     modalities: tuple[str, ...]
-    head: Literal["softmax", "regions"]
+    head: heads.Kind
     order: tuple[int, ...]
     axes: str
-    spacing: float | None
+    spacing: json_files.Spacing | None
     window: tuple[int, int, int]
     overlap: float
     mirror: bool

@@ -1,9 +1,13 @@
 """JSON objects in other tools' files, with messages that name the file and the key."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 from kdnet_jax.errors import UserError
+
+# One edge of a voxel in mm, or three along the axes.
+Spacing = float | tuple[float, float, float]
 
 _NAMES: Final = {
     dict: "an object {...}",
@@ -71,20 +75,22 @@ def edges(values: Any, where: str) -> tuple[int, int, int]:
     return a, b, c
 
 
-def isotropic(values: Any, where: str) -> float:
-    """Returns the edge of a voxel, mm, from one number or three that agree within 1 %.
+def spacing(values: Any, where: str) -> Spacing:
+    """Returns the edges of a voxel, mm, from one number or three; one if they agree within 1 %.
 
     Raises:
-        UserError: they do not, or are no lengths.
+        UserError: they are no lengths.
     """
     found = values if isinstance(values, list | tuple) else [values] * 3
-    good = len(found) == 3 and all(type(each) in (int, float) and each > 0 for each in found)
-    if not good or max(found) > 1.01 * min(found):
+    good = all(type(each) in (int, float) and 0 < each < math.inf for each in found)
+    if len(found) != 3 or not good:
         raise UserError(
-            f"{where} is {values!r} mm; only one length along all three axes, to 1 %, can be taken "
-            "here. Train the network at such a spacing, as BraTS has it."
+            f"{where} is {values!r}; expected the edge of a voxel in mm, or one for each axis."
         )
-    return round(sum(found) / 3, 6)
+    if max(found) <= 1.01 * min(found):
+        return round(sum(found) / 3, 6)
+    a, b, c = (round(float(each), 6) for each in found)
+    return a, b, c
 
 
 def axes(letters: Any, where: str) -> str:

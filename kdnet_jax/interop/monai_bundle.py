@@ -13,33 +13,32 @@ averaged; here z-scores end at +-10.
 """
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kdnet_jax import documents, model
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
+    described_weights,
     foreign_model,
     json_files,
     monai_config,
+    monai_preparation,
     network_kinds,
     torch_files,
     vocabulary,
 )
+from kdnet_jax.models import heads
 
 _METADATA: Final = pathlib.Path("configs", "metadata.json")
 _WEIGHTS: Final = "model.pt"
-# Axes of a file that is stored as BraTS stores them, as MONAI's reader gives them.
-_STORED: Final = "LPS"
-# Transforms that change no intensity within the scan; what they crop or pad is put back.
-_NEUTRAL: Final = (
-    *("LoadImaged", "EnsureChannelFirstd", "AddChanneld", "AsChannelFirstd", "EnsureTyped"),
-    *("ToTensord", "CastToTyped", "CropForegroundd", "SpatialPadd", "DivisiblePadd"),
-    *("ConcatItemsd", "DeleteItemsd"),
-)
-_NORMALISE: Final = "NormalizeIntensityd"
 # Makes the regions TC WT ET of a label, in this order.
 _TO_REGIONS: Final = "ConvertToMultiChannelBasedOnBratsClassesd"
+_BACKGROUND: Final = re.compile("background|bg", re.IGNORECASE)
+# The task, the modalities, the head and the order of `foreign_model.ForeignModel`.
+_Seen = tuple[task_lib.Task, tuple[str, ...], heads.Kind, tuple[int, ...]]
 
 
 def find(path: pathlib.Path) -> list[pathlib.Path]:
@@ -74,11 +73,19 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
 def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel:
     metadata = documents.read_object(bundle / _METADATA)
     config = monai_config.Config(bundle / "configs")
-    modalities, head, order = _channels(metadata, config, bundle / _METADATA)
+    inputs, outputs = _names(metadata, bundle / _METADATA)
+    # The transform is of no use for other labels.
+    is_glioma = vocabulary.is_glioma(inputs, outputs) or any(config.objects(_TO_REGIONS))
+    prepared = monai_preparation.read(config, channels=len(inputs), is_glioma=is_glioma)
+    key = f"{bundle / _METADATA}: network_data_format"
+    task, modalities, head, order = (
+        _glioma(config, inputs, outputs, key)
+        if is_glioma
+        else _own(config, bundle, inputs, outputs, prepared)
+    )
     where, definition = config.find("network_def")
     definition = config.resolve(where, definition, f"{where}: network_def")
-    kind, network = _network(definition, len(modalities), len(order), f"{where}: network_def")
-    axes, spacing = _preprocessing(config)
+    kind, network = _network(definition, len(inputs), len(outputs), f"{where}: network_def")
     window, overlap = _window(config, bundle)
     weights = _weights(bundle, folds)
     return foreign_model.ForeignModel(
@@ -94,11 +101,12 @@ def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignMo
             )
             for file in weights
         ),
+        task=task,
         modalities=modalities,
         head=head,
         order=order,
-        axes=axes,
-        spacing=spacing,
+        axes=prepared.axes,
+        spacing=prepared.spacing,
         window=window,
         overlap=overlap,
         mirror=False,
@@ -107,10 +115,8 @@ def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignMo
     )
 
 
-def _channels(
-    metadata: Mapping[str, Any], config: monai_config.Config, path: pathlib.Path
-) -> tuple[tuple[str, ...], vocabulary.Head, tuple[int, ...]]:
-    """Returns the sequences in the model's order, and what its outputs are."""
+def _names(metadata: Mapping[str, Any], path: pathlib.Path) -> tuple[list[str], list[str]]:
+    """Returns the names of the input and output channels, in the model's order."""
     data = json_files.need(metadata, "network_data_format", path, dict)
     key = f"{path}: network_data_format"
     tables = []
@@ -119,14 +125,20 @@ def _channels(
         image = next(iter(images.values()), None) if isinstance(images, dict) else None
         table = image.get("channel_def") if isinstance(image, dict) else None
         tables.append(json_files.by_number(table, f"{key}.{side}: channel_def"))
-    modalities = vocabulary.modalities(tables[0], f"{key}.inputs: channel_def")
-    head, order = vocabulary.outputs(tables[1], f"{key}.outputs: channel_def")
+    return tables[0], tables[1]
+
+
+def _glioma(
+    config: monai_config.Config, inputs: Sequence[str], outputs: Sequence[str], key: str
+) -> _Seen:
+    modalities = vocabulary.modalities(inputs, f"{key}.inputs: channel_def")
+    head, order = vocabulary.outputs(outputs, f"{key}.outputs: channel_def")
     _check_outputs(config, head, order, f"{key}.outputs: channel_def")
-    return modalities, head, order
+    return task_lib.GLIOMA, modalities, head, order
 
 
 def _check_outputs(
-    config: monai_config.Config, head: vocabulary.Head, order: tuple[int, ...], where: str
+    config: monai_config.Config, head: heads.Kind, order: tuple[int, ...], where: str
 ) -> None:
     """Refuses metadata that the configs contradict."""
     for path, each in config.objects(_TO_REGIONS):
@@ -134,7 +146,7 @@ def _check_outputs(
         if (head, order) != ("regions", (2, 0, 1)):
             raise UserError(
                 f"{where} contradicts {path}: {monai_config.class_name(each)} makes the channels "
-                "tumor core, whole tumor, enhancing tumor. Mend the wrong one in a copy."
+                "tumor core, whole tumor, enhancing tumor. Fix the wrong one in a copy."
             )
     wanted = {"regions": "sigmoid", "softmax": "softmax"}
     for path, each in config.objects("Activationsd"):
@@ -142,8 +154,64 @@ def _check_outputs(
         if each.get(other) is True:
             raise UserError(
                 f"{where} names {'regions' if head == 'regions' else 'classes'}, whose activation "
-                f"is a {wanted[head]}, but {path} has a {other}. Mend the wrong one in a copy."
+                f"is a {wanted[head]}, but {path} has a {other}. Fix the wrong one in a copy."
             )
+
+
+def _own(
+    config: monai_config.Config,
+    bundle: pathlib.Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    prepared: monai_preparation.Preparation,
+) -> _Seen:
+    """Returns the task that the names of the channels describe, classes by their number.
+
+    Raises:
+        UserError: they describe none, or the outputs are regions whose classes nothing names.
+    """
+    where = f"{bundle / _METADATA}: network_data_format.outputs: channel_def"
+    softmax = _is_softmax(config, bundle)
+    if softmax and not _BACKGROUND.fullmatch(outputs[0].strip()):
+        raise UserError(
+            f"{where} begins with {outputs[0]!r}; expected the background, which a softmax has as "
+            "its first channel."
+        )
+    if not softmax and len(outputs) != 1:
+        raise UserError(
+            f"{where} has {len(outputs)} outputs with a sigmoid each ({', '.join(outputs)}), but "
+            "nothing in a bundle says which classes each of them is made of. "
+            f"{described_weights.HOW}"
+        )
+    names = [name.strip().lower() for name in inputs]
+    statistics = {} if prepared.statistics is None else dict.fromkeys(names, prepared.statistics)
+    document = {
+        "name": bundle.name,
+        "channel_names": {str(i): name for i, name in enumerate(names)},
+        "labels": {"background": 0}
+        | {name: i for i, name in enumerate(outputs[softmax:], start=1)},
+        "kdnet": {
+            "normalisation": dict.fromkeys(names, prepared.normalisation),
+            "statistics": {name: list(values) for name, values in statistics.items()},
+        },
+    }
+    task = task_lib.from_dataset_json(document, str(bundle / _METADATA))
+    head: heads.Kind = "softmax" if softmax else "regions"
+    return task, task.modalities, head, tuple(range(len(outputs)))
+
+
+def _is_softmax(config: monai_config.Config, bundle: pathlib.Path) -> bool:
+    """Returns whether the outputs are classes, which exclude one another."""
+    for _, each in config.objects("Activationsd", "AsDiscreted"):
+        for key, softmax in (("softmax", True), ("argmax", True), ("sigmoid", False)):
+            if each.get(key) is True:
+                return softmax
+    raise UserError(
+        f"{bundle}: its configs have no Activationsd with softmax or sigmoid and no AsDiscreted "
+        "with argmax, so it is not known whether the outputs exclude one another. Add one to "
+        'inference.json: "postprocessing": {"_target_": "Activationsd", "keys": "pred", "softmax": '
+        "true}"
+    )
 
 
 def _network(
@@ -160,55 +228,6 @@ def _network(
             f"metadata name {channels} and {outputs}."
         )
     return kind, network
-
-
-def _preprocessing(config: monai_config.Config) -> tuple[str, float | None]:
-    """Returns the axes and the spacing that the network sees.
-
-    Raises:
-        UserError: a transform is not known to leave what is done here as it is.
-    """
-    path, chain = config.transforms()
-    axes, spacing, normalised = _STORED, None, False
-    for index, each in enumerate(chain):
-        name, where = monai_config.class_name(each), f"{path}: preprocessing[{index}]"
-        if monai_config.is_off(each, where):
-            continue
-        keys = config.resolve(path, each.get("keys"), f"{where}.keys")
-        if each.get("as_closest_canonical") is True:  # of LoadImaged and Orientationd
-            axes = "RAS"
-            continue
-        # Prediction has no label.
-        if keys in ("label", ["label"]) or name.startswith("Rand") or name in _NEUTRAL:
-            continue
-        if name == "Orientationd":
-            where += ", Orientationd.axcodes"
-            axes = json_files.axes(config.resolve(path, each.get("axcodes"), where), where)
-        elif name == "Spacingd":
-            where += ", Spacingd.pixdim"
-            spacing = json_files.isotropic(config.resolve(path, each.get("pixdim"), where), where)
-        elif name == _NORMALISE:
-            where += f", {name}"
-            _check_normalisation(config.resolve(path, monai_config.arguments(each), where), where)
-            normalised = True
-        else:
-            raise UserError(
-                f"{where} is {name or each}, which has no counterpart here, so the network would "
-                "see other scans than it was trained on."
-            )
-    if not normalised:
-        raise UserError(f"{path}: preprocessing has no {_NORMALISE}; only such networks are taken.")
-    return axes, spacing
-
-
-def _check_normalisation(given: Mapping[str, Any], where: str) -> None:
-    fixed = [key for key in ("subtrahend", "divisor") if given.get(key) is not None]
-    if given.get("nonzero") is not True or given.get("channel_wise") is not True or fixed:
-        shown = {key: value for key, value in given.items() if key != "keys"}
-        raise UserError(
-            f"{where} is {shown}; only nonzero=true, channel_wise=true, by the scan's own mean and "
-            "deviation, can be taken here."
-        )
 
 
 def _window(

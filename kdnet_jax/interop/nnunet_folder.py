@@ -3,11 +3,14 @@
     nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION/
         plans.json  dataset.json  fold_0/checkpoint_final.pth  fold_1/...
 
+Its dataset.json is the model's task, except where channels and labels are those of the glioma.
+
 What differs from nnU-Net's own prediction, all of it small on BraTS, whose scans are 1 mm,
 skull-stripped and stored one way:
 
-- It takes a sequence's mean and deviation over the voxels where any sequence is not 0, holes
-  filled; here they are over the sequence's own. Here z-scores end at +-10.
+- Where it normalises within a mask, it takes a channel's mean and deviation over the voxels where
+  any channel is not 0, holes filled; here they are over the channel's own. Here z-scores end at
+  +-10.
 - Both normalise before they resample, but it resamples by cubic splines, here linearly. At 1 mm
   nothing is resampled.
 - It averages the logits of windows, mirror images and folds, here probabilities are averaged.
@@ -89,7 +92,7 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
             planned.kind,
             planned.network,
             torch_files.state_dict(content, file),
-            len(planned.modalities),
+            len(planned.seen.modalities),
             str(file),
         )
         for file, content in contents.items()
@@ -99,16 +102,17 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
         source=f"nnU-Net v2 results {folder.parent.name}/{folder.name}, folds {', '.join(chosen)}",
         network=planned.network,
         members=members,
-        modalities=planned.modalities,
-        head=planned.head,
-        order=planned.order,
+        task=planned.seen.task,
+        modalities=planned.seen.modalities,
+        head=planned.seen.head,
+        order=planned.seen.order,
         axes=planned.axes,
         spacing=planned.spacing,
         window=planned.window,
         overlap=0.5,  # nnU-Net's own
         mirror=mirror,
         known=_known_cases(folder, list(chosen)),
-        about=_about(folder, configuration, contents, notes),
+        about=_about(folder, configuration, contents, [*notes, *planned.seen.notes]),
     )
 
 

@@ -8,13 +8,12 @@ from typing import Any, Final
 
 from kdnet_jax import documents
 from kdnet_jax.errors import UserError
-from kdnet_jax.interop import json_files, network_kinds, vocabulary
+from kdnet_jax.interop import json_files, network_kinds, nnunet_task
 from kdnet_jax.models import adapted
 
 # To which sides the axes grow that each reader gives, of files stored as BraTS stores them (LPS);
 # the last turns any file.
 _AXES: Final = {"SimpleITKIO": "SPL", "NibabelIO": "SPL", "NibabelIOWithReorient": "SAR"}
-_ZSCORE: Final = "ZScoreNormalization"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +22,9 @@ class Planned:
 
     kind: network_kinds.Kind
     network: adapted.RawConfig
-    modalities: tuple[str, ...]
-    head: vocabulary.Head
-    order: tuple[int, ...]
+    seen: nnunet_task.Read
     axes: str
-    spacing: float
+    spacing: json_files.Spacing
     window: tuple[int, int, int]
 
 
@@ -53,21 +50,14 @@ def read(folder: pathlib.Path, name: str) -> Planned:
             f"{where}: the second stage of a cascade, which sees the masks of "
             f"{plan['previous_stage']} too; give a 3d_fullres or 3d_lowres configuration."
         )
-    channels = dataset.get("channel_names", dataset.get("modality"))
-    names = json_files.by_number(channels, f"{folder / 'dataset.json'}: channel_names")
-    modalities = vocabulary.modalities(names, f"{folder / 'dataset.json'}: channel_names")
-    _check_normalisation(plan, len(modalities), where)
-    labels = json_files.need(dataset, "labels", folder / "dataset.json", dict)
-    head, order = vocabulary.label_table(labels, f"{folder / 'dataset.json'}: labels")
-    kind, network = _network(plan, len(modalities), len(order), where)
+    seen = nnunet_task.read(dataset, plans, plan, folder, where)
+    kind, network = _network(plan, len(seen.modalities), len(seen.order), where)
     return Planned(
         kind,
         network,
-        modalities,
-        head,
-        order,
+        seen,
         _axes(plans, where),
-        json_files.isotropic(json_files.need(plan, "spacing", where), f"{where}: spacing"),
+        json_files.spacing(json_files.need(plan, "spacing", where), f"{where}: spacing"),
         json_files.edges(window, f"{where}: patch_size"),
     )
 
@@ -89,22 +79,6 @@ def _configuration(plans: Mapping[str, Any], name: str, where: str) -> dict[str,
     for each in reversed(chain):
         plan.update(known[each])
     return plan
-
-
-def _check_normalisation(plan: Mapping[str, Any], channels: int, where: str) -> None:
-    schemes = plan.get("normalization_schemes")
-    masks = plan.get("use_mask_for_norm")
-    if schemes != [_ZSCORE] * channels:
-        raise UserError(
-            f"{where}: normalization_schemes is {schemes}; only {_ZSCORE} of each of the "
-            f"{channels} channels can be taken here, as nnU-Net plans it for MRI."
-        )
-    if masks != [True] * channels:
-        raise UserError(
-            f"{where}: use_mask_for_norm is {masks}; only true for each of the {channels} channels "
-            "can be taken here: mean and deviation over the brain. nnU-Net plans it for "
-            "skull-stripped scans."
-        )
 
 
 def _axes(plans: Mapping[str, Any], where: str) -> str:

@@ -1,16 +1,19 @@
-"""The words of other tools' files: sequences and labels by name, regions by value too."""
+"""The words of other tools' files: a glioma's sequences and labels, and the names of any task."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import label_recognition
 from kdnet_jax.data import names as scan_names
 from kdnet_jax.errors import UserError
+from kdnet_jax.models import heads
 
-Head = Literal["softmax", "regions"]
+# For each output of a head, the model's own channel.
+Outputs = tuple[heads.Kind, tuple[int, ...]]
 
+_KINDS: Final[tuple[heads.Kind, ...]] = ("regions", "softmax")
 # What `scan_names.SEQUENCES` does not know, once "weighted" and all but letters are taken away.
 _MORE_SEQUENCES: Final = {
     "t1native": "t1",
@@ -28,8 +31,68 @@ _MORE_SEQUENCES: Final = {
 }
 
 
+# ------------------------------------------------------------------------------ of any task
+
+
+def channels_of(task: task_lib.Task, names: Sequence[Any], where: str) -> tuple[str, ...]:
+    """Returns a model's channels, in the model's order, by the task's names.
+
+    Args:
+        task: what is segmented.
+        names: of the model's channels, in its order.
+        where: the file and key, for messages.
+
+    Raises:
+        UserError: one is no channel of the task, or named twice.
+    """
+    found = tuple(str(name).strip().lower() for name in names)
+    if not found or len(set(found)) < len(found) or not set(found) <= set(task.modalities):
+        raise UserError(
+            f"{where} is {_shown(names)}: expected each of the model's channels once, of the "
+            f"task's {', '.join(task.modalities)}."
+        )
+    return found
+
+
+def outputs_of(task: task_lib.Task, names: Sequence[Any], where: str) -> Outputs:
+    """Returns what a model's outputs are, and for each of the head's the model's channel.
+
+    Args:
+        task: what is segmented.
+        names: of the model's output channels, in its order.
+        where: the file and key, for messages.
+
+    Raises:
+        UserError: they are neither the task's regions nor its classes.
+    """
+    if found := _find_outputs(task, names):
+        return found
+    raise UserError(
+        f"{where} is {_shown(names)}: expected the task's regions {', '.join(task.region_names)}, "
+        f"or its classes {', '.join(task.classes)}, each once."
+    )
+
+
+def _find_outputs(task: task_lib.Task, names: Sequence[Any]) -> Outputs | None:
+    for kind in _KINDS:
+        ours = heads.Head(task, kind).outputs
+        if sorted(map(str, names)) == sorted(ours):
+            return kind, tuple(list(names).index(name) for name in ours)
+    return None
+
+
+# ---------------------------------------------------------------------------- of the glioma
+
+
+def is_glioma(channels: Sequence[Any], outputs: Sequence[Any]) -> bool:
+    """Returns whether names are those of a glioma's sequences, and of its classes or regions."""
+    found = [_sequence(name) for name in channels]
+    distinct = None not in found and len(set(found)) == len(found) > 0
+    return distinct and _find_outputs(task_lib.GLIOMA, _tissues(outputs)) is not None
+
+
 def modalities(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Returns this project's names of a model's channels, in the model's order.
+    """Returns the glioma's names of a model's channels, in the model's order.
 
     Args:
         names: as the model's files have them, such as "T1w", "t1gd" or "T2-FLAIR".
@@ -43,8 +106,9 @@ def modalities(names: Sequence[str], where: str) -> tuple[str, ...]:
     if unknown or not names or len(set(found)) < len(found):
         raise UserError(
             f"{where} is {_shown(names)}: expected each of the model's sequences once, of "
-            f"{', '.join(conventions.MODALITIES)} or a usual name of theirs (T1w, T1Gd, T2-FLAIR)"
-            f"{f'; {_shown(unknown)} is none' * bool(unknown)}. Name them in a copy of the file."
+            f"{', '.join(task_lib.GLIOMA.modalities)} or a usual name of theirs (T1w, T1Gd, "
+            f"T2-FLAIR){f'; {_shown(unknown)} is none' * bool(unknown)}. Name them in a copy of "
+            "the file."
         )
     return tuple(name for name in found if name)
 
@@ -53,29 +117,19 @@ def _sequence(name: object) -> str | None:
     word = re.sub(r"weighted|[^a-z0-9]", "", str(name).lower())
     for each in (word, re.sub(r"^(t[12])w", r"\1", word)):
         ours = scan_names.SEQUENCES.get(each) or _MORE_SEQUENCES.get(each)
-        if ours in conventions.MODALITIES:
+        if ours in task_lib.GLIOMA.modalities:
             return ours
     return None
 
 
-def outputs(names: Sequence[str], where: str) -> tuple[Head, tuple[int, ...]]:
-    """Returns what a model's outputs are, and for each of ours the model's channel.
-
-    Args:
-        names: of the model's output channels, in its order.
-        where: the file and key, for messages.
+def outputs(names: Sequence[str], where: str) -> Outputs:
+    """Returns what a glioma model's outputs are; see `outputs_of`.
 
     Raises:
         UserError: they are neither the regions nor the classes.
     """
-    found = [label_recognition.tissue(str(name)) for name in names]
-    heads: dict[Head, tuple[str, ...]] = {
-        "regions": conventions.REGIONS,
-        "softmax": conventions.CLASSES,
-    }
-    for head, ours in heads.items():
-        if sorted(found) == sorted(ours):
-            return head, tuple(found.index(name) for name in ours)
+    if found := _find_outputs(task_lib.GLIOMA, _tissues(names)):
+        return found
     raise UserError(
         f"{where} is {_shown(names)}: expected the regions enhancing tumor, tumor core, whole "
         "tumor, or the classes background, NCR (necrosis, non-enhancing), ED (edema), ET "
@@ -83,8 +137,12 @@ def outputs(names: Sequence[str], where: str) -> tuple[Head, tuple[int, ...]]:
     )
 
 
-def label_table(labels: Mapping[str, Any], where: str) -> tuple[Head, tuple[int, ...]]:
-    """Returns what the "labels" of nnU-Net's dataset.json make of its outputs; see `outputs`.
+def _tissues(names: Sequence[Any]) -> list[str]:
+    return [label_recognition.tissue(str(name)) for name in names]
+
+
+def label_table(labels: Mapping[str, Any], where: str) -> Outputs:
+    """Returns what the "labels" of nnU-Net's dataset.json make of a glioma model's outputs.
 
     Regions (lists of values) become outputs in the order of the file, without the background;
     plain labels in the order of their values (nnU-Net's `LabelManager`). The regions' values must

@@ -15,9 +15,10 @@ The first is loaded by
     network.load_state_dict(torch.load("model.pt", weights_only=True))
 
 nnU-Net's own preparation of a scan then differs from this project's as `nnunet_folder` says, and it
-paints an enhancing tumour also where it finds no whole tumour; here regions are nested.
+paints a region also outside of those that contain it; here it is painted only within them.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -27,33 +28,24 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Num
 
-from kdnet_jax import conventions, files
+from kdnet_jax import files
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     described_weights,
     foreign_model,
     network_kinds,
+    nnunet_task,
     torch_files,
-    vocabulary,
     weights,
 )
 from kdnet_jax.models import nnunet
 
 _DATASET: Final = "Dataset999_KDNet"
 _TRAINER, _PLANS, _CONFIGURATION = "nnUNetTrainer", "nnUNetPlans", "3d_fullres"
-# The names under which nnU-Net knows the sequences of BraTS.
-_CHANNELS: Final = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "Flair"}
-_CLASS_LABELS: Final = {"background": 0, "NCR": 1, "ED": 2, "ET": 3}
-# In nnU-Net's order, where a later region is painted over an earlier one: value 2 (ED) for all of
-# the tumour, then 1 (NCR) for its core, then 3 (ET).
-_REGION_LABELS: Final = {
-    "background": 0,
-    "whole tumor": [1, 2, 3],
-    "tumor core": [1, 3],
-    "enhancing tumor": [3],
+_SCHEMES: Final = {ours: theirs for theirs, ours in nnunet_task.SCHEMES.items()} | {
+    "zscore_nonzero": nnunet_task.ZSCORE
 }
-_REGION_ORDER: Final = ("WT", "TC", "ET")
-_REGION_VALUES: Final = [2, 1, 3]
 _HEADS: Final = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")
 
 
@@ -86,7 +78,7 @@ def write(folder: pathlib.Path, given: foreign_model.ForeignModel) -> list[str]:
     said = [f"{', '.join(names)}, {described_weights.FILE}: weights for {kind.module}.{kind.name}"]
     if not isinstance(given.network, nnunet.PlainConvConfig):
         return said
-    if reason := _not_nnunet(given.axes, given.spacing):
+    if reason := _not_nnunet(given):
         return [*said, f"no folder for nnUNetv2_predict: {reason}"]
     results = folder / "nnUNet_results" / _DATASET / f"{_TRAINER}__{_PLANS}__{_CONFIGURATION}"
     dataset, plans = _dataset(given), _plans(given)
@@ -96,7 +88,7 @@ def write(folder: pathlib.Path, given: foreign_model.ForeignModel) -> list[str]:
         documents["splits_final.json"] = [{"train": cases, "val": []}] * len(states)
     for name, content in documents.items():
         files.write_text(results / name, json.dumps(content, indent=1) + "\n")
-    channels = _channels(given.head, given.order)
+    channels = _channels(given)
     for fold, state in enumerate(states):
         content = _checkpoint(_with_heads(state, channels), plans, dataset, fold, given.mirror)
         torch_files.write(results / f"fold_{fold}" / "checkpoint_final.pth", content)
@@ -106,20 +98,48 @@ def write(folder: pathlib.Path, given: foreign_model.ForeignModel) -> list[str]:
 # ------------------------------------------------------------------------- nnU-Net's folder
 
 
-def _not_nnunet(axes: str, spacing: float | None) -> str:
+def _not_nnunet(given: foreign_model.ForeignModel) -> str:
     """Returns why nnU-Net's folder cannot say what the model needs, "" if it can."""
-    if spacing is None:
+    if given.spacing is None:
         return "nnU-Net resamples every scan to one voxel size, this model takes each as it is"
-    if sorted(axes) != sorted("SPL"):
-        return f"nnU-Net takes the axes as BraTS files have them, this model turns them to {axes}"
+    if sorted(given.axes) != sorted("SPL"):
+        return (
+            "nnU-Net takes the axes as BraTS files have them, this model turns them to "
+            f"{given.axes}"
+        )
+    if given.head == "regions" and not nnunet_task.has_regions(_task(given).to_dataset_json()):
+        return (
+            "nnU-Net has a sigmoid only where a region is of several classes; train with "
+            "--config.model.head=softmax"
+        )
+    for channel in _task(given).channels:
+        if channel.normalisation == "ct" and channel.statistics is None:
+            return f"the intensities of {channel.name} that a CT is cut at are not known"
     return ""
 
 
-def _channels(head: vocabulary.Head, order: Sequence[int]) -> list[int]:
+def _task(given: foreign_model.ForeignModel) -> task_lib.Task:
+    """Returns the task as nnU-Net sees it: of these channels, by classes where they are outputs."""
+    task, names = given.task, given.modalities
+    channels = tuple(task.channel(name) for name in names)
+    task = dataclasses.replace(
+        task, channels=channels, student=task.student if task.student in names else None
+    )
+    if given.head == "regions":
+        return task
+    classes = tuple(
+        task_lib.Region(name=name, members=(number,), paint=number)
+        for number, name in enumerate(task.classes)
+        if number
+    )
+    return dataclasses.replace(task, regions=classes, painting=tuple(range(len(classes))))
+
+
+def _channels(given: foreign_model.ForeignModel) -> list[int]:
     """Returns, for each of nnU-Net's outputs, the network's channel."""
-    if head == "softmax":
-        return list(order)
-    return [order[conventions.REGIONS.index(name)] for name in _REGION_ORDER]
+    if given.head == "softmax":
+        return list(given.order)
+    return [given.order[place] for place in given.task.painting]
 
 
 def _with_heads(state: weights.State, channels: Sequence[int]) -> dict[str, Num[np.ndarray, "..."]]:
@@ -131,38 +151,36 @@ def _with_heads(state: weights.State, channels: Sequence[int]) -> dict[str, Num[
 
 
 def _dataset(given: foreign_model.ForeignModel) -> dict[str, Any]:
-    regions = {"regions_class_order": _REGION_VALUES} if given.head == "regions" else {}
-    return {
-        "channel_names": {str(i): _CHANNELS[name] for i, name in enumerate(given.modalities)},
-        "labels": _REGION_LABELS if given.head == "regions" else _CLASS_LABELS,
-        **regions,
+    return _task(given).to_dataset_json() | {
         "licence": given.about.get("licence", ""),
         "numTraining": len(given.known.ids),
-        "file_ending": ".nii.gz",
-        "name": _DATASET,
     }
 
 
 def _plans(given: foreign_model.ForeignModel) -> dict[str, Any]:
     """Returns plans.json."""
     forward = ["SPL".index(letter) for letter in given.axes]
-    channels, spacing, window = len(given.modalities), given.spacing, list(given.window)
+    channels, window = _task(given).channels, list(given.window)
+    spacing = list(given.spacing) if isinstance(given.spacing, tuple) else [given.spacing] * 3
     kind = network_kinds.of_config(given.network)
-    arguments = kind.write(given.network, channels)
+    arguments = kind.write(given.network, len(channels))
     # nnU-Net passes these itself.
     for name in ("input_channels", "num_classes", "deep_supervision"):
         arguments.pop(name)
     return {
         "dataset_name": _DATASET,
         "plans_name": _PLANS,
-        "original_median_spacing_after_transp": [spacing] * 3,
+        "original_median_spacing_after_transp": spacing,
         "original_median_shape_after_transp": window,
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": forward,
         "transpose_backward": [forward.index(axis) for axis in range(3)],
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {str(i): {} for i in range(channels)},
+        nnunet_task.PROPERTIES: {
+            str(i): dict(zip(nnunet_task.STATISTICS, each.statistics or (), strict=False))
+            for i, each in enumerate(channels)
+        },
         "configurations": {
             _CONFIGURATION: {
                 "data_identifier": f"{_PLANS}_{_CONFIGURATION}",
@@ -170,9 +188,9 @@ def _plans(given: foreign_model.ForeignModel) -> dict[str, Any]:
                 "batch_size": 2,
                 "patch_size": window,
                 "median_image_size_in_voxels": [float(edge) for edge in window],
-                "spacing": [spacing] * 3,
-                "normalization_schemes": ["ZScoreNormalization"] * channels,
-                "use_mask_for_norm": [True] * channels,
+                "spacing": spacing,
+                "normalization_schemes": [_SCHEMES[each.normalisation] for each in channels],
+                "use_mask_for_norm": [each.normalisation == "zscore_nonzero" for each in channels],
                 **_resampling("data", is_seg=False),
                 **_resampling("seg", is_seg=True),
                 **_resampling("probabilities", is_seg=False),

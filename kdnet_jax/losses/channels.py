@@ -61,7 +61,7 @@ class Prediction(NamedTuple):
 def predict(logits: Float[Array, "b d h w k"], head: heads.Head) -> Prediction:
     """Returns the probabilities of softmax over all channels, or of a sigmoid for each."""
     channels = split(logits)
-    if head == "regions":
+    if head.kind == "regions":
         return Prediction(
             tuple(jax.nn.sigmoid(x) for x in channels),
             tuple(jax.nn.log_sigmoid(x) for x in channels),

@@ -108,7 +108,7 @@ def balance_weights(y: Float[Array, "b d h w k"], head: heads.Head) -> Float[Arr
 
     A sample without tumour (or with nothing else) has equal weights.
     """
-    tumour = y[..., heads.foreground(head)].max(axis=-1)
+    tumour = y[..., head.foreground].max(axis=-1)
     share = tumour.mean(axis=(1, 2, 3), keepdims=True)
     mixed = (share > 0) & (share < 1)
     inside = jnp.where(mixed, 0.5 / jnp.where(mixed, share, 1), 1.0)

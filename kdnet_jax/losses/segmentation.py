@@ -50,7 +50,9 @@ def weighted_mean(
     """Mean over the voxels of each sample, by weight if `weights` are given."""
     if weights is None:
         return channels.voxel_sum(values) / values[0].size
-    return channels.voxel_sum(values * weights) / channels.voxel_sum(weights)
+    # At least 1: a sample may have no voxel that counts.
+    total = jnp.maximum(channels.voxel_sum(weights), 1)
+    return channels.voxel_sum(values * weights) / total
 
 
 def cross_entropy(log_p: channels.Volumes, y: channels.Volumes) -> Float[Array, "b d h w"]:
@@ -74,6 +76,7 @@ def supervised_terms(
     y: Float[Array, "b d h w k"],
     *,
     head: heads.Head,
+    known: Float[Array, "b d h w"] | None = None,
     form: str = "dice_ce",
     over_batch: bool = False,
 ) -> dict[str, Float[Array, "b"]]:
@@ -81,8 +84,10 @@ def supervised_terms(
 
     Args:
         logits: the network's output.
-        y: one-hot classes or 0/1 regions (`heads.targets`).
+        y: one-hot classes or 0/1 regions (`Head.targets`).
         head: what the channels of the logits are.
+        known: 1 for the voxels that have a label, 0 for those to ignore, which are in no sum
+            (`Head.known`); `None`: all count.
         form: "dice_ce" (Dice over the tumour channels + cross-entropy), or "dice_bce" (Dice and
             binary cross-entropy over all channels, as KD-Net writes L_GT). A regions head has
             binary entropies in both.
@@ -92,13 +97,16 @@ def supervised_terms(
         {"gt_dice": 1 - mean Dice, "gt_ce" or "gt_bce"}; their sum is the loss.
     """
     prediction, target = channels.predict(logits, head), channels.split(y)
-    if form == "dice_ce" and head == "softmax":
+    if form == "dice_ce" and head.kind == "softmax":
         name, entropy = "gt_ce", cross_entropy(prediction.log_p, target)
     else:
         name, entropy = "gt_bce", binary_cross_entropy(prediction, target)
-    counted = heads.foreground(head) if form == "dice_ce" else slice(None)
-    dice = soft_dice(prediction.p[counted], target[counted], over_batch=over_batch)
-    return {"gt_dice": 1 - dice.mean(axis=-1), name: weighted_mean(entropy, None)}
+    counted = head.foreground if form == "dice_ce" else slice(None)
+    p = prediction.p[counted]
+    if known is not None:  # the target is 0 there already
+        p = tuple(channel * known for channel in p)
+    dice = soft_dice(p, target[counted], over_batch=over_batch)
+    return {"gt_dice": 1 - dice.mean(axis=-1), name: weighted_mean(entropy, known)}
 
 
 def deep_supervision_loss(
@@ -106,6 +114,7 @@ def deep_supervision_loss(
     y: Float[Array, "b d h w k"],
     *,
     head: heads.Head,
+    known: Float[Array, "b d h w"] | None = None,
     form: str,
     over_batch: bool = False,
 ) -> Float[Array, "b"] | None:
@@ -120,8 +129,16 @@ def deep_supervision_loss(
     total: Array = jnp.zeros(y.shape[0])
     for level in levels:
         logits = features[f"logits_{level}"]
-        target = _at_centres(y, logits.shape[1:4])
-        terms = supervised_terms(logits, target, head=head, form=form, over_batch=over_batch)
+        shape = logits.shape[1:4]
+        coarse = None if known is None else _at_centres(known[..., None], shape)[..., 0]
+        terms = supervised_terms(
+            logits,
+            _at_centres(y, shape),
+            head=head,
+            known=coarse,
+            form=form,
+            over_batch=over_batch,
+        )
         total = total + sum(terms.values()) / 2**level
     return total
 

@@ -5,12 +5,13 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
-from kdnet_jax import conventions, files
+from kdnet_jax import files
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import boxes, lesions, overlap, surface
 
@@ -21,7 +22,7 @@ class RegionScore:
 
     Attributes:
       case: The case's id.
-      region: "ET", "TC" or "WT".
+      region: Name of a region of the task.
       dice: Both empty 1, exactly one empty 0.
       hd95_mm: Both empty 0, exactly one empty 373.12866 (see `surface.hd95`).
       nsd: Normalised surface Dice at 1 mm.
@@ -74,7 +75,7 @@ METRICS: Final = (
 COUNTS: Final = ("lesions_ref", "lesions_pred", "lesions_missed", "lesions_false")
 _NUMBERS: Final = (*METRICS, "volume_ref_mm3", "volume_pred_mm3")
 _SHARES: Final = ("dice", "nsd", "nsd_2mm", "lesion_dice", "sensitivity", "specificity")
-# mm, mm3 or lesions: more than any head holds, and no infinity.
+# mm, mm3 or lesions: more than any body holds, and no infinity.
 _LARGEST: Final = 1e9
 _BOOLEANS: Final = {"true": True, "false": False}
 
@@ -84,17 +85,22 @@ def score_case(
     reference_classes: Integer[np.ndarray, "..."],
     prediction_classes: Integer[np.ndarray, "..."],
     spacing: surface.Spacing,
+    *,
+    task: task_lib.Task,
 ) -> list[RegionScore]:
     """Scores one case on the whole grid that it is given on.
 
+    Voxels that nobody labelled count for nothing (`labelled`).
+
     Args:
       case_id: The case's id.
-      reference_classes: Classes 0..3 "d h w"; a resection cavity (4) is no tumour.
-      prediction_classes: The same, on the same grid.
+      reference_classes: Classes "d h w"; the task's unscored values belong to no region.
+      prediction_classes: The same, on the same grid, without the ignore label.
       spacing: mm per axis.
+      task: What is segmented.
 
     Returns:
-      A row per region, in the order of `conventions.REGIONS`.
+      A row per region, in the order of the task.
 
     Raises:
       UserError: The grids differ, or a value is not a class.
@@ -104,42 +110,59 @@ def score_case(
             f"case {case_id}: the prediction's grid {prediction_classes.shape} is not the "
             f"reference's {reference_classes.shape}; give both on the scan's own grid"
         )
-    _check_classes(case_id, "reference", reference_classes)
-    _check_classes(case_id, "prediction", prediction_classes)
-    # Every region lies within WT, so outside of its box there is nothing to measure.
-    tumour = (
-        conventions.region_mask(each, "WT") for each in (reference_classes, prediction_classes)
-    )
-    box = boxes.bounding_box(np.logical_or(*tumour))
-    reference, prediction = reference_classes[box], prediction_classes[box]
-    outside = reference_classes.size - reference.size
+    last = len(task.classes) + len(task.unscored) - 1
+    _check_classes(case_id, "reference", reference_classes, max(last, task.ignore or 0))
+    _check_classes(case_id, "prediction", prediction_classes, last)
+    ignored = 0 if task.ignore is None else int((reference_classes == task.ignore).sum())
+    both = labelled(reference_classes, prediction_classes, task)
+    # Every region lies within the hull, so outside of its box there is nothing to measure.
+    box = boxes.bounding_box(np.logical_or(*map(task.hull_mask, both)))
+    reference, prediction = (each[box] for each in both)
+    outside = reference_classes.size - reference.size - ignored
     return [
-        _score_region(case_id, region, reference, prediction, spacing, outside)
-        for region in conventions.REGIONS
+        _score_region(
+            case_id,
+            region,
+            task.mask(reference, region),
+            task.mask(prediction, region),
+            spacing,
+            outside,
+        )
+        for region in task.region_names
     ]
 
 
-def _check_classes(case_id: str, name: str, classes: Integer[np.ndarray, "..."]) -> None:
+def labelled(
+    reference: Integer[np.ndarray, "d h w"],
+    prediction: Integer[np.ndarray, "d h w"],
+    task: task_lib.Task,
+) -> tuple[Integer[np.ndarray, "d h w"], Integer[np.ndarray, "d h w"]]:
+    """Returns both with background where the reference has the ignore label."""
+    if task.ignore is None:
+        return reference, prediction
+    unknown = reference == task.ignore
+    return np.where(unknown, 0, reference), np.where(unknown, 0, prediction)
+
+
+def _check_classes(case_id: str, name: str, classes: Integer[np.ndarray, "..."], last: int) -> None:
     if not classes.size:
         raise UserError(f"case {case_id}: the {name} has no voxel (shape {classes.shape})")
     low, high = int(classes.min()), int(classes.max())
-    if low < 0 or high > conventions.RESECTION_CAVITY:
+    if low < 0 or high > last:
         raise UserError(
             f"case {case_id}: the {name} holds values from {low} to {high}, expected classes "
-            f"0 to {conventions.RESECTION_CAVITY}; check the label convention of its files"
+            f"0 to {last}; check the label convention of its files"
         )
 
 
 def _score_region(
     case_id: str,
     region: str,
-    reference_classes: Integer[np.ndarray, "d h w"],
-    prediction_classes: Integer[np.ndarray, "d h w"],
+    reference: Bool[np.ndarray, "d h w"],
+    prediction: Bool[np.ndarray, "d h w"],
     spacing: surface.Spacing,
     outside: int,
 ) -> RegionScore:
-    reference = conventions.region_mask(reference_classes, region)
-    prediction = conventions.region_mask(prediction_classes, region)
     surfaces = surface.surface_voxels(reference), surface.surface_voxels(prediction)
     distances = surface.between(*surfaces, spacing)
     by_lesion = lesions.score(reference, prediction, spacing, surfaces)
@@ -183,8 +206,12 @@ def _cell(value: str | float | int | bool) -> str:
     return str(value)
 
 
-def read_cases_csv(path: str | os.PathLike) -> list[RegionScore]:
+def read_cases_csv(path: str | os.PathLike, *, regions: Sequence[str]) -> list[RegionScore]:
     """Reads what `write_cases_csv` wrote; further columns are left aside.
+
+    Args:
+      path: The file.
+      regions: Names that the column `region` may hold.
 
     Raises:
       UserError: The file or a column is missing, a cell cannot be read, or a case and region
@@ -199,7 +226,7 @@ def read_cases_csv(path: str | os.PathLike) -> list[RegionScore]:
                     f"{path}: column(s) {', '.join(missing)} missing; expected the columns "
                     f"{','.join(COLUMNS)}. A file of an older version lacks some: evaluate again"
                 )
-            scores = [_parse_row(path, reader.line_num, row) for row in reader]
+            scores = [_parse_row(path, reader.line_num, row, regions) for row in reader]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected the cases.csv of an evaluation") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -210,7 +237,9 @@ def read_cases_csv(path: str | os.PathLike) -> list[RegionScore]:
     return scores
 
 
-def _parse_row(path: str | os.PathLike, line: int, row: dict[str, str]) -> RegionScore:
+def _parse_row(
+    path: str | os.PathLike, line: int, row: dict[str, str], regions: Sequence[str]
+) -> RegionScore:
     if None in row or None in row.values():
         raise UserError(
             f"{path}, line {line}: has more or fewer cells than there are columns. The file is cut "
@@ -220,12 +249,12 @@ def _parse_row(path: str | os.PathLike, line: int, row: dict[str, str]) -> Regio
         numbers = {name: float(row[name] or "nan") for name in _NUMBERS}
         counts = {name: int(row[name]) for name in COUNTS}
         flags = {name: _BOOLEANS[row[name].lower()] for name in ("ref_empty", "pred_empty")}
-        conventions.REGION_CLASSES[row["region"]]
+        dict.fromkeys(regions)[row["region"]]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}, line {line}: cannot read the cell with {error}; expected numbers "
-            "(whole ones for lesions), true or false for ref_empty and pred_empty, and ET, TC or "
-            "WT for region"
+            "(whole ones for lesions), true or false for ref_empty and pred_empty, and "
+            f"{either(regions)} for region"
         ) from error
     for name, value in (numbers | counts).items():
         undefined = name in METRICS and math.isnan(value)
@@ -237,6 +266,11 @@ def _parse_row(path: str | os.PathLike, line: int, row: dict[str, str]) -> Regio
     if not row["case"]:
         raise UserError(f"{path}, line {line}: names no case. Evaluate again")
     return RegionScore(case=row["case"], region=row["region"], **numbers, **counts, **flags)
+
+
+def either(names: Sequence[str]) -> str:
+    """Returns "a, b or c"."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _refuse_doubles(path: str | os.PathLike, scores: Sequence[RegionScore]) -> None:
@@ -253,25 +287,37 @@ def _refuse_doubles(path: str | os.PathLike, scores: Sequence[RegionScore]) -> N
 # --- Summary -----------------------------------------------------------------------------------
 
 
-def summarise(scores: Sequence[RegionScore]) -> dict:
+def summarise(scores: Sequence[RegionScore], *, task: task_lib.Task) -> dict:
     """Returns the content of `summary.json`, free of NaN: what is undefined is None.
 
     Returns:
-      {"cases": number of cases, "mean_dice": mean over the regions of the mean Dice,
-      "regions": {region: {"cases", "ref_empty", "pred_empty": counts, for each metric {"mean",
-      "sd" (n - 1), "median", "count" (cases where it is defined)}, and for each of `COUNTS` the
-      sum over the cases}}}. The penalty of HD95 for an empty mask is part of its mean, so the
-      median stands beside it.
+      {"task": see `scored_task`, "cases": number of cases, "mean_dice": mean over the regions of
+      the mean Dice, "regions": {region: {"cases", "ref_empty", "pred_empty": counts, for each
+      metric {"mean", "sd" (n - 1), "median", "count" (cases where it is defined)}, and for each of
+      `COUNTS` the sum over the cases}}}. The penalty of HD95 for an empty mask is part of its mean,
+      so the median stands beside it.
     """
     regions = {
         region: _summarise_region([score for score in scores if score.region == region])
-        for region in conventions.REGIONS
+        for region in task.region_names
     }
     means = [row["dice"]["mean"] for row in regions.values() if row["dice"]["count"]]
     return {
+        "task": scored_task(task),
         "cases": len({score.case for score in scores}),
         "mean_dice": float(np.mean(means)) if means else None,
         "regions": regions,
+    }
+
+
+def scored_task(task: task_lib.Task) -> dict[str, Any]:
+    """Returns what scores are of, for `summary.json`: the task's name, its regions' classes."""
+    return {
+        "name": task.name,
+        "regions": {
+            region.name: [task.classes[member] for member in region.members]
+            for region in task.regions
+        },
     }
 
 

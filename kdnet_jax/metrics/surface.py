@@ -15,7 +15,8 @@ Mask = Bool[np.ndarray, "d h w"]
 Voxels = Integer[np.ndarray, "_ 3"]
 Spacing = tuple[float, float, float]
 
-# What BraTS books where exactly one mask is empty: the diagonal of its 240 x 240 x 155 mm grid.
+# What BraTS counts where exactly one mask is empty: the diagonal of its 240 x 240 x 155 mm grid.
+# It is the same for every task, so that scores of tasks and grids compare.
 EMPTY_PENALTY_MM: Final = 373.12866
 HD95_DEFINITION: Final = (
     "larger of the two directed 95th percentiles of the distances between surface voxels, in mm; "
@@ -83,7 +84,8 @@ def hd95(reference: Mask, prediction: Mask, spacing: Spacing) -> float:
     """Returns the 95 % Hausdorff distance in mm: max(P95 of d(R→P), P95 of d(P→R)).
 
     This is the larger of the two directed percentiles (MONAI, BraTS), not the percentile of the
-    pooled distances. Both masks empty gives 0, exactly one gives `EMPTY_PENALTY_MM`.
+    pooled distances. Both masks empty gives 0, exactly one gives `EMPTY_PENALTY_MM`: BraTS's
+    penalty, taken for every task.
     """
     return surface_distances(reference, prediction, spacing).hd95()
 

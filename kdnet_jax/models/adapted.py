@@ -7,7 +7,7 @@ they lie, so that all else sees one more network.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,8 @@ from kdnet_jax.errors import UserError, check_choice
 # Of an axis: the letter that this project's arrays grow to, and the opposite one.
 _LINES = ("SI", "PA", "LR")
 _MOST_MEMBERS = 100
+# Of an edge in voxels or in mm.
+N = TypeVar("N", int, float)
 
 
 class RawConfig(Protocol):
@@ -156,13 +158,13 @@ def _log_mean(log_p: Array) -> Array:
     return jax.scipy.special.logsumexp(log_p, axis=0) - math.log(log_p.shape[0])
 
 
-def to_spl(edges: tuple[int, int, int], axes: str) -> tuple[int, int, int]:
+def to_spl(edges: tuple[N, N, N], axes: str) -> tuple[N, N, N]:
     """Returns edges along `axes` as edges along superior, posterior and left."""
     d, h, w = (edges[_sources(axes).index(line)] for line in range(3))
     return d, h, w
 
 
-def from_spl(edges: tuple[int, int, int], axes: str) -> tuple[int, int, int]:
+def from_spl(edges: tuple[N, N, N], axes: str) -> tuple[N, N, N]:
     """Returns edges along superior, posterior and left as edges along `axes`."""
     d, h, w = (edges[line] for line in _sources(axes))
     return d, h, w

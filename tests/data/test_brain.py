@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kdnet_jax.data import brain, prepare
+from kdnet_jax.data import brain, intensities
 from kdnet_jax.errors import UserError
 
 SHAPE = (52, 48, 44)
@@ -51,7 +51,7 @@ STORED = {
 @pytest.mark.parametrize("stored", STORED)
 def test_ringing_is_background_and_said(stripped: np.ndarray, stored: str) -> None:
     resampled = STORED[stored](_moved(stripped))
-    mask, notes = prepare.find_brain(resampled, 1e-3, "scan")
+    mask, notes = intensities.find_brain(resampled, 1e-3, "scan")
     assert len(notes) == 1
     assert notes[0].startswith("scan: the background is not 0")
     assert INTERPOLATED in notes[0]
@@ -60,22 +60,22 @@ def test_ringing_is_background_and_said(stripped: np.ndarray, stored: str) -> No
     inner = ndimage.binary_erosion(BRAIN, iterations=3)
     assert mask[inner].all()  # The ventricle is as dark as the ringing, and is no background.
     linear = ndimage.shift(stripped, MOVE, order=1)
-    expected = prepare.z_score(linear, linear != 0, "linear")[inner].std()
-    found = prepare.z_score(resampled, mask, "scan")[inner].std()
+    expected = intensities.z_score(linear, linear != 0, "linear")[inner].std()
+    found = intensities.z_score(resampled, mask, "scan")[inner].std()
     assert found == pytest.approx(expected, rel=0.15)
 
 
 def test_ringing_around_a_background_that_is_not_zero(stripped: np.ndarray) -> None:
     scored = ((stripped - 450) / 150).astype(np.float32)  # The background is -3.
-    mask, notes = prepare.find_brain(_moved(scored, mode="nearest"), 1e-3, "scan")
+    mask, notes = intensities.find_brain(_moved(scored, mode="nearest"), 1e-3, "scan")
     assert "the background is not -3" in notes[0]
     assert INTERPOLATED in notes[0]
     assert np.count_nonzero(mask) == pytest.approx(_linear(stripped), rel=0.02)
 
 
 def test_ringing_around_negative_and_positive_scores(stripped: np.ndarray) -> None:
-    scored = prepare.z_score(stripped, BRAIN, "scan")
-    mask, notes = prepare.find_brain(_moved(scored), 1e-3, "scan")
+    scored = intensities.z_score(stripped, BRAIN, "scan")
+    mask, notes = intensities.find_brain(_moved(scored), 1e-3, "scan")
     assert INTERPOLATED in notes[0]
     assert mask[ndimage.binary_erosion(BRAIN, iterations=2)].all()
     assert np.count_nonzero(mask) < 1.2 * _linear(stripped)
@@ -87,7 +87,7 @@ def test_a_volume_cropped_to_the_brain(stripped: np.ndarray, background: float) 
     used = [np.flatnonzero(BRAIN.any(axis=rest)) for rest in ((1, 2), (0, 2), (0, 1))]
     box = tuple(slice(places[0], places[-1] + 1) for places in used)
     scored = np.where(BRAIN, stripped / 200 + 1, background).astype(np.float32)[box]
-    mask, notes = prepare.find_brain(scored, 1e-3, "scan")
+    mask, notes = intensities.find_brain(scored, 1e-3, "scan")
     np.testing.assert_array_equal(mask, BRAIN[box])
     assert [note[6:] for note in notes] == (
         ["the background is -0.75, not 0; it was taken as such"] if background else []
@@ -100,7 +100,7 @@ def test_sharp_edges_leave_a_scan_as_it_is(stripped: np.ndarray, order: int) -> 
     if order == 0:  # A rim of one value, such as a sequence has where its field of view ends.
         stripped[_ball(15) & ~_ball(14.5)] = 4
     volume = ndimage.shift(stripped, (0.4, 0, 0), order=order)
-    mask, notes = prepare.find_brain(volume, 1e-3, "scan")
+    mask, notes = intensities.find_brain(volume, 1e-3, "scan")
     assert notes == []
     np.testing.assert_array_equal(mask, volume != 0)
 
@@ -125,11 +125,11 @@ def test_noise_around_a_head_is_not_ringing(
     assert not any(INTERPOLATED in note for note in notes)
     assert mask is None or np.count_nonzero(mask) > 1.5 * np.count_nonzero(BRAIN)
     if noise != "integers, mostly 0":
-        with pytest.raises(UserError, match=prepare.SKULL_ON):
-            prepare.find_brain(head, 1e-3, "scan")
+        with pytest.raises(UserError, match=intensities.SKULL_ON):
+            intensities.find_brain(head, 1e-3, "scan")
 
 
 def test_a_head_whose_air_was_removed_is_a_head_by_its_volume(stripped: np.ndarray) -> None:
     millilitres = 3000 / np.count_nonzero(BRAIN)
-    with pytest.raises(UserError, match=f"34.. ml are not background.*{prepare.SKULL_ON}"):
-        prepare.find_brain(_moved(stripped), millilitres, "scan")
+    with pytest.raises(UserError, match=f"34.. ml are not background.*{intensities.SKULL_ON}"):
+        intensities.find_brain(_moved(stripped), millilitres, "scan")

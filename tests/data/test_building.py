@@ -54,7 +54,7 @@ def scans(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def build(root: pathlib.Path, scans: pathlib.Path, **kwargs: Any) -> store.CaseStore:
-    return building.build_brats(root, scans, **({"spacing": 2.0, "progress": False} | kwargs))
+    return building.build_scans(root, scans, **({"spacing": 2.0, "progress": False} | kwargs))
 
 
 def built(root: pathlib.Path) -> list[pathlib.Path]:
@@ -198,7 +198,7 @@ _KILLED = """
         return prepare_case(case, **kwargs)
 
     prepare.prepare_case = die_at_the_fourth
-    building.build_brats(
+    building.build_scans(
         pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), spacing=2.0, workers=1
     )
 """
@@ -228,7 +228,7 @@ _FULL = """
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
     root, scans = map(pathlib.Path, sys.argv[1:])
     errors.exit_on_user_error(
-        lambda: building.build_brats(root, scans, spacing=2.0, progress=False)
+        lambda: building.build_scans(root, scans, spacing=2.0, progress=False)
     )
 """
 
@@ -439,7 +439,7 @@ def test_phantom_cases_are_a_function_of_seed_and_index(tmp_path: pathlib.Path) 
     np.testing.assert_array_equal(few[1].image, more[1].image)
     assert few[1].image.shape[-1] == 4
     assert few[0].image.shape != other[0].image.shape or (few[0].image != other[0].image).any()
-    assert all(any(summary.tumour_voxels) for summary in more.summaries)
+    assert all(any(summary.class_voxels) for summary in more.summaries)
     assert (
         building.build_phantom(tmp_path, cases=2, seed=1, spacing=4.0, progress=False).folder
         == few.folder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kdnet_jax.data import building, cases, copies, prepare
+from kdnet_jax.data import building, cases, copies, intensities, prepare
 from kdnet_jax.errors import UserError
 
 SHAPE = (40, 36, 32)
@@ -75,7 +75,7 @@ def test_true_sequences_are_taken() -> None:
 
 def test_three_of_a_kind_are_named_once_each() -> None:
     image = sequences()["t1"]
-    scores = prepare.z_score(image, BRAIN, "scan")
+    scores = intensities.z_score(image, BRAIN, "scan")
     sample = copies.sample(scores, copies.places(BRAIN))
     names = dict.fromkeys(("t1", "t1ce", "flair"), "scan")
     found = copies.repeated(dict.fromkeys(names, sample), names)
@@ -92,7 +92,7 @@ def test_air_around_heads_makes_no_copies() -> None:
     for name in ("t1", "flair"):
         air = rng.uniform(1, 3, SHAPE)
         tissue = 100 + 3 * rng.normal(size=SHAPE)
-        heads[name] = prepare.z_score(np.where(BRAIN, tissue, air), air > 0, name)
+        heads[name] = intensities.z_score(np.where(BRAIN, tissue, air), air > 0, name)
     everywhere = np.ones(SHAPE, bool)
     assert np.corrcoef(heads["t1"].ravel(), heads["flair"].ravel())[0, 1] > 0.99
     samples = [copies.sample(head, copies.places(everywhere)) for head in heads.values()]
@@ -100,7 +100,7 @@ def test_air_around_heads_makes_no_copies() -> None:
 
 
 def test_brains_that_do_not_overlap_are_no_copies() -> None:
-    scores = prepare.z_score(sequences()["t1"], BRAIN, "scan")
+    scores = intensities.z_score(sequences()["t1"], BRAIN, "scan")
     halves = [scores * (np.arange(32) < 16), scores * (np.arange(32) >= 16)]
     voxels = copies.places(BRAIN)
     assert copies.likeness(*(copies.sample(half, voxels) for half in halves)) == 0
@@ -134,7 +134,7 @@ def test_a_build_names_the_case_and_can_leave_it_out(tmp_path: pathlib.Path) -> 
     write_cohort(tmp_path / "scans")
 
     def build(**options: bool) -> object:
-        return building.build_brats(
+        return building.build_scans(
             tmp_path / "built", tmp_path / "scans", spacing=2.0, progress=False, **options
         )
 
@@ -154,7 +154,7 @@ def test_real_cases(sample_dir: pathlib.Path) -> None:
     masks["t1"] = images["t1"] != 0
     voxels = copies.places(masks["flair"])
     samples = {
-        name: copies.sample(prepare.z_score(volume, masks[name], name), voxels)
+        name: copies.sample(intensities.z_score(volume, masks[name], name), voxels)
         for name, volume in images.items()
     }
     for one, other in itertools.combinations(samples, 2):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdnet_jax import conventions
-from kdnet_jax.data import cases, geometry, prepare
+from kdnet_jax.data import cases, geometry, intensities, prepare
 from kdnet_jax.errors import UserError
 
 MODALITIES = conventions.MODALITIES
@@ -251,7 +251,7 @@ def test_an_artefact_does_not_overflow(files: Files, tmp_path: pathlib.Path) -> 
     files.images["flair"][10, 10, 10] = 1e30
     case, _ = _prepare(files.write(tmp_path))
     assert np.isfinite(case.image).all()
-    assert case.image.max() == prepare.MAX_Z
+    assert case.image.max() == intensities.MAX_Z
 
 
 def test_negative_values_inside_the_brain(files: Files, tmp_path: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from kdnet_jax import model as model_lib
+from kdnet_jax import task as task_lib
 from kdnet_jax.exporting import model_card, scores
 from kdnet_jax.metrics import cases
 from kdnet_jax.models import networks, unet
@@ -45,7 +46,7 @@ def _card(document: dict[str, Any], name: str = "it") -> str:
 
 
 def _tested(*rows: cases.RegionScore, teacher: Any = None) -> dict[str, Any]:
-    summary = cases.summarise(rows) | {"hd95": "of the surfaces"}
+    summary = cases.summarise(rows, task=task_lib.GLIOMA) | {"hd95": "of the surfaces"}
     return _document(test=scores.collect(rows, summary, teacher))
 
 

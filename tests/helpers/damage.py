@@ -25,7 +25,7 @@ def build(folder: pathlib.Path, cases: int) -> store.CaseStore:
 
 def open_again(folder: pathlib.Path, **options: bool) -> store.CaseStore:
     """Opens what `build` built in this folder, or a copy of it."""
-    return building.build_brats(
+    return building.build_scans(
         folder / "datasets", folder / "scans", spacing=4.0, progress=False, **options
     )
 

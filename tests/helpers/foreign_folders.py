@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdnet_jax import model
+from kdnet_jax import task as task_lib
 from kdnet_jax.interop import foreign_model, monai_weights, network_kinds, nnunet_weights
 from kdnet_jax.models import monai, nnunet
 
@@ -65,6 +66,7 @@ def model_of(config: Any, members: int = 1, **changes: Any) -> foreign_model.For
     """Returns a model of these networks, which sees T1ce unless `changes` say otherwise."""
     values = {
         "source": "",
+        "task": task_lib.GLIOMA,
         "modalities": ("t1ce",),
         "head": "regions",
         "order": (0, 1, 2),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from benchmarks import metrics_oracles, metrics_pairs
+from kdnet_jax import task as task_lib
 from kdnet_jax.metrics import cases, surface
 
 EDGES = metrics_pairs.edge_pairs()
@@ -153,8 +154,10 @@ def test_an_oblique_grid_scores_as_a_straight_one() -> None:
     images = list(oblique(spacing))
     classes = [np.asarray(image.dataobj) for image in images]
     sizes = tuple(float(size) for size in nib.affines.voxel_sizes(images[0].affine))
-    turned = cases.score_case("a", *classes, sizes)
-    for straight, other in zip(cases.score_case("a", *classes, spacing), turned, strict=True):
+    turned = cases.score_case("a", *classes, sizes, task=task_lib.GLIOMA)
+    for straight, other in zip(
+        cases.score_case("a", *classes, spacing, task=task_lib.GLIOMA), turned, strict=True
+    ):
         assert other.hd95_mm == pytest.approx(straight.hd95_mm)
         assert (other.nsd, other.nsd_2mm) == (straight.nsd, straight.nsd_2mm)
         assert other.lesion_hd95_mm == pytest.approx(straight.lesion_hd95_mm)
