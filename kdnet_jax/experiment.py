@@ -66,7 +66,7 @@ def _run(
         config.loader.batch,
         values.patch,
         values.train.accumulate,
-        values.network.divisor,
+        values.network.divisor[0],
     )
     networks.check_space(mesh.shape[sharding.SPACE], values.network, "mesh.space")
     runs.prediction_mesh(model_lib.of_config(config, values))

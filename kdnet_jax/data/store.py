@@ -106,9 +106,9 @@ def _text(value: bytes | str) -> str:
 class CaseSummary:
     """What is known of a case without decoding its image.
 
-    `class_voxels` counts the classes but the background on the working grid, None without a
-    reference; `decoded_bytes` is the memory that the decoded case takes; `shape` is the working grid's, None
-    in datasets that were built before it was noted.
+    `class_voxels` counts the voxels of classes 1, 2, ... on the working grid, None without a
+    reference; `decoded_bytes` is the memory that the decoded case takes; `shape` is the working
+    grid's, None in datasets that were built before it was noted.
     """
 
     case_id: str

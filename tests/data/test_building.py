@@ -439,7 +439,7 @@ def test_phantom_cases_are_a_function_of_seed_and_index(tmp_path: pathlib.Path) 
     np.testing.assert_array_equal(few[1].image, more[1].image)
     assert few[1].image.shape[-1] == 4
     assert few[0].image.shape != other[0].image.shape or (few[0].image != other[0].image).any()
-    assert all(any(summary.tumour_voxels) for summary in more.summaries)
+    assert all(any(summary.class_voxels) for summary in more.summaries)
     assert (
         building.build_phantom(tmp_path, cases=2, seed=1, spacing=4.0, progress=False).folder
         == few.folder
