@@ -255,6 +255,20 @@ def read(text: str | os.PathLike[str]) -> Task:
     return from_dataset_json(documents.read_object(path), str(path))
 
 
+def to_json(task: Task) -> Any:
+    """Returns the task as this project's own files hold it: the glioma by name, others whole."""
+    return GLIOMA_NAME if task == GLIOMA else task.to_dataset_json()
+
+
+def from_json(value: Any, where: str) -> Task:
+    """Returns the task that `to_json` wrote; `where` names it in messages.
+
+    Raises:
+        UserError: it is neither "glioma" nor what `from_dataset_json` reads.
+    """
+    return GLIOMA if value == GLIOMA_NAME else from_dataset_json(_object(value, where), where)
+
+
 def from_dataset_json(document: Mapping[str, Any], where: str) -> Task:
     """Returns the task of a `dataset.json`.
 
