@@ -52,8 +52,8 @@ def write(
     """
     network = networks.portable(network)
     predict = inference.make_predict(network.module().apply, head, mirror=False)
-    edge = network.divisor
-    shape = export.symbolic_shape(f"b, {edge}*d, {edge}*h, {edge}*w, {modalities}")
+    d, h, w = np.broadcast_to(network.divisor, 3)
+    shape = export.symbolic_shape(f"b, {d}*d, {h}*h, {w}*w, {modalities}")
     windows = jax.ShapeDtypeStruct(shape, jnp.float32)
     constants = jax.tree.map(np.asarray, params)
     with _without_source_paths():

@@ -198,10 +198,11 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
 
 def _write_artifact(run: runs.Run, path: pathlib.Path) -> str:
     model = run.model
-    channels, edge = len(model.modalities), model.network.divisor
+    channels = len(model.modalities)
+    edges = 2 * np.broadcast_to(model.network.divisor, 3)
     artifact.write(path, model.network, run.params, head=model.head, modalities=channels)
     # Two windows, so that the norms have more than one voxel where the network is coarsest.
-    windows = np.random.default_rng(0).normal(size=(2, *(2 * edge,) * 3, channels))
+    windows = np.random.default_rng(0).normal(size=(2, *edges, channels))
     windows = windows.astype(np.float32)
     network = networks.portable(model.network)
     predict = inference.make_predict(network.module().apply, model.head, mirror=False)
