@@ -67,7 +67,7 @@ def test_regions_are_painted_by_nnunet_as_here(tmp_path) -> None:
     """A voxel of all regions is ET (3), of core and whole NCR (1), of the whole alone ED (2)."""
     write(tmp_path, folders.PLAIN)
     dataset = json.loads((tmp_path / RESULTS / "dataset.json").read_text())
-    regions = [v for k, v in dataset["labels"].items() if k != "background"]
+    regions = [np.atleast_1d(v) for k, v in dataset["labels"].items() if k != "background"]
     painted = {}
     for value in (1, 2, 3):
         for region, number in zip(regions, dataset["regions_class_order"], strict=True):
