@@ -24,7 +24,8 @@ from array_record.python import array_record_module
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
 from data_builders.task_cohort import task_cohort_dataset_builder
-from kdnet_jax import conventions, sharding
+from kdnet_jax import sharding
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import (
     building,
     case_builder,
@@ -45,7 +46,7 @@ def write_case(folder: pathlib.Path, name: str, suffix: str = ".nii.gz", seed: i
     rng = np.random.default_rng(seed)
     (folder / name).mkdir(parents=True)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])
-    for modality in conventions.MODALITIES:
+    for modality in task_lib.GLIOMA.modalities:
         data = np.zeros((SIZE,) * 3, np.int16)
         data[4:-4, 3:-5, 6:-3] = rng.integers(100, 900, (SIZE - 8, SIZE - 8, SIZE - 9))
         path = folder / name / f"{name}_{modality}{suffix}"
