@@ -235,16 +235,12 @@ def test_every_kind_of_network_becomes_an_artifact_of_any_size(
     else:
         deep = name != "segresnet"
         widths = (8, 16, 32, 64) if deep else (8, 16)
-        like = unet.UNetConfig(
-            widths=widths, head="regions", out_channels=3, deep_supervision=deep
-        )
+        like = unet.UNetConfig(widths=widths, head="regions", out_channels=3, deep_supervision=deep)
         network = networks.of_family(name, like)
     params = networks.init_params(network, 2, jax.random.key(0))
     head = heads.Head(task_lib.DEFAULT, network.head)
     artifact.write(tmp_path / "a", network, params, head=head, modalities=2)
-    predict = inference.make_predict(
-        networks.portable(network).module().apply, head, mirror=False
-    )
+    predict = inference.make_predict(networks.portable(network).module().apply, head, mirror=False)
     edge = network.divisor
     for batch, *edges in ((1, 2, 2, 2), (3, 2, 4, 3)):
         shape = (batch, *(edge * count for count in edges), 2)
