@@ -72,7 +72,7 @@ class Segmentation:
         nifti.save(path, self.image)
 
     def probability(self, output: str) -> Float[np.ndarray, "x y z"]:
-        """Returns the probability of one of `outputs`; 0 outside of the box of what is not background.
+        """Returns the probability of one of `outputs`, 0 outside of the box that was segmented.
 
         Raises:
             UserError: there is no such output.

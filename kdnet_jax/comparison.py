@@ -58,7 +58,7 @@ class Result:
 
     Attributes:
         metric: a key of `MEASURES`.
-        region: one of `comparison_scores.REGIONS`.
+        region: one of `comparison_scores.columns`.
         cases: how many cases have a score on all sides.
         levels: side -> how it scores.
         difference: student - baseline, over runs and cases.
@@ -92,7 +92,8 @@ class Comparison:
     Attributes:
         sides: side -> folders of its runs, in the order given; "teacher" is absent without one.
         folds: pairs of runs in each fold.
-        results: per metric and region.
+        regions: of the task.
+        results: per metric and column of `comparison_scores.columns`.
         cases: what the figures show.
         differs: what makes the runs incomparable and was overruled by `force`.
         notes: what a reader has to know besides.
@@ -102,6 +103,7 @@ class Comparison:
 
     sides: Mapping[str, tuple[pathlib.Path, ...]]
     folds: tuple[int, ...]
+    regions: tuple[str, ...]
     results: tuple[Result, ...]
     cases: comparison_scores.CaseScores
     differs: tuple[str, ...]
@@ -119,6 +121,16 @@ class Comparison:
     def metrics(self) -> tuple[str, ...]:
         """The metrics compared."""
         return tuple(dict.fromkeys(result.metric for result in self.results))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What each metric is compared for: the regions, and the mean of several."""
+        return comparison_scores.columns(self.regions)
+
+    @property
+    def main(self) -> str:
+        """What the verdict is about: the mean of the regions, or the only one."""
+        return self.columns[-1]
 
     def result(self, metric: str, region: str) -> Result:
         """Returns the result of one metric and region."""
@@ -150,7 +162,8 @@ def compare(
 
     Raises:
         UserError: a run that cannot be read, a run given twice, sides without a partner, or
-            (without `force`) runs that are not comparable, with all that differs.
+            (without `force`) runs that are not comparable, with all that differs; or runs of
+            different tasks.
     """
     given = {"baseline": baseline, "student": student, "teacher": teacher}
     runs = [
@@ -159,6 +172,8 @@ def compare(
         for folder in folders
     ]
     comparison_runs.refuse_doubles(runs)
+    comparison_runs.refuse_other_tasks(runs)
+    regions = runs[0].regions
     differs = comparison_runs.differences(runs)
     folds, wrong, notes = comparison_runs.pair_up(runs)
     differs += wrong
@@ -169,17 +184,18 @@ def compare(
             "--force to compare them all the same; the output then says what differs."
         )
     sides = [side for side, folders in given.items() if folders]
-    blocks = [comparison_scores.Block(pairs, sides, metrics) for pairs in folds]
+    blocks = [comparison_scores.Block(pairs, sides, metrics, regions) for pairs in folds]
     results = _corrected(
         [
             _result(blocks, sides, metric, region, seed, resamples)
             for metric in metrics
-            for region in comparison_scores.REGIONS
+            for region in comparison_scores.columns(regions)
         ]
     )
     return Comparison(
         sides={side: tuple(given[side]) for side in sides},
         folds=tuple(len(pairs) for pairs in folds),
+        regions=regions,
         results=tuple(results),
         cases=comparison_scores.case_scores(blocks, sides, metrics),
         differs=tuple(differs),

@@ -4,12 +4,12 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from ml_collections import config_dict
 
-from kdnet_jax import conventions, evaluation, settings, workdir
+from kdnet_jax import evaluation, settings, workdir
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 
@@ -52,6 +52,11 @@ class Run:
     def cases(self) -> frozenset[str]:
         """The test cases."""
         return frozenset(case for case, _ in self.scores)
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The regions that it was scored by, in the order of its task."""
+        return tuple(self.summary["regions"])
 
     @property
     def seed(self) -> int | None:
@@ -97,7 +102,7 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
     _check_summary(folder, summary)
     rows = evaluation.read_scores(folder, postprocessed=postprocessed)
     scores = {(row.case, row.region): row for row in rows}
-    _refuse_gaps(f"--{side}={folder}", scores)
+    _refuse_gaps(f"--{side}={folder}", scores, summary["regions"])
     config = None
     if (folder / workdir.CONFIG).is_file():
         # All that differs from an empty config: its keys, dotted, and their values.
@@ -112,6 +117,14 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
 
 
 def _check_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
+    task = summary.get("task")
+    if task is not None and not (
+        isinstance(task, dict) and "name" in task and isinstance(task.get("regions"), dict)
+    ):
+        raise UserError(
+            f"{folder / evaluation.FOLDER / evaluation.SUMMARY_FILE} is damaged: its task is "
+            f"{task!r:.80}. Evaluate again."
+        )
     teacher = summary.get("teacher") or {}
     known = isinstance(teacher, dict)
     hashes = [summary.get("params_hash"), teacher.get("hash") if known else None]
@@ -122,9 +135,9 @@ def _check_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_gaps(where: str, scores: Mapping[tuple[str, str], Any]) -> None:
+def _refuse_gaps(where: str, scores: Mapping[tuple[str, str], Any], regions: Iterable[str]) -> None:
     for case in sorted({case for case, _ in scores}):
-        for region in conventions.REGIONS:
+        for region in regions:
             if (case, region) not in scores:
                 raise UserError(
                     f"{where}: {evaluation.CASES_FILE} has no row of {case}, {region}. Evaluate "
@@ -144,6 +157,29 @@ def refuse_doubles(runs: Sequence[Run]) -> None:
                     f"the same network is given {len(members)} times: {', '.join(members)}. "
                     "Give each run once."
                 )
+
+
+def refuse_other_tasks(runs: Sequence[Run]) -> None:
+    """Raises UserError if the runs were not scored for one task."""
+    first = runs[0]
+    for run in runs[1:]:
+        tasks = [each.summary.get("task") for each in (first, run)]
+        # Older runs do not name their task.
+        if set(first.regions) == set(run.regions) and (None in tasks or tasks[0] == tasks[1]):
+            continue
+        raise UserError(
+            f"--{first.side}={first.folder} and --{run.side}={run.folder} were scored for "
+            f"different tasks: {_task_text(first)}, and {_task_text(run)}. Give runs of one task."
+        )
+
+
+def _task_text(run: Run) -> str:
+    task = run.summary.get("task") or {"name": "unnamed", "regions": dict.fromkeys(run.regions, ())}
+    parts = [
+        f"{name} ({', '.join(classes)})" if classes else name
+        for name, classes in task["regions"].items()
+    ]
+    return f"{task['name']} with the regions {', '.join(parts)}"
 
 
 def _place(run: Run) -> str:

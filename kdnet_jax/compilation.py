@@ -51,7 +51,7 @@ def compile_step(
     """
     if teacher:
         sharding.check_depth(
-            mesh.shape[sharding.SPACE], values.patch, teacher.network.divisor, "loader.patch"
+            mesh.shape[sharding.SPACE], values.patch, teacher.network.divisor[0], "loader.patch"
         )
     step, arguments = _step(config, values, mesh, cases, teacher)
     compiled = step.lower(*arguments).compile()

@@ -70,7 +70,7 @@ class Number:
 class Several:
     """So many values of one kind."""
 
-    kind: Whole | Number
+    kind: Kind
     least: int
     most: int
 
@@ -166,6 +166,9 @@ KINDS: Final[dict[str, Kind]] = {
     "model.modalities": Text(),
     "model.family": Text(),
     "model.widths": Several(Whole(1, 10**4), 2, 9),
+    # No more than a level each.
+    "model.strides": Several(Several(Whole(1, 2), 3, 3), 0, 8),
+    "model.kernels": Several(Several(Whole(1, 3), 3, 3), 0, 9),
     "model.blocks": Whole(1, 100),
     "model.last_blocks": Whole(1, 100),
     "model.deep_supervision": Switch(),

@@ -13,6 +13,7 @@ import tqdm
 from matplotlib import figure as mpl_figure
 
 from kdnet_jax import conventions, files
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import case_checks, cases, cohort_checks, geometry, problems
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import contact_sheet, data_summary
@@ -89,7 +90,7 @@ def sheet(
     with futures.ThreadPoolExecutor(workers) as pool:
         drawn = list(tqdm.tqdm(pool.map(draw, ordered), "drawing", len(ordered), unit="case"))
     names = [name for name in conventions.MODALITIES if any(name in c.images for c in found)]
-    return contact_sheet.draw(drawn, names, len(found), title)
+    return contact_sheet.draw(drawn, names, len(found), title, task=task_lib.DEFAULT)
 
 
 def _worst(rows: Iterable[problems.Problem]) -> str:
@@ -109,6 +110,7 @@ def _sheet_row(
         {name: spl(volume) for name, volume in reading.scores.items()},
         None if reading.classes is None else spl(reading.classes),
         (1.0,) * 3 if reading.affine is None else geometry.spacing_spl(reading.affine, orientation),
+        task=task_lib.DEFAULT,
     )
 
 

@@ -136,9 +136,10 @@ class Ensemble:
         """Returns the window that a volume is segmented by."""
         if not self.whole:
             return self._model.window
-        divisor = math.lcm(*(member.model.network.divisor for member in self.members))
+        every = [member.model.network.divisor for member in self.members]
+        d, h, w = (math.lcm(*axis) for axis in zip(*every, strict=True))
         space = self.mesh.shape[sharding.SPACE] if self.mesh else 1
-        return inference.whole_window(shape, divisor, space)
+        return inference.whole_window(shape, (d, h, w), space)
 
     @functools.cached_property
     def _params(self) -> list[Any]:

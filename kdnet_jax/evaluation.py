@@ -247,16 +247,12 @@ def _write_case_scores(
     beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules, task: task_lib.Task
 ) -> None:
     name = each.case.case_id
-    plain = case_metrics.score_case(
-        name, each.reference, each.classes, each.spacing, task=task
-    )
+    plain = case_metrics.score_case(name, each.reference, each.classes, each.spacing, task=task)
     corrected = postprocessing.apply(each.classes, each.spacing, rules, task=task)
     # Most cases are left as they are, and scoring one takes a while.
     changed = not np.array_equal(corrected, each.classes)
     processed = (
-        case_metrics.score_case(
-            name, each.reference, corrected, each.spacing, task=task
-        )
+        case_metrics.score_case(name, each.reference, corrected, each.spacing, task=task)
         if changed
         else plain
     )

@@ -66,7 +66,7 @@ def _run(
         config.loader.batch,
         values.patch,
         values.train.accumulate,
-        values.network.divisor,
+        values.network.divisor[0],
     )
     networks.check_space(mesh.shape[sharding.SPACE], values.network, "mesh.space")
     runs.prediction_mesh(model_lib.of_config(config, values))
@@ -337,7 +337,8 @@ def _note_start(
     if familiarity.read(folder) is None:
         training = data.indices("train")
         sample = training[:: math.ceil(len(training) / familiarity.SAMPLE)]
-        familiarity.write(folder, familiarity.measure(batches.cases(sample)))
+        usual = familiarity.measure(batches.cases(sample), task=data.cases.task)
+        familiarity.write(folder, usual)
 
 
 def _open_log(

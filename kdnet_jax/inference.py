@@ -116,15 +116,17 @@ def window_starts(size: int, edge: int, overlap: float) -> list[int]:
     return [int(start) for start in np.round(np.linspace(0, size - edge, count))]
 
 
-def whole_window(shape: Sequence[int], divisor: int, space: int) -> tuple[int, int, int]:
+def whole_window(
+    shape: Sequence[int], divisor: tuple[int, int, int], space: int
+) -> tuple[int, int, int]:
     """Returns the smallest window that covers a volume in one pass, its depth split evenly.
 
     Args:
         shape: "d h w" of the volume.
-        divisor: what the network needs every edge, and each device's depth, to be divisible by.
+        divisor: what the network needs each edge, and each device's depth, to be divisible by.
         space: devices that share the depth.
     """
-    units = (space * divisor, divisor, divisor)
+    units = (space * divisor[0], *divisor[1:])
     d, h, w = (-(-edge // unit) * unit for edge, unit in zip(shape[:3], units, strict=True))
     return d, h, w
 

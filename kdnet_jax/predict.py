@@ -30,8 +30,8 @@ _OUTPUT = flags.DEFINE_string(
 _LABELS = flags.DEFINE_string(
     "labels",
     None,
-    "Label values of the mask: of a glioma brats2021 (the default), brats2023 or decathlon; of other "
-    "tasks those of their own dataset.json",
+    "Label values of the mask: of a glioma brats2021 (the default), brats2023 or decathlon; of "
+    "other tasks those of their own dataset.json",
 )
 _OVERLAY = flags.DEFINE_string(
     "overlay", None, "Also draw the mask: a .png file for one scan, a folder for several"

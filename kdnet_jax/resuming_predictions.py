@@ -73,9 +73,7 @@ def read_volumes(
         ) from error
 
 
-def _from_json(
-    path: pathlib.Path, task: task_lib.Task
-) -> list[prediction_outputs.ScanVolumes]:
+def _from_json(path: pathlib.Path, task: task_lib.Task) -> list[prediction_outputs.ScanVolumes]:
     return [
         prediction_outputs.ScanVolumes(
             scan=str(row["scan"]),
@@ -88,9 +86,7 @@ def _from_json(
     ]
 
 
-def _from_csv(
-    path: pathlib.Path, task: task_lib.Task
-) -> list[prediction_outputs.ScanVolumes]:
+def _from_csv(path: pathlib.Path, task: task_lib.Task) -> list[prediction_outputs.ScanVolumes]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)

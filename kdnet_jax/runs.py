@@ -103,10 +103,13 @@ def prediction_mesh(
         space = count if whole else math.gcd(model.space, count)
     mesh = sharding.local_mesh(space or 1)
     networks.check_space(mesh.shape[sharding.SPACE], model.network, key)
-    # Windows of other tools need not divide by what all axes together ask for.
-    if not whole and mesh.shape[sharding.SPACE] > 1:
+    if not whole:
         sharding.check_depth(
-            mesh.shape[sharding.SPACE], model.window, model.network.divisor, "inference.patch", key
+            mesh.shape[sharding.SPACE],
+            model.window,
+            model.network.divisor[0],
+            "inference.patch",
+            key,
         )
     return mesh
 

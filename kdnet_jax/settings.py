@@ -125,9 +125,7 @@ def read_spacing(config: config_dict.ConfigDict) -> Spacing:
     return d if d == h == w else (d, h, w)
 
 
-def read_settings(
-    config: config_dict.ConfigDict, task: task_lib.Task | None = None
-) -> Settings:
+def read_settings(config: config_dict.ConfigDict, task: task_lib.Task | None = None) -> Settings:
     """Checks a config and returns its values.
 
     Args:
@@ -151,7 +149,7 @@ def read_settings(
             f"{config.data.modalities}. Add it there, or choose among those."
         )
     patch, window = tuple(config.loader.patch), tuple(config.inference.patch)
-    network = network_config(config.model, task)
+    network = network_config(config, task)
     networks.check_patch(patch, network, "loader.patch")
     networks.check_patch(window, network, "inference.patch")
     # Runs of before the key have none.
@@ -186,7 +184,9 @@ def read_settings(
         loss=steps.LossOptions(**config.loss),
         distillation=distillation.DistillationOptions(**kd) if kd else None,
         optimizer=optimizers.OptimizerOptions(**config.optimizer),
-        augment=augment.choose(**config.augment),
+        augment=augment.fitted(
+            augment.choose(**config.augment), task, data_modalities, read_spacing(config)
+        ),
         train=train.TrainOptions(**config.train),
         spacing=read_spacing(config),
         profile=config.get("profile", 0),
@@ -211,8 +211,9 @@ def _check_split(config: config_dict.ConfigDict) -> None:
         splits.check_fractions((section.train, section.validation, section.test))
 
 
-def network_config(model: config_dict.ConfigDict, task: task_lib.Task) -> networks.Network:
-    """Returns the network that the `model` section of a config describes, for a task."""
+def network_config(config: config_dict.ConfigDict, task: task_lib.Task) -> networks.Network:
+    """Returns the network that the `model` section of a config describes, for a task and voxels."""
+    model, spacing = config.model, read_spacing(config)
     # "planes" was the choice of the convolutions' form in runs of before "convolutions".
     others = ("modalities", "planes", "family")
     values = {key: value for key, value in model.items() if key not in others}
@@ -229,6 +230,8 @@ def network_config(model: config_dict.ConfigDict, task: task_lib.Task) -> networ
             "below four there is none between the finest and the coarsest to supervise. Set "
             "--config.model.deep_supervision=false."
         )
+    edges = spacing if isinstance(spacing, tuple) else None
+    network = networks.planned(network, edges, tuple(config.loader.patch))
     if family == networks.UNET:
         return network
     return networks.of_family(family, network)
@@ -305,7 +308,7 @@ def _tuples(values: Any) -> Any:
     # JSON has no tuples; configs have no lists.
     if isinstance(values, dict):
         return {key: _tuples(value) for key, value in values.items()}
-    return tuple(values) if isinstance(values, list) else values
+    return tuple(map(_tuples, values)) if isinstance(values, list) else values
 
 
 def differences(

@@ -13,6 +13,9 @@ no place for stands under the key "kdnet", which other tools ignore:
     "unscored"       names of the stored values above the classes and below the ignore label
     "student"        the channel that a student sees by default
     "noun"           what the regions are parts of, in messages and reports
+    "descriptions"   region -> what it is, for reports
+    "title"          what is segmented, in a sentence: "It segments a glioma ..."
+    "channel_noun"   what a channel is, such as "MRI sequence"
 """
 
 import dataclasses
@@ -45,7 +48,7 @@ _LARGEST_CLASS: Final = 250
 _OWN_KEY: Final = "kdnet"
 _OWN_KEYS: Final = (
     *("normalisation", "aliases", "statistics", "classes", "regions", "fallback", "unscored"),
-    *("student", "noun"),
+    *("student", "noun", "descriptions", "title", "channel_noun"),
 )
 _GLIOMA_FILE: Final = pathlib.Path(__file__).parent / "tasks" / "glioma.json"
 GLIOMA_NAME: Final = "glioma"
@@ -81,12 +84,14 @@ class Region:
         members: the classes that belong to it.
         paint: the class that a voxel of it gets where regions are decided one by one.
         fallback: the class that replaces it where it is too small to be true; `None`: it stays.
+        description: what it is, for reports; may be empty.
     """
 
     name: str
     members: tuple[int, ...]
     paint: int
     fallback: int | None = None
+    description: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,8 @@ class Task:
         file_ending: of the images and labels.
         student: the channel that a student sees by default; `None`: the user must say.
         noun: what the regions are parts of, for messages and reports.
+        title: what is segmented, in a sentence; the name where it is empty.
+        channel_noun: what a channel is.
     """
 
     name: str
@@ -116,6 +123,8 @@ class Task:
     file_ending: str = ".nii.gz"
     student: str | None = None
     noun: str = "foreground"
+    title: str = ""
+    channel_noun: str = "channel"
 
     @functools.cached_property
     def modalities(self) -> tuple[str, ...]:
@@ -216,7 +225,11 @@ class Task:
             "unscored": list(self.unscored),
             "student": self.student,
             "noun": self.noun,
+            "descriptions": {each.name: each.description for each in self.regions},
+            "title": self.title,
+            "channel_noun": self.channel_noun,
         }
+        own["descriptions"] = {name: text for name, text in own["descriptions"].items() if text}
         return document | {_OWN_KEY: {key: value for key, value in own.items() if value}}
 
 
@@ -242,6 +255,20 @@ def read(text: str | os.PathLike[str]) -> Task:
     return from_dataset_json(documents.read_object(path), str(path))
 
 
+def to_json(task: Task) -> Any:
+    """Returns the task as this project's own files hold it: the glioma by name, others whole."""
+    return GLIOMA_NAME if task == GLIOMA else task.to_dataset_json()
+
+
+def from_json(value: Any, where: str) -> Task:
+    """Returns the task that `to_json` wrote; `where` names it in messages.
+
+    Raises:
+        UserError: it is neither "glioma" nor what `from_dataset_json` reads.
+    """
+    return GLIOMA if value == GLIOMA_NAME else from_dataset_json(_object(value, where), where)
+
+
 def from_dataset_json(document: Mapping[str, Any], where: str) -> Task:
     """Returns the task of a `dataset.json`.
 
@@ -262,7 +289,7 @@ def from_dataset_json(document: Mapping[str, Any], where: str) -> Task:
     regions = _read_regions(values, document, where)
     ordered = _ordered(regions, own, where)
     names = _class_names(regions, own, where)
-    unscored = tuple(map(str, own.get("unscored", ())))
+    unscored = _texts(own.get("unscored", []), f"{where}: 'unscored'")
     _check_ignore(ignore, len(names) + len(unscored), where)
     student = own.get("student")
     if student is not None:
@@ -271,13 +298,15 @@ def from_dataset_json(document: Mapping[str, Any], where: str) -> Task:
         name=str(document.get("name") or pathlib.Path(where).parent.name or "task"),
         channels=channels,
         classes=names,
-        regions=_with_fallbacks(ordered, names, own, where),
+        regions=_described(_with_fallbacks(ordered, names, own, where), own, where),
         painting=tuple(ordered.index(region) for region in regions),
         unscored=unscored,
         ignore=ignore,
         file_ending=ending,
         student=student,
         noun=str(own.get("noun", "foreground")),
+        title=str(own.get("title", "")),
+        channel_noun=str(own.get("channel_noun", "channel")),
     )
 
 
@@ -288,6 +317,12 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{what} is {value!r:.80}; expected an object of names and values.")
     return value
+
+
+def _texts(value: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise UserError(f"{what} is {value!r:.80}; expected a list of names.")
+    return tuple(value)
 
 
 def _read_channels(
@@ -315,7 +350,12 @@ def _read_channels(
     return tuple(
         Channel(
             name=name,
-            aliases=tuple(str(alias).lower() for alias in parts["aliases"].get(name, ())),
+            aliases=tuple(
+                alias.lower()
+                for alias in _texts(
+                    parts["aliases"].get(name, []), f"{where}: the aliases of {name}"
+                )
+            ),
             normalisation=_normalisation(name, parts["normalisation"], where),
             statistics=_statistics(name, parts["statistics"], where),
         )
@@ -395,7 +435,8 @@ def _read_regions(
             )
         order = [members[0] for members in values.values()]
     known = {member for members in values.values() for member in members}
-    if not isinstance(order, list) or len(order) != len(values) or not set(order) <= known:
+    numbers = isinstance(order, list) and all(type(value) is int for value in order)
+    if not numbers or len(order) != len(values) or not set(order) <= known:
         raise UserError(
             f"{where}: 'regions_class_order' is {order!r:.80}; expected one of the labels' values "
             f"for each of {', '.join(values)}, in this order."
@@ -421,13 +462,13 @@ def _read_regions(
 def _class_names(regions: Sequence[Region], own: Mapping[str, Any], where: str) -> tuple[str, ...]:
     count = 1 + max(member for region in regions for member in region.members)
     if "classes" in own:
-        names = own["classes"]
-        if not isinstance(names, list) or len(names) != count or len(set(names)) < count:
+        names = _texts(own["classes"], f"{where}: 'classes'")
+        if len(names) != count or len(set(names)) < count:
             raise UserError(
                 f"{where}: 'classes' is {names!r:.120}; expected {count} different names, the "
                 "background's first."
             )
-        return tuple(map(str, names))
+        return names
     # A class is named by the region that it is alone in, else by its number.
     alone = {region.members[0]: region.name for region in regions if len(region.members) == 1}
     return ("background", *(alone.get(number, f"class {number}") for number in range(1, count)))
@@ -455,6 +496,15 @@ def _with_fallbacks(
         if each.name in given
         else each
         for each in regions
+    )
+
+
+def _described(regions: Sequence[Region], own: Mapping[str, Any], where: str) -> tuple[Region, ...]:
+    given = _object(own.get("descriptions", {}), f"{where}: 'descriptions'")
+    for name in given:
+        check_choice(f"{where}: a region of 'descriptions'", name, [each.name for each in regions])
+    return tuple(
+        dataclasses.replace(each, description=str(given.get(each.name, ""))) for each in regions
     )
 
 

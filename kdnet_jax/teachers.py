@@ -32,8 +32,8 @@ def check_settings(
     if teacher.task.without_statistics != ours.task.without_statistics:
         raise UserError(
             f"the teacher {where} is of the task {teacher.task.name} (channels "
-            f"{', '.join(teacher.task.modalities)}; classes {', '.join(teacher.task.classes)}), the "
-            f"student of {ours.task.name} (channels {', '.join(ours.task.modalities)}; classes "
+            f"{', '.join(teacher.task.modalities)}; classes {', '.join(teacher.task.classes)}), "
+            f"the student of {ours.task.name} (channels {', '.join(ours.task.modalities)}; classes "
             f"{', '.join(ours.task.classes)}), or they are read differently. Give a teacher of the "
             "same task, or its --config.task."
         )
@@ -67,11 +67,11 @@ def check_settings(
 
 def _check_patch(where: pathlib.Path, teacher: model_lib.Model, ours: settings.Settings) -> None:
     divisor = teacher.network.divisor
-    if any(edge % divisor for edge in ours.patch):
-        fitting = ",".join(str(-(-edge // divisor) * divisor) for edge in ours.patch)
+    if not networks.divides(divisor, ours.patch):
         raise UserError(
-            f"the teacher {where} needs patches whose edges are divisible by {divisor}, but "
-            f"loader.patch is {ours.patch}. Set --config.loader.patch={fitting}."
+            f"the teacher {where} needs patches whose edges are divisible by "
+            f"{networks.in_words(divisor)}, but loader.patch is {ours.patch}. Set "
+            f"--config.loader.patch={networks.fitting(divisor, ours.patch)}."
         )
 
 

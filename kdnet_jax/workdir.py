@@ -53,9 +53,7 @@ OPERATIONAL = (
 )
 
 
-def check(
-    folder: pathlib.Path, config: config_dict.ConfigDict, task: task_lib.Task
-) -> None:
+def check(folder: pathlib.Path, config: config_dict.ConfigDict, task: task_lib.Task) -> None:
     """Raises UserError if the folder belongs to a run of another config; writes nothing."""
     if not (folder / CONFIG).exists():
         if (folder / saved_checkpoints.FOLDER).exists():

@@ -2,8 +2,13 @@
 
 One draw serves teacher, student and label: the step augments the full stack once and slices it
 afterwards. The order is nnU-Net's: geometry, noise, blur, brightness, contrast, low resolution,
-gamma of the inverted image, gamma, mirroring. Background voxels (exactly 0 after preparation) stay
-0 throughout, as nnU-Net's mask keeps them for skull-stripped scans.
+gamma of the inverted image, gamma, mirroring.
+
+Background voxels of a "zscore_nonzero" channel (exactly 0 after preparation) stay 0 throughout and
+count for no mean or range, as nnU-Net's mask keeps them for skull-stripped scans. Of every other
+channel all voxels count. What is filled in where a patch reaches beyond its crop is 0 in every
+channel, as in nnU-Net: the mean of a z-scored channel, of a CT that of the foreground, the minimum
+of a rescaled one.
 
 What is drawn for a batch are a few numbers per sample (`augment_draws`). Parts that take time are
 applied sample by sample and only where they were drawn; a part of probability 0 is not in the
@@ -12,15 +17,17 @@ program.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from kdnet_jax import sharding
-from kdnet_jax.data import augment_draws, augment_spatial
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import augment_draws, augment_spatial, intensities
 from kdnet_jax.errors import UserError, check_choice
 
 Range = tuple[float, float]
@@ -69,6 +76,9 @@ class AugmentOptions:
     gamma: Range = (0.7, 1.5)
     gamma_probability: float = 0.0
     gamma_inverted_probability: float = 0.0
+    # Of the scans, and no key of a config: see `Fitted`.
+    zero_is_background: ClassVar[tuple[bool, ...] | None] = None
+    spacing: ClassVar[tuple[float, float, float]] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         """Raises UserError for an unknown axis, or a number that cannot be."""
@@ -84,7 +94,7 @@ class AugmentOptions:
                     raise UserError(f"augment.{field.name} is {value}: give 0 to 1.")
             elif field.name in _LIMITS:
                 _check_range(f"augment.{field.name}", value, *_LIMITS[field.name])
-            elif field.name != "flip_axes" and not value >= 0:
+            elif field.name in ("scale", "shift", "noise") and not value >= 0:
                 raise UserError(f"augment.{field.name} is {value}: give 0 or more.")
 
     @property
@@ -103,6 +113,19 @@ class AugmentOptions:
             )
             for name, ends in ranges.items()
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted(AugmentOptions):
+    """Options for scans whose channels or voxels are not those that are taken by default.
+
+    Attributes:
+        zero_is_background: of each channel, whether 0 is its background; `None`: of all.
+        spacing: edges of a voxel "d h w", up to a factor: rotations are true in space.
+    """
+
+    zero_is_background: tuple[bool, ...] | None = None
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 # The values that the two ends of a range may have.
@@ -161,10 +184,34 @@ def choose(preset: str = "plain", **changes: Any) -> AugmentOptions:
     return dataclasses.replace(PRESETS[preset], **given)
 
 
+def fitted(
+    options: AugmentOptions,
+    task: task_lib.Task,
+    modalities: Sequence[str],
+    spacing: float | Sequence[float] | None,
+) -> AugmentOptions:
+    """Returns the options for scans of a task.
+
+    Args:
+        options: what is drawn.
+        task: it says of which channels 0 is the background.
+        modalities: the channels of the images.
+        spacing: of the working grid, mm, one number or "d h w"; None: each scan has its own, and
+            voxels are taken as cubes.
+    """
+    edges = np.broadcast_to(1.0 if spacing is None else spacing, 3).tolist()
+    masked = intensities.zero_is_background(task, modalities)
+    if all(masked) and len(set(edges)) == 1:
+        return options
+    return Fitted(**dataclasses.asdict(options), zero_is_background=masked, spacing=tuple(edges))
+
+
 def source_patch(patch: tuple[int, int, int], options: AugmentOptions) -> tuple[int, ...]:
     """Returns the size of the crops to cut, so that few resampled patches reach beyond one."""
     return augment_spatial.source_patch(
-        patch, *(options.chances[name] for name in ("rotation", "zoom_out", "elastic"))
+        patch,
+        *(options.chances[name] for name in ("rotation", "zoom_out", "elastic")),
+        options.spacing,
     )
 
 
@@ -177,6 +224,8 @@ def one_sample(
         patch=patch,
         flip_axes=options.flip_axes,
         largest_blur=options.blur[1],
+        zero_is_background=options.zero_is_background,
+        spacing=options.spacing,
     )
 
 
@@ -192,7 +241,7 @@ def augment(
 
     Args:
         key: of the step.
-        image: crops of `source_patch` voxels, 0 outside of the brain.
+        image: crops of `source_patch` voxels.
         label: their classes.
         options: what is drawn.
         patch: the size that is returned, from the middle of the crops; by default theirs.
@@ -200,6 +249,8 @@ def augment(
     """
     patch = tuple(patch or image.shape[1:4])
     samples, sequences = image.shape[0], image.shape[-1]
+    if len(options.zero_is_background or range(sequences)) != sequences:
+        raise ValueError(f"{sequences} channels, options of {options.zero_is_background}")
     draws = augment_draws.draw(key, samples, sequences, patch, options.chances)
     one = one_sample(options, patch)
     if draws.is_cheap:

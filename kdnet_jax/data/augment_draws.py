@@ -153,10 +153,18 @@ def apply(
     patch: tuple[int, int, int],
     flip_axes: str,
     largest_blur: float,
+    zero_is_background: tuple[bool, ...] | None = None,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> tuple[Float[Array, "d h w m"], Integer[Array, "d h w"]]:
-    """Applies what was drawn for one sample (`draws` without its leading axis)."""
-    image, label = augment_spatial.place(image, label, draws.geometry, patch)
-    brain = image != 0
+    """Applies what was drawn for one sample (`draws` without its leading axis).
+
+    The last two arguments are explained at `augment.AugmentOptions`.
+    """
+    geometry = draws.geometry
+    if geometry is not None:
+        geometry = augment_spatial.in_voxels(geometry, spacing)
+    image, label = augment_spatial.place(image, label, geometry, patch, zero_is_background)
+    brain = augment_spatial.not_background(image, zero_is_background)
     in_order: dict[str, Callable[[Array, Any], Array]] = {
         "noise": lambda x, value: augment_intensity.noise(x, draws.keys, value),
         "blur": lambda x, value: augment_intensity.blur(x, value, largest_blur),

@@ -1,6 +1,6 @@
 """Where each voxel of a patch is taken from: rotation, zoom and bending in one resampling; flips.
 
-Coordinates are voxels, so rotations are true where voxels are cubes.
+Coordinates are voxels; rotations are drawn in space (`in_voxels`).
 """
 
 import math
@@ -36,7 +36,8 @@ class Geometry(NamedTuple):
 
     Attributes:
         drawn: whether there is any; else the sample is its crop's middle as it is.
-        matrix: from a voxel's place in the patch to its place in the crop, both from the middle.
+        matrix: from a voxel's place in the patch to its place in the crop, both from the middle:
+            in space, or in voxels once `in_voxels` was applied.
         bend: moves of the control points in voxels, or None where bending is switched off.
     """
 
@@ -46,7 +47,11 @@ class Geometry(NamedTuple):
 
 
 def source_patch(
-    patch: Sequence[int], rotation: Chance, zoom_out: Chance, elastic: Chance
+    patch: Sequence[int],
+    rotation: Chance,
+    zoom_out: Chance,
+    elastic: Chance,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> tuple[int, ...]:
     """Returns the size "d h w" of the crop that a resampled patch is taken from.
 
@@ -60,11 +65,12 @@ def source_patch(
         for axis in range(3):
             # The largest extent of a rotated edge lies at the full angle, or at its own diagonal.
             others = [other for other in range(3) if other != axis]
-            size = np.asarray(patch, float)
+            extent = np.multiply(patch, spacing)
+            size = extent.copy()
             for edge, far in (others, others[::-1]):
-                best = min(angle, math.atan2(patch[far], patch[edge]))
-                size[edge] = patch[edge] * math.cos(best) + patch[far] * math.sin(best)
-            sizes.append(size)
+                best = min(angle, math.atan2(extent[far], extent[edge]))
+                size[edge] = extent[edge] * math.cos(best) + extent[far] * math.sin(best)
+            sizes.append(size / spacing)
     if zoom_out.probability:
         sizes.append(np.multiply(patch, max(zoom_out.high, 1.0)))
     needed = np.max(sizes, axis=0) + (2 * elastic.high if elastic.probability else 0)
@@ -92,11 +98,30 @@ def rotation_matrix(angles: Float[Array, "b 3"]) -> Float[Array, "b 3 3"]:
     return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
 
 
+def in_voxels(geometry: Geometry, spacing: Sequence[float]) -> Geometry:
+    """Returns a geometry that was drawn in space for voxels with edges of `spacing`, "d h w"."""
+    if len(set(spacing)) == 1:
+        return geometry
+    edges = np.asarray(spacing)
+    return geometry._replace(matrix=geometry.matrix * (edges / edges[:, None]))
+
+
+def not_background(
+    image: Float[Array, "d h w m"], zero_is_background: Sequence[bool] | None
+) -> Bool[Array, "d h w m"]:
+    """Returns the voxels of each channel that count; `None`: 0 is background in all of them."""
+    counts = image != 0
+    if zero_is_background is None or all(zero_is_background):
+        return counts
+    return counts | ~np.asarray(zero_is_background)
+
+
 def place(
     image: Float[Array, "D H W m"],
     label: Integer[Array, "D H W"],
     geometry: Geometry | None,
     patch: tuple[int, int, int],
+    zero_is_background: Sequence[bool] | None = None,
 ) -> tuple[Float[Array, "d h w m"], Integer[Array, "d h w"]]:
     """Returns the patch at the middle of a crop, resampled only if a geometry was drawn."""
 
@@ -107,7 +132,7 @@ def place(
         return as_it_is()
     return jax.lax.cond(
         geometry.drawn,
-        lambda: resample(image, label, geometry.matrix, geometry.bend, patch),
+        lambda: resample(image, label, geometry.matrix, geometry.bend, patch, zero_is_background),
         as_it_is,
     )
 
@@ -124,13 +149,14 @@ def resample(
     matrix: Float[Array, "3 3"],
     bend: Float[Array, "i j k 3"] | None,
     patch: tuple[int, int, int],
+    zero_is_background: Sequence[bool] | None = None,
 ) -> tuple[Float[Array, "d h w m"], Integer[Array, "d h w"]]:
     """Returns the patch at the middle of the crop: trilinear for the image, nearest for the label.
 
     A voxel bent by b and at p from the patch's middle is taken from `matrix @ (p + b)`, from the
-    crop's. Outside of the crop all is 0. A voxel of a sequence is background (0) where background
-    has at least half of the weight in its mean: otherwise the brain's rim would be a ramp of values
-    that are neither.
+    crop's. Outside of the crop all is 0. A voxel of a channel whose background is 0 (all channels
+    where `zero_is_background` is None) is background where background has at least half of the
+    weight in its mean: otherwise the brain's rim would be a ramp of values that are neither.
     """
     where = _coordinates(label.shape, matrix, bend, patch)
     flat = image.reshape(-1, image.shape[-1])
@@ -145,7 +171,10 @@ def resample(
         voxel = flat[_flat_index(at, label.shape)]
         value += weight[..., None] * voxel.astype(jnp.float32)
         brain += weight[..., None] * (voxel != 0)
-    return jnp.where(brain > 0.5, value, 0), _nearest(label, where)
+    kept = brain > 0.5
+    if zero_is_background is not None and not all(zero_is_background):
+        kept |= ~np.asarray(zero_is_background)
+    return jnp.where(kept, value, 0), _nearest(label, where)
 
 
 def _coordinates(

@@ -180,7 +180,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return {
             "fingerprint": fingerprint(content),
             "record_version": RECORD_VERSION,
-            "task": self.task.to_dataset_json(),
+            "task": task_lib.to_json(self.task),
             "modalities": list(self.modalities),
             "label_convention": self.label_convention,
             "notes": self._notes,

@@ -11,7 +11,18 @@ import pathlib
 from collections.abc import Sequence
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import decathlon, labels, layouts, names, own_layouts, patients, problems
+from kdnet_jax.data import (
+    decathlon,
+    labels,
+    layouts,
+    names,
+    nifti_header,
+    own_layouts,
+    patients,
+    problems,
+    task_layouts,
+    task_names,
+)
 from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice
 
 Source = pathlib.Path | tuple[pathlib.Path, int]
@@ -81,7 +92,7 @@ def find_cases(
     _check_arguments(release, modalities, label_convention, task)
     root = layouts.check_folder(data_dir)
     cohort = _find(root, release, label_convention, task, problems.refuse)
-    found = _labelled(cohort, root) if labelled else cohort.cases
+    found = _labelled(cohort, root, task) if labelled else cohort.cases
     found = _with_modalities(found, root, modalities, task, problems.refuse)
     return _told(cohort, _refuse_incomplete(found, root, task), root)
 
@@ -117,7 +128,7 @@ def survey_cases(
         report(error, "", root)
         return Cohort(release, [], []), listed
     if not any(case.label for case in cohort.cases):
-        report(_unlabelled(cohort, root), "", root)
+        report(_unlabelled(cohort, root, task), "", root)
     found = _with_modalities(cohort.cases, root, modalities, task, report)
     folders = [patients.case_files(case)[0].parent for case in cohort.cases]
     listed += _incomplete(found, folders, task)
@@ -132,61 +143,87 @@ def _find(
     report: problems.Report,
 ) -> Cohort:
     """Returns the cases of all releases that are taken, whole or not."""
-    files, notes = layouts.list_files(root, report)
-    chosen, more = layouts.choose_release(release, files, root, report)
+    files, notes = layouts.list_files(root, report, task=task)
+    if labels.is_brats(task):
+        chosen, more = layouts.choose_release(release, files, root, report)
+    else:
+        chosen, more = task_layouts.choose(files, root, task, report)
     notes += more
     found = []
     untold: list[layouts.File] = []
     if "user" in chosen:
         chosen["user"] = own_layouts.leave_untold(chosen["user"])
         untold = [file for file in _members(chosen) if file.name.aside]
-    aside = _left_aside([*files, *untold])
+    aside = _left_aside(
+        [*files, *untold] if "user" in chosen or labels.is_brats(task) else [], task
+    )
     used = files if "user" in chosen else _members(chosen)
-    _check_doubts(used, report)
+    _check_doubts(used, task, report)
     for name, groups in chosen.items():
         layouts.check_unique(groups, report)
-        convention, meaning = layouts.label_convention_of(name, label_convention)
+        convention, meaning = layouts.label_convention_of(name, label_convention, task)
         notes += meaning
-        cases = _cases_of(name, groups, notes, report)
+        cases = _cases_of(name, groups, task, notes, report)
         bare = [case.case_id for case in cases if not case.images and case.label]
         if bare:
             aside.append(f"have a segmentation but no sequence, not used: {layouts.shown(bare)}")
         cases = [dataclasses.replace(case, convention=convention) for case in cases if case.images]
-        found += _with_patients(cases, name, root, notes, report)
+        found += _with_patients(cases, name, root, task, notes, report)
     notes += aside
     if not found:
-        raise UnknownLayoutError(
-            f"{root}: none of its {len(files)} NIfTI files {layouts.UNKNOWN}\n{layouts.LAYOUTS}"
-        )
+        raise UnknownLayoutError(_unknown(files, root, task))
     taken = {path for case in found for path in patients.case_files(case)}
     unused = [file.path.name for file in files if file.path not in taken]
     if unused:
         notes.append(
-            f"{len(unused)} other NIfTI files under {root} are not used: {layouts.shown(unused)}"
+            f"{len(unused)} other {_kind(task)} files under {root} are not used: "
+            f"{layouts.shown(unused)}"
         )
     return Cohort(", ".join(chosen), found, notes, tuple(aside))
+
+
+def _kind(task: task_lib.Task) -> str:
+    return "NIfTI" if task.file_ending in nifti_header.SUFFIXES else task.file_ending
+
+
+def _unknown(files: Sequence[layouts.File], root: pathlib.Path, task: task_lib.Task) -> str:
+    known = layouts.UNKNOWN
+    if not labels.is_brats(task):
+        known = (
+            f"has a name that tells its channel ({', '.join(task.modalities)}, and seg), such as "
+            f"{layouts.shown([file.path.name for file in files[:1]])}. Rename them, or name the "
+            'words of their names in "aliases" under "kdnet" in the dataset.json.'
+        )
+    known += f"\n{layouts.layouts_of(task)}"
+    return f"{root}: none of its {len(files)} {_kind(task)} files {known}"
 
 
 def _members(chosen: dict[str, layouts.Groups]) -> list[layouts.File]:
     return [file for groups in chosen.values() for group in groups.values() for file in group]
 
 
-def _left_aside(files: Sequence[layouts.File]) -> list[str]:
+def _left_aside(files: Sequence[layouts.File], task: task_lib.Task) -> list[str]:
     """Returns a note for each kind of masks, and images with contrast agent, that is not taken."""
+    words = {} if labels.is_brats(task) else task_names.ASIDE
     reasons: dict[str, list[str]] = {}
     for file in files:
         if file.name.aside and file.name.aside != names.OTHER_IMAGE:
-            reasons.setdefault(file.name.aside, []).append(file.path.name)
+            why = words.get(file.name.aside, file.name.aside)
+            reasons.setdefault(why, []).append(file.path.name)
     return [f"by name {why}, not used: {layouts.shown(found)}" for why, found in reasons.items()]
 
 
-def _check_doubts(files: Sequence[layouts.File], report: problems.Report) -> None:
+def _check_doubts(
+    files: Sequence[layouts.File], task: task_lib.Task, report: problems.Report
+) -> None:
     """Refuses images whose names do not tell which sequence they are."""
+    listed = ", ".join(task.modalities[:-1])
+    listed += f"{' or ' * bool(listed)}{task.modalities[-1]}"
     for file in files:
         if file.name.doubt:
             message = (
                 f"{file.path}: its name {file.name.doubt}; expected one sequence. Rename it so "
-                "that it ends in t1, t1ce, t2 or flair alone, or move it away"
+                f"that it ends in {listed} alone, or move it away"
             )
             report(UserError(message), file.prefix, file.path)
 
@@ -212,13 +249,17 @@ def _check_arguments(
 
 
 def _cases_of(
-    release: str, groups: layouts.Groups, notes: list[str], report: problems.Report
+    release: str,
+    groups: layouts.Groups,
+    task: task_lib.Task,
+    notes: list[str],
+    report: problems.Report,
 ) -> list[Case]:
     if release == "decathlon":
-        return _decathlon_cases(groups, notes, report)
+        return _decathlon_cases(groups, task, notes, report)
     second: list[str] = []
     found = [
-        _case(release, case_id, files, notes, second, report)
+        _case(release, case_id, files, task, notes, second, report)
         for (case_id, _), files in groups.items()
     ]
     if second:
@@ -230,10 +271,15 @@ def _cases_of(
 
 
 def _with_patients(
-    found: list[Case], release: str, root: pathlib.Path, notes: list[str], report: problems.Report
+    found: list[Case],
+    release: str,
+    root: pathlib.Path,
+    task: task_lib.Task,
+    notes: list[str],
+    report: problems.Report,
 ) -> list[Case]:
     try:
-        return patients.with_patients(found, release, root, notes)
+        return patients.with_patients(found, release, root, notes, task=task)
     except UserError as error:
         report(error, "", root)
         return found
@@ -243,6 +289,7 @@ def _case(
     release: str,
     case_id: str,
     group: Sequence[layouts.File],
+    task: task_lib.Task,
     notes: list[str],
     second: list[str],
     report: problems.Report,
@@ -252,7 +299,7 @@ def _case(
     `second` gets the names of files that stand behind a better one of their sequence.
     """
     paths = {}
-    for sequence in names.SYNONYMS:
+    for sequence in (*task.modalities, names.LABEL):
         candidates = [file for file in group if file.sequence == sequence]
         own = [file for file in candidates if file.prefix.lower() in ("", case_id.lower())]
         pool = own or candidates
@@ -300,20 +347,25 @@ def _check_foreign(file: layouts.File, case_id: str, report: problems.Report) ->
 
 
 def _decathlon_cases(
-    groups: layouts.Groups, notes: list[str], report: problems.Report
+    groups: layouts.Groups, task: task_lib.Task, notes: list[str], report: problems.Report
 ) -> list[Case]:
     """Returns the cases of the Decathlon, whose sequences are the channels of one file."""
     channels = {}
     for folder in dict.fromkeys(folder for _, folder in groups):
         try:
-            channels[folder] = decathlon.read_channels(folder, notes)
+            if labels.is_brats(task):
+                channels[folder] = decathlon.read_channels(folder, notes)
+            else:
+                channels[folder] = task_layouts.channel_order(folder, task, notes)
         except UserError as error:
             report(error, "", folder / "dataset.json")
     cases = []
     for (case_id, folder), files in groups.items():
         paths = {file.folder.name.lower()[:6]: file.path for file in files}
         image, known = paths.get("images"), channels.get(folder, {})
-        images = {name: (image, i) for name, i in known.items()} if image else {}
+        # A file of one channel has no axis for it.
+        several = len(task.channels) > 1
+        images = {name: (image, i) if several else image for name, i in known.items() if image}
         cases.append(Case(case_id, case_id, None, images, paths.get("labels"), "decathlon"))
     return cases
 
@@ -321,22 +373,24 @@ def _decathlon_cases(
 # ------------------------------------------------------------------------- what was asked for
 
 
-def _labelled(cohort: Cohort, root: pathlib.Path) -> list[Case]:
+def _labelled(cohort: Cohort, root: pathlib.Path, task: task_lib.Task) -> list[Case]:
     kept = [case for case in cohort.cases if case.label is not None]
     if not kept:
-        raise _unlabelled(cohort, root)
+        raise _unlabelled(cohort, root, task)
     left = [case.case_id for case in cohort.cases if case.label is None]
     if left:
         cohort.notes.append(f"left out for want of a segmentation: {layouts.shown(left)}")
     return kept
 
 
-def _unlabelled(cohort: Cohort, root: pathlib.Path) -> UserError:
+def _unlabelled(cohort: Cohort, root: pathlib.Path, task: task_lib.Task) -> UserError:
     aside = "".join(f"; {note}" for note in cohort.left_aside)
+    brats = labels.is_brats(task)
+    nnunet, what = ("", "tumour's segmentation") if brats else (" and nnU-Net", "segmentation")
     return UserError(
         f"{root}: none of the {len(cohort.cases)} cases has a segmentation (a file that ends in "
-        f"seg, label or mask; labelsTr for the Decathlon){aside}. Expected the training part of a "
-        "release; a tumour's segmentation under another name has to be renamed to CASE_seg"
+        f"seg, label or mask; labelsTr for the Decathlon{nnunet}){aside}. Expected the training "
+        f"part of a release; a {what} under another name has to be renamed to CASE_seg"
     )
 
 

@@ -3,8 +3,9 @@
 import pathlib
 from collections.abc import Sequence
 
-from kdnet_jax import conventions, documents
-from kdnet_jax.data import names
+from kdnet_jax import documents
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import labels, names
 from kdnet_jax.errors import UserError
 
 
@@ -26,7 +27,7 @@ def read_channels(folder: pathlib.Path, notes: list[str]) -> dict[str, int]:
             'expected JSON with "modality" and "labels". Copy it from Task01_BrainTumour'
         ) from error
     found = [names.SEQUENCES.get(str(listed[channel]).lower()) for channel in sorted(listed)]
-    if sorted(listed) != [0, 1, 2, 3] or set(found) != set(conventions.MODALITIES):
+    if sorted(listed) != [0, 1, 2, 3] or set(found) != set(task_lib.GLIOMA.modalities):
         raise UserError(
             f'{path}: "modality" is {description["modality"]}; expected the channels 0 to 3 named '
             "FLAIR, T1w, T1gd and T2w"
@@ -37,24 +38,35 @@ def read_channels(folder: pathlib.Path, notes: list[str]) -> dict[str, int]:
         )
     if found != ["flair", "t1", "t1ce", "t2"]:
         notes.append(f"{path}: the channels are {', '.join(found)}, not the published order")
-    return {modality: found.index(modality) for modality in conventions.MODALITIES}
+    return {modality: found.index(modality) for modality in task_lib.GLIOMA.modalities}
 
 
-def check_channels(path: pathlib.Path, shape: Sequence[int]) -> None:
+def check_channels(path: pathlib.Path, shape: Sequence[int], task: task_lib.Task) -> None:
     """Refuses an image that does not have the channels that dataset.json lists.
 
     Args:
         path: names it in the message.
         shape: of its voxels, the channels last.
+        task: what the channels are of.
 
     Raises:
         UserError: a copy that was cut down to one sequence, or another image.
     """
     found = shape[3] if len(shape) == 4 else 1
-    if found != len(conventions.MODALITIES):
+    expected = len(task.channels)
+    if found == expected:
+        return
+    finding = (
+        f"{path}: has {found} channel(s); dataset.json lists {expected}, so it cannot be told "
+        "which sequence is which"
+    )
+    if not labels.is_brats(task):
         raise UserError(
-            f"{path}: has {found} channel(s); dataset.json lists {len(conventions.MODALITIES)}, so "
-            "it cannot be told which sequence is which. Copy the file from the Decathlon's "
-            "Task01_BrainTumour, or take the cases out of its layout: CASE_SEQUENCE.nii.gz and "
-            "CASE_seg.nii.gz, with --label_convention=decathlon (--config.data.label_convention)"
+            f'{finding} ({", ".join(task.modalities)}). Correct the "channel_names", or replace '
+            "the file"
         )
+    raise UserError(
+        f"{finding}. Copy the file from the Decathlon's Task01_BrainTumour, or take the cases out "
+        "of its layout: CASE_SEQUENCE.nii.gz and CASE_seg.nii.gz, with "
+        "--label_convention=decathlon (--config.data.label_convention)"
+    )

@@ -4,6 +4,9 @@
 sequence the z-scores inside the brain (their quantiles, and their means at three depths below the
 brain's surface). `compare` says in plain words where a scan departs from it. It can tell a scan of
 another kind; it cannot tell that a usual-looking scan will be segmented well.
+
+In tasks whose scans are not skull-stripped, all that has data stands for the brain, and its volume
+is not compared: it is a matter of the field of view.
 """
 
 import json
@@ -17,7 +20,8 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from kdnet_jax import documents, files
-from kdnet_jax.data import prepare
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import intensities, prepare
 from kdnet_jax.errors import UserError
 
 FILE = "training_data.json"
@@ -42,16 +46,20 @@ _COARSER, _LARGER, _SMALLER = 1.5, 1.25, 0.75
 # Finer voxels than this are for nothing here: the histogram and the depth need no more.
 _VOXEL_MM = 2.0
 
-_SHOWN = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
+# In these, intensities of all scans are in deviations of a mean, as `_LEAST_DEVIATION` is.
+_IN_DEVIATIONS = ("zscore_nonzero", "zscore", "ct")
 _EXTENTS = ("from bottom to top", "from front to back", "from side to side")
 _CAUTION = "Treat the mask with caution."
 STRIP = "Strip the skull with HD-BET or SynthStrip and run again; else treat the mask with caution."
 
 
-def measure(cases: Iterable[prepare.PreparedCase]) -> dict[str, Any]:
+def measure(
+    cases: Iterable[prepare.PreparedCase], *, task: task_lib.Task = task_lib.DEFAULT
+) -> dict[str, Any]:
     """Returns what is usual in `cases`, as values that JSON holds; about 0.3 s a case.
 
-    Give a sample of at most `SAMPLE` training cases.
+    Give a sample of at most `SAMPLE` training cases. Of channels without a common scale ("rescale",
+    "none") the intensities are left out.
 
     Raises:
         ValueError: there is no case.
@@ -63,7 +71,9 @@ def measure(cases: Iterable[prepare.PreparedCase]) -> dict[str, Any]:
         extents.append(_extent_mm(case))
         volumes.append(_brain_ml(case))
         for modality in case.modalities:
-            features.setdefault(modality, []).append(_features(case, modality).tolist())
+            rows = features.setdefault(modality, [])
+            if task.channel(modality).normalisation in _IN_DEVIATIONS:
+                rows.append(_features(case, modality).tolist())
     if not volumes:
         raise ValueError("no case to measure")
     return {
@@ -112,7 +122,7 @@ def _features(case: prepare.PreparedCase, modality: str) -> Float[np.ndarray, " 
     strides = [max(1, round(_VOXEL_MM / spacing)) for spacing in case.geometry.spacing]
     thinned = tuple(slice(None, None, stride) for stride in strides)
     scores = case.image[..., case.modalities.index(modality)][thinned].astype(np.float32)
-    brain = scores != 0
+    brain = scores != 0 if case.foreground is None else case.foreground[thinned]
     depth = _depth_mm(brain, np.multiply(strides, case.geometry.spacing))
     means = []
     for low, high in _DEPTHS:
@@ -129,7 +139,7 @@ def _depth_mm(
 
 
 def _brain_ml(case: prepare.PreparedCase) -> float:
-    voxels = np.count_nonzero((case.image != 0).any(axis=-1))
+    voxels = np.count_nonzero(case.inside)
     return voxels * math.prod(case.geometry.spacing) / 1000
 
 
@@ -141,32 +151,44 @@ def _extent_mm(case: prepare.PreparedCase) -> list[float]:
 # ------------------------------------------------------------------------------- comparison
 
 
-def compare(case: prepare.PreparedCase, statistics: Mapping[str, Any]) -> list[str]:
+def compare(
+    case: prepare.PreparedCase,
+    statistics: Mapping[str, Any],
+    *,
+    task: task_lib.Task = task_lib.DEFAULT,
+) -> list[str]:
     """Returns a sentence for every way in which a scan is unlike those of `measure`.
 
     Each says what was seen, what training looked like, and what it means.
     """
-    found = _compare_spacing(case, statistics["spacing_mm"])
+    found = _compare_spacing(case, statistics["spacing_mm"], task)
     least, most = statistics["brain_ml"]
     volume = _brain_ml(case)
     trained = f"({_interval(f'{least:.0f}', f'{most:.0f}')} ml in training)"
-    if volume > _LARGER * most:
+    stripped = _is_stripped(task)
+    if stripped and volume > _LARGER * most:
         # The z-scores are those of the whole head: to compare them would say nothing more.
         return [
             *found,
             f"{volume:.0f} ml are not background, more than a brain {trained}: skull, skin or "
             f"neck may still be on. {STRIP}",
         ]
-    if volume < _SMALLER * least:
+    if stripped and volume < _SMALLER * least:
         found.append(
             f"the brain measures only {volume:.0f} ml {trained}: part of it may be cut off, or "
             f"the skull-stripping took too much. {_CAUTION}"
         )
-    found += _compare_extent(case, statistics["extent_mm"][0])
-    return found + _compare_intensities(case, statistics)
+    found += _compare_extent(case, statistics["extent_mm"][0], task)
+    return found + _compare_intensities(case, statistics, task)
 
 
-def _compare_spacing(case: prepare.PreparedCase, usual: list[list[float]]) -> list[str]:
+def _is_stripped(task: task_lib.Task) -> bool:
+    return all(intensities.zero_is_background(task))
+
+
+def _compare_spacing(
+    case: prepare.PreparedCase, usual: list[list[float]], task: task_lib.Task
+) -> list[str]:
     native = case.geometry.native_spacing
     low, high = usual
     kept = case.geometry.spacing == native
@@ -180,7 +202,7 @@ def _compare_spacing(case: prepare.PreparedCase, usual: list[list[float]]) -> li
         f"the voxels are {_mm(native)} mm (up-down, front-back, left-right), {seen} than in "
         f"training ({_interval(_mm(low), _mm(high))} mm). "
         + (
-            f"Between the slices the mask is a guess, and small tumour parts may be missing. "
+            f"Between the slices the mask is a guess, and small {task.noun} parts may be missing. "
             f"{_CAUTION}"
             if coarse
             else _CAUTION
@@ -188,16 +210,21 @@ def _compare_spacing(case: prepare.PreparedCase, usual: list[list[float]]) -> li
     ]
 
 
-def _compare_extent(case: prepare.PreparedCase, usual: list[float]) -> list[str]:
+def _compare_extent(
+    case: prepare.PreparedCase, usual: list[float], task: task_lib.Task
+) -> list[str]:
+    of = " of the brain" if _is_stripped(task) else ""
     return [
-        f"the scan shows {mine:.0f} mm of the brain {words} (at least {least:.0f} mm in "
+        f"the scan shows {mine:.0f} mm{of} {words} (at least {least:.0f} mm in "
         f"training): the rest may be outside of the picture. {_CAUTION}"
         for mine, least, words in zip(_extent_mm(case), usual, _EXTENTS, strict=True)
         if mine < _SMALLER * least
     ]
 
 
-def _compare_intensities(case: prepare.PreparedCase, statistics: Mapping[str, Any]) -> list[str]:
+def _compare_intensities(
+    case: prepare.PreparedCase, statistics: Mapping[str, Any], task: task_lib.Task
+) -> list[str]:
     if statistics["cases"] < MIN_CASES:
         return [
             f"the network was trained on {statistics['cases']} cases, too few to say which "
@@ -205,6 +232,12 @@ def _compare_intensities(case: prepare.PreparedCase, statistics: Mapping[str, An
         ]
     found = []
     for modality in case.modalities:
+        if task.channel(modality).normalisation not in _IN_DEVIATIONS:
+            found.append(
+                f"the intensities of {modality} were not compared with those of training: its "
+                "normalisation brings them to no common scale."
+            )
+            continue
         usual = statistics["sequences"].get(modality)
         if usual is None:
             continue
@@ -216,24 +249,33 @@ def _compare_intensities(case: prepare.PreparedCase, statistics: Mapping[str, An
                 for name, each in statistics["sequences"].items()
                 if name != modality and each is not None
             }
-            found.append(_intensity_words(modality, distance, usual["distance_90"], others))
+            found.append(_intensity_words(modality, distance, usual["distance_90"], others, task))
     return found
 
 
 def _intensity_words(
-    modality: str, distance: float, usual: float, others: Mapping[str, float]
+    modality: str, distance: float, usual: float, others: Mapping[str, float], task: task_lib.Task
 ) -> str:
+    stripped = _is_stripped(task)
     words = (
-        f"the brightness of the brain is unlike {_SHOWN[modality]} in training (distance "
-        f"{distance:.1f}; 9 of 10 training scans keep below {usual:.1f})"
+        f"the brightness of the {'brain' if stripped else 'scan'} is unlike {_shown(modality)} in "
+        f"training (distance {distance:.1f}; 9 of 10 training scans keep below {usual:.1f})"
     )
     nearest = min(others, key=others.get, default=None)
     if nearest is not None and others[nearest] <= _OTHER_SEQUENCE * distance:
-        words += f": it looks more like {_SHOWN[nearest]}"
-    return (
-        f"{words}. Is it the right sequence, without skull, with bright and dark not inverted? "
-        f"If all of that is right, {_CAUTION[0].lower()}{_CAUTION[1:]}"
-    )
+        words += f": it looks more like {_shown(nearest)}"
+    if task.channel(modality).normalisation == "ct":
+        question = "Is it the right channel, in Hounsfield units?"
+    else:
+        skull = ", without skull" if stripped else ""
+        question = f"Is it the right sequence{skull}, with bright and dark not inverted?"
+    return f"{words}. {question} If all of that is right, {_CAUTION[0].lower()}{_CAUTION[1:]}"
+
+
+def _shown(modality: str) -> str:
+    """Returns a channel's name as readers know it: T1ce, FLAIR, CT."""
+    short = modality.isalpha() and len(modality) <= 5
+    return modality.upper() if short else modality[:1].upper() + modality[1:]
 
 
 def _mm(spacing: Iterable[float]) -> str:

@@ -110,8 +110,8 @@ def known_statistics(channel: task_lib.Channel) -> tuple[float, float, float, fl
     if channel.statistics is None:
         raise UserError(
             f"the channel {channel.name} is a CT without statistics; expected low, high, mean and "
-            "deviation of its training cases. Take the task of a built dataset (build_data measures "
-            'them), or write them under "kdnet", "statistics" of its dataset.json'
+            "deviation of its training cases. Take the task of a built dataset (build_data "
+            'measures them), or write them under "kdnet", "statistics" of its dataset.json'
         )
     return channel.statistics
 

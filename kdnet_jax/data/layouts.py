@@ -1,13 +1,15 @@
 """Recognises releases by their layout: folder and file names, and nothing else."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from kdnet_jax.data import names, own_layouts, problems
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import labels, names, nifti_header, own_layouts, problems, task_names
 from kdnet_jax.errors import UnknownLayoutError, UserError
 
 NAMES: Final[dict[str, re.Pattern[str]]] = {
@@ -88,30 +90,61 @@ def check_folder(data_dir: str | os.PathLike[str]) -> pathlib.Path:
     return root
 
 
-def list_files(root: pathlib.Path, report: problems.Report) -> tuple[list[File], list[str]]:
-    """Returns the NIfTI files under `root`, each once, with a note on those that are doubled.
+def list_files(
+    root: pathlib.Path, report: problems.Report, *, task: task_lib.Task = task_lib.DEFAULT
+) -> tuple[list[File], list[str]]:
+    """Returns the images under `root`, each once, with a note on those that are doubled.
+
+    Args:
+        root: the folder.
+        report: told of what cannot be read.
+        task: gives the ending of the files (NIfTI may be compressed or not), and reads their names.
 
     Raises:
         UserError: there is none.
     """
+    stem_of = functools.partial(_stem, pattern=_pattern(task.file_ending))
     files: dict[tuple[pathlib.Path, str], File] = {}
     doubled = []
-    for entry in _walk(root, 0, set(), report):
-        path, stem = pathlib.Path(entry.path), _stem(entry.name)
-        inner = _inner_file(path, report) if _is_dir(entry) else path
+    for entry in _walk(root, 0, set(), report, stem_of):
+        path, stem = pathlib.Path(entry.path), stem_of(entry.name)
+        inner = _inner_file(path, report, stem_of) if _is_dir(entry) else path
         if stem is None or inner is None:
             continue
         key = (path.parent, stem)
         if key in files:
             doubled.append(entry.name)
         # Sorted, x.nii comes before x.nii.gz: the later, compressed copy is the one that stays.
-        files[key] = File(inner, *key, names.read(stem, path.parent.name))
+        files[key] = File(inner, *key, task_names.read(stem, path.parent.name, task))
     if not files:
-        held = sorted(os.listdir(root))
-        found = f"it holds {shown(held)}" if held else "it is empty"
-        raise UserError(f"{root}: no .nii or .nii.gz file is in it; {found}\n{LAYOUTS}")
+        raise UserError(_nothing(root, task))
     notes = [f"there as .nii and as .nii.gz, the latter is used: {shown(doubled)}"]
     return _without_holes(files.values()), notes if doubled else []
+
+
+def _nothing(root: pathlib.Path, task: task_lib.Task) -> str:
+    held = sorted(os.listdir(root))
+    found = f"it holds {shown(held)}" if held else "it is empty"
+    if task.file_ending not in nifti_header.SUFFIXES:
+        return (
+            f'{root}: no {task.file_ending} file is in it; {found}. Is the "file_ending" of the '
+            "task's dataset.json right?"
+        )
+    more = "" if labels.is_brats(task) else f' ("file_ending" of the task {task.name})'
+    return f"{root}: no .nii or .nii.gz file is in it{more}; {found}\n{layouts_of(task)}"
+
+
+def layouts_of(task: task_lib.Task) -> str:
+    """Returns what the layouts look like that are known for a task."""
+    if labels.is_brats(task):
+        return LAYOUTS
+    shown_as = "{" + ",".join("_".join(name.split()) for name in task.modalities) + ",seg}"
+    end = task.file_ending
+    return f"""Known layouts for the task {task.name}:
+  nnU-Net            imagesTr/CASE_0000{end}, ..., labelsTr/CASE{end}
+  Decathlon          imagesTr/CASE{end}, labelsTr/CASE{end}
+  BIDS               sub-01/[ses-01/]anat/sub-01_[ses-01_]CHANNEL{end}
+  your own           CASE/{shown_as}{end}, or CASE_{shown_as}{end}"""
 
 
 def _without_holes(files: Iterable[File]) -> list[File]:
@@ -134,9 +167,13 @@ def _without_holes(files: Iterable[File]) -> list[File]:
 
 
 def _walk(
-    folder: pathlib.Path, depth: int, seen: set[tuple[int, int]], report: problems.Report
+    folder: pathlib.Path,
+    depth: int,
+    seen: set[tuple[int, int]],
+    report: problems.Report,
+    stem_of: Callable[[str], str | None],
 ) -> Iterator[os.DirEntry[str]]:
-    """Yields files, and folders that are named like a NIfTI file, in the order of their names."""
+    """Yields files, and folders that are named like an image, in the order of their names."""
     try:
         identity = os.stat(folder)
         with os.scandir(folder) as scan:
@@ -152,10 +189,10 @@ def _walk(
     for entry in entries:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
-        if not _is_dir(entry) or _stem(entry.name) is not None:
+        if not _is_dir(entry) or stem_of(entry.name) is not None:
             yield entry
         elif depth < _MAX_DEPTH:
-            yield from _walk(pathlib.Path(entry.path), depth + 1, seen, report)
+            yield from _walk(pathlib.Path(entry.path), depth + 1, seen, report, stem_of)
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
@@ -165,16 +202,22 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _stem(name: str) -> str | None:
-    """Returns `name` without .nii or .nii.gz in any case of letters, None for another suffix."""
-    match = re.fullmatch(r"(.+)\.nii(?:\.gz)?", name, re.IGNORECASE)
+def _pattern(ending: str) -> str:
+    return r"\.nii(?:\.gz)?" if ending in nifti_header.SUFFIXES else re.escape(ending)
+
+
+def _stem(name: str, pattern: str) -> str | None:
+    """Returns `name` without its ending in any case of letters, None for another ending."""
+    match = re.fullmatch(rf"(.+){pattern}", name, re.IGNORECASE)
     return match[1] if match else None
 
 
-def _inner_file(folder: pathlib.Path, report: problems.Report) -> pathlib.Path | None:
+def _inner_file(
+    folder: pathlib.Path, report: problems.Report, stem_of: Callable[[str], str | None]
+) -> pathlib.Path | None:
     """Returns the one NIfTI file of a folder that is itself named like one (some copies)."""
     inner = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    images = [path for path in inner if _stem(path.name) is not None and path.is_file()]
+    images = [path for path in inner if stem_of(path.name) is not None and path.is_file()]
     if len(images) != 1:
         message = (
             f"{folder}: a folder with the name of a NIfTI file that holds {len(images)} NIfTI "
@@ -271,10 +314,11 @@ def _check_nnunet(files: Iterable[File], root: pathlib.Path) -> None:
     if raw:
         raise UnknownLayoutError(
             f"{root}: {raw[0]} and {len(raw) - 1} more have the names of nnU-Net's raw layout, "
-            'which does not say the sequence: its dataset.json does ("channel_names"). Copy or '
-            "link each image to DIR/CASE_SEQUENCE.nii.gz (t1, t1ce, t2 or flair) and each label "
-            "to DIR/CASE_seg.nii.gz, give DIR, and say what the labels mean with "
-            "--label_convention (--config.data.label_convention)"
+            'which does not say the sequence: its dataset.json does ("channel_names"). Give that '
+            "file as the task: --task=DIR/dataset.json (--config.task=DIR/dataset.json). For the "
+            "task glioma, copy or link each image to DIR/CASE_SEQUENCE.nii.gz (t1, t1ce, t2 or "
+            "flair) and each label to DIR/CASE_seg.nii.gz, give DIR, and say what the labels mean "
+            "with --label_convention (--config.data.label_convention)"
         )
 
 
@@ -332,8 +376,12 @@ def check_unique(groups: Groups, report: problems.Report) -> None:
         folders[case_id] = folder
 
 
-def label_convention_of(release: str, asked: str | None) -> tuple[str, list[str]]:
+def label_convention_of(
+    release: str, asked: str | None, task: task_lib.Task
+) -> tuple[str, list[str]]:
     """Returns what the label values of a release mean, and a note where it was chosen."""
+    if not labels.is_brats(task):
+        return labels.own_convention(task), []
     if asked is not None:
         return asked, [f"label values are read as those of {asked}, as asked"]
     if release != "user":

@@ -153,10 +153,10 @@ def make_loader(
         patch: size of a patch, "d h w" in voxels of the working grid.
         batch: elements of a batch over all processes.
         seed: of the stream, 0 or more.
-        tumour_share: share of the elements centred on tumour, 1/3 to 1, taken as the nearest
-            fraction with a denominator of up to 20.
+        tumour_share: share of the elements centred on the foreground, 1/3 to 1, taken as the
+            nearest fraction with a denominator of up to 20.
         crops_per_read: batches in a row that are cut from the same cases.
-        cavity: class that a resection cavity counts as, see `labels.map_cavity`.
+        cavity: class that unscored values count as, see `labels.map_cavity`.
         crop: what is cut around each patch, for an augmentation that needs more than the patch; by
             default the patch.
         on_device: keep the training cases on every device and cut there. They are sent before
@@ -166,7 +166,8 @@ def make_loader(
         prefetch_batches: batches prepared ahead on the host.
 
     Raises:
-        UserError: settings that cannot be, no cases, or a case without a reference.
+        UserError: settings that cannot be, no cases, no case with a reference, or one without and
+            the task has no ignore label.
     """
     _check_cases(cases, indices)
     _check(patch, batch, seed, crops_per_read)
@@ -294,9 +295,10 @@ def _check_unshared(mesh: Mesh, batch: int) -> None:
 def _check_cases(cases: store.CaseStore, indices: Sequence[int]) -> None:
     if len(indices) == 0:
         raise UserError("no cases are left to train on: the split gives all of them away")
-    for summary in (cases.summaries[index] for index in indices):
-        if summary.tumour_voxels is None:
-            raise UserError(
-                f"{summary.case_id}: has no reference segmentation, so it cannot be trained on. "
-                "Add one, or leave the case out."
-            )
+    training = [cases.summaries[index] for index in indices]
+    bare = [summary.case_id for summary in training if summary.class_voxels is None]
+    if bare and (cases.task.ignore is None or len(bare) == len(training)):
+        raise UserError(
+            f"{bare[0]}: has no reference segmentation, so it cannot be trained on. "
+            "Add one, or leave the case out."
+        )

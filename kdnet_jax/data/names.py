@@ -23,7 +23,7 @@ SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
 }
 SEQUENCES: Final = {name: key for key, names in SYNONYMS.items() for name in names}
 _SCANS: Final = {name: key for name, key in SEQUENCES.items() if key != LABEL}
-_MASKS: Final = frozenset((*SYNONYMS[LABEL], "roi"))
+MASKS: Final = frozenset((*SYNONYMS[LABEL], "roi"))
 
 
 def _set(text: str) -> frozenset[str]:
@@ -39,16 +39,14 @@ _LIKE_CONTRAST: Final = re.compile(
     r"gad[ao](?:lin|vist|bu|ter|di)\w*|contrast\w+|post(?:gd|contrast)\w*"
 )
 _NO_CONTRAST: Final = _set("pre non no none without native precontrast")
-_PREPOSITIONS: Final = _set("to in on onto into")
-_REGISTERED: Final = _set(
+PREPOSITIONS: Final = _set("to in on onto into")
+REGISTERED: Final = _set(
     "reg registered coreg coregistered aligned warped rigid affine resampled resliced r2s"
 )
 # The same image with other intensities.
-_INTENSITY: Final = _set("bias n4 n4itk bfc corrected biascorrected")
-_STRIPPED: Final = _set("brain bet hd hdbet ss stripped skullstripped masked unstripped")
-_BEHIND: Final = (
-    _REGISTERED | _INTENSITY | _STRIPPED | _CONTRAST | _NO_CONTRAST | _set("post space")
-)
+INTENSITY: Final = _set("bias n4 n4itk bfc corrected biascorrected")
+STRIPPED: Final = _set("brain bet hd hdbet ss stripped skullstripped masked unstripped")
+BEHIND: Final = REGISTERED | INTENSITY | STRIPPED | _CONTRAST | _NO_CONTRAST | _set("post space")
 _TUMOUR: Final = _set("tumor tumour lesion glioma gbm")
 _AUTOMATIC: Final = _set("automated approx glistr")
 _CORRECTED: Final = _set("manual manually corrected")
@@ -70,7 +68,7 @@ _OTHER_IMAGES: Final = _set(
 # Images that are computed from a weighted one and may have its sequence in their names.
 _COMPUTED: Final = _set("t1map t2map t2star subtraction subtracted part-phase part-real part-imag")
 _KNOWN: Final = (
-    _BEHIND | _TUMOUR | _EDITED | _HOLE | _ANATOMY | _REGIONS | _OTHER_IMAGES | _MASKS
+    BEHIND | _TUMOUR | _EDITED | _HOLE | _ANATOMY | _REGIONS | _OTHER_IMAGES | MASKS
 ) | _SCANS.keys()
 
 _BIDS: Final = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?=_|$)", re.IGNORECASE)
@@ -86,6 +84,9 @@ _GLUED: Final = (
 
 HOLE: Final = "a file of an inpainting set, whose masks are no tumours"
 OTHER_IMAGE: Final = "an image of another kind"
+OTHER_STRUCTURE: Final = "a mask of another structure than the tumour"
+ONE_REGION: Final = "a mask of one region, where a segmentation has all"
+EITHER: Final = "either a mask or a sequence"
 UNTOLD: Final = (
     "a mask that is not said to be of a tumour (name a tumour's CASE_seg or CASE_tumor_seg)"
 )
@@ -114,7 +115,9 @@ class Name:
     tumour: bool = False
 
 
-class _Word(NamedTuple):
+class Word(NamedTuple):
+    """A word of a name, in lower case, and the place where it begins."""
+
     text: str
     start: int
     in_entity: bool = False
@@ -129,7 +132,7 @@ def read(stem: str, folder: str = "") -> Name:
         stem: the file's name without .nii or .nii.gz.
         folder: the name of its folder, of which nothing is concluded where the file's repeats it.
     """
-    words = _cut(stem, folder)
+    words = cut(stem, folder)
     match = _BIDS.match(stem) and re.search(r"_label-([A-Za-z0-9]+)", stem)
     found = _understand([word.text for word in words], match[1].lower() if match else "")
     described = [word.text for word in words if word.described]
@@ -147,12 +150,12 @@ def subject(name: str) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------- words
 
 
-def _cut(stem: str, folder: str) -> list[_Word]:
+def cut(stem: str, folder: str) -> list[Word]:
     """Returns the words of a name in lower case, without those that only say which case it is."""
     bids = _BIDS.match(stem)
     start = max(len(folder) if _repeats(stem, folder) else 0, bids.end() if bids else 0)
     stem = _SPACE.sub(lambda match: "_" * len(match[0]), stem)
-    words: list[_Word] = []
+    words: list[Word] = []
     for part in re.compile(r"[^\s_]+").finditer(stem, start):
         entity = _ENTITY.fullmatch(part[0]) if bids else None
         if entity is None:
@@ -182,36 +185,48 @@ def _tells(key: str, value: str) -> bool:
     return key in _TELLING and not (key == "ce" and value.lower() in _NO_CONTRAST)
 
 
-def _split(text: str, start: int, in_entity: bool = False) -> list[_Word]:
+def _split(text: str, start: int, in_entity: bool = False) -> list[Word]:
     """Cuts BrainMask and T1toT1CE into words."""
     if _LIKE_CONTRAST.fullmatch(text.lower()):
-        return [_Word("contrast", start, in_entity)]
+        return [Word("contrast", start, in_entity)]
     for pattern in _GLUED:
         if glued := pattern.fullmatch(text.lower()):
             parts = range(1, pattern.groups + 1)
-            return [_Word(glued[i], start + glued.start(i), in_entity) for i in parts]
+            return [Word(glued[i], start + glued.start(i), in_entity) for i in parts]
     if re.search(r"\d", text) or text.lower() in _KNOWN:
-        return [_Word(text.lower(), start, in_entity)]
+        return [Word(text.lower(), start, in_entity)]
     camels = re.finditer(r".+?(?:(?<=[a-z])(?=[A-Z])|$)", text)
-    return [_Word(part[0].lower(), start + part.start(), in_entity) for part in camels]
+    return [Word(part[0].lower(), start + part.start(), in_entity) for part in camels]
 
 
-def _prefix(stem: str, words: Sequence[_Word], found: Name) -> str:
+def _prefix(stem: str, words: Sequence[Word], found: Name) -> str:
     """Returns what stands before all words that say what the file is."""
     case = "_".join(part for part in subject(stem) if part)
     if not (case or found.sequence or found.aside or found.doubt):
         return stem[: max(0, len(stem) - len(re.split("[_-]", stem)[-1]) - 1)]
     texts = [word.text for word in words]
-    core = texts[: _relation(texts)]
-    things = [i for i, text in enumerate(core) if text in _MASKS | _SCANS.keys()]
+    core = texts[: relation(texts)]
+    things = [i for i, text in enumerate(core) if text in MASKS | _SCANS.keys()]
     first = things[-1] if things else max(0, len(core) - 1)
     if not things and found.sequence == LABEL:  # anna_tumor_in_t1_seg
         first, core = len(core), texts
     if found.sequence == "t1ce":  # P_Gd_3D_T1
         first = min([first, *(i for i in range(1, first) if core[i] in _CONTRAST)])
+    return prefix_before(stem, words, core, first)
+
+
+def prefix_before(stem: str, words: Sequence[Word], core: Sequence[str], first: int) -> str:
+    """Returns the name of the case that stands before what the file is.
+
+    Args:
+        stem: the whole name.
+        words: of it.
+        core: the words up to the grid that the file was brought to.
+        first: where the words begin that say what the file is.
+    """
     while first and _describes(core, first - 1):
         first -= 1
-    if case:
+    if case := "_".join(part for part in subject(stem) if part):
         return "_".join([case, *(word.text for word in words[:first] if not word.in_entity)])
     return stem[: words[first].start if first < len(words) else len(stem)].rstrip("_-. ")
 
@@ -221,9 +236,9 @@ def _describes(words: Sequence[str], i: int) -> bool:
     word, behind = words[i], {*words[i + 1 :]}
     if word in _NO_CONTRAST | {"post"}:  # anna_post_t2 is a visit
         return {*words[i + 1 : i + 2]} <= _CONTRAST | _NO_CONTRAST
-    if _MASKS & behind:
+    if MASKS & behind:
         return word in _KNOWN - _OTHER_IMAGES
-    return word in _SCANS or word in _BEHIND - {"hd", "ss"}
+    return word in _SCANS or word in BEHIND - {"hd", "ss"}
 
 
 # ----------------------------------------------------------------------------------- meaning
@@ -231,25 +246,25 @@ def _describes(words: Sequence[str], i: int) -> bool:
 
 def _understand(words: Sequence[str], structure: str) -> Name:
     """Returns what the words say; `structure` is what a mask of BIDS is labelled as."""
-    end = _relation(words)
-    of_grid = _MASKS & {*words[end:]}  # T1_to_SRI_brain_mask
+    end = relation(words)
+    of_grid = MASKS & {*words[end:]}  # T1_to_SRI_brain_mask
     core = words if of_grid else words[:end]
     tail = _tail(core)
     if not words:  # sub-01_ses-1
         return Name("")
-    if _MASKS & {*tail} and (of_grid or _ending(core) not in _SCANS):
+    if MASKS & {*tail} and (of_grid or _ending(core) not in _SCANS):
         return _mask(tail, structure)
     return _scan(core, words[end + 1 :])
 
 
-def _relation(words: Sequence[str]) -> int:
+def relation(words: Sequence[str]) -> int:
     """Returns the place of the word behind which the grid is named; their number without one."""
     for i in range(1, len(words) - 1):
-        known = _ending(words[:i]) in _MASKS | _SCANS.keys() | _OTHER_IMAGES
+        known = _ending(words[:i]) in MASKS | _SCANS.keys() | _OTHER_IMAGES
         ahead = words[i + 1] in _SCANS
-        if words[i] in _PREPOSITIONS and (known or ahead):
+        if words[i] in PREPOSITIONS and (known or ahead):
             return i
-        if words[i] in _REGISTERED and known and _SCANS.keys() & {*words[i + 1 :]}:
+        if words[i] in REGISTERED and known and _SCANS.keys() & {*words[i + 1 :]}:
             return i
         if words[i] == "2" and words[i - 1] in _SCANS and ahead:
             return i
@@ -258,7 +273,7 @@ def _relation(words: Sequence[str]) -> int:
 
 def _ending(words: Sequence[str]) -> str:
     """Returns the last word that is not about how an image was processed."""
-    return next((word for word in reversed(words) if word not in _BEHIND), "")
+    return next((word for word in reversed(words) if word not in BEHIND), "")
 
 
 def _tail(words: Sequence[str]) -> Sequence[str]:
@@ -275,14 +290,14 @@ def _mask(words: Sequence[str], structure: str) -> Name:
     if held & _HOLE:
         return Name("", aside=HOLE)
     if held & _REGIONS:
-        return Name("", aside="a mask of one region, where a segmentation has all")
+        return Name("", aside=ONE_REGION)
     if not tumour and (held & _ANATOMY or structure):
-        return Name("", aside="a mask of another structure than the tumour")
+        return Name("", aside=OTHER_STRUCTURE)
     if not tumour and "mask" in held and held & _SCANS.keys():
         return Name("", aside="a mask of either the brain or the tumour")
     about = _TUMOUR | _EDITED
     last = next((word for word in reversed(words) if word not in about), "")
-    if last not in _MASKS or (last == "roi" and not tumour):
+    if last not in MASKS or (last == "roi" and not tumour):
         return Name("")
     automatic = bool(held & _AUTOMATIC) and not held & _CORRECTED
     return Name("", LABEL, automatic, tumour=bool(tumour))
@@ -291,7 +306,7 @@ def _mask(words: Sequence[str], structure: str) -> Name:
 def _scan(words: Sequence[str], target: Sequence[str]) -> Name:
     """Reads the name of an image; `target` is the grid that it was brought to."""
     end = len(words)
-    while end and words[end - 1] in _BEHIND:
+    while end and words[end - 1] in BEHIND:
         end -= 1
     first = end = max(end, 1)
     while first and words[first - 1] in _KNOWN:
@@ -326,8 +341,8 @@ def _sequence(word: str, before: Sequence[str], lead: Sequence[str], behind: Seq
         others -= {"t2"}  # T2_FLAIR
     own = _behind_case(before)
     contrast = _with_contrast(own) or _with_contrast(behind)
-    if _MASKS & {*lead}:
-        return Name("", aside="either a mask or a sequence")
+    if MASKS & {*lead}:
+        return Name("", aside=EITHER)
     if computed := sorted(_COMPUTED & {*own}):
         return Name("", doubt=f"names {computed[0]} and {sequence}")
     if others:
@@ -340,8 +355,13 @@ def _sequence(word: str, before: Sequence[str], lead: Sequence[str], behind: Seq
         return Name("", aside="an image with contrast agent")
     if sequence == "t1" and (contrast or "post" in behind):
         sequence = "t1ce"
-    processed = {*lead, *behind} & (_REGISTERED | _INTENSITY | _STRIPPED)
-    return Name("", sequence, bool(processed) and processed <= _INTENSITY)
+    return Name("", sequence, is_secondary([*lead, *behind]))
+
+
+def is_secondary(words: Sequence[str]) -> bool:
+    """Whether words about an image say that its intensities alone were changed."""
+    processed = {*words} & (REGISTERED | INTENSITY | STRIPPED)
+    return bool(processed) and processed <= INTENSITY
 
 
 def _behind_case(words: Sequence[str]) -> Sequence[str]:

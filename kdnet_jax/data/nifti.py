@@ -1,4 +1,7 @@
-"""Reads one NIfTI file, or says plainly what is wrong with it; writes masks and images."""
+"""Reads one image file, or says plainly what is wrong with it; writes masks and images as NIfTI.
+
+Files of NRRD and MetaImage are read too (`itk_files.py`), with the same checks.
+"""
 
 import dataclasses
 import errno
@@ -14,7 +17,7 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from kdnet_jax import files
-from kdnet_jax.data import nifti_header, spaces
+from kdnet_jax.data import itk_files, nifti_header, spaces
 from kdnet_jax.errors import UserError
 
 _MEBI = 2**20
@@ -51,11 +54,27 @@ class Volume:
         return self.space.affine
 
 
+def read_header(path: str | os.PathLike[str], *, channels: bool = False) -> nifti_header.Header:
+    """Reads and checks all that can be told without the voxels, of any file that can be read.
+
+    Args:
+        path: a `.nii` or `.nii.gz` file, or `.nrrd` or `.mha`.
+        channels: whether a fourth axis is allowed.
+
+    Raises:
+        UserError: as `read_volume`, but for what only the voxels tell.
+    """
+    path = nifti_header.check_file(path)
+    if nifti_header.is_itk(path):
+        return itk_files.read_header(path, channels)
+    return nifti_header.read(path, channels=channels)
+
+
 def read_volume(path: str | os.PathLike[str], *, channels: bool = False) -> Volume:
     """Reads an image as float32.
 
     Args:
-        path: a `.nii` or `.nii.gz` file.
+        path: a `.nii` or `.nii.gz` file, or `.nrrd` or `.mha`.
         channels: whether a fourth axis is allowed (the Decathlon keeps the sequences in one file).
 
     Raises:
@@ -109,7 +128,7 @@ def read_labels(path: str | os.PathLike[str], *, channels: bool = False) -> Volu
     1.00002 or 0.992: these become the whole numbers that they stand for, with a note.
 
     Args:
-        path: a `.nii` or `.nii.gz` file.
+        path: a `.nii` or `.nii.gz` file, or `.nrrd` or `.mha`.
         channels: whether a mask with a channel for each region or class is allowed, "x y z c".
 
     Raises:
@@ -137,10 +156,13 @@ def read_labels(path: str | os.PathLike[str], *, channels: bool = False) -> Volu
 def _read(
     path: str | os.PathLike[str],
     channels: bool,
-    load: Callable[[nib.arrayproxy.ArrayProxy], Num[np.ndarray, "..."]],
+    load: Callable[[Any], Num[np.ndarray, "..."]],
 ) -> Volume:
     """Checks the name and the header, and only then reads the voxels with `load`."""
     path = nifti_header.check_file(path)
+    if nifti_header.is_itk(path):
+        header, stored = itk_files.read(path, channels)
+        return Volume(load(stored), header.space, path)
     with nifti_header.opened(path) as file:
         header = nifti_header.parse(file, path, channels)
         # nibabel holds an open file's lock while it reads; a map of the file would outlive it.

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from kdnet_jax.data import spaces
 from kdnet_jax.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
+# What else is read, by SimpleITK (`itk_files.py`); nothing is written so.
+ITK_SUFFIXES = (".nrrd", ".mha")
 # 1 GiB as float32. A header that asks for more is damaged, or this is no brain scan.
 MAX_VOXELS = 2**28
 # deflate cannot compress further; a gz file that claims to hold more is cut off.
@@ -78,7 +81,23 @@ def check_file(path: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {_what_else(path)}; expected a NIfTI file (.nii or .nii.gz)")
-    return check_suffix(path)
+    return check_readable(path)
+
+
+def check_readable(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path; refuses one whose name is not that of an image that can be read."""
+    return pathlib.Path(path) if is_itk(path) else check_suffix(path)
+
+
+def is_itk(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is read by SimpleITK, by its name (.nrrd, .mha)."""
+    return pathlib.Path(path).suffix.lower() in ITK_SUFFIXES
+
+
+def stem(path: str | os.PathLike[str]) -> str:
+    """Returns the name of an image's file without its ending."""
+    name = pathlib.Path(path).name
+    return re.sub(r"\.(nii(\.gz)?|nrrd|mha)$", "", name, flags=re.IGNORECASE) or name
 
 
 def _what_else(path: pathlib.Path) -> str:
@@ -167,6 +186,16 @@ def check_grid(
     _check_affine(affine, path)
 
 
+def check_voxels(shape: tuple[int, ...], path: pathlib.Path) -> None:
+    """Refuses, before memory is taken, more voxels than a scan has."""
+    voxels = math.prod(shape)
+    if voxels > MAX_VOXELS:
+        raise UserError(
+            f"{path}: its header claims {voxels} voxels ({spaces.times(shape)}); at most "
+            f"{MAX_VOXELS} can be read. The header is damaged or this is no brain scan"
+        )
+
+
 def _check_kind(
     shape: tuple[int, ...], dtype: np.dtype, path: pathlib.Path, dimensions: Sequence[int]
 ) -> None:
@@ -203,12 +232,8 @@ def _check_affine(affine: Affine, path: pathlib.Path) -> None:
 
 def _check_size(shape: tuple[int, ...], dtype: np.dtype, path: pathlib.Path) -> None:
     """Refuses, before memory is taken, a header that the file cannot hold."""
+    check_voxels(shape, path)
     voxels = math.prod(shape)
-    if voxels > MAX_VOXELS:
-        raise UserError(
-            f"{path}: its header claims {voxels} voxels ({spaces.times(shape)}); at most "
-            f"{MAX_VOXELS} can be read. The header is damaged or this is no brain scan"
-        )
     ratio = _MAX_GZ_RATIO if path.suffix.lower() == ".gz" else 1
     size = path.stat().st_size
     if voxels * dtype.itemsize > size * ratio:

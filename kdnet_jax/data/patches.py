@@ -9,9 +9,11 @@ each of its cases in each batch. So a case is decoded once for that many crops (
 store's memory holds a group), and the patches of a batch come from different cases.
 
 A share of the elements (a third, as in nnU-Net, https://doi.org/10.1038/s41592-020-01008-z) is
-centred on a tumour voxel: of a class drawn evenly among those that the case has, so that a small
-enhancing rim is met as often as a large oedema. The other elements are uniform in the volume. A
-case without tumour gives a uniform crop in place of a centred one.
+centred on a foreground voxel: of a class drawn evenly among those that the case has, so that a
+small class is met as often as a large one. Voxels that are no class (`Task.unscored`,
+`Task.ignore`) are no centres. The other elements are uniform in the volume. A case without
+foreground gives a uniform crop in place of a centred one; so does one without a label, all of
+which then has the task's ignore label.
 
 A case that cannot be read stops the stream, or its elements are cut from another case (`skipping`):
 the first of the epoch's order from there on that can be read. So the stream is a function of the
@@ -28,21 +30,21 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict
 import numpy as np
 from jaxtyping import Float16, Integer, Shaped, UInt8
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import labels, prepare, records, skipping, store
 from kdnet_jax.errors import UserError
 
 DEFAULT_TUMOUR_SHARE: Final = 1 / 3
 # The length of the endless stream: more than any run reads, and still a machine integer.
 ENDLESS: Final = 2**53
-# Tumour voxels of a class to choose centres from, per case: 4 bytes each in memory.
+# Voxels of a class to choose centres from, per case: 4 bytes each in memory.
 _CENTRES: Final = 4096
 # Random streams, never mixed: one for the permutations, one for the crops.
 _EPOCH_STREAM, _CROP_STREAM = 0, 1
 
 
 class Patch(TypedDict):
-    """A patch and its classes 0..3 (`conventions.CLASSES`)."""
+    """A patch and its classes, by the task's numbers."""
 
     image: Float16[np.ndarray, "d h w m"]
     label: UInt8[np.ndarray, "d h w"]
@@ -56,7 +58,7 @@ class Place(NamedTuple):
 
 
 class _Outline(NamedTuple):
-    """What the draw of a crop needs of a case: its size, and tumour voxels (`tumour_voxels`)."""
+    """What the draw of a crop needs of a case: its size, and `class_voxels`."""
 
     shape: tuple[int, ...]
     centres: list[Integer[np.ndarray, " n"]]
@@ -66,14 +68,14 @@ class PatchSource:
     """The stream by index: `source[i]` is element i, a patch without the batch axis.
 
     Args:
-        cases: the prepared cases.
+        cases: the prepared cases, with their task.
         indices: which of them take part.
         patch: size of a patch, "d h w" in voxels.
         batch: elements of a batch over all processes.
         seed: of the stream.
-        tumour_share: share of the elements centred on tumour.
+        tumour_share: share of the elements centred on the foreground.
         crops_per_read: crops in a row from one case.
-        cavity: class that a resection cavity counts as, see `labels.map_cavity`.
+        cavity: class that unscored values count as, see `labels.map_cavity`.
         crop: what is cut, with the patch in its middle; by default the patch. Which patches are
             drawn does not depend on it.
         unreadable: what is done about cases that cannot be read; by default the stream stops.
@@ -102,6 +104,7 @@ class PatchSource:
         self._tumour_share = _as_fraction(tumour_share)
         self._crops_per_read = crops_per_read
         self._cavity = cavity
+        self._task = cases.task
         self._unreadable = unreadable or skipping.Unreadable(len(self.indices))
         self._outlines: dict[int, _Outline] = {}
 
@@ -113,8 +116,8 @@ class PatchSource:
         while (case := self.read(case_index := self.case_of(index))) is None:
             continue
         start = self._start(index, case_index)
-        label = crop(case.label, start, self.crop)
-        return Patch(image=crop(case.image, start, self.crop), label=self.classes(label))
+        label = crop(self._stored(case), start, self.crop)
+        return Patch(image=crop(case.image, start, self.crop), label=self._trained(label))
 
     def cases_of(self, batch: int) -> list[str]:
         """Returns the ids of the cases of a global batch, each once."""
@@ -138,7 +141,8 @@ class PatchSource:
             self._unreadable.add(error)
             return None
         if case_index not in self._outlines:
-            self._outlines[case_index] = _Outline(case.label.shape, tumour_voxels(case.label))
+            centres = [] if case.label is None else class_voxels(case.label, self._task)
+            self._outlines[case_index] = _Outline(case.image.shape[:3], centres)
         return case
 
     def place_of(self, index: int) -> Place:
@@ -158,9 +162,17 @@ class PatchSource:
         margins = ((outer - inner) // 2 for inner, outer in zip(self.patch, self.crop, strict=True))
         return tuple(first - margin for first, margin in zip(start, margins, strict=True))
 
-    def classes(self, label: UInt8[np.ndarray, "d h w"]) -> UInt8[np.ndarray, "d h w"]:
-        """Returns the classes 0..3 that the stored labels count as in this stream."""
-        return labels.map_cavity(label, self._cavity)
+    def label_of(self, case: prepare.PreparedCase) -> UInt8[np.ndarray, "d h w"]:
+        """Returns the classes of a whole case as this stream has them, and the ignore label."""
+        return self._trained(self._stored(case))
+
+    def _stored(self, case: prepare.PreparedCase) -> UInt8[np.ndarray, "d h w"]:
+        if case.label is not None:
+            return case.label
+        return np.broadcast_to(np.uint8(self._task.ignore), case.image.shape[:3])
+
+    def _trained(self, label: UInt8[np.ndarray, "d h w"]) -> UInt8[np.ndarray, "d h w"]:
+        return labels.map_cavity(label, self._cavity, task=self._task)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -185,11 +197,18 @@ class PatchSource:
         """
         notes = []
         training = [self._cases.summaries[index] for index in self.indices]
-        empty = [summary.case_id for summary in training if not any(summary.tumour_voxels or ())]
+        bare = [each.case_id for each in training if each.class_voxels is None]
+        if bare:
+            notes.append(
+                f"{len(bare)} of {len(training)} training cases have no label ({bare[0]} among "
+                "them): no term of the loss that needs a label counts their voxels"
+            )
+        known = [each for each in training if each.class_voxels is not None]
+        empty = [each.case_id for each in known if not any(each.class_voxels)]
         if empty:
             notes.append(
-                f"{len(empty)} of {len(training)} training cases hold no tumour ({empty[0]} among "
-                "them): all of their patches are drawn at random"
+                f"{len(empty)} of {len(training)} training cases hold no {self._task.noun} "
+                f"({empty[0]} among them): all of their patches are drawn at random"
             )
         if len(training) < self.batch:
             notes.append(
@@ -212,7 +231,7 @@ class PatchSource:
         return notes
 
     def is_centred(self, index: int) -> bool:
-        """Whether element `index` is centred on tumour: the first, and then a fixed share."""
+        """Whether element `index` is centred on the foreground: the first, then a fixed share."""
         share = self._tumour_share
         return math.ceil((index + 1) * share) > math.ceil(index * share)
 
@@ -257,14 +276,16 @@ def _permutation(seed: int, epoch: int, count: int) -> Integer[np.ndarray, " n"]
     return np.random.default_rng([seed, _EPOCH_STREAM, epoch]).permutation(count)
 
 
-def tumour_voxels(label: UInt8[np.ndarray, "d h w"]) -> list[Integer[np.ndarray, " n"]]:
-    """Returns flat indices of tumour voxels, one array for each of NCR, ED, ET that is present.
+def class_voxels(
+    label: UInt8[np.ndarray, "d h w"], task: task_lib.Task
+) -> list[Integer[np.ndarray, " n"]]:
+    """Returns flat indices of voxels, one array for each class but 0 that is present.
 
     Of a large class evenly spaced voxels are taken, which keeps the memory of a cohort small.
     """
-    tumour = np.flatnonzero(label)
-    values = label.reshape(-1)[tumour]
-    by_class = [tumour[values == c] for c in range(1, len(conventions.CLASSES))]
+    found = np.flatnonzero(label)
+    values = label.reshape(-1)[found]
+    by_class = [found[values == c] for c in range(1, len(task.classes))]
     return [_thin(voxels).astype(np.int32) for voxels in by_class if len(voxels)]
 
 

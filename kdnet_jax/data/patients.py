@@ -6,7 +6,8 @@ import pathlib
 import re
 from typing import TYPE_CHECKING, Final
 
-from kdnet_jax.data import layouts, own_layouts
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import labels, layouts, own_layouts
 from kdnet_jax.errors import UserError
 
 _WITH_VISITS: Final = re.compile(
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
 
 
 def with_patients(
-    found: list["Case"], release: str, root: pathlib.Path, notes: list[str]
+    found: list["Case"],
+    release: str,
+    root: pathlib.Path,
+    notes: list[str],
+    *,
+    task: task_lib.Task,
 ) -> list["Case"]:
     """Fills in the patient and the grade, as far as names and tables tell them."""
-    if release == "user":
-        return _from_patients_csv(found, root, notes)
+    if release == "user" or not labels.is_brats(task):
+        return _from_patients_csv(found, root, notes, task)
     grades = _name_mapping(found, release, root) if release in layouts.NAMES else {}
     changed = []
     for case in found:
@@ -64,7 +70,9 @@ def _name_mapping(found: list["Case"], release: str, root: pathlib.Path) -> dict
     return {case_id: grade for case_id, grade in grades.items() if grade in layouts.GRADES}
 
 
-def _from_patients_csv(found: list["Case"], root: pathlib.Path, notes: list[str]) -> list["Case"]:
+def _from_patients_csv(
+    found: list["Case"], root: pathlib.Path, notes: list[str], task: task_lib.Task
+) -> list["Case"]:
     path = root / "patients.csv"
     if not path.is_file():
         visits = {case.case_id: _of_visit(case) for case in found}
@@ -95,7 +103,7 @@ def _from_patients_csv(found: list["Case"], root: pathlib.Path, notes: list[str]
         )
     grades = {case_id: row.get("grade", "").upper() for case_id, row in rows.items()}
     for case_id, grade in grades.items():
-        if grade not in ("", *layouts.GRADES):
+        if labels.is_brats(task) and grade not in ("", *layouts.GRADES):
             raise UserError(
                 f"{path}: the grade of {case_id} is {grade!r}; expected HGG, LGG or empty"
             )

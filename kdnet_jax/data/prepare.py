@@ -208,9 +208,8 @@ def unlabelled_case(
     Raises:
         UserError: the first file is no scan by its name.
     """
-    path = nifti_header.check_suffix(_path_and_channel(next(iter(images.values())))[0])
-    endings = (ending for ending in task_lib.FILE_ENDINGS if path.name.lower().endswith(ending))
-    return _unlabelled(path.name[: -len(next(endings))], dict(images), task)
+    path = nifti_header.check_readable(_path_and_channel(next(iter(images.values())))[0])
+    return _unlabelled(nifti_header.stem(path), dict(images), task)
 
 
 def in_memory(
@@ -248,7 +247,7 @@ def read_images(
         path, channel = _path_and_channel(source)
         if path not in files:
             files[path] = nifti.read_volume(path, channels=channel is not None)
-        volumes[modality] = _channel(files[path], channel)
+        volumes[modality] = _channel(files[path], channel, task)
     return volumes
 
 
@@ -261,10 +260,10 @@ def _path_and_channel(source: cases.Source) -> tuple[pathlib.Path, int | None]:
     return pathlib.Path(path), channel
 
 
-def _channel(volume: nifti.Volume, channel: int | None) -> nifti.Volume:
+def _channel(volume: nifti.Volume, channel: int | None, task: task_lib.Task) -> nifti.Volume:
     if channel is None:
         return volume
-    decathlon.check_channels(volume.path, volume.data.shape)
+    decathlon.check_channels(volume.path, volume.data.shape, task)
     return dataclasses.replace(volume, data=volume.data[..., channel])
 
 

@@ -27,7 +27,7 @@ _IMAGE_BYTES: Final = 2
 
 
 class Batch(TypedDict):
-    """A batch of patches on the mesh, with their classes 0..3 (`conventions.CLASSES`)."""
+    """A batch of patches on the mesh, with their classes by the task's numbers."""
 
     image: Float[Array, "b d h w m"]
     label: UInt8[Array, "b d h w"]
@@ -126,7 +126,7 @@ class ResidentCases:
         self, case: prepare.PreparedCase
     ) -> tuple[Float16[np.ndarray, "m d h w"], UInt8[np.ndarray, "d h w"]]:
         image = patches.crop(case.image, (0, 0, 0), self._shape)
-        label = patches.crop(self._source.classes(case.label), (0, 0, 0), self._shape)
+        label = patches.crop(self._source.label_of(case), (0, 0, 0), self._shape)
         return np.ascontiguousarray(np.moveaxis(image, -1, 0)), label
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import nibabel as nib
@@ -82,6 +82,24 @@ def of_affine(affine: Affine) -> Space:
     """Returns the space of an image whose affine (mm, RAS+) is all that is known."""
     affine = np.array(affine, np.float64)
     return Space(affine, None, not is_identity(affine), tuple(_lost(affine)))
+
+
+def of_itk(spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]) -> Space:
+    """Returns the space of an image of ITK, whose axes are LPS.
+
+    Args:
+        spacing: mm per voxel.
+        origin: mm.
+        direction: 3x3, row by row.
+    """
+    lps = np.eye(4)
+    lps[:3, :3] = np.reshape(direction, (3, 3)) * np.asarray(spacing)
+    lps[:3, 3] = origin
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+    if not is_identity(lps):
+        return Space(affine, None)
+    doubt = f"{LOST}, so the header may be lost: the voxels were taken as stored in LPS with 1 mm."
+    return Space(affine, None, False, (f"{doubt} {_SAY_HOW}",))
 
 
 def of_image(image: nib.spatialimages.SpatialImage) -> Space:

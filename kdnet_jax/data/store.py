@@ -106,9 +106,9 @@ def _text(value: bytes | str) -> str:
 class CaseSummary:
     """What is known of a case without decoding its image.
 
-    `class_voxels` counts the classes but the background on the working grid, None without a
-    reference; `decoded_bytes` is the memory that the decoded case takes; `shape` is the working grid's, None
-    in datasets that were built before it was noted.
+    `class_voxels` counts the voxels of classes 1, 2, ... on the working grid, None without a
+    reference; `decoded_bytes` is the memory that the decoded case takes; `shape` is the working
+    grid's, None in datasets that were built before it was noted.
     """
 
     case_id: str
@@ -320,10 +320,9 @@ def _read_description(folder: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def _task(metadata: Mapping[str, Any], folder: pathlib.Path) -> task_lib.Task:
-    # Datasets that were built before there were others are of the default.
-    if "task" not in metadata:
-        return task_lib.DEFAULT
-    return task_lib.from_dataset_json(metadata["task"], f"{folder / METADATA_FILE}: 'task'")
+    # Older datasets, all of the default task, lack the key.
+    given = metadata.get("task", task_lib.GLIOMA_NAME)
+    return task_lib.from_json(given, f"{folder / METADATA_FILE}: 'task'")
 
 
 def _summary_from_json(row: dict[str, Any]) -> CaseSummary:

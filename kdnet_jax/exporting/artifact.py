@@ -52,7 +52,7 @@ def write(
     """
     network = networks.portable(network)
     predict = inference.make_predict(network.module().apply, head, mirror=False)
-    d, h, w = np.broadcast_to(network.divisor, 3)
+    d, h, w = network.divisor
     shape = export.symbolic_shape(f"b, {d}*d, {h}*h, {w}*w, {modalities}")
     windows = jax.ShapeDtypeStruct(shape, jnp.float32)
     constants = jax.tree.map(np.asarray, params)

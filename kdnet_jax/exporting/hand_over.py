@@ -199,7 +199,7 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
 def _write_artifact(run: runs.Run, path: pathlib.Path) -> str:
     model = run.model
     channels = len(model.modalities)
-    edges = 2 * np.broadcast_to(model.network.divisor, 3)
+    edges = [2 * unit for unit in model.network.divisor]
     artifact.write(path, model.network, run.params, head=model.head, modalities=channels)
     # Two windows, so that the norms have more than one voxel where the network is coarsest.
     windows = np.random.default_rng(0).normal(size=(2, *edges, channels))

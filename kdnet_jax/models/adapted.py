@@ -94,9 +94,9 @@ class AdaptedConfig:
         return self.network.out_channels
 
     @property
-    def divisor(self) -> int:
-        """What every edge of the input must be divisible by."""
-        return math.lcm(*self.network.divisor)
+    def divisor(self) -> tuple[int, int, int]:
+        """What each edge of the input, "d h w", must be divisible by."""
+        return to_spl(self.network.divisor, self.axes)
 
     def module(self) -> nn.Module:
         """Returns the network as others see it."""

@@ -33,6 +33,8 @@ def with_neighbours(x: Float[Array, "b d h w c"], width: int) -> Float[Array, "b
     Raises:
         ValueError: a neighbour has fewer planes than that.
     """
+    if not width:
+        return x
     if parts() == 1:
         return jnp.pad(x, ((0, 0), (width, width), *((0, 0),) * (x.ndim - 2)))
     planes = x.shape[_DEPTH]

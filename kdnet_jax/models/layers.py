@@ -6,6 +6,7 @@ slower than the same arithmetic in other forms (openxla/xla#34273, jax-ml/jax#31
 """
 
 import functools
+import math
 import sys
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from kdnet_jax.models import halo
 Form = Literal["native", "onednn", "planes", "blocks"]
 # A number, or a symbol of `jax.export`, which is no int.
 Size = Any
+# Of each axis.
+Triple = tuple[int, int, int]
 FORMS = ("native", "onednn", "planes", "blocks")
 # Up to this many input channels it is faster to stack the three depth taps as channels of one
 # 2-D convolution than to add three convolutions.
@@ -33,6 +36,7 @@ _BLOCKS_UP_TO = 4
 _EPSILON = 1e-5
 # Under this name a convolution's result is known to `jax.checkpoint`.
 CONVOLUTION = "convolution"
+_TWO: Triple = (2, 2, 2)
 
 
 def choose_form(setting: str) -> Form:
@@ -91,7 +95,7 @@ def convolve(
             float32 only (bfloat16 takes "planes"); "planes" a sum over the depth taps of 2-D
             convolutions, the faster of XLA's own on CPU; "blocks" as native, but an input of few
             channels is first moved into blocks of 2x2x2 voxels, which fills more of a TPU's 128
-            lanes, at eight times the arithmetic.
+            lanes, at eight times the arithmetic; kernels of 3x3x3 alone, others are native.
     """
     if kernel.shape[:3] == (1, 1, 1):
         return jnp.einsum("bdhwc,co->bdhwo", x, kernel[0, 0, 0]) + bias
@@ -108,7 +112,7 @@ def _convolve_native(
     x: Float[Array, "b d h w c"], kernel: Float[Array, "kd kh kw c o"]
 ) -> Float[Array, "b d h w o"]:
     margins = [(edge // 2, edge // 2) for edge in kernel.shape[:3]]
-    if halo.parts() > 1:
+    if halo.parts() > 1 and margins[0][0]:
         x, margins[0] = halo.with_neighbours(x, margins[0][0]), (0, 0)
     return lax.conv_general_dilated(
         x, kernel, (1, 1, 1), margins, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
@@ -167,40 +171,51 @@ def _convolve_2d(
     )
 
 
-def space_to_depth(x: Float[Array, "b d h w c"]) -> Float[Array, "b d2 h2 w2 c8"]:
-    """Moves each 2x2x2 block of voxels into channels.
+def space_to_depth(
+    x: Float[Array, "b d h w c"], stride: Triple = _TWO
+) -> Float[Array, "b e i j c8"]:
+    """Moves each block of `stride` voxels into channels.
 
-    Followed by a 1x1x1 convolution it is a 2^3 convolution of stride 2.
+    Followed by a 1x1x1 convolution it is a convolution whose kernel and stride are `stride`.
     """
+    blocks = _in_blocks(x, stride).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return blocks.reshape(*blocks.shape[:4], math.prod(stride) * x.shape[-1])
+
+
+def depth_to_space(
+    x: Float[Array, "b d h w c8"], stride: Triple = _TWO
+) -> Float[Array, "b e i j c"]:
+    """Inverse of `space_to_depth`; after a 1x1x1 convolution: a transposed one of that stride."""
     b, d, h, w, c = x.shape
-    blocks = x.reshape(b, d // 2, 2, h // 2, 2, w // 2, 2, c)
-    return blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, d // 2, h // 2, w // 2, 8 * c)
+    c //= math.prod(stride)
+    blocks = x.reshape(b, d, h, w, *stride, c).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return blocks.reshape(b, stride[0] * d, stride[1] * h, stride[2] * w, c)
 
 
-def depth_to_space(x: Float[Array, "b d h w c8"]) -> Float[Array, "b d2 h2 w2 c"]:
-    """Inverse of `space_to_depth`; after a 1x1x1 convolution: a transposed 2^3, stride 2 one."""
-    b, d, h, w, c = x.shape
-    blocks = x.reshape(b, d, h, w, 2, 2, 2, c // 8)
-    return blocks.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, 2 * d, 2 * h, 2 * w, c // 8)
-
-
-def max_pool(x: Float[Array, "b d h w c"]) -> Float[Array, "b d2 h2 w2 c"]:
-    """2x2x2 maximum with stride 2.
+def max_pool(x: Float[Array, "b d h w c"], stride: Triple = _TWO) -> Float[Array, "b e i j c"]:
+    """Maximum of each block of `stride` voxels.
 
     The gradient of a tie is shared among the equal voxels (`nn.max_pool` gives it to one), and it
     is eight times faster on CPU than `nn.max_pool`'s.
     """
+    return _in_blocks(x, stride).max(axis=(2, 4, 6))
+
+
+def _in_blocks(x: Float[Array, "b d h w c"], stride: Triple) -> Float[Array, "b e sd i sh j sw c"]:
     b, d, h, w, c = x.shape
-    return x.reshape(b, d // 2, 2, h // 2, 2, w // 2, 2, c).max(axis=(2, 4, 6))
+    sd, sh, sw = stride
+    return x.reshape(b, d // sd, sd, h // sh, sh, w // sw, sw, c)
 
 
-def upsample_trilinear(x: Float[Array, "b d h w c"]) -> Float[Array, "b d2 h2 w2 c"]:
-    """Doubles d, h and w by linear interpolation between voxel centres, edges repeated.
+def upsample_trilinear(
+    x: Float[Array, "b d h w c"], stride: Triple = _TWO
+) -> Float[Array, "b e i j c"]:
+    """Doubles the axes of stride 2 by linear interpolation between voxel centres, edges repeated.
 
-    Equal to PyTorch's `interpolate(scale_factor=2, mode="trilinear", align_corners=False)`.
+    Equal to PyTorch's `interpolate(scale_factor=stride, mode="trilinear", align_corners=False)`.
     """
-    for axis in (1, 2, 3):
-        x = _double_linear(x, axis)
+    for axis, times in enumerate(stride, start=1):
+        x = _double_linear(x, axis) if times == 2 else x
     return x
 
 
@@ -240,20 +255,20 @@ class Conv(nn.Module):
 
     Attributes:
         features: output channels.
-        size: edge of the cubic kernel, odd.
+        edges: of the kernel, odd.
         form: see `convolve`.
         dtype: compute type; parameters stay float32.
     """
 
     features: int
-    size: int = 3
+    edges: Triple = (3, 3, 3)
     form: Form = "native"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b d h w o"]:
         """Applies the convolution."""
-        shape = (self.size, self.size, self.size, x.shape[-1], self.features)
+        shape = (*self.edges, x.shape[-1], self.features)
         # He initialisation for LeakyReLU(0.01), as nnU-Net.
         init = nn.initializers.variance_scaling(2.0 / (1 + 0.01**2), "fan_in", "normal")
         kernel = self.param("kernel", init, shape, jnp.float32)
@@ -362,16 +377,17 @@ class InstanceNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Convolution 3x3x3, InstanceNorm, LeakyReLU(0.01): the unit of KD-Net and of nnU-Net."""
+    """Convolution, InstanceNorm, LeakyReLU(0.01): the unit of KD-Net and of nnU-Net."""
 
     features: int
+    edges: Triple = (3, 3, 3)
     form: Form = "native"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b d h w o"]:
         """Applies the block."""
-        x = Conv(self.features, form=self.form, dtype=self.dtype)(x)
+        x = Conv(self.features, self.edges, self.form, self.dtype)(x)
         return InstanceNorm(slope=0.01, form=self.form)(x)
 
 

@@ -81,8 +81,8 @@ class DynUNetConfig:
         return DynUNet(self)
 
     @classmethod
-    def isotropic(cls, like: unet.UNetConfig) -> Any:
-        """Returns a network of 3x3x3 kernels, every stage but the first at half the resolution.
+    def of_unet(cls, like: unet.UNetConfig) -> Any:
+        """Returns a network of the widths, strides and kernels of a U-Net's levels.
 
         Raises:
             UserError: its blocks are not to have two convolutions, or it has too few stages.
@@ -92,11 +92,10 @@ class DynUNetConfig:
                 f"model.blocks is {like.blocks}, but the blocks of a dynunet have two "
                 "convolutions. Set --config.model.blocks=2."
             )
-        down = ((2, 2, 2),) * (len(like.widths) - 1)
         return cls(
-            kernels=((3, 3, 3),) * len(like.widths),
-            strides=(_ONE, *down),
-            upsample_kernels=down,
+            kernels=like.level_kernels,
+            strides=(_ONE, *like.level_strides),
+            upsample_kernels=like.level_strides,
             filters=like.widths,
             out_channels=like.out_channels,
             # As the other families: none at the coarsest stage of the decoder.
@@ -160,13 +159,21 @@ class SegResNetConfig:
         return SegResNet(self)
 
     @classmethod
-    def isotropic(cls, like: unet.UNetConfig) -> Any:
+    def of_unet(cls, like: unet.UNetConfig) -> Any:
         """Returns a network as deep as `like.widths`, which begins with as many channels.
 
         Raises:
-            UserError: the widths do not double, or deep supervision is asked for.
+            UserError: the widths do not double, deep supervision is asked for, or its levels are
+                not to halve every axis.
         """
         widths = like.widths
+        if like.strides or like.kernels:
+            raise UserError(
+                f"its levels are to have the strides {like.level_strides} and the kernels "
+                f"{like.level_kernels} (model.strides and model.kernels, or by data.spacing), but "
+                "a segresnet halves every axis at every level. Choose another model.family, or "
+                "one spacing for all axes."
+            )
         if like.deep_supervision:
             raise UserError("model.deep_supervision is true, but a segresnet has one head only.")
         expected = tuple(widths[0] * 2**level for level in range(len(widths)))

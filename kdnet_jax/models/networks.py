@@ -30,22 +30,61 @@ def check_patch(patch: Sequence[int], config: Network, key: str) -> None:
     """Raises UserError if the network cannot halve `patch` (voxels, d h w) at every level."""
     if len(patch) != 3 or any(edge < 1 for edge in patch):
         raise UserError(f"{key} is {tuple(patch)}: give three positive edges, such as 64,64,64.")
-    if any(edge % config.divisor for edge in patch):
-        fitting = tuple(math.ceil(edge / config.divisor) * config.divisor for edge in patch)
+    if not divides(config.divisor, patch):
+        which = "every edge" if len(set(config.divisor)) == 1 else "its edges"
         raise UserError(
-            f"{key} is {tuple(patch)}, but the network halves a patch so often that every edge "
-            f"must be divisible by {config.divisor}. Set "
-            f"--config.{key}={','.join(map(str, fitting))}, or fewer levels in "
+            f"{key} is {tuple(patch)}, but the network halves a patch so often that {which} must "
+            f"be divisible by {in_words(config.divisor)}. Set "
+            f"--config.{key}={fitting(config.divisor, patch)}, or fewer levels in "
             "--config.model.widths."
         )
 
 
+def divides(divisor: Sequence[int], patch: Sequence[int]) -> bool:
+    """Returns whether each edge of a patch is divisible by what a network needs."""
+    return not any(edge % unit for edge, unit in zip(patch, divisor, strict=True))
+
+
+def in_words(divisor: Sequence[int]) -> str:
+    """Returns what the edges of a patch must be divisible by: one number, or one for each."""
+    return str(divisor[0]) if len(set(divisor)) == 1 else ", ".join(map(str, divisor))
+
+
+def fitting(divisor: Sequence[int], patch: Sequence[int]) -> str:
+    """Returns the smallest larger patch that is divisible, as a flag's value."""
+    return ",".join(str(-(-edge // unit) * unit) for edge, unit in zip(patch, divisor, strict=True))
+
+
 def init_params(config: Network, modalities: int, key: jax.Array) -> Any:
     """Returns new parameters for an input of `modalities` channels."""
-    edge = config.divisor
     # Twice: instance norm needs more than one voxel where the network is coarsest.
-    x = jnp.zeros((1, 2 * edge, 2 * edge, 2 * edge, modalities), jnp.float32)
+    edges = [2 * unit for unit in config.divisor]
+    x = jnp.zeros((1, *edges, modalities), jnp.float32)
     return jax.jit(config.module().init)(key, x)
+
+
+def planned(
+    network: unet.UNetConfig, spacing: Sequence[float] | None, patch: Sequence[int]
+) -> unet.UNetConfig:
+    """Returns the network with the strides and kernels that voxels of different edges call for.
+
+    Those that are given stay; one of the spacing's edges all being equal, or of scans that keep
+    their own spacing, halves every axis at every level.
+
+    Args:
+        network: the project's own, or what `of_family` makes another tool's of.
+        spacing: edges of the working voxel, "d h w" in mm; `None`: each scan's own.
+        patch: a training patch, "d h w" in voxels.
+
+    Raises:
+        UserError: the patch is too small for so many levels.
+    """
+    if spacing is None or len(set(spacing)) == 1 or network.strides or network.kernels:
+        return network
+    strides, kernels = unet.plan(spacing, patch, len(network.widths))
+    chosen = dataclasses.replace(network, strides=strides, kernels=kernels)
+    plain = (network.level_strides, network.level_kernels)
+    return network if (strides, kernels) == plain else chosen
 
 
 def family(config: Network) -> str:
@@ -60,7 +99,7 @@ def of_family(name: str, like: unet.UNetConfig) -> adapted.AdaptedConfig:
 
     Args:
         name: of `FAMILIES`.
-        like: its widths, blocks, head, output channels and how it computes.
+        like: its widths, blocks, strides, kernels, head, output channels and how it computes.
 
     Raises:
         UserError: there is no such network.
@@ -73,7 +112,7 @@ def of_family(name: str, like: unet.UNetConfig) -> adapted.AdaptedConfig:
                 f"way. Set --config.model.{key}={default}."
             )
     try:
-        network = FAMILIES[name].isotropic(like)
+        network = FAMILIES[name].of_unet(like)
     except UserError as error:
         raise UserError(
             f"model.family is {name} and model.widths is {like.widths}: {error}"

@@ -71,13 +71,13 @@ class PlainConvConfig:
         return PlainConvUNet(self)
 
     @classmethod
-    def isotropic(cls, like: unet.UNetConfig) -> Any:
-        """Returns a network of 3x3x3 kernels, every stage but the first at half the resolution."""
+    def of_unet(cls, like: unet.UNetConfig) -> Any:
+        """Returns a network of the widths, strides and kernels of a U-Net's levels."""
         depth = len(like.widths)
         return cls(
             features=like.widths,
-            kernels=((3, 3, 3),) * depth,
-            strides=((1, 1, 1), *((2, 2, 2),) * (depth - 1)),
+            kernels=like.level_kernels,
+            strides=((1, 1, 1), *like.level_strides),
             blocks=(like.blocks,) * depth,
             decoder_blocks=(cls._decoder_blocks(like.blocks),) * (depth - 1),
             out_channels=like.out_channels,

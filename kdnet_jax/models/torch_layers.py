@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers
 
-Triple = tuple[int, int, int]
+Triple = layers.Triple
 # How new weights are drawn: "he" for LeakyReLU(0.01), as nnU-Net and DynUNet; "torch" as PyTorch
 # does where nobody asks for anything else.
 Draw = Literal["he", "torch"]

@@ -1,6 +1,8 @@
 """The 3-D U-Net of KD-Net, and nnU-Net's form of it, behind one interface."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -12,6 +14,11 @@ from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import layers
 
 Convolutions = Literal["auto", "native", "onednn", "planes", "blocks"]
+Triples = tuple[layers.Triple, ...]
+_HALVES: layers.Triple = (2, 2, 2)
+_CUBE: layers.Triple = (3, 3, 3)
+# What `plan` tries to keep of every edge at the coarsest level, in voxels, the first if it can.
+_COARSEST_EDGES = (4, 2, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +32,9 @@ class UNetConfig:
         widths: channels of each level, finest first; the number of levels.
         blocks: blocks (conv, norm, LeakyReLU) a level.
         last_blocks: blocks of the finest decoder level.
-        down: "max_pool", or "strided": a learned 2^3 convolution of stride 2 (computed as
-            space-to-depth and a 1x1x1 convolution).
-        up: "trilinear", or "learned": a transposed 2^3 convolution of stride 2 (likewise).
+        down: "max_pool", or "strided": a learned convolution whose kernel is its stride (computed
+            as space-to-depth and a 1x1x1 convolution).
+        up: "trilinear", or "learned": a transposed convolution likewise.
         head: what the outputs mean: "softmax" over a task's classes, or "regions": a sigmoid for
             each of its regions (`heads.Head`).
         deep_supervision: logits also at the coarser decoder levels, under "logits_1", ... of the
@@ -38,6 +45,9 @@ class UNetConfig:
             again (normalisation, pooling, upsampling): 0.4 to 0.5 of the memory, little more time.
             Without effect on CPU, where XLA merges what is computed twice.
         convolutions: how they are computed, see `layers.convolve`; "auto" chooses by backend.
+        strides: 1 or 2 along d, h and w, of each level below the finest; empty: 2 everywhere.
+        kernels: edges of each level's convolutions, 1 or 3; empty: 3 everywhere. `plan` chooses
+            both for voxels that are longer along one axis.
         out_channels: of the logits; `len(heads.Head(task, head).outputs)`.
     """
 
@@ -51,6 +61,8 @@ class UNetConfig:
     bfloat16: bool | None = None
     remat: bool = False
     convolutions: Convolutions = "auto"
+    strides: Triples = ()
+    kernels: Triples = ()
     out_channels: int = 4
 
     def __post_init__(self) -> None:
@@ -63,11 +75,40 @@ class UNetConfig:
         for key in ("blocks", "last_blocks", "out_channels"):
             if getattr(self, key) < 1:
                 raise UserError(f"model.{key} is {getattr(self, key)}: give at least 1.")
+        levels = len(self.widths)
+        self._read_triples("strides", levels - 1, "levels below the finest", (1, 2))
+        self._read_triples("kernels", levels, "levels", (1, 3))
+
+    def _read_triples(self, key: str, count: int, what: str, allowed: tuple[int, int]) -> None:
+        given = getattr(self, key)
+        fits = not given or len(given) == count
+        for each in given:
+            fits = fits and isinstance(each, tuple | list) and len(each) == 3
+            fits = fits and all(edge in allowed for edge in each)
+        if not fits:
+            few, many = allowed
+            raise UserError(
+                f"model.{key} is {given}: give three of {few} or {many} for each of the {count} "
+                f"{what} of model.widths, such as {((few, many, many),) * count}, or () to leave "
+                "them to the voxels' spacing."
+            )
+        object.__setattr__(self, key, tuple(tuple(map(int, each)) for each in given))
 
     @property
-    def divisor(self) -> int:
-        """What every edge of the input must be divisible by."""
-        return 2 ** (len(self.widths) - 1)
+    def level_strides(self) -> Triples:
+        """Of each level below the finest."""
+        return self.strides or (_HALVES,) * (len(self.widths) - 1)
+
+    @property
+    def level_kernels(self) -> Triples:
+        """Edges of the convolutions of each level."""
+        return self.kernels or (_CUBE,) * len(self.widths)
+
+    @property
+    def divisor(self) -> layers.Triple:
+        """What each edge of the input, "d h w", must be divisible by."""
+        d, h, w = (math.prod(axis) for axis in zip(*self.level_strides, strict=True))
+        return d, h, w
 
     def module(self) -> "UNet":
         """Returns the network."""
@@ -85,7 +126,7 @@ _CHOICES = {
 class UNet(nn.Module):
     """U-Net: a function of (parameters, input) with named features; no state besides parameters.
 
-    `init(key, x)` and `apply(params, x)` with x "b d h w m" float32, every edge divisible by
+    `init(key, x)` and `apply(params, x)` with x "b d h w m" float32, edges divisible by
     `config.divisor`. Returns (logits "b d h w k" float32, features): "bottleneck" (the last
     block's output at the coarsest level), "decoder_0" (the features under the head), "decoder_1",
     ..., and "logits_1", ... under deep supervision.
@@ -130,30 +171,85 @@ class UNet(nn.Module):
     def _blocks(self, x: Array, level: int, count: int, name: str) -> Array:
         for index in range(count):
             block = layers.Block(
-                self.config.widths[level], name=f"{name}_{level}_{index}", **self.block_options
+                self.config.widths[level],
+                self.config.level_kernels[level],
+                name=f"{name}_{level}_{index}",
+                **self.block_options,
             )
             x = block(x)
         return x
 
     def _down(self, x: Array, level: int) -> Array:
+        stride = self.config.level_strides[level - 1]
         if self.config.down == "max_pool":
-            return layers.max_pool(x)
-        conv = layers.Conv(
-            self.config.widths[level], size=1, name=f"down_{level}", **self.block_options
-        )
-        return conv(layers.space_to_depth(x))
+            return layers.max_pool(x, stride)
+        conv = self._pointwise(self.config.widths[level], f"down_{level}")
+        return conv(layers.space_to_depth(x, stride))
 
     def _up(self, x: Array, level: int) -> Array:
+        stride = self.config.level_strides[level]
         if self.config.up == "trilinear":
-            return layers.upsample_trilinear(x)
-        conv = layers.Conv(
-            8 * self.config.widths[level], size=1, name=f"up_{level}", **self.block_options
-        )
-        return layers.depth_to_space(conv(x))
+            return layers.upsample_trilinear(x, stride)
+        conv = self._pointwise(math.prod(stride) * self.config.widths[level], f"up_{level}")
+        return layers.depth_to_space(conv(x), stride)
 
     def _head(self, x: Array, name: str) -> Array:
-        conv = layers.Conv(self.config.out_channels, size=1, name=name, **self.block_options)
-        return conv(x).astype(jnp.float32)
+        return self._pointwise(self.config.out_channels, name)(x).astype(jnp.float32)
+
+    def _pointwise(self, features: int, name: str) -> layers.Conv:
+        return layers.Conv(features, (1, 1, 1), name=name, **self.block_options)
+
+
+def plan(spacing: Sequence[float], patch: Sequence[int], levels: int) -> tuple[Triples, Triples]:
+    """Returns the strides of each level below the finest, and the kernels of each level.
+
+    By nnU-Net's rule (Isensee et al., 2021): an axis is halved where its voxels are less than twice
+    as long as the shortest of those that can be, and the patch keeps 4 voxels along it; a kernel
+    has one voxel along an axis until its voxels are less than twice as long as the shortest; the
+    coarsest level's has three. Where a patch is too small for so many levels it keeps 2 voxels,
+    or 1.
+
+    Args:
+        spacing: edges of a voxel at the finest level, "d h w" in mm.
+        patch: "d h w" in voxels.
+        levels: of the network.
+
+    Raises:
+        UserError: the patch cannot be halved so often.
+    """
+    for least in _COARSEST_EDGES:
+        strides, kernels = _halvings(spacing, patch, levels - 1, least)
+        if len(strides) == levels - 1:
+            return strides, (*kernels, _CUBE)
+    raise UserError(
+        f"model.widths has {levels} levels, but a patch of {tuple(patch)} voxels (loader.patch) of "
+        f"{tuple(spacing)} mm (data.spacing) can be halved {len(strides)} times only. Give "
+        f"{len(strides) + 1} widths, or a larger patch."
+    )
+
+
+def _halvings(
+    spacing: Sequence[float], patch: Sequence[int], most: int, least: int
+) -> tuple[Triples, Triples]:
+    """Returns the strides of up to `most` halvings, and the kernels before each."""
+    lengths, edges = list(spacing), list(patch)
+    strides: list[layers.Triple] = []
+    kernels = [(1, 1, 1)]
+    while len(strides) < most:
+        large = [axis for axis in range(3) if edges[axis] >= 2 * least]
+        shortest = min((lengths[axis] for axis in large), default=math.inf)
+        halved = [axis for axis in large if lengths[axis] / shortest < 2]
+        # One axis alone is halved only where it keeps more than the least.
+        if not halved or (len(halved) == 1 and edges[halved[0]] < 3 * least):
+            break
+        near = [length / min(lengths) < 2 for length in lengths]
+        d, h, w = (3 if near[axis] else kernels[-1][axis] for axis in range(3))
+        kernels.append((d, h, w))
+        d, h, w = (2 if axis in halved else 1 for axis in range(3))
+        strides.append((d, h, w))
+        lengths = [length * times for length, times in zip(lengths, strides[-1], strict=True)]
+        edges = [-(-edge // times) for edge, times in zip(edges, strides[-1], strict=True)]
+    return tuple(strides), tuple(kernels[1:])
 
 
 def compute_type(config: Any) -> Any:
@@ -172,4 +268,16 @@ def describe(config: Any) -> str:
     kind, form = compute_type(config), layers.choose_form(config.convolutions)
     if kind != jnp.float32 and form == "onednn":
         form = "planes"  # as `layers.convolve` does
-    return f"The network computes in {jnp.dtype(kind).name}, convolutions {form}."
+    said = f"The network computes in {jnp.dtype(kind).name}, convolutions {form}."
+    network = getattr(config, "network", config)  # what an `adapted.AdaptedConfig` adapts
+    strides, kernels = getattr(network, "strides", ()), getattr(network, "kernels", ())
+    if all(len(set(each)) == 1 for each in (*strides, *kernels)):
+        return said
+    said += f" Strides of its levels {_words(strides)}, kernels {_words(kernels)}."
+    if form == "blocks":
+        said += " Convolutions of other kernels than 3x3x3 are native."
+    return said
+
+
+def _words(triples: Triples) -> str:
+    return " ".join("x".join(map(str, each)) for each in triples)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, augment_draws, augment_spatial, patches, prepare
 from kdnet_jax.reporting import planes
 
@@ -28,8 +28,8 @@ class Scene(NamedTuple):
     """What is augmented and shown.
 
     Attributes:
-        image: a crop of one sequence, 0 outside of the brain.
-        label: its classes 0..3.
+        image: a crop of one sequence, 0 is background.
+        label: its classes.
         patch: the size that is shown, in the middle of the crop.
         index: the axial slice that is shown, of the patch.
     """
@@ -63,16 +63,18 @@ def make_scene(
     sequence: str,
     patch: tuple[int, int, int],
     options: augment.AugmentOptions,
+    *,
+    task: task_lib.Task,
 ) -> Scene:
-    """Cuts a crop as training does, centred on the middle of the case's tumour."""
-    tumour = np.argwhere(case.label)
-    centre = tumour.mean(0).round() if len(tumour) else np.array(case.label.shape) // 2
+    """Cuts a crop as training does, centred on the middle of what is segmented."""
+    found = np.argwhere(case.label)
+    centre = found.mean(0).round() if len(found) else np.array(case.label.shape) // 2
     size = augment.source_patch(patch, options)
     margin = np.subtract(size, patch) // 2
     start = np.subtract(patches.centred_start(case.label.shape, patch, centre), margin)
     image = patches.crop(case.image, start, size)[..., [case.modalities.index(sequence)]]
     label = patches.crop(case.label, start, size)
-    label = np.where(label < len(conventions.CLASSES), label, 0).astype(np.uint8)
+    label = np.where(label < len(task.classes), label, 0).astype(np.uint8)
     inner = augment_spatial.middle(label, patch)
     box = [slice(0, edge) for edge in patch]
     return Scene(image, label, patch, planes.slices_of_interest([inner > 0], box)[_AXIAL])
@@ -196,9 +198,10 @@ def _cell(scene: Scene, made: tuple[jax.Array, jax.Array], caption: str) -> Cell
 # --- The picture -------------------------------------------------------------------------------
 
 
-def draw(rows: Sequence[Row], title: str) -> mpl_figure.Figure:
+def draw(rows: Sequence[Row], title: str, *, task: task_lib.Task) -> mpl_figure.Figure:
     """Draws the rows; all cells have the grey scale of the first cell, as it is."""
-    window = planes.grey_window(rows[0].cells[0].view)
+    first = rows[0].cells[0].view
+    window = planes.grey_window(first, first != 0)
     columns = _STRENGTHS + 1
     height = len(rows) * (_CELL_INCHES + _CAPTION_INCHES) + _HEAD_INCHES + _FOOT_INCHES
     width = _NAME_INCHES + columns * _CELL_INCHES
@@ -223,20 +226,24 @@ def draw(rows: Sequence[Row], title: str) -> mpl_figure.Figure:
         for panel in panels:
             panel.set_axis_off()
         for cell, panel in zip(row.cells, panels, strict=False):
-            _draw_cell(panel, cell, window)
+            _draw_cell(panel, cell, window, task)
     planes.head_and_foot(
         figure,
         title,
         "outline of the label as it is moved along; one axial slice, the patient's right on "
         "the left before flips",
+        task.region_names,
     )
     return figure
 
 
-def _draw_cell(panel: mpl_axes.Axes, cell: Cell, window: tuple[float, float]) -> None:
+def _draw_cell(
+    panel: mpl_axes.Axes, cell: Cell, window: tuple[float, float], task: task_lib.Task
+) -> None:
     voxel = (1.0, 1.0)
-    planes.draw_image(panel, cell.view[None], _AXIAL, 0, (1.0, *voxel), window)
-    planes.outline(panel, cell.classes, voxel, "reference", conventions.REGIONS)
+    view = cell.view[None]
+    planes.draw_image(panel, view, view != 0, _AXIAL, 0, (1.0, *voxel), window)
+    planes.outline(panel, cell.classes, voxel, "reference", task)
     # The axes of a flip stay on its line.
     caption = textwrap.fill(
         cell.caption.replace("flip ", "flip\N{NO-BREAK SPACE}"), _CAPTION_COLUMNS

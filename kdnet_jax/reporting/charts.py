@@ -17,17 +17,19 @@ from matplotlib import figure as mpl_figure
 from matplotlib import lines as mpl_lines
 from scipy import ndimage
 
-from kdnet_jax import conventions
 from kdnet_jax.metrics import cases, surface
 
 # On white.
 LINE_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A")
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
-_REGION_LINES: Final = {
-    "ET": ("#D55E00", "solid", "o"),
-    "TC": ("#B58900", "dashed", "s"),
-    "WT": ("#0072B2", "dotted", "^"),
-}
+# By a region's place: 10 colours, 4 line styles and 7 markers, so that no two look alike.
+_REGION_COLOURS: Final = (
+    *("#D55E00", "#B58900", "#0072B2", "#009E73", "#CC79A7"),
+    *("#5A5A5A", "#7A4FD0", "#8C510A", "#2AA7C9", "#1B1F24"),
+)
+_REGION_STYLES: Final = ("solid", "dashed", "dotted", "dashdot")
+_REGION_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+_PANELS: Final = 4  # side by side
 _PAPER, _INK = "#ffffff", "#1b1f24"
 # Names of the loss and its terms (losses/), among all that `metrics.jsonl` holds.
 _LOSS: Final = re.compile(r"loss|kl|(gt|kd)_\w+")
@@ -49,12 +51,13 @@ HD95: Final = Measure("hd95_mm", "HD95 (mm)", 1)
 # --- A training --------------------------------------------------------------------------------
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> mpl_figure.Figure:
+def curves(rows: Sequence[Mapping[str, Any]], regions: Sequence[str]) -> mpl_figure.Figure:
     """The loss, each of its terms and the validation's Dice over the steps, a panel for each.
 
     Args:
       rows: Rows of `metrics.jsonl`. A thin line is the value as logged, the thick one its running
         mean over about a fifteenth of the rows.
+      regions: Names of the regions whose Dice is drawn.
     """
     train = [row for row in rows if row["split"] == "train"]
     validation = [row for row in rows if row["split"] == "validation"]
@@ -65,7 +68,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> mpl_figure.Figure:
     panels = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
     for panel, name in zip(panels, names, strict=False):
         _draw_loss(panel, name, train, validation)
-    _draw_validation(panels[len(names)], validation)
+    _draw_validation(panels[len(names)], validation, regions)
     for panel in panels[len(names) + 1 :]:
         panel.set_axis_off()
     return figure
@@ -85,23 +88,29 @@ def _draw_loss(
     _finish(panel, name, "step", "")
 
 
-def _draw_validation(panel: mpl_axes.Axes, validation: Sequence[Mapping]) -> None:
-    for region, (colour, style, marker) in _REGION_LINES.items():
+def _draw_validation(
+    panel: mpl_axes.Axes, validation: Sequence[Mapping], regions: Sequence[str]
+) -> None:
+    for place, region in enumerate(regions):
         steps, values = _series(validation, f"dice_{region.lower()}")
         if steps.size:
             panel.plot(
                 steps,
                 values,
-                color=colour,
-                linestyle=style,
-                marker=marker,
+                color=_REGION_COLOURS[place % len(_REGION_COLOURS)],
+                linestyle=_REGION_STYLES[place % len(_REGION_STYLES)],
+                marker=_REGION_MARKERS[place % len(_REGION_MARKERS)],
                 markersize=4,
                 label=region,
             )
     panel.set_ylim(0, 1)
     _finish(panel, "validation Dice", "step", "")
     if panel.lines:
-        panel.legend(frameon=False, fontsize=9, ncols=len(panel.lines), handlelength=2.6)
+        # Three lines have room in one row of the panel; more stand below it.
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}
+        place = {} if len(panel.lines) <= 3 else below
+        columns = min(3, len(panel.lines))
+        panel.legend(frameon=False, fontsize=9, ncols=columns, handlelength=2.6, **place)
 
 
 def _series(
@@ -122,7 +131,7 @@ def _running_mean(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
 
 
 def case_plot(
-    runs: Mapping[str, Sequence[cases.RegionScore]], measure: Measure
+    runs: Mapping[str, Sequence[cases.RegionScore]], measure: Measure, regions: Sequence[str]
 ) -> mpl_figure.Figure:
     """A score of every case, per region and run; a thin line joins one case in neighbouring runs.
 
@@ -130,17 +139,23 @@ def case_plot(
       runs: Scores by the run's name, in the order of the columns. Hollow dots are cases whose
         reference has none of the region; the bar with its number is the mean, for HD95 the median.
       measure: What is shown.
+      regions: A panel for each.
     """
-    figure = mpl_figure.Figure(figsize=(9.0, 3.8), facecolor=_PAPER, layout="constrained")
-    panels = figure.subplots(1, len(conventions.REGIONS), sharey=True)
-    for panel, region in zip(panels, conventions.REGIONS, strict=True):
-        columns = [[row for row in scores if row.region == region] for scores in runs.values()]
-        _join_cases(panel, columns, measure)
-        for place, scores in enumerate(columns):
+    columns = min(_PANELS, len(regions))
+    lines = math.ceil(len(regions) / columns)
+    size = (9.0 if columns > 1 else 5.0, 3.8 + 3.2 * (lines - 1))
+    figure = mpl_figure.Figure(figsize=size, facecolor=_PAPER, layout="constrained")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for panel in panels[len(regions) :]:
+        panel.set_axis_off()
+    for number, (panel, region) in enumerate(zip(panels, regions, strict=False)):
+        own = [[row for row in scores if row.region == region] for scores in runs.values()]
+        _join_cases(panel, own, measure)
+        for place, scores in enumerate(own):
             _draw_dots(panel, place, scores, measure)
         panel.set_xticks(range(len(runs)), list(runs))
         panel.set_xlim(-0.5, len(runs) - 0.2)
-        _finish(panel, region, "", measure.label if region == conventions.REGIONS[0] else "")
+        _finish(panel, region, "", measure.label if number % columns == 0 else "")
     _scale(panels[0], measure)
     if any(row.ref_empty for scores in runs.values() for row in scores):
         hollow = {"marker": "o", "linestyle": "", "markerfacecolor": _PAPER, "color": _INK}

@@ -1,8 +1,9 @@
-"""Figures of a comparison: case by case, against the tumour's volume, and cumulative.
+"""Figures of a comparison: case by case, against the volume of the reference, and cumulative.
 
 Colours follow Okabe and Ito; line styles and markers tell the same in grey.
 """
 
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -34,12 +35,15 @@ _BETTER: Final = _Style("#0072B2", "solid", "o")
 _WORSE: Final = _Style("#D55E00", "dashed", "v")
 _SAME: Final = _Style("#8A8A8A", "dotted", "d")
 _INK: Final = "#1b1f24"
+_WIDE: Final = 5  # panels side by side
 _TITLES: Final = {comparison_scores.MEAN: "mean of the regions"}
 
 
 def slope(c: comparison.Comparison, metric: str = "dice") -> mpl_figure.Figure:
     """Draws each case from baseline to student, and on to the teacher where there is one."""
-    figure, panels = _panels(1, f"{_label(metric)} of each case, mean over its runs ({_count(c)})")
+    figure, panels = _panels(
+        c, 1, f"{_label(metric)} of each case, mean over its runs ({_count(c)})"
+    )
     places = np.arange(len(c.sides))
     for column, panel in enumerate(panels[0]):
         scores = np.stack([c.cases.values[side, metric][:, column] for side in c.sides])
@@ -64,20 +68,18 @@ def slope(c: comparison.Comparison, metric: str = "dice") -> mpl_figure.Figure:
 def by_volume(c: comparison.Comparison, metric: str = "dice") -> mpl_figure.Figure:
     """Draws each case's difference against the volume of its reference, on a log axis."""
     title = f"{_label(metric)}: student - baseline of each case, mean over its runs ({_count(c)})"
-    figure, panels = _panels(1, title)
+    figure, panels = _panels(c, 1, title)
     for column, panel in enumerate(panels[0]):
         difference = _difference(c, metric)[:, column]
         volume = c.cases.volumes_ml[:, column]
-        result = c.result(metric, comparison_scores.REGIONS[column])
+        result = c.result(metric, c.columns[column])
         panel.axhspan(*result.difference[1:3], color="#dddddd", lw=0, zorder=0)
         panel.axhline(0, color=_INK, lw=0.8)
         panel.axhline(result.difference.estimate, color=_INK, lw=1.6, ls="dashed")
         empty = _scatter(panel, metric, volume, difference)
-        name = (
-            "WT"
-            if column == len(comparison_scores.REGIONS) - 1
-            else comparison_scores.REGIONS[column]
-        )
+        name = c.columns[column]
+        if name == comparison_scores.MEAN:
+            name = c.cases.largest or "largest region"
         panel.set_xlabel(
             f"{name} of the reference, ml" + (f"\n({empty} empty: at the left)" if empty else "")
         )
@@ -116,7 +118,7 @@ def cumulative(c: comparison.Comparison) -> mpl_figure.Figure:
     """Draws the share of cases with Dice above x, and with HD95 below x, where compared."""
     metrics = [name for name in ("dice", "hd95_mm") if name in c.metrics] or [c.metrics[0]]
     title = f"Share of cases, each scored by the mean over its runs ({_count(c)})"
-    figure, panels = _panels(len(metrics), title)
+    figure, panels = _panels(c, len(metrics), title)
     for row, metric in zip(panels, metrics, strict=True):
         word = "above" if comparison.MEASURES[metric].larger_is_better else "below"
         for column, panel in enumerate(row):
@@ -161,16 +163,22 @@ def write(c: comparison.Comparison, folder: pathlib.Path) -> None:
     figures.save_png(cumulative(c), folder / "cumulative.png")
 
 
-def _panels(rows: int, title: str) -> tuple[mpl_figure.Figure, np.ndarray]:
-    figure = mpl_figure.Figure(figsize=(13, 0.9 + 3.7 * rows), layout="constrained")
-    panels = figure.subplots(
-        rows,
-        len(comparison_scores.REGIONS),
-        sharey="row",
-        squeeze=False,
-        gridspec_kw={"wspace": 0.03},
-    )
-    for region, panel in zip(comparison_scores.REGIONS, panels[0], strict=True):
+def _panels(
+    c: comparison.Comparison, rows: int, title: str
+) -> tuple[mpl_figure.Figure, np.ndarray]:
+    """Returns a figure and its panels, rows x columns; more columns than fit are drawn below."""
+    count = len(c.columns)
+    wide = min(count, _WIDE)
+    lines = math.ceil(count / wide)
+    size = (13 if wide > 2 else 4 + 3 * wide, 0.9 + 3.7 * rows * lines)
+    figure = mpl_figure.Figure(figsize=size, layout="constrained")
+    drawn = figure.subplots(
+        rows * lines, wide, sharey="row", squeeze=False, gridspec_kw={"wspace": 0.03}
+    ).reshape(rows, -1)
+    for spare in drawn[:, count:].flat:
+        spare.set_axis_off()
+    panels = drawn[:, :count]
+    for region, panel in zip(c.columns, panels[0], strict=True):
         panel.set_title(_TITLES.get(region, region), fontsize=12)
     for panel in panels.flat:
         panel.spines[["top", "right"]].set_visible(False)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from kdnet_jax import comparison, comparison_scores
+from kdnet_jax import comparison
 
 
 def table(c: comparison.Comparison) -> Iterator[dict[str, Any]]:
@@ -47,7 +47,7 @@ def _ends(estimate: float, low: float, high: float) -> dict[str, float]:
 def cases(c: comparison.Comparison) -> Iterator[dict[str, Any]]:
     """Yields a row per case, region and metric, averaged over the runs."""
     for place, name in enumerate(c.cases.names):
-        for column, region in enumerate(comparison_scores.REGIONS):
+        for column, region in enumerate(c.columns):
             for metric in c.metrics:
                 scores = {
                     side: float(c.cases.values[side, metric][place, column]) for side in c.sides

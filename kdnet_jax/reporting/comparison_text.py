@@ -23,10 +23,10 @@ def verdict(c: comparison.Comparison) -> list[str]:
     said = [*_forced(c), *_networks_only(c)]
     for metric in ("dice", *c.metrics):
         if metric in c.metrics:
-            said.append(_main_sentence(c, c.result(metric, comparison_scores.MEAN)))
+            said.append(_main_sentence(c, c.result(metric, c.main)))
             break
     if "dice" in c.metrics:
-        said += _dice_sentences(c, c.result("dice", comparison_scores.MEAN))
+        said += _dice_sentences(c, c.result("dice", c.main))
     said += [_corrected_sentence(c), _share_sentence(c)]
     return [sentence for sentence in [*said, *c.notes] if sentence]
 
@@ -56,11 +56,16 @@ def _main_sentence(c: comparison.Comparison, result: comparison.Result) -> str:
         f"{side} {_number(result, result.levels[side].interval.estimate)}" for side in c.sides
     ]
     return (
-        f"{measure.label}, mean of ET, TC and WT: {', '.join(levels)}. The student differs from "
+        f"{measure.label}{_of_regions(c)}: {', '.join(levels)}. The student differs from "
         f"the baseline by {interval(result.difference, measure.digits)}, p "
         f"{p_value(result.difference.p)}: {_count(c.pairs, 'pair')} of runs, "
         f"{_count(result.cases, 'test case')}."
     )
+
+
+def _of_regions(c: comparison.Comparison) -> str:
+    *others, last = c.regions
+    return f", mean of {', '.join(others)} and {last}" if others else f" of {last}"
 
 
 def _dice_sentences(c: comparison.Comparison, result: comparison.Result) -> list[str]:
@@ -128,7 +133,7 @@ def _corrected_sentence(c: comparison.Comparison) -> str:
 def _share_sentence(c: comparison.Comparison) -> str:
     if "teacher" not in c.sides or "dice" not in c.metrics:
         return ""
-    result = c.result("dice", comparison_scores.MEAN)
+    result = c.result("dice", c.main)
     share = result.share
     lead = f"a lead over the baseline of {interval(share.lead, 3)} in mean Dice"
     if math.isnan(share.estimate):
@@ -213,9 +218,9 @@ def _number(result: comparison.Result, value: float) -> str:
 
 
 def _name(result: comparison.Result) -> str:
-    return f"{comparison.MEASURES[result.metric].label} of {result.region}".replace(
-        f"of {comparison_scores.MEAN}", "(mean of the regions)"
-    )
+    mean = result.region == comparison_scores.MEAN
+    which = "(mean of the regions)" if mean else f"of {result.region}"
+    return f"{comparison.MEASURES[result.metric].label} {which}"
 
 
 def _better(result: comparison.Result) -> bool:
@@ -307,6 +312,4 @@ def latex(c: comparison.Comparison) -> str:
     warning = [f"The runs are not comparable: {'; '.join(c.differs)}."] if c.differs else []
     header, body = rows(c)
     caption = " ".join([*warning, *legend(c)])
-    return latex_table.table(
-        header, body, caption=caption, rows_per_group=len(comparison_scores.REGIONS)
-    )
+    return latex_table.table(header, body, caption=caption, rows_per_group=len(c.columns))

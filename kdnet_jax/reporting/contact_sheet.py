@@ -10,7 +10,7 @@ from jaxtyping import Float, Integer
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.reporting import planes
 
 _AXIAL: Final = 0  # of the SPL axes, the one that is cut
@@ -29,7 +29,7 @@ class Row:
         case: the case id.
         severity: "error", "warning" or "" for the worst of its findings.
         findings: a sentence each.
-        images: modality -> slice as drawn, 0 outside of the brain; what is missing is said.
+        images: modality -> slice as drawn, 0 is background; what is missing is said.
         windows: modality -> black and white of the grey scale.
         classes: the reference in that slice, or None.
         pixel_mm: mm per row and per column.
@@ -51,36 +51,39 @@ def make_row(
     volumes: Mapping[str, Float[np.ndarray, "d h w"]],
     classes: Integer[np.ndarray, "d h w"] | None,
     spacing: planes.Spacing,
+    *,
+    task: task_lib.Task,
 ) -> Row:
-    """Cuts the axial slice with most tumour, or the middle one, out of the volumes of a case.
+    """Cuts the axial slice with most of all regions, or the middle one, out of a case's volumes.
 
     Args:
         case: the case id.
         severity: see `Row`.
         findings: see `Row`.
-        volumes: modality -> intensities in SPL, 0 outside of the brain.
+        volumes: modality -> intensities in SPL, 0 is background.
         classes: the reference on the same grid, or None.
         spacing: mm per axis.
+        task: what is segmented.
     """
     if not volumes:
         return Row(case, severity, findings, {}, {}, None, (1.0, 1.0))
-    box = planes.view_box(sum(abs(v) for v in volumes.values()), [], spacing)
-    tumours = [] if classes is None else [conventions.region_mask(classes, "WT")]
-    index = planes.slices_of_interest(tumours, box)[_AXIAL]
+    box = planes.view_box(np.any([v != 0 for v in volumes.values()], axis=0), [], spacing)
+    hulls = [] if classes is None else [task.hull_mask(classes)]
+    index = planes.slices_of_interest(hulls, box)[_AXIAL]
     cut = (index, *box[1:])
     return Row(
         case,
         severity,
         findings,
         {name: np.array(volume[cut]) for name, volume in volumes.items()},
-        {name: planes.grey_window(volume) for name, volume in volumes.items()},
+        {name: planes.grey_window(volume, volume != 0) for name, volume in volumes.items()},
         None if classes is None else np.array(classes[cut]),
         planes.pixel(spacing, _AXIAL),
     )
 
 
 def draw(
-    rows: Sequence[Row], modalities: Sequence[str], total: int, title: str
+    rows: Sequence[Row], modalities: Sequence[str], total: int, title: str, *, task: task_lib.Task
 ) -> mpl_figure.Figure:
     """Draws the rows in their order.
 
@@ -89,6 +92,7 @@ def draw(
         modalities: the columns.
         total: how many cases there are; the heading says so where not all are shown.
         title: names the collection.
+        task: what is segmented.
     """
     width = _ROW_INCHES * len(modalities) + _TEXT_INCHES
     height = _ROW_INCHES * len(rows) + _HEAD_INCHES + _FOOT_INCHES
@@ -110,10 +114,10 @@ def draw(
     for row, panels in zip(rows, grid, strict=True):
         _write_findings(panels[0], row)
         for modality, panel in zip(modalities, panels[1:], strict=True):
-            _draw_thumbnail(panel, row, modality)
+            _draw_thumbnail(panel, row, modality, task)
     for modality, panel in zip(modalities, grid[0, 1:], strict=True):
         panel.set_title(modality, color="white", fontsize=12)
-    _head_and_foot(figure, len(rows), total, title)
+    _head_and_foot(figure, len(rows), total, title, task)
     return figure
 
 
@@ -129,7 +133,7 @@ def _write_findings(panel: mpl_axes.Axes, row: Row) -> None:
     panel.text(0.01, 0.74, "\n".join(lines), color="#DDDDDD", fontsize=8, **style)
 
 
-def _draw_thumbnail(panel: mpl_axes.Axes, row: Row, modality: str) -> None:
+def _draw_thumbnail(panel: mpl_axes.Axes, row: Row, modality: str, task: task_lib.Task) -> None:
     view = row.images.get(modality)
     if view is None:
         panel.set_axis_off()
@@ -137,18 +141,21 @@ def _draw_thumbnail(panel: mpl_axes.Axes, row: Row, modality: str) -> None:
         panel.text(0.5, 0.5, f"no {modality}\nto show", color="white", fontsize=10, **style)
         return
     spacing = (1.0, *row.pixel_mm)
-    planes.draw_image(panel, view[None], _AXIAL, 0, spacing, row.windows[modality])
+    planes.draw_image(panel, view[None], view[None] != 0, _AXIAL, 0, spacing, row.windows[modality])
     if row.classes is not None:
-        planes.outline(panel, row.classes, row.pixel_mm, "reference", conventions.REGIONS)
+        planes.outline(panel, row.classes, row.pixel_mm, "reference", task)
     for letter, x, side in (("R", 0.02, "left"), ("L", 0.98, "right")):
         style = {"transform": panel.transAxes, "ha": side, "va": "center"}
         panel.text(x, 0.5, letter, color="white", fontsize=8, **style)
 
 
-def _head_and_foot(figure: mpl_figure.Figure, shown: int, total: int, title: str) -> None:
+def _head_and_foot(
+    figure: mpl_figure.Figure, shown: int, total: int, title: str, task: task_lib.Task
+) -> None:
     number = f"all {total} cases" if shown == total else f"{shown} of {total} cases"
     planes.head_and_foot(
         figure,
-        f"{title}\n{number}, those with problems first; axial slice with most tumour",
+        f"{title}\n{number}, those with problems first; axial slice with most {task.noun}",
         "outline of the reference; the patient's right is on the left (R)",
+        task.region_names,
     )

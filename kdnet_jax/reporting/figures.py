@@ -3,30 +3,34 @@
 import base64
 import contextlib
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import lines as mpl_lines
 from matplotlib import text as mpl_text
 
-from kdnet_jax import conventions, files
+from kdnet_jax import files
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import planes
 
 DPI: Final = 110
+_LEGEND_FONT: Final = 11
+_LEGEND_ROW: Final = 0.25  # inches
 
 # --- A case ------------------------------------------------------------------------------------
 
 
-def shown_sequence(modalities: Sequence[str]) -> str:
-    """Returns the sequence that overlays show: T1ce where the network sees it, else its first."""
-    return "t1ce" if "t1ce" in modalities else modalities[0]
+def shown_sequence(modalities: Sequence[str], task: task_lib.Task) -> str:
+    """Returns the sequence that overlays show: the student's if it is one, else the first."""
+    return task.student if task.student in modalities else modalities[0]
 
 
 def overlay(
@@ -36,48 +40,55 @@ def overlay(
     *,
     spacing: planes.Spacing,
     title: str,
+    task: task_lib.Task,
+    foreground: Bool[np.ndarray, "d h w"] | None = None,
     probabilities: Float[np.ndarray, "d h w r"] | None = None,
-    regions: Sequence[str] = conventions.REGIONS,
 ) -> mpl_figure.Figure:
-    """Three planes through the tumour's largest extent, as they are and with contours.
+    """Three planes through the largest extent of what is segmented, plain and with contours.
 
     Args:
-      image: One modality in SPL; exact zeros around the brain are background.
+      image: One modality in SPL.
       reference: Classes on the same grid; drawn as solid lines.
       prediction: Classes on the same grid; drawn as dashed lines.
       spacing: mm per axis.
       title: Stands above the planes.
-      probabilities: One channel per region, in the order of `conventions.REGIONS`; their iso-levels
-        are drawn in a third row.
-      regions: Regions that are outlined.
+      task: Whose regions are outlined.
+      foreground: What is not background; without it, all that is not 0.
+      probabilities: One channel per region, in the order of the task; their iso-levels are drawn
+        in a third row.
 
     Returns:
       A figure with rows of axes (plain, outlined, and with probabilities) in the order axial,
-      coronal, sagittal. Each plane is the one with most tumour of the reference, else of the
-      prediction, else the middle.
+      coronal, sagittal. Each plane is the one with most voxels of all regions in the reference,
+      else in the prediction, else the middle.
     """
     image = np.asarray(image, np.float32)
     masks = {"reference": reference, "prediction": prediction}
     masks = {name: classes for name, classes in masks.items() if classes is not None}
-    box = planes.view_box(image, masks.values(), spacing)
-    tumours = [conventions.region_mask(classes, "WT") for classes in masks.values()]
-    window = planes.grey_window(image)
-    figure, panels = planes.panels(box, spacing, 2 if probabilities is None else 3)
-    for axis, index in enumerate(planes.slices_of_interest(tumours, box)):
+    foreground = image != 0 if foreground is None else foreground
+    box = planes.view_box(foreground, masks.values(), spacing)
+    hulls = [task.hull_mask(classes) for classes in masks.values()]
+    window = planes.grey_window(image, foreground)
+    rows = 2 if probabilities is None else 3
+    names = [*task.region_names, *masks]
+    columns = planes.legend_columns(names, planes.PANELS_INCHES, _LEGEND_FONT)
+    foot = 0.75 + _LEGEND_ROW * (math.ceil(len(names) / columns) - 1)
+    figure, panels = planes.panels(box, spacing, rows, foot)
+    for axis, index in enumerate(planes.slices_of_interest(hulls, box)):
         here = index - box[axis].start
         for panel in panels[:, axis]:
-            planes.draw_image(panel, image[box], axis, here, spacing, window)
+            planes.draw_image(panel, image[box], foreground[box], axis, here, spacing, window)
             planes.mark_edges(panel, planes.PLANES[axis])
         for name, classes in masks.items():
             view = planes.to_screen(classes[box], axis, here)
-            planes.outline(panels[1, axis], view, planes.pixel(spacing, axis), name, regions)
+            planes.outline(panels[1, axis], view, planes.pixel(spacing, axis), name, task)
         if probabilities is not None:
-            _draw_probabilities(panels[2, axis], probabilities[box], axis, here, spacing, regions)
+            _draw_probabilities(panels[2, axis], probabilities[box], axis, here, spacing, task)
         position = f"{planes.PLANES[axis].name}, slice {index + 1} of {image.shape[axis]}"
         panels[0, axis].set_title(position, color="white", fontsize=10)
     planes.scale_bar(panels[0, 0])
     figure.suptitle(title, color="white", fontsize=12, y=0.985)
-    _overlay_legend(figure, list(masks), regions, probabilities is not None)
+    _overlay_legend(figure, list(masks), task, columns, probabilities is not None)
     return figure
 
 
@@ -87,26 +98,25 @@ def _draw_probabilities(
     axis: int,
     index: int,
     spacing: planes.Spacing,
-    regions: Sequence[str],
+    task: task_lib.Task,
 ) -> None:
-    for region in reversed(regions):
-        channel = probabilities[..., conventions.REGIONS.index(region)]
+    looks = planes.looks(task.region_names)
+    for region in planes.painted(task):
+        channel = probabilities[..., task.region_names.index(region)]
         view = planes.to_screen(channel, axis, index)
-        planes.probability_lines(panel, view, planes.pixel(spacing, axis), region)
+        planes.probability_lines(panel, view, planes.pixel(spacing, axis), looks[region])
 
 
 def _overlay_legend(
-    figure: mpl_figure.Figure, names: Sequence[str], regions: Sequence[str], probability: bool
+    figure: mpl_figure.Figure,
+    names: Sequence[str],
+    task: task_lib.Task,
+    columns: int,
+    probability: bool,
 ) -> None:
     handles = [
-        mpl_lines.Line2D(
-            [],
-            [],
-            color=planes.REGION_COLOURS[region],
-            linewidth=1.5 * planes.REGION_WIDTHS[region],
-            label=region,
-        )
-        for region in regions
+        mpl_lines.Line2D([], [], color=look.colour, linewidth=1.5 * look.width, label=region)
+        for region, look in planes.looks(task.region_names).items()
     ]
     handles += [
         mpl_lines.Line2D(
@@ -126,10 +136,10 @@ def _overlay_legend(
             handles=row,
             loc="lower center",
             bbox_to_anchor=(0.5, (0.05 + 0.32 * place) / figure.get_figheight()),
-            ncols=len(row),
+            ncols=min(columns, len(row)),
             frameon=False,
             labelcolor="white",
-            fontsize=11,
+            fontsize=_LEGEND_FONT,
             handlelength=3.2,
         )
 

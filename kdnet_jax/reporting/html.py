@@ -104,6 +104,8 @@ class Report:
       sections: Further parts of the page.
       cases: Cases that are shown one by one.
       cases_note: What the cases show and how they were chosen.
+      regions: Names of the regions in them, in the order of the task.
+      noun: What the regions are parts of.
       facts: What was run: rows of key and value (role, data, split, seed, budget, device...).
       commands: Rows of purpose and command line.
       synthetic: Whether the data are the phantom's; the page then warns of it at the top.
@@ -116,6 +118,8 @@ class Report:
     sections: Sequence[Section] = ()
     cases: Sequence[CaseView] = ()
     cases_note: str = ""
+    regions: Sequence[str] = ()
+    noun: str = "foreground"
     facts: Sequence[tuple[str, str]] = ()
     commands: Sequence[tuple[str, str]] = ()
     synthetic: bool = False
@@ -146,8 +150,7 @@ def render(report: Report) -> str:
         style=markupsafe.Markup(_bundled(_STYLE)),
         script=markupsafe.Markup(script),
         policy=_policy(script),
-        colours=planes.REGION_COLOURS,
-        widths=planes.REGION_WIDTHS,
+        looks=planes.looks(report.regions),
         has_slices=any(case.slices for case in report.cases),
     )
 

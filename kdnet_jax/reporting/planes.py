@@ -16,19 +16,38 @@ from matplotlib import lines as mpl_lines
 from matplotlib import patheffects
 from scipy import ndimage
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 
 Spacing = tuple[float, float, float]
 
-# Okabe and Ito's hues, light enough to stand out on grey and black.
-REGION_COLOURS: Final = {"ET": "#FF6A13", "TC": "#F0E442", "WT": "#56B4E9"}
-# In points: in grey the regions are still told apart.
-REGION_WIDTHS: Final = {"ET": 2.3, "TC": 1.8, "WT": 1.4}
+# Okabe and Ito's hues, light enough to stand out on grey and black, by a region's place.
+_COLOURS: Final = (
+    *("#FF6A13", "#F0E442", "#56B4E9", "#00C08B", "#E58AC0"),
+    *("#FFFFFF", "#B68CFF", "#C9A227", "#7FE0FF", "#FF9E9E"),
+)
+# In points, by a region's place: neighbours differ in grey as well.
+_WIDTHS: Final = (2.3, 1.8, 1.4)
 LINE_STYLES: Final = {"reference": "solid", "prediction": (0, (3.0, 1.8))}
 # Iso-levels of a probability. The one in the middle is where a region begins to be predicted.
 LEVELS: Final = (0.1, 0.5, 0.9)
 LEVEL_STYLES: Final = {0.1: (0, (1.0, 1.6)), 0.5: "solid", 0.9: (0, (6.0, 1.6, 1.0, 1.6))}
 _MARGIN_MM: Final = 6.0
+PANELS_INCHES: Final = 10.98
+
+
+class Look(NamedTuple):
+    """How a region's lines are drawn: the colour, and the width in points."""
+
+    colour: str
+    width: float
+
+
+def looks(regions: Sequence[str]) -> dict[str, Look]:
+    """Returns how each region is drawn, by its place; after ten the colours repeat."""
+    return {
+        name: Look(_COLOURS[place % len(_COLOURS)], _WIDTHS[place % len(_WIDTHS)])
+        for place, name in enumerate(regions)
+    }
 
 
 class Plane(NamedTuple):
@@ -65,44 +84,46 @@ def to_screen(
 
 
 def view_box(
-    image: Float[np.ndarray, "d h w"],
+    foreground: Bool[np.ndarray, "d h w"],
     masks: Iterable[Integer[np.ndarray, "d h w"]],
     spacing: Spacing,
 ) -> tuple[slice, ...]:
     """Returns the box of all that is not background, with a margin."""
-    content = image != 0
+    content = foreground
     for mask in masks:
         content = content | (mask != 0)
     found = ndimage.find_objects(content.astype(np.uint8))
     if not found:
-        return tuple(slice(0, side) for side in image.shape)
+        return tuple(slice(0, side) for side in foreground.shape)
     margins = [math.ceil(_MARGIN_MM / step) for step in spacing]
     return tuple(
         slice(max(0, side.start - margin), min(size, side.stop + margin))
-        for side, margin, size in zip(found[0], margins, image.shape, strict=True)
+        for side, margin, size in zip(found[0], margins, foreground.shape, strict=True)
     )
 
 
 def slices_of_interest(
-    tumours: Sequence[Bool[np.ndarray, "d h w"]], box: Sequence[slice]
+    masks: Sequence[Bool[np.ndarray, "d h w"]], box: Sequence[slice]
 ) -> tuple[int, ...]:
-    """Returns the slice of each axis with most voxels of the first tumour that is not empty.
+    """Returns the slice of each axis with most voxels of the first mask that is not empty.
 
     Without any, it is the middle of the box.
     """
-    for tumour in tumours:
-        if tumour.any():
+    for mask in masks:
+        if mask.any():
             others = ((1, 2), (0, 2), (0, 1))
-            return tuple(int(tumour.sum(axis=rest).argmax()) for rest in others)
+            return tuple(int(mask.sum(axis=rest).argmax()) for rest in others)
     return tuple((side.start + side.stop - 1) // 2 for side in box)
 
 
-def grey_window(image: Float[np.ndarray, "d h w"]) -> tuple[float, float]:
-    """Returns black and white: the 0.5 and 99.5 % percentiles over the brain."""
-    brain = image[(image != 0) & np.isfinite(image)]
-    if not brain.size:
+def grey_window(
+    image: Float[np.ndarray, "*grid"], foreground: Bool[np.ndarray, "*grid"]
+) -> tuple[float, float]:
+    """Returns black and white: the 0.5 and 99.5 % percentiles over the foreground."""
+    shown = image[foreground & np.isfinite(image)]
+    if not shown.size:
         return 0.0, 1.0
-    low, high = np.percentile(brain, (0.5, 99.5))
+    low, high = np.percentile(shown, (0.5, 99.5))
     return float(low), float(high if high > low else low + 1.0)
 
 
@@ -112,17 +133,21 @@ def pixel(spacing: Spacing, axis: int) -> tuple[float, float]:
 
 
 def panels(
-    box: Sequence[slice], spacing: Spacing, rows: int
+    box: Sequence[slice], spacing: Spacing, rows: int, foot: float = 0.75
 ) -> tuple[mpl_figure.Figure, np.ndarray]:
-    """Returns a black figure with rows x 3 axes that show the box's planes at one scale."""
+    """Returns a black figure with rows x 3 axes that show the box's planes at one scale.
+
+    `foot` is the height below them in inches.
+    """
     depth, height, width = (
         (side.stop - side.start) * step for side, step in zip(box, spacing, strict=True)
     )
     widths, tallest = (width, width, height), max(depth, height)
     inches_per_mm = 10.5 / sum(widths)
-    head, foot, gap = 0.75, 0.75, 0.12
+    head, gap = 0.75, 0.12
     height = rows * tallest * inches_per_mm + (rows - 1) * gap
-    figure = mpl_figure.Figure(figsize=(10.5 + 4 * gap, height + head + foot), facecolor="black")
+    size = (PANELS_INCHES, height + head + foot)
+    figure = mpl_figure.Figure(figsize=size, facecolor="black")
     full_width, full_height = figure.get_size_inches()
     grid = figure.subplots(
         rows,
@@ -143,18 +168,19 @@ def panels(
 def draw_image(
     panel: mpl_axes.Axes,
     image: Float[np.ndarray, "d h w"],
+    foreground: Bool[np.ndarray, "d h w"],
     axis: int,
     index: int,
     spacing: Spacing,
     window: tuple[float, float],
 ) -> None:
-    """Draws a slice in grey, in mm from the upper left corner; black outside of the brain."""
+    """Draws a slice in grey, in mm from the upper left corner; black outside of the foreground."""
     view = to_screen(image, axis, index)
     row_mm, column_mm = pixel(spacing, axis)
-    # A z-scored image has its background, 0, amid the greys of the brain.
-    brain = ndimage.binary_fill_holes(view != 0)
+    # A z-scored image may have its background, 0, amid its greys.
+    inside = ndimage.binary_fill_holes(to_screen(foreground, axis, index))
     panel.imshow(
-        np.where(brain, view, window[0]),
+        np.where(inside, view, window[0]),
         cmap="gray",
         vmin=window[0],
         vmax=window[1],
@@ -169,36 +195,42 @@ def outline(
     classes: Integer[np.ndarray, "rows columns"],
     pixel_mm: tuple[float, float],
     name: str,
-    regions: Sequence[str],
+    task: task_lib.Task,
 ) -> None:
     """Draws the regions of a slice as drawn; `pixel_mm` is mm per row and column."""
-    # A rim of background closes the outline of a tumour at the edge of the view.
+    # A rim of background closes the outline of a region at the edge of the view.
     padded = np.pad(classes, 1)
     rows, columns = (
         (np.arange(size) - 0.5) * step for size, step in zip(padded.shape, pixel_mm, strict=True)
     )
-    # The widest region first, so that the smaller ones lie on top.
-    for region in reversed(regions):
-        mask = conventions.region_mask(padded, region)
+    look = looks(task.region_names)
+    # In the order of painting, so that inner regions lie on top.
+    for region in painted(task):
+        mask = task.mask(padded, region)
         if mask.any():
             contours = panel.contour(
                 columns,
                 rows,
                 mask.astype(np.float32),
                 levels=[0.5],
-                colors=[REGION_COLOURS[region]],
-                linewidths=REGION_WIDTHS[region],
+                colors=[look[region].colour],
+                linewidths=look[region].width,
                 linestyles=[LINE_STYLES[name]],
             )
-            rim = patheffects.withStroke(linewidth=REGION_WIDTHS[region] + 1.2, foreground="#000b")
+            rim = patheffects.withStroke(linewidth=look[region].width + 1.2, foreground="#000b")
             contours.set_path_effects([rim])
+
+
+def painted(task: task_lib.Task) -> list[str]:
+    """Returns the regions in the order in which they are drawn: inner ones last, on top."""
+    return [task.region_names[place] for place in task.painting]
 
 
 def probability_lines(
     panel: mpl_axes.Axes,
     probability: Float[np.ndarray, "rows columns"],
     pixel_mm: tuple[float, float],
-    region: str,
+    look: Look,
 ) -> None:
     """Draws the iso-levels of a region's probability on a slice as drawn."""
     padded = np.pad(probability, 1)
@@ -212,8 +244,8 @@ def probability_lines(
                 rows,
                 padded,
                 levels=[level],
-                colors=[REGION_COLOURS[region]],
-                linewidths=0.7 * REGION_WIDTHS[region],
+                colors=[look.colour],
+                linewidths=0.7 * look.width,
                 linestyles=[LEVEL_STYLES[level]],
             )
 
@@ -249,19 +281,28 @@ def scale_bar(panel: mpl_axes.Axes, length_mm: float = 50.0) -> None:
     )
 
 
-def head_and_foot(figure: mpl_figure.Figure, heading: str, note: str) -> None:
+def legend_columns(labels: Sequence[str], inches: float, fontsize: float) -> int:
+    """Returns how many columns of a legend fit into a width: all, or equally wide ones."""
+    # Handle, gaps, and what letters take on average, in units of the font's size.
+    widths = [fontsize / 72 * (6.0 + 0.55 * len(label)) for label in labels]
+    return len(labels) if sum(widths) <= inches else max(1, int(inches / max(widths)))
+
+
+def head_and_foot(
+    figure: mpl_figure.Figure, heading: str, note: str, regions: Sequence[str]
+) -> None:
     """Writes a heading above a black sheet, and below it the regions' colours under `note`."""
-    height = figure.get_size_inches()[1]
+    width, height = figure.get_size_inches()
     figure.suptitle(heading, color="white", fontsize=12, y=1 - 0.08 / height, va="top")
     handles = [
-        mpl_lines.Line2D([], [], color=REGION_COLOURS[name], linewidth=3, label=name)
-        for name in conventions.REGIONS
+        mpl_lines.Line2D([], [], color=look.colour, linewidth=3, label=name)
+        for name, look in looks(regions).items()
     ]
     figure.legend(
         handles=handles,
         loc="lower center",
         bbox_to_anchor=(0.5, 0.02 / height),
-        ncols=len(handles),
+        ncols=legend_columns(list(regions), width, 9),
         frameon=False,
         labelcolor="white",
         title=note,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from kdnet_jax import conventions, evaluation
+from kdnet_jax import evaluation
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry, labels, nifti, prepare, store
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.models import heads
@@ -36,7 +37,7 @@ def write(
         folder: the run's folder.
         cases: the cases it was evaluated on.
         channel: position of the sequence that the overlays show.
-        head: of the run's network: what the channels of its probabilities are.
+        head: of the run's network: its task, and what the channels of its probabilities are.
         cavity: what a resection cavity in the reference counts as.
         others: folders of evaluated runs to compare with, by role (the teacher).
         synthetic: say that the cases are phantoms.
@@ -53,13 +54,16 @@ def write(
     }
     scores = {role: evaluation.read_scores(each) for role, each in folders.items()}
     shown = evaluation.shown_cases(scores[summary["role"]])
+    task = head.task
     report = html.Report(
         title=f"KD-Net {summary['role']}: {', '.join(summary['modalities'])}",
         summary=run_facts.sentences(summaries, processed, scores, summary["role"]),
-        tables=[_results(folders, scores, processed)],
-        pictures=_pictures(folders, scores),
+        tables=[_results(folders, scores, processed, task)],
+        pictures=_pictures(folders, scores, task.region_names),
         cases=_case_views(folder, cases, channel, head, cavity, scores[summary["role"]], shown),
-        cases_note=_cases_note(summary, len(shown)),
+        cases_note=_cases_note(summary, len(shown), task.noun),
+        regions=task.region_names,
+        noun=task.noun,
         facts=[*facts, *run_facts.rows(summary)],
         commands=[
             ("Repeat this run", summary["provenance"]["command"]),
@@ -79,6 +83,7 @@ def _results(
     folders: Mapping[str, pathlib.Path],
     scores: Mapping[str, Scores],
     processed: Mapping[str, Mapping[str, Any] | None],
+    task: task_lib.Task,
 ) -> html.Table:
     """Returns the table of scores, each run without and with post-processing where it has both."""
     runs: dict[str, Scores] = {}
@@ -90,20 +95,20 @@ def _results(
             runs[f"{role}\npost-processed"] = evaluation.read_scores(folder, postprocessed=True)
             rules.append(f"{role}: {run_facts.post_processing(after)}")
     note = f"Post-processing: {'; '.join(rules)}." if rules else ""
-    return score_tables.results(runs, note)
+    return score_tables.results(runs, note, task=task)
 
 
 def _pictures(
-    folders: Mapping[str, pathlib.Path], scores: Mapping[str, Scores]
+    folders: Mapping[str, pathlib.Path], scores: Mapping[str, Scores], regions: Sequence[str]
 ) -> list[html.Picture]:
     pictures = [
         html.Picture(
-            charts.case_plot(scores, charts.DICE),
+            charts.case_plot(scores, charts.DICE, regions),
             "Dice of each test case, by region and run",
             "Dice of each test case; the bar is the mean, a line joins the same case.",
         ),
         html.Picture(
-            charts.case_plot(scores, charts.HD95),
+            charts.case_plot(scores, charts.HD95, regions),
             "HD95 of each test case, by region and run",
             "HD95 of each test case in mm, on a scale that is logarithmic above 1 mm; the bar is "
             "the median, a line joins the same case. 373 mm stands for an empty mask.",
@@ -119,14 +124,14 @@ def _pictures(
             "logged, thick: running mean) and the Dice on validation cases."
         )
         alt = f"Loss terms and validation Dice of the {role} over the steps"
-        pictures.append(html.Picture(charts.curves(rows), alt, caption))
+        pictures.append(html.Picture(charts.curves(rows, regions), alt, caption))
     return pictures
 
 
 # --- Cases -------------------------------------------------------------------------------------
 
 
-def _cases_note(summary: Mapping[str, Any], shown: int) -> str:
+def _cases_note(summary: Mapping[str, Any], shown: int, noun: str) -> str:
     if shown == summary["cases"]:
         which = f"All {shown} test cases, the worst first, by mean Dice over the regions."
     else:
@@ -135,7 +140,7 @@ def _cases_note(summary: Mapping[str, Any], shown: int) -> str:
             "regions, the worst first, then the median and the best case."
         )
     return (
-        f"{which} In the pictures each plane is the one with most tumour of the reference. Solid "
+        f"{which} In the pictures each plane is the one with most {noun} of the reference. Solid "
         "line: reference; dashed line: prediction. Where probabilities were kept, a further row "
         "shows where that of a region passes 0.1, 0.5 and 0.9: far apart, the network is unsure "
         "of the border. Slices are those of the working grid."
@@ -171,17 +176,20 @@ def _case_views(
     for rank, case_id in zip(ranks(scores, shown), shown, strict=True):
         case = cases[position[case_id]]
         path = folder / evaluation.PREDICTIONS / f"{case_id}.nii.gz"
-        predicted = labels.to_classes(nifti.read_labels(path).data, convention, path)
+        predicted = labels.to_classes(
+            nifti.read_labels(path).data, convention, path, task=head.task
+        )
         probabilities = evaluation.read_probabilities(folder, case_id)
         views.append(
             case_view(
                 rank,
                 case,
                 channel,
-                labels.map_cavity(case.label, cavity),
+                labels.map_cavity(case.label, cavity, task=head.task),
                 geometry.to_working(predicted, case.geometry, 0),
                 None if probabilities is None else region_probabilities(probabilities, head),
                 [score for score in scores if score.case == case_id],
+                task=head.task,
             )
         )
     return views
@@ -195,6 +203,8 @@ def case_view(
     predicted: np.ndarray,
     probabilities: np.ndarray | None,
     scores: Scores,
+    *,
+    task: task_lib.Task,
 ) -> html.CaseView:
     """Returns a case as the page shows it; all volumes are on the working grid."""
     image = case.image[..., channel].astype(np.float32)
@@ -205,6 +215,8 @@ def case_view(
         predicted,
         spacing=case.geometry.spacing,
         title=f"{case.case_id}, {modality}",
+        task=task,
+        foreground=case.foreground,
         probabilities=probabilities,
     )
     dice = ", ".join(f"{score.region} {score.dice:.3f}" for score in scores)
@@ -212,7 +224,15 @@ def case_view(
         f"{case.case_id}, {modality}: reference and prediction as outlines on an axial, a coronal "
         f"and a sagittal slice. Dice {dice}."
     )
-    slices = viewer.build(image, reference, predicted, probabilities, spacing=case.geometry.spacing)
+    slices = viewer.build(
+        image,
+        reference,
+        predicted,
+        probabilities,
+        spacing=case.geometry.spacing,
+        task=task,
+        foreground=case.foreground,
+    )
     table = score_tables.of_case(case.case_id, scores)
     return html.CaseView(rank, case.case_id, html.Picture(picture, alt), table, slices)
 
@@ -220,25 +240,28 @@ def case_view(
 def region_probabilities(
     probabilities: Float[np.ndarray, "d h w k"], head: heads.Head
 ) -> Float[np.ndarray, "d h w r"]:
-    """Returns the probability of each region, in the order of `conventions.REGIONS`.
+    """Returns the probability of each region, in the order of the task, on the host.
 
     A softmax gives one channel per class; a region is the sum of its classes.
     """
-    if head == "regions":
+    if head.kind == "regions":
         return probabilities
-    sums = [
-        probabilities[..., list(conventions.REGION_CLASSES[region])].sum(axis=-1)
-        for region in conventions.REGIONS
-    ]
+    sums = [probabilities[..., list(region.members)].sum(axis=-1) for region in head.task.regions]
     return np.stack(sums, axis=-1)
 
 
 def region_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the test Dice as a small plain-text table, a row per run."""
-    head = f"{'':10s}" + "".join(f"{region:>8s}" for region in conventions.REGIONS) + "    mean"
+    regions = next(iter(summaries.values()))["regions"]
+    widths = {region: max(8, len(region) + 2) for region in regions}
+    names = "".join(f"{region:>{width}s}" for region, width in widths.items())
+    head = f"{'':10s}{names}    mean"
     rows = [
         f"{role:10s}"
-        + "".join(f"{row['dice']['mean']:8.3f}" for row in summary["regions"].values())
+        + "".join(
+            f"{summary['regions'][region]['dice']['mean']:{width}.3f}"
+            for region, width in widths.items()
+        )
         + f"{summary['mean_dice']:8.3f}"
         for role, summary in summaries.items()
     ]

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.metrics import cases, statistics, surface
 from kdnet_jax.reporting import html
 
@@ -39,8 +39,8 @@ _NOTE: Final = (
     "(Student’s t), cut off at values that the score cannot have. It tells how far the mean would "
     "move with other cases of the same kind; it holds nothing of what another training of the same "
     "network would change, so that two runs here are no proof that one method beats another. "
-    "Scored per case on the scan’s own grid. ET: enhancing tumour, TC: tumour core, WT: whole "
-    "tumour. Dice: 1 if reference and prediction are both empty, 0 if only one is. "
+    "Scored per case on the scan’s own grid. {regions}Dice: 1 if reference and prediction are both "
+    "empty, 0 if only one is. "
     "Lesion-wise Dice: as BraTS 2023, each missed or false lesion counts 0. "
     "HD95: the larger of the two directed 95th percentiles of surface distances; 0 if both are "
     f"empty, {surface.EMPTY_PENALTY_MM:.0f} mm if only one is, so the median tells more than the "
@@ -54,22 +54,30 @@ def mean(values: Sequence[float], smallest: float, largest: float) -> statistics
     return found._replace(low=max(found.low, smallest), high=min(found.high, largest))
 
 
-def results(runs: Mapping[str, Scores], note: str = "") -> html.Table:
+def results(runs: Mapping[str, Scores], note: str = "", *, task: task_lib.Task) -> html.Table:
     """Returns the scores per region and run, with the 95 % intervals of the means.
 
     Args:
       runs: Scores by the run's name, in the order of the rows.
       note: What a reader must know beyond how the scores are defined.
+      task: Whose regions they are.
     """
     rows: list[list[str]] = []
-    for region in conventions.REGIONS:
+    for region in task.region_names:
         rows.append([region])
         for name, scores in runs.items():
             rows.append([name, *_cells([score for score in scores if score.region == region])])
     columns = [column.heading for column in _COLUMNS]
     columns.insert(_MEDIAN_PLACE, "HD95, mm, median")
     header = ["Run", *columns, "Cases", "Reference empty"]
-    return html.Table("Test scores by region and run", header, rows, f"{_NOTE} {note}".strip())
+    about = f"{_NOTE.format(regions=_described(task))} {note}".strip()
+    return html.Table("Test scores by region and run", header, rows, about)
+
+
+def _described(task: task_lib.Task) -> str:
+    """Returns a sentence on what the regions are, and a space; empty where nothing is known."""
+    texts = [f"{each.name}: {each.description}" for each in task.regions if each.description]
+    return f"{', '.join(texts)}. " if texts else ""
 
 
 def _cells(scores: Scores) -> list[str]:

@@ -16,6 +16,7 @@ def write(
     folder: pathlib.Path,
     sides: Mapping[str, Sequence[pathlib.Path]],
     *,
+    noun: str,
     facts: Sequence[tuple[str, str]],
     synthetic: bool,
 ) -> tuple[pathlib.Path, list[str]]:
@@ -24,6 +25,7 @@ def write(
     Args:
         folder: the study's folder.
         sides: the finished runs of "teacher", "baseline" and "student".
+        noun: what the regions are parts of.
         facts: rows of key and value on what was run.
         synthetic: say that the cases are phantoms.
 
@@ -42,7 +44,7 @@ def write(
         title="KD-Net study: teacher, baseline and student",
         summary=verdict,
         tables=[_table(plain, "Without post-processing")],
-        pictures=_pictures(plain),
+        pictures=_pictures(plain, noun),
         sections=[
             html.Section(
                 "With post-processing",
@@ -74,7 +76,7 @@ def _table(compared: comparison.Comparison, caption: str) -> html.Table:
     return html.Table(caption, header[1:], grouped, " ".join(comparison_text.legend(compared)))
 
 
-def _pictures(compared: comparison.Comparison) -> list[html.Picture]:
+def _pictures(compared: comparison.Comparison, noun: str) -> list[html.Picture]:
     return [
         html.Picture(
             comparison_figures.slope(compared),
@@ -83,7 +85,7 @@ def _pictures(compared: comparison.Comparison) -> list[html.Picture]:
         ),
         html.Picture(
             comparison_figures.by_volume(compared),
-            "Difference student minus baseline of each case against the volume of its tumour",
+            f"Difference student minus baseline of each case against the volume of its {noun}",
             "Difference per case against the volume of the region in the reference.",
         ),
         html.Picture(

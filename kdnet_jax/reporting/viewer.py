@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import contourpy
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from PIL import Image
 from scipy import ndimage
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.reporting import planes
 
 Slices = tuple[slice, ...]
@@ -40,38 +40,43 @@ def build(
     probabilities: Float[np.ndarray, "d h w r"] | None,
     *,
     spacing: planes.Spacing,
+    task: task_lib.Task,
+    foreground: Bool[np.ndarray, "d h w"] | None = None,
     max_bytes: int = CASE_BYTES,
 ) -> dict[str, Any]:
-    """Returns the slices of a case, cropped to the brain, and the outlines on them.
+    """Returns the slices of a case, cropped to the foreground, and the outlines on them.
 
     Where they exceed `max_bytes`, every second slice is kept at half the resolution, then every
     third at a third, and so on to a fourth; outlines keep the resolution of the grid.
 
     Args:
-      image: One modality in SPL; exact zeros around the brain are background.
+      image: One modality in SPL.
       reference: Classes on the same grid.
       prediction: Classes on the same grid.
-      probabilities: One channel per region, in the order of `conventions.REGIONS`, if known.
+      probabilities: One channel per region, in the order of the task, if known.
       spacing: mm per axis.
+      task: Whose regions are outlined.
+      foreground: What is not background; without it, all that is not 0.
       max_bytes: The budget, as JSON.
 
     Returns:
       Values for JSON: `sheet` (data address of the picture; its cells run from left to right, then
       down), `columns`, `cell` (width, height in pixels), `size` (width, height of a slice in voxels
       of the grid), `pixel_mm` (width, height of such a voxel), `slices` (their numbers on the
-      grid, from 1), `depth` (slices of the grid), `start` (number of the slice with most tumour),
+      grid, from 1), `depth` (slices of the grid), `start` (number of the slice with most of it),
       `units` and `layers`: for each source, region and level the line's colour and width and the
       SVG paths by slice, in 1/`units` voxels from the upper left corner of the picture.
     """
     image = np.asarray(image, np.float32)
-    box = planes.view_box(image, (reference, prediction), spacing)
-    tumours = [conventions.region_mask(classes, "WT") for classes in (reference, prediction)]
-    most = planes.slices_of_interest(tumours, box)[0]
+    foreground = image != 0 if foreground is None else foreground
+    box = planes.view_box(foreground, (reference, prediction), spacing)
+    hulls = [task.hull_mask(classes) for classes in (reference, prediction)]
+    most = planes.slices_of_interest(hulls, box)[0]
     units = 2 if min(spacing[1:]) / 2 <= _UNIT_MM else 4
-    layers = list(_layers(reference[box], prediction[box], probabilities, box, units))
-    grey = _grey(image, box)
+    layers = list(_layers(reference[box], prediction[box], probabilities, box, units, task))
+    grey = _grey(image, foreground, box)
     for step in range(1, _COARSEST + 1):
-        # Counted from the slice with most tumour, so that this one is kept.
+        # Counted from the slice with most of the regions, so that this one is kept.
         kept = range((most - box[0].start) % step, len(grey), step)
         data = _view(grey, layers, kept, step) | {
             "pixel_mm": [spacing[2], spacing[1]],
@@ -101,13 +106,15 @@ def _view(
     }
 
 
-def _grey(image: Float[np.ndarray, "d h w"], box: Slices) -> UInt8[np.ndarray, "d h w"]:
-    low, high = planes.grey_window(image)
+def _grey(
+    image: Float[np.ndarray, "d h w"], foreground: Bool[np.ndarray, "d h w"], box: Slices
+) -> UInt8[np.ndarray, "d h w"]:
+    low, high = planes.grey_window(image, foreground)
     view = image[box]
     levels = np.clip((view - low) / (high - low), 0, 1) * 255
-    # A z-scored image has its background, 0, amid the greys of the brain.
-    brain = np.stack([ndimage.binary_fill_holes(each != 0) for each in view])
-    return np.where(brain, np.rint(levels), 0).astype(np.uint8)
+    # A z-scored image may have its background, 0, amid its greys.
+    inside = np.stack([ndimage.binary_fill_holes(each) for each in foreground[box]])
+    return np.where(inside, np.rint(levels), 0).astype(np.uint8)
 
 
 def _sheet(cells: Sequence[Image.Image], columns: int) -> str:
@@ -130,26 +137,28 @@ def _layers(
     probabilities: Float[np.ndarray, "D H W r"] | None,
     box: Slices,
     units: int,
+    task: task_lib.Task,
 ) -> Iterator[dict[str, Any]]:
     """Yields what can be shown: reference and prediction, then the levels of the probability.
 
-    The widest region comes first, so that the smaller ones are drawn on top.
+    Outer regions come first, so that the inner ones are drawn on top.
     """
-    regions = conventions.REGIONS[::-1]
+    regions, looks = planes.painted(task), planes.looks(task.region_names)
     for name, classes in (("reference", reference), ("prediction", prediction)):
         for region in regions:
-            field = conventions.region_mask(classes, region).astype(np.float32)
-            yield _layer(name, region, 0.5, field, units)
+            field = task.mask(classes, region).astype(np.float32)
+            yield _layer(name, region, looks[region], 0.5, field, units)
     if probabilities is None:
         return
     for region, level in itertools.product(regions, planes.LEVELS):
-        field = probabilities[(*box, conventions.REGIONS.index(region))]
-        yield _layer("probability", region, level, field, units, thin=True)
+        field = probabilities[(*box, task.region_names.index(region))]
+        yield _layer("probability", region, looks[region], level, field, units, thin=True)
 
 
 def _layer(
     source: str,
     region: str,
+    look: planes.Look,
     level: float,
     field: Float[np.ndarray, "d h w"],
     units: int,
@@ -160,9 +169,9 @@ def _layer(
         "source": source,
         "region": region,
         "level": level,
-        "colour": planes.REGION_COLOURS[region],
+        "colour": look.colour,
         # A screen's pixels are finer than a figure's points.
-        "width": round(1.4 * planes.REGION_WIDTHS[region] * (0.7 if thin else 1), 2),
+        "width": round(1.4 * look.width * (0.7 if thin else 1), 2),
         "paths": paths,
     }
 

@@ -53,7 +53,7 @@ def test_strided_convolutions_of_the_cpu_are_those_of_pytorch() -> None:
 
 @pytest.mark.parametrize("name", list(networks.FAMILIES))
 def test_new_parameters_are_distributed_as_those_of_the_class(name: str) -> None:
-    config = networks.FAMILIES[name].isotropic(
+    config = networks.FAMILIES[name].of_unet(
         unet.UNetConfig(widths=(16, 32, 64), head="regions", bfloat16=False)
     )
     if isinstance(config, monai.SegResNetConfig):

@@ -23,8 +23,18 @@ from array_record.python import array_record_module
 
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
+from data_builders.task_cohort import task_cohort_dataset_builder
 from kdnet_jax import conventions, sharding
-from kdnet_jax.data import building, case_builder, cases, layouts, loader, prepare, store
+from kdnet_jax.data import (
+    building,
+    case_builder,
+    cases,
+    cohort_builder,
+    layouts,
+    loader,
+    prepare,
+    store,
+)
 from kdnet_jax.errors import UserError
 
 SIZE = 24
@@ -392,15 +402,20 @@ def test_ordered_map_keeps_order_and_bounds_what_is_held() -> None:
 
 def test_estimate_follows_the_voxels(scans: pathlib.Path) -> None:
     cohort = cases.find_cases(scans)
-    fine = brats_dataset_builder.estimate_bytes(cohort, 1.0)
+    fine = cohort_builder.estimate_bytes(cohort, 1.0)
     scans_size = sum(path.stat().st_size for path in scans.rglob("*.nii.gz"))
     assert 0.5 * scans_size < fine < 3 * scans_size
-    assert brats_dataset_builder.estimate_bytes(cohort, 2.0) == pytest.approx(fine / 8, rel=0.01)
-    assert brats_dataset_builder.estimate_bytes(cohort, None) == fine
+    assert cohort_builder.estimate_bytes(cohort, 2.0) == pytest.approx(fine / 8, rel=0.01)
+    assert cohort_builder.estimate_bytes(cohort, None) == fine
 
 
 @pytest.mark.parametrize(
-    "builder", [brats_dataset_builder.Builder, brats_phantom_dataset_builder.Builder]
+    "builder",
+    [
+        brats_dataset_builder.Builder,
+        brats_phantom_dataset_builder.Builder,
+        task_cohort_dataset_builder.Builder,
+    ],
 )
 def test_builders_are_documented_as_tfds_asks(builder: type[case_builder.CaseBuilder]) -> None:
     metadata = builder.get_metadata()
@@ -439,7 +454,7 @@ def test_phantom_cases_are_a_function_of_seed_and_index(tmp_path: pathlib.Path) 
     np.testing.assert_array_equal(few[1].image, more[1].image)
     assert few[1].image.shape[-1] == 4
     assert few[0].image.shape != other[0].image.shape or (few[0].image != other[0].image).any()
-    assert all(any(summary.tumour_voxels) for summary in more.summaries)
+    assert all(any(summary.class_voxels) for summary in more.summaries)
     assert (
         building.build_phantom(tmp_path, cases=2, seed=1, spacing=4.0, progress=False).folder
         == few.folder

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdnet_jax import conventions, sharding
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import loader, patches, store
 from kdnet_jax.errors import UserError
 from tests.helpers import stores
@@ -179,7 +180,7 @@ def test_a_patch_as_large_as_the_volume_is_the_volume() -> None:
 def test_a_large_class_is_thinned_evenly() -> None:
     label = np.zeros((40, 40, 40), np.uint8)
     label[:20] = 2
-    (voxels,) = patches.tumour_voxels(label)
+    (voxels,) = patches.class_voxels(label, task_lib.GLIOMA)
     assert len(voxels) == 4096
     assert (label.reshape(-1)[voxels] == 2).all()
     assert (voxels[0], voxels[-1]) == (0, 20 * 1600 - 1)

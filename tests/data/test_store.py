@@ -87,9 +87,9 @@ def test_a_record_keeps_every_bit_of_a_case(index: int, labelled: bool) -> None:
 def test_summary_counts_the_classes_of_the_working_grid() -> None:
     case = make_case(3)
     summary = store.summarise(case)
-    assert summary.tumour_voxels == tuple(int((case.label == c).sum()) for c in (1, 2, 3))
+    assert summary.class_voxels == tuple(int((case.label == c).sum()) for c in (1, 2, 3))
     assert summary.decoded_bytes == case.image.nbytes + case.label.nbytes + case.reference.nbytes
-    assert store.summarise(make_case(3, labelled=False)).tumour_voxels is None
+    assert store.summarise(make_case(3, labelled=False)).class_voxels is None
 
 
 def test_summaries_and_length_and_negative_indices() -> None:

@@ -75,7 +75,9 @@ def test_jax_alone_runs_it_on_a_real_case(
     scan = prepare.unlabelled_case({"t1ce": min(sample_dir.glob("*/*_t1ce.nii.gz"))})
     case, _ = prepare.prepare_case(scan, spacing=run.model.spacing)
     divisor = run.model.network.divisor
-    d, h, w = (edge // divisor * divisor for edge in case.image.shape[:3])
+    d, h, w = (
+        edge // unit * unit for edge, unit in zip(case.image.shape[:3], divisor, strict=True)
+    )
     image = case.image[None, :d, :h, :w].astype(np.float32)
     np.save(tmp_path / "image.npy", image)
     paths = [exported.folder / "model.jaxexport", tmp_path / "image.npy", tmp_path / "found.npy"]
@@ -241,8 +243,8 @@ def test_every_kind_of_network_becomes_an_artifact_of_any_size(
     head = heads.Head(task_lib.DEFAULT, network.head)
     artifact.write(tmp_path / "a", network, params, head=head, modalities=2)
     predict = inference.make_predict(networks.portable(network).module().apply, head, mirror=False)
-    edge = network.divisor
-    for batch, *edges in ((1, 2, 2, 2), (3, 2, 4, 3)):
-        shape = (batch, *(edge * count for count in edges), 2)
+    for batch, *counts in ((1, 2, 2, 2), (3, 2, 4, 3)):
+        edges = (unit * count for unit, count in zip(network.divisor, counts, strict=True))
+        shape = (batch, *edges, 2)
         x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         np.testing.assert_allclose(artifact.run(tmp_path / "a", x), predict(params, x), atol=1e-5)

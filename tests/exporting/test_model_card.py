@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 
 from kdnet_jax import model as model_lib
+from kdnet_jax import task as task_lib
 from kdnet_jax.exporting import model_card, scores
 from kdnet_jax.metrics import cases
 from kdnet_jax.models import networks, unet
 
-MODEL = model_lib.Model("student", unet.UNetConfig(widths=(2, 4)), ("t2",), 1.0, (8, 8, 8))
+MODEL = model_lib.Model(
+    task_lib.GLIOMA, "student", unet.UNetConfig(widths=(2, 4)), ("t2",), 1.0, (8, 8, 8)
+)
 
 
 def _score(case: str, region: str, dice: float, **changes: Any) -> cases.RegionScore:
@@ -45,7 +48,7 @@ def _card(document: dict[str, Any], name: str = "it") -> str:
 
 
 def _tested(*rows: cases.RegionScore, teacher: Any = None) -> dict[str, Any]:
-    summary = cases.summarise(rows) | {"hd95": "of the surfaces"}
+    summary = cases.summarise(rows, task=task_lib.GLIOMA) | {"hd95": "of the surfaces"}
     return _document(test=scores.collect(rows, summary, teacher))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from configs import baseline, student, teacher
-from kdnet_jax import conventions, settings
+from kdnet_jax import settings
+from kdnet_jax import task as task_lib
 from kdnet_jax.metrics import cases
 
 _CONFIGS = {"baseline": baseline, "student": student, "teacher": teacher}
@@ -38,8 +39,11 @@ def write_run(
     config: Mapping[str, Any] | None = None,
     with_config: bool = True,
     summary: Mapping[str, Any] | None = None,
+    task: task_lib.Task = task_lib.GLIOMA,
 ) -> pathlib.Path:
     """Writes a run: `dice` per case for ET; TC and WT 0.01 and 0.02 above, HD95 20 mm (1 - Dice).
+
+    Of another task, the first region takes the place of ET.
 
     Args:
         folder: of the run.
@@ -50,15 +54,17 @@ def write_run(
         config: keys of the config to change.
         with_config: whether it has a config.json; the output of `evaluate` has none.
         summary: keys of the summary to change.
+        task: whose regions are scored.
     """
     rows = [
         row(f"{prefix}-{i:02d}", region, value + k / 100, 20 * (1 - value), 1000.0 * i)
         for i, value in enumerate(dice)
-        for k, region in enumerate(conventions.REGIONS)
+        for k, region in enumerate(task.region_names)
     ]
     (folder / "evaluation").mkdir(parents=True)
     cases.write_cases_csv(folder / "evaluation/cases.csv", rows)
     about = {
+        **cases.summarise(rows, task=task),
         "role": role,
         "params_hash": TEACHER_HASH if role == "teacher" else f"{folder}",
         "teacher": {"path": "t", "hash": TEACHER_HASH} if role == "student" else None,
@@ -71,7 +77,7 @@ def write_run(
     if with_config:
         values = _CONFIGS[role].get_config("smoke")
         values.update_from_flattened_dict({"seed": seed, **(config or {})})
-        (folder / "config.json").write_text(settings.to_json(values), "utf-8")
+        (folder / "config.json").write_text(settings.to_json(settings.completed(values)), "utf-8")
     (folder / "evaluation/summary.json").write_text(json.dumps(about), "utf-8")
     return folder
 

@@ -13,7 +13,7 @@ from kdnet_jax.interop import monai_weights, nnunet_weights
 from kdnet_jax.models import monai, networks, nnunet, unet
 
 CONFIGS = {
-    name: kind.isotropic(unet.UNetConfig(widths=(8, 16, 32), bfloat16=False))
+    name: kind.of_unet(unet.UNetConfig(widths=(8, 16, 32), bfloat16=False))
     for name, kind in networks.FAMILIES.items()
 }
 CONFIGS["dynunet_residual"] = dataclasses.replace(CONFIGS["dynunet"], res_block=True, heads=1)

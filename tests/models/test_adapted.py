@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted
 
 # All ways in which three axes can lie.
@@ -109,5 +110,13 @@ def test_several_members_have_parameters_of_their_own_and_no_bottleneck() -> Non
     assert features == {}
 
 
-def test_the_divisor_holds_for_every_axis() -> None:
-    assert _network("SPL").divisor == 12
+def test_the_divisor_is_that_of_each_of_our_axes() -> None:
+    assert _network("SPL").divisor == (2, 4, 3)
+    assert _network("RAS").divisor == (3, 4, 2)
+    assert _network("PSR").divisor == (4, 2, 3)
+
+
+def test_an_order_that_is_none_of_the_outputs_is_refused() -> None:
+    for order in ((0, 1, 2), (0, 1, 2, 2), (1, 2, 3, 4)):
+        with pytest.raises(UserError, match="an order of the network's 4 outputs"):
+            _network("SPL", order)

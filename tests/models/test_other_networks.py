@@ -19,9 +19,10 @@ import pytest
 from jax import export
 
 from kdnet_jax import optimizers, sharding, steps
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import monai, networks, unet
+from kdnet_jax.models import heads, monai, networks, unet
 
 
 def _like(**changes: Any) -> unet.UNetConfig:
@@ -30,7 +31,7 @@ def _like(**changes: Any) -> unet.UNetConfig:
 
 
 FAMILIES = {
-    name: kind.isotropic(_like(blocks=2 if name == "dynunet" else 1))
+    name: kind.of_unet(_like(blocks=2 if name == "dynunet" else 1))
     for name, kind in networks.FAMILIES.items()
 }
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 16, 2), np.float32))
@@ -66,7 +67,7 @@ def test_outputs_have_the_sizes_of_their_levels(name: str) -> None:
 @pytest.mark.parametrize("name", ["plain_conv_unet", "residual_encoder_unet", "dynunet"])
 def test_deep_supervision_gives_logits_of_coarser_levels(name: str) -> None:
     like = _like(widths=(2, 3, 4, 5, 6), head="regions", out_channels=3, deep_supervision=True)
-    config = networks.FAMILIES[name].isotropic(like)
+    config = networks.FAMILIES[name].of_unet(like)
     x = jax.ShapeDtypeStruct((1, 16, 16, 32, 1), jnp.float32)
     (_, features), _ = jax.eval_shape(config.module().init_with_output, jax.random.key(0), x)
     found = {name: each.shape for name, each in features.items() if "logits" in name}
@@ -86,7 +87,7 @@ def test_training_steps_lower_the_loss(name: str) -> None:
     before = jax.tree.map(np.asarray, params)
     step = steps.jit_supervised(
         sharding.make_mesh(),
-        network=steps.Network(config.module().apply, "softmax", (0, 1)),
+        network=steps.Network(config.module().apply, heads.Head(task_lib.GLIOMA), (0, 1)),
         optimizer=optimizer,
         loss_options=steps.LossOptions(),
         augment_options=augment.AugmentOptions(flip_axes="", scale=0.0, shift=0.0),
@@ -162,13 +163,13 @@ def test_networks_that_the_peers_cannot_have_are_refused() -> None:
         with pytest.raises(UserError, match=message):
             dataclasses.replace(config, **changes)
     with pytest.raises(UserError, match="one head only"):
-        monai.SegResNetConfig.isotropic(_like(widths=(8, 16), deep_supervision=True))
+        monai.SegResNetConfig.of_unet(_like(widths=(8, 16), deep_supervision=True))
     with pytest.raises(UserError, match="multiple of 8"):
-        monai.SegResNetConfig.isotropic(_like(widths=(8, 24)))
+        monai.SegResNetConfig.of_unet(_like(widths=(8, 24)))
     with pytest.raises(UserError, match="2 stages"):
-        monai.DynUNetConfig.isotropic(_like(widths=(8, 16)))
+        monai.DynUNetConfig.of_unet(_like(widths=(8, 16)))
     with pytest.raises(UserError, match="blocks is 3, but the blocks of a dynunet have two"):
-        monai.DynUNetConfig.isotropic(_like(blocks=3))
+        monai.DynUNetConfig.of_unet(_like(blocks=3))
 
 
 @EACH

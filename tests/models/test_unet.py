@@ -31,7 +31,7 @@ def shapes(config: unet.UNetConfig, shape: tuple[int, ...]) -> tuple[Any, dict[s
 
 def random_params(config: unet.UNetConfig, modalities: int) -> Any:
     """Parameters of the right shapes, faster than `init` compiles; unlike its biases, none is 0."""
-    x = jax.ShapeDtypeStruct((1, *(config.divisor,) * 3, modalities), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *config.divisor, modalities), jnp.float32)
     like = jax.eval_shape(unet.UNet(config).init, jax.random.key(0), x)
     rng = np.random.default_rng(1)
     return jax.tree.map(
@@ -40,7 +40,7 @@ def random_params(config: unet.UNetConfig, modalities: int) -> Any:
 
 
 def count(config: unet.UNetConfig, modalities: int) -> int:
-    x = jax.ShapeDtypeStruct((1, *(config.divisor,) * 3, modalities), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *config.divisor, modalities), jnp.float32)
     params = jax.eval_shape(unet.UNet(config).init, jax.random.key(0), x)
     return layers.parameter_count(params)
 
@@ -180,6 +180,12 @@ def test_every_parameter_but_the_biases_before_a_norm_has_a_gradient() -> None:
         ({"blocks": 0}, "model.blocks is 0"),
         ({"last_blocks": 0}, "model.last_blocks is 0"),
         ({"out_channels": 0}, "out_channels is 0"),
+        ({"strides": ((1, 2, 2),) * 2}, "of 1 or 2 for each of the 4 levels below the finest"),
+        ({"strides": ((1, 2, 3),)}, r"model.strides is \(\(1, 2, 3\),\)"),
+        ({"strides": (1, 2, 2)}, "of 1 or 2 for each"),
+        ({"strides": (2,)}, "of 1 or 2 for each"),
+        ({"kernels": ((3, 3, 3),)}, "of 1 or 3 for each of the 5 levels of model.widths"),
+        ({"kernels": ((3, 3, 3), (2, 3, 3))}, "of 1 or 3"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
@@ -200,7 +206,8 @@ def test_a_patch_that_cannot_be_halved_is_refused_with_one_that_can() -> None:
 
 
 def test_a_saved_network_keeps_its_output_channels_and_older_ones_have_the_glioma_s() -> None:
-    for config in (tiny(out_channels=7), tiny(head="regions", out_channels=2)):
+    thick = tiny(strides=((1, 2, 2),), kernels=((1, 3, 3), (3, 3, 3)))
+    for config in (tiny(out_channels=7), tiny(head="regions", out_channels=2), thick):
         assert networks.from_json(networks.to_json(config)) == config
     for head, channels in (("softmax", 4), ("regions", 3)):
         older = networks.to_json(tiny(head=head))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, cases, prepare
 from kdnet_jax.reporting import augmentation_sheet
 from tests.helpers import commands
@@ -21,10 +22,12 @@ def case(tiny_cohort: pathlib.Path) -> prepare.PreparedCase:
 
 def test_the_scene_is_the_crop_of_training_around_the_tumour(case: prepare.PreparedCase) -> None:
     chosen = augment.choose("nnunet")
-    scene = augmentation_sheet.make_scene(case, "t2", PATCH, chosen)
+    scene = augmentation_sheet.make_scene(case, "t2", PATCH, chosen, task=task_lib.GLIOMA)
     assert scene.image.shape == (*augment.source_patch(PATCH, chosen), 1)
     assert scene.label.shape == scene.image.shape[:3]
-    plain = augmentation_sheet.make_scene(case, "t2", PATCH, augment.choose("plain"))
+    plain = augmentation_sheet.make_scene(
+        case, "t2", PATCH, augment.choose("plain"), task=task_lib.GLIOMA
+    )
     np.testing.assert_array_equal(plain.label, scene.label[4:20, 4:20, 4:20])
     np.testing.assert_array_equal(plain.image, scene.image[4:20, 4:20, 4:20])
     # The slice with most tumour, and the sequence asked for.
@@ -37,7 +40,7 @@ def test_the_scene_is_the_crop_of_training_around_the_tumour(case: prepare.Prepa
 
 def test_a_row_for_each_part_that_can_be_drawn(case: prepare.PreparedCase) -> None:
     chosen = augment.choose("plain", contrast_probability=0.5, flip_axes="w")
-    scene = augmentation_sheet.make_scene(case, "t1ce", PATCH, chosen)
+    scene = augmentation_sheet.make_scene(case, "t1ce", PATCH, chosen, task=task_lib.GLIOMA)
     rows = augmentation_sheet.make_rows(scene, chosen, jax.random.key(0))
     names = [row.name for row in rows]
     assert names == ["scale", "shift", "contrast", "flip_axes", *["as in training"] * 3]
@@ -59,7 +62,7 @@ def test_a_row_for_each_part_that_can_be_drawn(case: prepare.PreparedCase) -> No
     assert any("contrast" in text for text in captions)
     assert any("flip w" in text for text in captions)
     assert not any("geometry" in text for text in captions)
-    figure = augmentation_sheet.draw(rows, "title")
+    figure = augmentation_sheet.draw(rows, "title", task=task_lib.GLIOMA)
     titles = [panel.get_title() for panel in figure.axes]
     assert [title for title in titles if title][:2] == ["as it is", "× 0.90"]
 

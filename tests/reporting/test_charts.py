@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.metrics import cases, surface
+from kdnet_jax.models import heads
 from kdnet_jax.reporting import charts
 
 
@@ -25,7 +27,7 @@ def test_each_term_has_its_own_panel() -> None:
         }
         for s in range(1, 5)
     ] + [{"step": 4, "split": "validation", "loss": 0.4, "dice_et": 0.1, "dice_wt": 0.7}]
-    loss, kd_dice, dice = charts.curves(rows).axes
+    loss, kd_dice, dice = charts.curves(rows, task_lib.GLIOMA.region_names).axes
     titles = [panel.get_title() for panel in (loss, kd_dice, dice)]
     assert titles == ["loss", "kd_dice", "validation Dice"]
     raw, mean, validation = loss.lines
@@ -41,23 +43,31 @@ def test_each_term_has_its_own_panel() -> None:
 @pytest.mark.parametrize("form", ["dice_ce", "dice_bce"])
 def test_every_term_that_the_losses_name_is_drawn(form: str) -> None:
     volume = jnp.zeros((1, 4, 4, 4, 4))
-    terms = segmentation.supervised_terms(volume, volume, head="softmax", form=form)
+    terms = segmentation.supervised_terms(
+        volume, volume, head=heads.Head(task_lib.GLIOMA), form=form
+    )
     terms |= distillation.distillation_terms(
-        volume, volume, volume, head="softmax", options=distillation.DistillationOptions()
+        volume,
+        volume,
+        volume,
+        head=heads.Head(task_lib.GLIOMA),
+        options=distillation.DistillationOptions(),
     )
     # Those that steps.py names.
     names = {"loss", "gt_coarse", "kl", *terms}
     row = dict.fromkeys(names, 0.5) | {"step": 1, "split": "train", "epoch": 1.0}
-    titles = [panel.get_title() for panel in charts.curves([row]).axes]
+    titles = [
+        panel.get_title() for panel in charts.curves([row], task_lib.GLIOMA.region_names).axes
+    ]
     assert {title for title in titles if title} == names | {"validation Dice"}
 
 
 def test_the_thick_line_is_a_running_mean() -> None:
     values = np.random.default_rng(0).normal(size=150)
     rows = [{"step": s, "split": "train", "loss": v} for s, v in enumerate(values)]
-    mean = charts.curves(rows).axes[0].lines[1].get_ydata()
+    mean = charts.curves(rows, task_lib.GLIOMA.region_names).axes[0].lines[1].get_ydata()
     assert np.isclose(mean[75], values[70:80].mean())  # 150 / 15 = 10 rows
-    assert charts.curves([]).axes
+    assert charts.curves([], task_lib.GLIOMA.region_names).axes
 
 
 def test_every_case_and_the_middle(make_score: Callable[..., cases.RegionScore]) -> None:
@@ -67,7 +77,7 @@ def test_every_case_and_the_middle(make_score: Callable[..., cases.RegionScore])
         make_score(case="c", dice=0.0, hd95_mm=surface.EMPTY_PENALTY_MM),
     ]
     runs = {"teacher": [make_score(dice=0.9, hd95_mm=3.0)], "student": student}
-    panel = charts.case_plot(runs, charts.DICE).axes[0]
+    panel = charts.case_plot(runs, charts.DICE, task_lib.GLIOMA.region_names).axes[0]
     dots = [np.asarray(dots.get_offsets())[:, 1].tolist() for dots in panel.collections]
     assert dots == [[0.9], [0.5, 1.0, 0.0]]
     assert panel.collections[1].get_facecolor()[1].tolist() == [1, 1, 1, 0.85]  # hollow
@@ -75,7 +85,7 @@ def test_every_case_and_the_middle(make_score: Callable[..., cases.RegionScore])
     assert [label.get_text() for label in panel.get_xticklabels()] == ["teacher", "student"]
     joined = [line.get_ydata().tolist() for line in panel.lines if len(set(line.get_ydata())) > 1]
     assert joined == [[0.9, 0.5]]
-    distances = charts.case_plot(runs, charts.HD95).axes[0]
+    distances = charts.case_plot(runs, charts.HD95, task_lib.GLIOMA.region_names).axes[0]
     assert [text.get_text() for text in distances.texts] == ["3.0", "2.0"]  # the median
     low, high = distances.get_ylim()
     assert low < 0 < surface.EMPTY_PENALTY_MM < high

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import colors
 from PIL import Image
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.reporting import contact_sheet, figures, planes
 
 SHAPE = (10, 30, 24)
@@ -22,11 +23,13 @@ def make(
     severity: str = "",
     findings: tuple[str, ...] = (),
 ) -> contact_sheet.Row:
-    return contact_sheet.make_row("case", severity, findings, volumes, classes, SPACING)
+    return contact_sheet.make_row(
+        "case", severity, findings, volumes, classes, SPACING, task=task_lib.GLIOMA
+    )
 
 
 def texts(*rows: contact_sheet.Row) -> list[str]:
-    figure = contact_sheet.draw(rows, ("t1", "flair"), 7, "title")
+    figure = contact_sheet.draw(rows, ("t1", "flair"), 7, "title", task=task_lib.GLIOMA)
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
@@ -45,7 +48,7 @@ def test_right_is_on_the_left_and_anterior_is_up() -> None:
     # SPL: anterior is low h, the patient's right low w. On the rendered picture.
     volume = head()
     volume[:, 2:8, 2:7] = 99
-    figure = contact_sheet.draw([make({"t1": volume})], ("t1",), 1, "title")
+    figure = contact_sheet.draw([make({"t1": volume})], ("t1",), 1, "title", task=task_lib.GLIOMA)
     png = figures.to_png_bytes(figure, dpi=100)
     grey = np.asarray(Image.open(io.BytesIO(png)).convert("L"), float)
     box = figure.axes[1].get_window_extent()
@@ -61,13 +64,13 @@ def test_the_reference_is_outlined_in_each_sequence() -> None:
     classes = np.zeros(SHAPE, np.uint8)
     classes[5, 8:16, 8:16], classes[5, 10:13, 10:13] = 2, 3
     row = make({"t1": head(), "flair": head()}, classes)
-    figure = contact_sheet.draw([row], ("t1", "flair"), 1, "title")
+    figure = contact_sheet.draw([row], ("t1", "flair"), 1, "title", task=task_lib.GLIOMA)
     for panel in figure.axes[1:]:
         inks = [item.get_edgecolor() for item in panel.collections]
         assert {colors.to_hex(ink[0], keep_alpha=False) for ink in inks} == {
-            colour.lower() for colour in planes.REGION_COLOURS.values()
+            look.colour.lower() for look in planes.looks(task_lib.GLIOMA.region_names).values()
         }
-    figure = contact_sheet.draw([make({"t1": head()})], ("t1",), 1, "title")
+    figure = contact_sheet.draw([make({"t1": head()})], ("t1",), 1, "title", task=task_lib.GLIOMA)
     assert not figure.axes[1].collections
 
 
@@ -99,6 +102,9 @@ def test_findings_that_do_not_fit_are_cut_and_the_cut_is_said() -> None:
 
 def test_the_heading_says_how_many_cases_are_shown() -> None:
     row = make({"t1": head()})
-    heading = contact_sheet.draw([row], ("t1",), 7, "BraTS").get_suptitle()
+    heading = contact_sheet.draw([row], ("t1",), 7, "BraTS", task=task_lib.GLIOMA).get_suptitle()
     assert "BraTS\n1 of 7 cases" in heading
-    assert "all 1 cases" in contact_sheet.draw([row], ("t1",), 1, "BraTS").get_suptitle()
+    assert (
+        "all 1 cases"
+        in contact_sheet.draw([row], ("t1",), 1, "BraTS", task=task_lib.GLIOMA).get_suptitle()
+    )

@@ -9,6 +9,7 @@ from matplotlib import colors
 from matplotlib import figure as mpl_figure
 from PIL import Image
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.reporting import figures, planes
 
 SHAPE = (20, 30, 24)
@@ -33,7 +34,9 @@ ANTERIOR_RIGHT_SUPERIOR = (slice(14, 17), slice(3, 8), slice(2, 6))
 def draw(
     image: np.ndarray, reference: np.ndarray | None, prediction: np.ndarray | None = None
 ) -> mpl_figure.Figure:
-    return figures.overlay(image, reference, prediction, spacing=SPACING, title="case")
+    return figures.overlay(
+        image, reference, prediction, spacing=SPACING, title="case", task=task_lib.GLIOMA
+    )
 
 
 def shown(figure: mpl_figure.Figure, panel: int) -> tuple[np.ndarray, tuple]:
@@ -170,11 +173,16 @@ def test_probabilities_stand_in_a_third_row_at_their_levels() -> None:
         spacing=SPACING,
         title="case",
         probabilities=probabilities,
+        task=task_lib.GLIOMA,
     )
     assert len(figure.axes) == 9
     for panel in figure.axes[6:]:
         colours = {tuple(np.round(line.get_edgecolor()[0], 3)) for line in panel.collections}
-        assert colours == {tuple(np.round(colors.to_rgba(planes.REGION_COLOURS["WT"]), 3))}
+        assert colours == {
+            tuple(
+                np.round(colors.to_rgba(planes.looks(task_lib.GLIOMA.region_names)["WT"].colour), 3)
+            )
+        }
         assert len(panel.collections) == 2
     outer, half = (line.get_paths()[0].vertices for line in figure.axes[6].collections)
     # Linear between 0 and 0.6 over one voxel of 2 mm: 0.1 is crossed 1/6 of the way.

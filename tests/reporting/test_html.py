@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib import figure as mpl_figure
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.reporting import html as report_html
 from kdnet_jax.reporting import viewer
 
@@ -55,7 +56,9 @@ def slices() -> dict:
     image = np.full((3, 8, 8), 5, np.float32)
     classes = np.zeros((3, 8, 8), np.uint8)
     classes[1, 2:5, 2:5] = 3
-    return viewer.build(image, classes, classes, None, spacing=(1.0, 1.0, 1.0))
+    return viewer.build(
+        image, classes, classes, None, spacing=(1.0, 1.0, 1.0), task=task_lib.GLIOMA
+    )
 
 
 def report() -> report_html.Report:
@@ -82,6 +85,7 @@ def report() -> report_html.Report:
         ],
         cases=[case, dataclasses.replace(case, rank="best", slices=None)],
         cases_note="The worst first.",
+        regions=task_lib.GLIOMA.region_names,
         facts=[("Role", "student"), ("Data", EVIL)],
         commands=[("Predict", "python -m kdnet_jax.predict --input='a b.nii.gz' && echo <done>")],
     )

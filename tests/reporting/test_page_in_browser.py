@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib import figure as mpl_figure
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.reporting import html as report_html
 from kdnet_jax.reporting import viewer
 
@@ -89,7 +90,9 @@ def case(number: int) -> report_html.CaseView:
     classes[4, 10:24, 4:16] = 3
     probabilities = np.zeros((*SHAPE, 3), np.float32)
     probabilities[2:7, 8:22, 2:14] = 0.6
-    slices = viewer.build(image, classes, classes, probabilities, spacing=(2.0, 1.0, 1.0))
+    slices = viewer.build(
+        image, classes, classes, probabilities, spacing=(2.0, 1.0, 1.0), task=task_lib.GLIOMA
+    )
     name = f"a-case-with-a-very-long-name-that-does-not-fit-on-a-phone-{number}"
     header = ["Region", *(f"Score {column}" for column in range(12))]
     table = report_html.Table(f"Scores of {name}", header, [["ET", *["0.500"] * 12]], "A note.")
@@ -106,6 +109,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         tables=[case(1).table],
         pictures=[report_html.Picture(mpl_figure.Figure((9, 3)), "curves", "A caption.")],
         cases=[case(1), case(2)],
+        regions=task_lib.GLIOMA.region_names,
         facts=[("Split (hash)", "e" * 200)],
         commands=[("Repeat", "python -m kdnet_jax.main " + "--config.key=value " * 20)],
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from scipy import stats
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.metrics import cases
 from kdnet_jax.reporting import score_tables
 
@@ -35,7 +36,7 @@ def test_results_by_region_and_run(make_score: Make) -> None:
         make_score(case="c", dice=0.5, hd95_mm=4.0),
     ]
     runs = {"student": student, "student\npost-processed": student[:1]}
-    table = score_tables.results(runs, "Post-processing: none.")
+    table = score_tables.results(runs, "Post-processing: none.", task=task_lib.GLIOMA)
     assert [row[0] for row in table.rows] == ["ET", *runs, "TC", *runs, "WT", *runs]
     # SD 0.1, t(0.975, 2) = 4.3027: 0.5 ± 0.2484.
     first = dict(zip(table.header, table.rows[1], strict=True))

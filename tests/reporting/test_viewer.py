@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.reporting import viewer
 
 SHAPE = (12, 40, 32)
@@ -55,6 +56,7 @@ def build(**given: object) -> dict:
         "prediction": classes(slice(2, 4), slice(10, 20), slice(4, 10)),
         "probabilities": None,
         "spacing": SPACING,
+        "task": task_lib.GLIOMA,
     } | given
     return viewer.build(**values)
 
