@@ -124,7 +124,10 @@ def _names(metadata: Mapping[str, Any], path: pathlib.Path) -> tuple[list[str], 
         images = json_files.need(data, side, key)
         image = next(iter(images.values()), None) if isinstance(images, dict) else None
         table = image.get("channel_def") if isinstance(image, dict) else None
-        tables.append(json_files.by_number(table, f"{key}.{side}: channel_def"))
+        names = json_files.by_number(table, f"{key}.{side}: channel_def")
+        if not names:
+            raise UserError(f"{key}.{side}: channel_def is empty; expected the channels' names.")
+        tables.append(names)
     return tables[0], tables[1]
 
 
