@@ -11,13 +11,18 @@ from collections.abc import Collection, Iterator, Sequence
 import tqdm
 
 from kdnet_jax import ensembles, prediction_jobs, workdir
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, labels, layouts, nifti, patients, prepare
 from kdnet_jax.errors import UserError
 
 FOLDER = "predictions"
-LABELS = "brats2021"  # of the masks' values
 # Beside the masks: who made them. A folder without it belongs to somebody else.
 MARK = "members.json"
+
+
+def label_convention(task: task_lib.Task) -> str:
+    """Returns what the values of the masks mean (`labels.conventions_of`)."""
+    return "brats2021" if labels.is_brats(task) else labels.own_convention(task)
 
 
 def segment(
@@ -48,12 +53,14 @@ def segment(
         _refuse_seen(chosen, cohort, ensemble)
     _check_place(output / FOLDER)
     model = ensemble.members[0].model
+    task = model.task
     prediction_jobs.check_headers(case.images for case in chosen)
     with _beside(output) as beside:
         for case in tqdm.tqdm(chosen, "segmenting", unit="case"):
             # The reference is read where it is scored, with the labels that are asked for there.
             prepared, notes = prepare.prepare_case(
                 dataclasses.replace(case, label=None),
+                task=task,
                 spacing=ensemble.spacing,
                 orientation=ensemble.orientation,
                 allow_skull=model.allow_skull,
@@ -63,7 +70,7 @@ def segment(
             classes = ensemble.segment(prepared).classes
             nifti.write_mask(
                 beside / f"{case.case_id}.nii.gz",
-                labels.from_classes(classes, LABELS),
+                labels.from_classes(classes, label_convention(task), task=task),
                 prepared.geometry.affine,
                 stored=prepared.geometry.stored,
             )

@@ -2,7 +2,8 @@
 
     python -m kdnet_jax.evaluate --predictions=DIR --references=DIR --output=DIR
 
-or the segmentations that one or several runs make of the cases in --references:
+of a task of one's own with --task=DIR/dataset.json; or the segmentations that one or several runs
+make of the cases in --references:
 
     python -m kdnet_jax.evaluate --checkpoint=RUN --references=DIR --output=DIR
 
@@ -12,14 +13,24 @@ and ends the command with 2. `docs/evaluation.md` has the rules.
 
 import os
 import pathlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from absl import flags
 
 from kdnet_jax import cli, mask_evaluation, postprocessing, run_folders, scoring
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import label_recognition, labels, layouts, segmentations
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, check_choice
 
+if TYPE_CHECKING:
+    from kdnet_jax import ensembles
+
+_TASK = flags.DEFINE_string(
+    "task",
+    None,
+    f"What is scored: {task_lib.GLIOMA_NAME} (the default), or a dataset.json of nnU-Net. With "
+    "--checkpoint it is the runs' own.",
+)
 _CONVENTIONS: Final = (label_recognition.AUTO, *labels.LABEL_CONVENTIONS)
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of masks to score.")
 _CHECKPOINT = flags.DEFINE_multi_string(
@@ -35,7 +46,7 @@ _REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for evaluation/.", required=True)
 _LABELS_HELP: Final = (
     f"one of {', '.join(_CONVENTIONS)}, or the channels of masks that have several, such as "
-    "TC,WT,ET."
+    "TC,WT,ET. Of other tasks they are the numbers in its dataset.json."
 )
 _PREDICTION_LABELS = flags.DEFINE_string(
     "prediction_labels", label_recognition.AUTO, f"Label values of the predictions: {_LABELS_HELP}"
@@ -54,14 +65,20 @@ _IGNORE_AFFINE = flags.DEFINE_bool(
     False,
     "Take voxel i of a prediction as voxel i of its reference, whatever the headers say.",
 )
-_RESECTION_CAVITY = flags.DEFINE_enum(
-    "resection_cavity", "background", ["background", "ncr"], "What a resection cavity counts as."
+_RESECTION_CAVITY = flags.DEFINE_string(
+    "resection_cavity",
+    "background",
+    "What a resection cavity, or what else a task leaves unscored, counts as: background or ncr; "
+    "of other tasks any class.",
 )
-_SMALL_ET_ML = flags.DEFINE_float(
-    "small_et_ml", 0.0, "Also score with ET of a smaller total volume as NCR; 0 for off."
+_SMALL_REGION_ML = flags.DEFINE_float(
+    "small_region_ml",
+    0.0,
+    "Also score with regions of a smaller total volume as their fallback (ET as NCR); 0 for off.",
 )
+flags.DEFINE_alias("small_et_ml", "small_region_ml")
 _MIN_COMPONENT_ML = flags.DEFINE_float(
-    "min_component_ml", 0.0, "Also score without smaller components of tumour; 0 for off."
+    "min_component_ml", 0.0, "Also score without smaller components; 0 for off."
 )
 _WORKERS = flags.DEFINE_integer(
     "workers",
@@ -75,14 +92,19 @@ _WORKERS = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Scores what the flags name."""
     cli.refuse_arguments(argv)
-    rules = postprocessing.Rules(_SMALL_ET_ML.value, _MIN_COMPONENT_ML.value)
     wanted = mask_evaluation.read_cases(_CASES.value)
-    for flag in (_PREDICTION_LABELS, _REFERENCE_LABELS):
-        labels.check_convention(f"--{flag.name}", flag.value, auto=(label_recognition.AUTO,))
     if bool(_PREDICTIONS.value) == bool(_CHECKPOINT.value):
         raise UserError(
             "give --predictions=DIR, a folder of masks, or --checkpoint=RUN, which makes them; "
             f"{'both were' if _CHECKPOINT.value else 'neither was'} given"
+        )
+    ensemble = _ensemble() if _CHECKPOINT.value else None
+    task = ensemble.members[0].model.task if ensemble else _task()
+    rules = _rules(task)
+    cavity = _cavity(task)
+    for flag in (_PREDICTION_LABELS, _REFERENCE_LABELS):
+        labels.check_convention(
+            f"--{flag.name}", flag.value, auto=(label_recognition.AUTO,), task=task
         )
     output = pathlib.Path(_OUTPUT.value)
     references = segmentations.find_masks(_REFERENCES.value, "--references")
@@ -93,8 +115,8 @@ def main(argv: list[str]) -> None:
     }
     mask_evaluation.check_output(output, about)
     masks, prediction_labels = _PREDICTIONS.value, _PREDICTION_LABELS.value
-    if _CHECKPOINT.value:
-        masks, prediction_labels, members = segment(output, wanted)
+    if ensemble:
+        masks, prediction_labels, members = segment(ensemble, output, wanted)
         about |= {"members": members, "seen_cases_allowed": _ALLOW_SEEN.value}
     predictions = segmentations.find_masks(masks, "--predictions")
     workers = _WORKERS.value or scoring.default_workers()
@@ -102,6 +124,7 @@ def main(argv: list[str]) -> None:
         predictions,
         references,
         wanted,
+        task=task,
         prediction_labels=prediction_labels,
         reference_labels=_REFERENCE_LABELS.value,
         allow_missing=_ALLOW_MISSING.value,
@@ -115,18 +138,38 @@ def main(argv: list[str]) -> None:
         "ignore_affine": _IGNORE_AFFINE.value,
         "left_out": inputs.left_out,
     }
-    cavity = "NCR" if _RESECTION_CAVITY.value == "ncr" else "background"
     scored = scoring.score_pairs(
-        (mask_evaluation.task(pair, inputs, cavity) for pair in inputs.pairs),
+        (mask_evaluation.job(pair, inputs, cavity) for pair in inputs.pairs),
         rules,
+        task=task,
         workers=min(workers, len(inputs.pairs)),
         total=len(inputs.pairs),
     )
-    mask_evaluation.write(output, scored, rules, about)
-    print(mask_evaluation.table(scored, rules))
+    mask_evaluation.write(output, scored, rules, about, task=task)
+    print(mask_evaluation.table(scored, rules, task=task))
     if inputs.left_out:
         print(f"Left out, without a prediction: {layouts.shown(inputs.left_out)}")
     print(f"Scores: {output / 'evaluation'}")
+
+
+def _task() -> task_lib.Task:
+    return task_lib.read(_TASK.value) if _TASK.value else task_lib.DEFAULT
+
+
+def _rules(task: task_lib.Task) -> postprocessing.Rules:
+    small = postprocessing.small_regions(task, _SMALL_REGION_ML.value)
+    if _SMALL_REGION_ML.value and not small:
+        raise UserError(
+            f"--small_region_ml={_SMALL_REGION_ML.value:g}: the task {task.name} has no region "
+            'with a fallback. Leave the flag out, or name one under "fallback" in its dataset.json'
+        )
+    return postprocessing.Rules(small, _MIN_COMPONENT_ML.value)
+
+
+def _cavity(task: task_lib.Task) -> str:
+    classes = {name.lower(): name for name in labels.cavity_choices(task)}
+    check_choice("--resection_cavity", _RESECTION_CAVITY.value.lower(), classes)
+    return classes[_RESECTION_CAVITY.value.lower()]
 
 
 def _named(predictions: str | None, checkpoints: list[str] | None) -> str | list[str]:
@@ -136,26 +179,44 @@ def _named(predictions: str | None, checkpoints: list[str] | None) -> str | list
     return [os.path.abspath(folder) for folder in run_folders.expand("checkpoint", checkpoints)]
 
 
+def _ensemble() -> "ensembles.Ensemble":
+    """Reads the runs of --checkpoint, whose task is what is scored.
+
+    Raises:
+        UserError: they cannot be read, or --task is another one.
+    """
+    # Imported here: the worker processes import this file, and need no JAX.
+    from kdnet_jax import ensembles
+
+    found = ensembles.load_ensemble(run_folders.expand("checkpoint", _CHECKPOINT.value))
+    task = found.members[0].model.task
+    if _TASK.value and _task().without_statistics != task.without_statistics:
+        raise UserError(
+            f"--task={_TASK.value} is not the task {task.name} of --checkpoint. Leave --task out: "
+            "it is the runs' own"
+        )
+    return found
+
+
 def segment(
-    output: pathlib.Path, wanted: list[str] | None
+    ensemble: "ensembles.Ensemble", output: pathlib.Path, wanted: list[str] | None
 ) -> tuple[pathlib.Path, str, dict[str, str]]:
     """Segments the cases of --references with the runs of --checkpoint.
 
     Returns:
         The folder of the masks, what their values mean, and run -> hash of its parameters.
     """
-    # Imported here: the worker processes import this file, and need no JAX.
-    from kdnet_jax import cohort_segmentation, ensembles
+    from kdnet_jax import cohort_segmentation
     from kdnet_jax.data import cases
 
-    ensemble = ensembles.load_ensemble(run_folders.expand("checkpoint", _CHECKPOINT.value))
-    cohort = cases.find_cases(_REFERENCES.value, layouts.AUTO, ensemble.modalities)
+    task = ensemble.members[0].model.task
+    cohort = cases.find_cases(_REFERENCES.value, layouts.AUTO, ensemble.modalities, task=task)
     cli.enable_compilation_cache()
     folder = cohort_segmentation.segment(
         ensemble, cohort, output, wanted=wanted, allow_seen=_ALLOW_SEEN.value
     )
     members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
-    return folder, cohort_segmentation.LABELS, members
+    return folder, cohort_segmentation.label_convention(task), members
 
 
 if __name__ == "__main__":

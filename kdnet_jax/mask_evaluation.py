@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 # What imports JAX is imported where it is used: the worker processes import this file too.
-from kdnet_jax import conventions, postprocessing, scoring
+from kdnet_jax import postprocessing, scoring
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import (
     grids,
     label_recognition,
@@ -39,6 +40,7 @@ class Inputs:
         reference_labels: what those of the references mean.
         left_out: cases without a prediction.
         ignore_affine: see `mask_checks.check_pairs`.
+        task: what is scored.
     """
 
     pairs: list[segmentations.Pair]
@@ -46,6 +48,7 @@ class Inputs:
     reference_labels: label_recognition.Recognised
     left_out: list[str]
     ignore_affine: bool
+    task: task_lib.Task
 
 
 # ------------------------------------------------------------------------- before it computes
@@ -79,6 +82,7 @@ def check_inputs(
     references: segmentations.Found,
     wanted: Sequence[str] | None,
     *,
+    task: task_lib.Task,
     prediction_labels: str,
     reference_labels: str,
     allow_missing: bool,
@@ -91,6 +95,7 @@ def check_inputs(
         predictions: the masks to score.
         references: what they are scored against.
         wanted: the cases to score; None takes all that have a reference.
+        task: what is scored.
         prediction_labels: a label convention, the names of channels (`labels.classes_of`) or
             `label_recognition.AUTO`.
         reference_labels: the same.
@@ -112,7 +117,7 @@ def check_inputs(
     contents = read_contents(pairs, workers)
     listed += mask_checks.check_pairs(pairs, contents, ignore_affine=ignore_affine)
     taken = [
-        _recognised(found, side, asked, pairs, contents, listed)
+        _recognised(found, side, asked, pairs, contents, listed, task)
         for found, side, asked in (
             (predictions, "prediction", prediction_labels),
             (references, "reference", reference_labels),
@@ -125,7 +130,7 @@ def check_inputs(
     notes += _file_notes(pairs, contents, ignore_affine)
     for note in [*predictions.notes, *references.notes, *notes]:
         print(f"note: {note}")
-    return Inputs(pairs, *taken, left_out, ignore_affine)
+    return Inputs(pairs, *taken, left_out, ignore_affine, task)
 
 
 def _file_notes(
@@ -157,6 +162,7 @@ def _recognised(
     pairs: Sequence[segmentations.Pair],
     contents: Mapping[pathlib.Path, mask_checks.Content],
     listed: list[problems.Problem],
+    task: task_lib.Task,
 ) -> label_recognition.Recognised | None:
     """Returns the labels of one side, or adds to `listed` why they cannot be told."""
     paths = [getattr(pair, side) for pair in pairs]
@@ -164,9 +170,12 @@ def _recognised(
     if not held:
         return None  # There is a problem with every file, and it is listed.
     flag = f"--{side}_labels"
-    if odd := _channel_problems(asked, flag, contents, held):
+    if odd := _channel_problems(asked, flag, contents, held, task):
         listed += odd
         return None
+    if not labels.is_brats(task):
+        listed += _foreign_values(held, side, task)
+        return label_recognition.Recognised(labels.TASK, f"the numbers of the task {task.name}")
     if labels.channel_names(asked):
         return label_recognition.Recognised(asked, f"as {flag} says")
     try:
@@ -182,14 +191,17 @@ def _channel_problems(
     flag: str,
     contents: Mapping[pathlib.Path, mask_checks.Content],
     held: Mapping[pathlib.Path, Collection[int]],
+    task: task_lib.Task,
 ) -> list[problems.Problem]:
     """Returns a row for each mask that has other channels than the flag names."""
     names = labels.channel_names(asked)
     expected = f"{len(names)} channels of 0 and 1, as {flag} names" if names else "one label map"
-    remedy = (
-        f"If they are of one region or class each, {flag} names them in their order, such as "
-        "TC,WT,ET or background,NCR,ED,ET; probabilities must be thresholded first"
-    )
+    remedy = "Write one label map a case, with the task's numbers"
+    if labels.is_brats(task):
+        remedy = (
+            f"If they are of one region or class each, {flag} names them in their order, such as "
+            "TC,WT,ET or background,NCR,ED,ET; probabilities must be thresholded first"
+        )
     return [
         problems.Problem(
             "",
@@ -201,6 +213,30 @@ def _channel_problems(
         )
         for path, values in held.items()
         if contents[path].channels != len(names) or (names and not set(values) <= {0, 1})
+    ]
+
+
+def _foreign_values(
+    held: Mapping[pathlib.Path, Collection[int]], side: str, task: task_lib.Task
+) -> list[problems.Problem]:
+    """Returns a row for each mask with a value that the task does not know.
+
+    A reference may have the ignore label; a prediction has no use for it.
+    """
+    known = list(labels.conventions_of(task)[labels.TASK])
+    if side == "prediction" and task.ignore is not None:
+        known.remove(task.ignore)
+    return [
+        problems.Problem(
+            "",
+            str(path),
+            problems.ERROR,
+            f"holds the values {', '.join(map(str, sorted(values)))}; the task {task.name} knows "
+            f"{', '.join(map(str, known))}",
+            "Convert the mask, or correct the task's labels",
+        )
+        for path, values in held.items()
+        if not set(values) <= set(known)
     ]
 
 
@@ -263,15 +299,17 @@ def check_output(output: pathlib.Path, about: Mapping[str, Any]) -> None:
             )
 
 
-def task(pair: segmentations.Pair, inputs: Inputs, cavity: str) -> scoring.Task:
+def job(pair: segmentations.Pair, inputs: Inputs, cavity: str) -> scoring.Job:
     """Returns how a worker loads a case."""
     conventions_of = (inputs.reference_labels.convention, inputs.prediction_labels.convention)
-    load = functools.partial(_load, pair, *conventions_of, cavity, inputs.ignore_affine)
-    return scoring.Task(pair.case_id, load)
+    load = functools.partial(
+        _load, pair, *conventions_of, cavity, inputs.ignore_affine, task=inputs.task
+    )
+    return scoring.Job(pair.case_id, load)
 
 
-def _load(*arguments: Any) -> scoring.Masks:
-    return scoring.Masks(*mask_checks.read_pair(*arguments))
+def _load(*arguments: Any, task: task_lib.Task) -> scoring.Masks:
+    return scoring.Masks(*mask_checks.read_pair(*arguments, task=task))
 
 
 # ------------------------------------------------------------------------- what it leaves
@@ -282,6 +320,8 @@ def write(
     scored: scoring.Scored,
     rules: postprocessing.Rules,
     about: Mapping[str, Any],
+    *,
+    task: task_lib.Task,
 ) -> None:
     """Writes evaluation/, with postprocessed/ in it where a rule is on.
 
@@ -298,10 +338,12 @@ def write(
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         plain = about | {"post_processing": evaluation.NO_POST_PROCESSING}
-        evaluation.write_scores(beside, scored.plain, plain)
+        evaluation.write_scores(beside, scored.plain, plain, task=task)
         if rules != postprocessing.Rules():
-            processed = about | {"post_processing": rules.text()}
-            evaluation.write_scores(beside / evaluation.POSTPROCESSED, scored.processed, processed)
+            processed = about | {"post_processing": rules.text(task)}
+            evaluation.write_scores(
+                beside / evaluation.POSTPROCESSED, scored.processed, processed, task=task
+            )
         _move_scores(beside, output / evaluation.FOLDER)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror}); see --output") from error
@@ -322,19 +364,19 @@ def _move_scores(new: pathlib.Path, old: pathlib.Path) -> None:
     shutil.rmtree(new)
 
 
-def table(scored: scoring.Scored, rules: postprocessing.Rules) -> str:
+def table(scored: scoring.Scored, rules: postprocessing.Rules, *, task: task_lib.Task) -> str:
     """Returns mean and median of each metric and region, with post-processing beside without."""
-    columns = [case_metrics.summarise(scored.plain)]
+    columns = [case_metrics.summarise(scored.plain, task=task)]
     if rules != postprocessing.Rules():
-        columns.append(case_metrics.summarise(scored.processed))
+        columns.append(case_metrics.summarise(scored.processed, task=task))
     head = f"mean (median) of {columns[0]['cases']} cases"
     if len(columns) > 1:
-        head += f"; after the arrow with post-processing ({rules.text()})"
-    rows = [("", *conventions.REGIONS)]
+        head += f"; after the arrow with post-processing ({rules.text(task)})"
+    rows = [("", *task.region_names)]
     for metric in case_metrics.METRICS:
         cells = (
             " -> ".join(_cell(column["regions"][region][metric]) for column in columns)
-            for region in conventions.REGIONS
+            for region in task.region_names
         )
         rows.append((metric, *cells))
     widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]

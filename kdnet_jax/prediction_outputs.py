@@ -15,10 +15,12 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from kdnet_jax import conventions, files
+from kdnet_jax import files
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry as geometry_lib
 from kdnet_jax.data import spaces
 from kdnet_jax.errors import UserError
+from kdnet_jax.models import heads
 
 # NIfTI has no float16. 16 bits and a slope, which every reader applies, are as exact and smaller
 # than float32.
@@ -31,22 +33,22 @@ def write_probabilities(
     path: pathlib.Path,
     probs: Float[np.ndarray, "d h w k"],
     geometry: geometry_lib.Geometry,
-    channels: Sequence[str],
+    head: heads.Head,
 ) -> None:
     """Writes probabilities on the scan's own grid as a 4-D NIfTI, one channel at a time.
 
-    They are stored to 1 / 65535. Outside of the brain's box the background is 1, all else 0.
+    They are stored to 1 / 65535. Outside of the working grid the background is 1, all else 0.
 
     Raises:
         UserError: the file cannot be written.
     """
     header = nib.Nifti1Header()
     header.set_data_dtype(np.uint16)
-    header.set_data_shape((*geometry.shape, len(channels)))
+    header.set_data_shape((*geometry.shape, len(head.outputs)))
     spaces.write(header, geometry.affine, geometry.stored)
     header.set_slope_inter(1 / _STEPS, 0)
     header["magic"], header["vox_offset"] = b"n+1", 352
-    header["descrip"] = f"probability of {','.join(channels)}"[:79].encode()
+    header["descrip"] = f"probability of {','.join(head.outputs)}"[:79].encode()
 
     with (
         _told(path),
@@ -55,8 +57,8 @@ def write_probabilities(
     ):
         # The four bytes say that no header extension follows.
         file.write(header.binaryblock + bytes(4))
-        for index, channel in enumerate(channels):
-            outside = float(channel == conventions.CLASSES[0])
+        for index in range(len(head.outputs)):
+            outside = float(index not in range(*head.foreground.indices(len(head.outputs))))
             values = geometry_lib.map_to_scan(probs[..., index], geometry, outside=outside)
             for plane in np.moveaxis(values, 2, 0):  # the last stored axis is the slowest
                 stored = np.round(np.clip(plane, 0, 1) * _STEPS).astype("<u2")
@@ -101,14 +103,14 @@ class ScanVolumes:
 
 
 def volumes_ml(
-    classes: UInt8[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]
+    classes: UInt8[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"], *, task: task_lib.Task
 ) -> dict[str, float]:
     """Returns the volume of each region in ml."""
     voxel_ml = spaces.voxel_ml(affine)
-    counts = np.bincount(classes.ravel(), minlength=len(conventions.CLASSES))
+    counts = np.bincount(classes.ravel(), minlength=len(task.classes))
     return {
-        region: float(sum(counts[value] for value in values)) * voxel_ml
-        for region, values in conventions.REGION_CLASSES.items()
+        region.name: float(sum(counts[value] for value in region.members)) * voxel_ml
+        for region in task.regions
     }
 
 

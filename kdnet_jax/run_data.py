@@ -83,6 +83,7 @@ def _build_scans(
     return building.build_scans(
         pathlib.Path(config.data.root),
         pathlib.Path(config.data.data_dir),
+        task=values.task,
         release=config.data.release,
         modalities=values.data_modalities,
         spacing=values.spacing,

@@ -226,7 +226,7 @@ def _write(
     affine, stored = case.geometry.affine, case.geometry.stored
     if job.probabilities:
         prediction_outputs.write_probabilities(
-            job.probabilities, prediction.probabilities, case.geometry, ensemble.outputs
+            job.probabilities, prediction.probabilities, case.geometry, ensemble.head
         )
         about = {"scan": job.name, "channels": ensemble.outputs, **options.about}
         prediction_outputs.write_text(

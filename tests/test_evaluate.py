@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from kdnet_jax import cohort_segmentation, evaluation, mask_evaluation, postprocessing, scoring
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, label_recognition, labels, segmentations, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from tests.helpers import commands
 
+GLIOMA = task_lib.GLIOMA
 DATASET_JSON = {
     "labels": {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "ET": [3]},
     "regions_class_order": [1, 2, 3],
@@ -57,7 +59,7 @@ def _expected(references: pathlib.Path) -> list[case_metrics.RegionScore]:
             for image in (nib.load(path), _predicted(path))
         ]
         spacing = nib.load(path).header.get_zooms()
-        rows += case_metrics.score_case(case_id, *both, tuple(map(float, spacing)))
+        rows += case_metrics.score_case(case_id, *both, tuple(map(float, spacing)), task=GLIOMA)
     return rows
 
 
@@ -136,8 +138,10 @@ def test_all_problems_come_in_one_list_before_anything_is_computed(
 
 
 def _score(inputs: mask_evaluation.Inputs) -> list[case_metrics.RegionScore]:
-    tasks = [mask_evaluation.task(pair, inputs, "background") for pair in inputs.pairs]
-    return scoring.score_pairs(tasks, postprocessing.Rules(), workers=1, total=len(tasks)).plain
+    jobs = [mask_evaluation.job(pair, inputs, "background") for pair in inputs.pairs]
+    return scoring.score_pairs(
+        jobs, postprocessing.Rules(), task=inputs.task, workers=1, total=len(jobs)
+    ).plain
 
 
 def _segment(checkpoint: object, references: object, output: object, env: Any, *more: str) -> Any:
@@ -228,6 +232,7 @@ def _checked(
         "allow_missing": False,
         "ignore_affine": False,
         "workers": 1,
+        "task": GLIOMA,
     }
     return mask_evaluation.check_inputs(
         segmentations.find_masks(predictions, "--predictions"),
@@ -273,12 +278,15 @@ def scored() -> scoring.Scored:
     reference = np.array([[[3, 1, 2]]], np.uint8)
     found = (np.array([[row]], np.uint8) for row in ([3, 1, 0], [1, 1, 0]))
     return scoring.Scored(
-        *(case_metrics.score_case("a", reference, each, (1.0, 1.0, 1.0)) for each in found)
+        *(
+            case_metrics.score_case("a", reference, each, (1.0, 1.0, 1.0), task=GLIOMA)
+            for each in found
+        )
     )
 
 
 ABOUT = {"predictions": "/p", "references": "/r", "cases_asked": None}
-ON = postprocessing.Rules(small_et_ml=0.1)
+ON = postprocessing.Rules(small_region_ml={"ET": 0.1})
 
 
 def _files(folder: pathlib.Path) -> set[str]:
@@ -289,12 +297,12 @@ def test_an_evaluation_replaces_one_of_the_same_inputs_and_nothing_else(scored, 
     ours = {"evaluation/cases.csv", "evaluation/summary.json"}
     more = {f"evaluation/postprocessed/{name}" for name in ("cases.csv", "summary.json")}
     foreign = tmp_path / "evaluation" / "notes.txt"
-    mask_evaluation.write(tmp_path, scored, ON, ABOUT)
+    mask_evaluation.write(tmp_path, scored, ON, ABOUT, task=GLIOMA)
     assert _files(tmp_path) == ours | more
 
     foreign.write_text("mine")
     mask_evaluation.check_output(tmp_path, ABOUT)
-    mask_evaluation.write(tmp_path, scored, postprocessing.Rules(), ABOUT)
+    mask_evaluation.write(tmp_path, scored, postprocessing.Rules(), ABOUT, task=GLIOMA)
     assert _files(tmp_path) == ours | {"evaluation/notes.txt"}
     assert os.listdir(tmp_path) == ["evaluation"]
 
@@ -314,7 +322,7 @@ def test_other_folders_are_refused_as_output(tmp_path) -> None:
 
 
 def test_the_table_shows_mean_and_median_side_by_side(scored) -> None:
-    lines = mask_evaluation.table(scored, ON).splitlines()
+    lines = mask_evaluation.table(scored, ON, task=GLIOMA).splitlines()
     dice = next(line for line in lines if line.startswith("dice"))
     # TC is found whole; WT lacks one of three voxels: 2 x 2 / 5.
     assert dice.split() == [
@@ -323,7 +331,7 @@ def test_the_table_shows_mean_and_median_side_by_side(scored) -> None:
         *("1.000", "(1.000)", "->", "1.000", "(1.000)"),
         *("0.800", "(0.800)", "->", "0.800", "(0.800)"),
     ]
-    assert "->" not in mask_evaluation.table(scored, postprocessing.Rules())
+    assert "->" not in mask_evaluation.table(scored, postprocessing.Rules(), task=GLIOMA)
 
 
 def test_masks_of_several_channels_are_scored_where_these_are_named(tiny_cohort, tmp_path) -> None:

@@ -18,7 +18,8 @@ import pytest
 from benchmarks import communication
 from configs import common
 from kdnet_jax import inference, model, runs, settings, sharding
-from kdnet_jax.models import networks, unet
+from kdnet_jax import task as task_lib
+from kdnet_jax.models import heads, networks, unet
 
 # Neither is a multiple of anything.
 SCAN = (21, 18, 15)
@@ -35,7 +36,7 @@ def answers(space: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
     params = networks.init_params(values.network, 1, jax.random.key(0))
     image = np.random.default_rng(0).normal(size=(*SCAN, 1)).astype(np.float32)
     network, divisor = unet.UNet(values.network), values.network.divisor
-    predict = inference.make_predict(network.apply, "softmax", mirror=True)
+    predict = inference.make_predict(network.apply, heads.Head(values.task), mirror=True)
     # The same padding: zeros beside a scan count in the statistics of the norms.
     window = inference.whole_window(SCAN, divisor, 4) if whole else values.window
     one = inference.sliding_window(lambda windows: predict(params, windows), image, window)
@@ -47,7 +48,7 @@ def sent(convolutions: Any) -> list[list[str]]:
     config = unet.UNetConfig(widths=(4, 4, 8), blocks=1, convolutions=convolutions)
     apply = unet.UNet(config).apply
     predict = inference.make_predict(
-        apply, config.head, mirror=True, entropies=True, mesh=sharding.local_mesh(4)
+        apply, heads.Head(task_lib.GLIOMA), mirror=True, entropies=True, mesh=sharding.local_mesh(4)
     )
     params = jax.eval_shape(lambda: networks.init_params(config, 1, jax.random.key(0)))
     windows = jax.ShapeDtypeStruct((1, 32, 16, 16, 1), np.float32)

@@ -14,6 +14,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap
+from tests.helpers import made_up_tasks
 
 NCR, ED, ET, CAVITY = 1, 2, 3, 4
 GLIOMA = task_lib.GLIOMA
@@ -198,3 +199,44 @@ def test_rules_in_words() -> None:
     assert postprocessing.Rules().text(GLIOMA) == "none"
     assert "ET below 0.5 ml" in postprocessing.Rules(small_region_ml={"ET": 0.5}).text(GLIOMA)
     assert "below 0.1 ml are removed" in postprocessing.Rules(min_component_ml=0.1).text(GLIOMA)
+
+
+# --- Of other tasks ------------------------------------------------------------------------------
+
+
+def test_a_small_region_becomes_its_fallback_and_components_are_those_of_all_regions() -> None:
+    task = made_up_tasks.PROSTATE
+    classes = _volume(((0, 0, 0), 2), ((0, 0, 1), 1), ((3, 4, 5), 1))  # 0.02 ml a voxel
+    small = postprocessing.Rules({"transition zone": 0.03})
+    expected = _volume(((0, 0, 0), 1), ((0, 0, 1), 1), ((3, 4, 5), 1))
+    np.testing.assert_array_equal(
+        postprocessing.apply(classes, SPACING, small, task=task), expected
+    )
+    components = postprocessing.Rules(min_component_ml=0.03)
+    np.testing.assert_array_equal(
+        postprocessing.apply(classes, SPACING, components, task=task),
+        _volume(((0, 0, 0), 2), ((0, 0, 1), 1)),
+    )
+    both = postprocessing.Rules({"transition zone": 0.03}, 0.04)
+    assert both.text(task) == (
+        "gland components below 0.04 ml are removed; "
+        "transition zone below 0.03 ml in total becomes peripheral zone"
+    )
+    assert postprocessing.small_regions(made_up_tasks.LESION, 1.0) == {}
+    assert postprocessing.chosen_text(made_up_tasks.LESION) == (
+        "small components removed; thresholds chosen on validation cases"
+    )
+
+
+def test_thresholds_are_chosen_without_the_voxels_that_nobody_labelled() -> None:
+    # A false component of 0.16 ml counts, unless nobody labelled its place.
+    reference, predicted = np.zeros((2, 200, 1, 1), np.uint8)
+    reference[:60], predicted[:60], predicted[100:108] = 2, 2, 1
+
+    def chosen() -> postprocessing.Rules:
+        table = postprocessing.tabulate(reference, predicted, SPACING, task=made_up_tasks.HEART)
+        return postprocessing.choose([json.loads(json.dumps(table))])
+
+    assert chosen() == postprocessing.Rules(min_component_ml=0.2)
+    reference[100:108] = made_up_tasks.HEART.ignore
+    assert chosen() == postprocessing.Rules()

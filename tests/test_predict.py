@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from matplotlib import image as mpl_image
 
-from kdnet_jax import conventions, prediction_jobs, prediction_outputs
+from kdnet_jax import prediction_jobs, prediction_outputs
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry
 from kdnet_jax.errors import UserError
+from kdnet_jax.models import heads
 from tests.helpers import commands, tiny_cases
 
 
@@ -243,7 +245,7 @@ def test_probabilities_on_the_scans_grid(tmp_path: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.ones(4), way.working_shape).astype(np.float32)
     path = tmp_path / "new" / "x_prob.nii.gz"
-    prediction_outputs.write_probabilities(path, probs, way, conventions.CLASSES)
+    prediction_outputs.write_probabilities(path, probs, way, heads.Head(task_lib.GLIOMA))
     image = nib.load(path)
     np.testing.assert_allclose(image.affine, affine)
     np.testing.assert_allclose(image.header.get_qform(), affine, atol=1e-5)
@@ -256,7 +258,7 @@ def test_probabilities_on_the_scans_grid(tmp_path: pathlib.Path) -> None:
 def test_volumes_as_csv_and_json(tmp_path: pathlib.Path) -> None:
     classes = np.zeros((4, 4, 4), np.uint8)
     classes[0], classes[1, 0], classes[1, 1] = 2, 1, 3  # 16 ED, 4 NCR, 4 ET
-    ml = prediction_outputs.volumes_ml(classes, np.diag([-2.0, 5.0, 5.0, 1]))  # 0.05 ml a voxel
+    ml = prediction_outputs.volumes_ml(classes, np.diag([-2.0, 5.0, 5.0, 1]), task=task_lib.GLIOMA)
     assert ml == pytest.approx({"ET": 0.2, "TC": 0.4, "WT": 1.2})
     row = prediction_outputs.ScanVolumes("s,1", ml, (2.0, 5.0, 5.0), "m.nii", ("odd", "old"))
     about = {"kdnet_jax": "1", "checkpoints": ["a", "b"]}

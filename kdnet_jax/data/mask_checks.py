@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Num, UInt8
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import grids, labels, nifti, problems, segmentations, spaces
 from kdnet_jax.errors import UserError
 
@@ -141,6 +142,8 @@ def read_pair(
     prediction_labels: str,
     cavity: str,
     ignore_affine: bool,
+    *,
+    task: task_lib.Task,
 ) -> tuple[UInt8[np.ndarray, "x y z"], UInt8[np.ndarray, "x y z"], tuple[float, float, float]]:
     """Returns the classes of reference and prediction, and the spacing of the reference in mm.
 
@@ -150,6 +153,7 @@ def read_pair(
         prediction_labels: the same.
         cavity: what a resection cavity counts as in both (`labels.map_cavity`).
         ignore_affine: see `check_pairs`.
+        task: what was segmented.
     """
     reference, prediction = (
         nifti.read_labels(path, channels=True) for path in (pair.reference, pair.prediction)
@@ -157,7 +161,9 @@ def read_pair(
     if not ignore_affine:
         prediction = grids.turned(prediction, reference)
     classes = [
-        labels.map_cavity(labels.classes_of(volume.data, convention, volume.path), cavity)
+        labels.map_cavity(
+            labels.classes_of(volume.data, convention, volume.path, task=task), cavity, task=task
+        )
         for volume, convention in ((reference, reference_labels), (prediction, prediction_labels))
     ]
     spacing = tuple(nib.affines.voxel_sizes(reference.affine).tolist())

@@ -8,13 +8,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kdnet_jax import conventions
+import numpy as np
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import labels
 from kdnet_jax.model import Model
 
 _NO_DEVICE = (
     "**This is no medical device.** It was not cleared or tested for clinical use. It must not be "
     "used for diagnosis, treatment or triage."
 )
+# The noun of a task that names none.
+_ANY_NOUN = "foreground"
 _METRICS = (
     ("dice", "Dice", 3),
     ("nsd", "NSD at 1 mm", 3),
@@ -57,26 +62,51 @@ def escaped(text: object) -> str:
 def _what(model: Model, document: Mapping[str, Any]) -> str:
     network = document["network"]
     members = network.get("members", 1)
-    spacing = f"{model.spacing:g} mm" if model.spacing else "the scan's own"
     rows = {
         "Input": ", ".join(model.modalities),
         "Output": ", ".join(model.outputs),
         "Role": model.role,
         "Network": network["family"] + (f", {members} averaged" if members > 1 else ""),
         "Parameters": f"{document['parameters']:,}",
-        "Working voxel size": spacing,
+        "Working voxel size": _spacing(model),
         "Window, voxels": " x ".join(map(str, model.window)),
-        "Labels of its masks": "BraTS 2021 (1 NCR, 2 ED, 4 ET), or as asked for",
+        "Labels of its masks": _labels(model.task),
         "Normalisation": document["input"]["intensities"],
         "Axes": document["input"]["axes"],
     }
     table = "\n".join(f"| {key} | {escaped(value)} |" for key, value in rows.items())
-    sequences = "one MRI sequence" if len(model.modalities) == 1 else "MRI sequences"
+    task = model.task
+    noun = escaped(task.channel_noun)
+    channels = f"one {noun}" if len(model.modalities) == 1 else f"{noun}s"
+    *others, last = [_region(region) for region in task.regions]
+    regions = f"{', '.join(others)} and {last}" if others else last
     return (
-        f"## What it is\n\nIt segments a glioma in {sequences} "
-        f"({', '.join(model.modalities)}) into enhancing tumour (ET), tumour core (TC) and whole "
-        f"tumour (WT).\n\n| | |\n|---|---|\n{table}"
+        f"## What it is\n\nIt segments {escaped(task.title or task.name)} in {channels} "
+        f"({escaped(', '.join(model.modalities))}) into {regions}.\n\n"
+        f"| | |\n|---|---|\n{table}"
     )
+
+
+def _region(region: task_lib.Region) -> str:
+    name = escaped(region.name)
+    return f"{escaped(region.description)} ({name})" if region.description else name
+
+
+def _spacing(model: Model) -> str:
+    if not model.spacing:
+        return "the scan's own"
+    sizes = np.atleast_1d(model.spacing)
+    return " x ".join(f"{size:g}" for size in sizes) + " mm"
+
+
+def _labels(task: task_lib.Task) -> str:
+    if not labels.is_brats(task):
+        return ", ".join(f"{value} {name}" for value, name in enumerate(task.classes))
+    table = labels.LABEL_CONVENTIONS["brats2021"]
+    values = ", ".join(
+        f"{value} {task.classes[number]}" for value, number in table.items() if value
+    )
+    return f"BraTS 2021 ({values}), or as asked for"
 
 
 def _training(document: Mapping[str, Any]) -> str:
@@ -106,10 +136,12 @@ def _test(document: Mapping[str, Any]) -> str:
         return "## Test\n\nNo test scores come with it: nothing is known here of how good it is."
     header = ["Region", *(heading for _, heading, _ in _METRICS), "Cases", "Reference empty"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    rows = [(name, test["regions"][name]) for name in conventions.REGIONS]
+    rows = list(test["regions"].items())
     for name, row in rows:
         cells = [_mean(row[key], digits) for key, _, digits in _METRICS]
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['cases']:d} | {row['ref_empty']:d} |")
+        lines.append(
+            f"| {escaped(name)} | {' | '.join(cells)} | {row['cases']:d} | {row['ref_empty']:d} |"
+        )
     missed, masks = (sum(row[key] for _, row in rows) for key in ("missed", "cases"))
     cases_text = "synthetic cases" if document["training"]["synthetic"] else "cases"
     text = (
@@ -119,7 +151,7 @@ def _test(document: Mapping[str, Any]) -> str:
         f"HD95: {escaped(test['hd95'])}."
     )
     if teacher := test.get("teacher"):
-        means = ", ".join(f"{name} {teacher['dice'][name]:.3f}" for name, _ in rows)
+        means = ", ".join(f"{escaped(name)} {teacher['dice'][name]:.3f}" for name, _ in rows)
         text += (
             f"\n\nIts teacher, on {escaped(', '.join(teacher['modalities']))}, has a mean Dice of "
             f"{means} on the same {teacher['cases']:d} cases."
@@ -141,28 +173,48 @@ def _limits(model: Model, document: Mapping[str, Any]) -> str:
         "For research on segmentation: comparing methods, and pre-segmentation that an expert "
         "corrects voxel by voxel.",
         "Untested: other diseases, children, scans after surgery, other scanners and protocols "
-        "than those of the training, and heads that are not skull-stripped.",
+        f"than those of the training{_skull(model.task)}.",
         "A scan that looks unlike the training's gets a warning from `predict` and `segment`; no "
         "warning is no proof.",
-        "A scan without a tumour may get a mask, and a tumour may get none.",
+        _empty(model.task),
     ]
     if len(model.modalities) == 1:
         points.insert(
             2,
-            f"It sees {model.modalities[0]} alone: what that sequence does not show, it guesses "
-            "from what tumours looked like in training.",
+            f"It sees {escaped(model.modalities[0])} alone: what that "
+            f"{model.task.channel_noun.split()[-1]} does not show, it guesses from "
+            f"{_looks(model.task)} in training.",
         )
     if document.get("training", {}).get("synthetic"):
         points.insert(0, "Trained on synthetic images: a demonstration, of no use on patients.")
     return "## Intended use and limits\n\n" + "\n".join(f"- {point}" for point in points)
 
 
+def _skull(task: task_lib.Task) -> str:
+    # Only where the background of a scan is 0 a skull may be missing.
+    stripped = any(channel.normalisation == "zscore_nonzero" for channel in task.channels)
+    return ", and heads that are not skull-stripped" if stripped else ""
+
+
+def _empty(task: task_lib.Task) -> str:
+    if task.noun == _ANY_NOUN:
+        return "A scan without any of these regions may get a mask, and one with them may get none."
+    noun = escaped(task.noun)
+    article = "an" if noun[:1].lower() in "aeiou" else "a"
+    return f"A scan without {article} {noun} may get a mask, and {article} {noun} may get none."
+
+
+def _looks(task: task_lib.Task) -> str:
+    return "what it saw" if task.noun == _ANY_NOUN else f"what {escaped(task.noun)}s looked like"
+
+
 def _use(model: Model, files: Mapping[str, str]) -> str:
     one = len(model.modalities) == 1
+    ending = model.task.file_ending
     scan = (
-        '"scan.nii.gz"'
+        f'"scan{ending}"'
         if one
-        else "{" + ", ".join(f'"{name}": "{name}.nii.gz"' for name in model.modalities) + "}"
+        else "{" + ", ".join(f'"{name}": "{name}{ending}"' for name in model.modalities) + "}"
     )
     listed = "\n".join(f"| `{name}` | {what} |" for name, what in files.items())
     return f"""## Use

@@ -23,8 +23,19 @@ from array_record.python import array_record_module
 
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
-from kdnet_jax import conventions, sharding
-from kdnet_jax.data import building, case_builder, cases, layouts, loader, prepare, store
+from data_builders.task_cohort import task_cohort_dataset_builder
+from kdnet_jax import sharding
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import (
+    building,
+    case_builder,
+    cases,
+    cohort_builder,
+    layouts,
+    loader,
+    prepare,
+    store,
+)
 from kdnet_jax.errors import UserError
 
 SIZE = 24
@@ -35,7 +46,7 @@ def write_case(folder: pathlib.Path, name: str, suffix: str = ".nii.gz", seed: i
     rng = np.random.default_rng(seed)
     (folder / name).mkdir(parents=True)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])
-    for modality in conventions.MODALITIES:
+    for modality in task_lib.GLIOMA.modalities:
         data = np.zeros((SIZE,) * 3, np.int16)
         data[4:-4, 3:-5, 6:-3] = rng.integers(100, 900, (SIZE - 8, SIZE - 8, SIZE - 9))
         path = folder / name / f"{name}_{modality}{suffix}"
@@ -392,15 +403,20 @@ def test_ordered_map_keeps_order_and_bounds_what_is_held() -> None:
 
 def test_estimate_follows_the_voxels(scans: pathlib.Path) -> None:
     cohort = cases.find_cases(scans)
-    fine = brats_dataset_builder.estimate_bytes(cohort, 1.0)
+    fine = cohort_builder.estimate_bytes(cohort, 1.0)
     scans_size = sum(path.stat().st_size for path in scans.rglob("*.nii.gz"))
     assert 0.5 * scans_size < fine < 3 * scans_size
-    assert brats_dataset_builder.estimate_bytes(cohort, 2.0) == pytest.approx(fine / 8, rel=0.01)
-    assert brats_dataset_builder.estimate_bytes(cohort, None) == fine
+    assert cohort_builder.estimate_bytes(cohort, 2.0) == pytest.approx(fine / 8, rel=0.01)
+    assert cohort_builder.estimate_bytes(cohort, None) == fine
 
 
 @pytest.mark.parametrize(
-    "builder", [brats_dataset_builder.Builder, brats_phantom_dataset_builder.Builder]
+    "builder",
+    [
+        brats_dataset_builder.Builder,
+        brats_phantom_dataset_builder.Builder,
+        task_cohort_dataset_builder.Builder,
+    ],
 )
 def test_builders_are_documented_as_tfds_asks(builder: type[case_builder.CaseBuilder]) -> None:
     metadata = builder.get_metadata()

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnet_jax import conventions, sharding
+from kdnet_jax import sharding
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import loader, resident, store
 from tests.helpers import stores
 
@@ -27,7 +28,7 @@ MESHES = ((4, 1), (2, 2), (1, 4))
 def mixed_cases() -> store.CaseStore:
     """Cases of all sizes; one has a resection cavity, one no tumour, and all a noise image."""
     cases = [stores.make_case(i, shape, tumour=i != 2) for i, shape in enumerate(SHAPES, start=1)]
-    cases[0].label[3:6] = conventions.RESECTION_CAVITY
+    cases[0].label[3:6] = len(task_lib.GLIOMA.classes)
     for number, case in enumerate(cases):
         case.image[...] = np.random.default_rng(number).normal(size=case.image.shape)
     return stores.store_of(cases)

@@ -11,7 +11,7 @@ from nilearn import datasets
 from scipy import stats
 
 from data_builders.brats_phantom import anatomy, phantom, sheet, tumour
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases as case_lib
 from kdnet_jax.errors import UserError
 
@@ -25,7 +25,7 @@ def cohort() -> list[phantom.PhantomCase]:
 
 def _same(first: phantom.PhantomCase, second: phantom.PhantomCase) -> bool:
     pairs = [(first.labels, second.labels)]
-    pairs += [(first.images[name], second.images[name]) for name in conventions.MODALITIES]
+    pairs += [(first.images[name], second.images[name]) for name in task_lib.GLIOMA.modalities]
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
@@ -39,7 +39,7 @@ def test_a_case_depends_on_seed_and_index_alone(cohort: list[phantom.PhantomCase
 
 def test_images_and_labels_have_the_form_of_brats(cohort: list[phantom.PhantomCase]) -> None:
     for case in cohort:
-        assert tuple(sorted(case.images)) == tuple(sorted(conventions.MODALITIES))
+        assert tuple(sorted(case.images)) == tuple(sorted(task_lib.GLIOMA.modalities))
         brain = case.images["t1"] != 0
         for image in case.images.values():
             assert image.dtype == np.int16

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from kdnet_jax import inference, runs
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import prepare
 from kdnet_jax.exporting import artifact
-from kdnet_jax.models import networks, unet
+from kdnet_jax.models import heads, networks, unet
 from tests.bad_input import forks
 from tests.helpers import commands
 
@@ -236,13 +237,12 @@ def test_every_kind_of_network_becomes_an_artifact_of_any_size(
     else:
         deep = name != "segresnet"
         widths = (8, 16, 32, 64) if deep else (8, 16)
-        like = unet.UNetConfig(widths=widths, head="regions", deep_supervision=deep)
+        like = unet.UNetConfig(widths=widths, head="regions", out_channels=3, deep_supervision=deep)
         network = networks.of_family(name, like)
     params = networks.init_params(network, 2, jax.random.key(0))
-    artifact.write(tmp_path / "a", network, params, 2)
-    predict = inference.make_predict(
-        networks.portable(network).module().apply, network.head, mirror=False
-    )
+    head = heads.Head(task_lib.DEFAULT, network.head)
+    artifact.write(tmp_path / "a", network, params, head=head, modalities=2)
+    predict = inference.make_predict(networks.portable(network).module().apply, head, mirror=False)
     for batch, *counts in ((1, 2, 2, 2), (3, 2, 4, 3)):
         edges = (unit * count for unit, count in zip(network.divisor, counts, strict=True))
         shape = (batch, *edges, 2)

@@ -10,7 +10,9 @@ from kdnet_jax.exporting import model_card, scores
 from kdnet_jax.metrics import cases
 from kdnet_jax.models import networks, unet
 
-MODEL = model_lib.Model("student", unet.UNetConfig(widths=(2, 4)), ("t2",), 1.0, (8, 8, 8))
+MODEL = model_lib.Model(
+    task_lib.GLIOMA, "student", unet.UNetConfig(widths=(2, 4)), ("t2",), 1.0, (8, 8, 8)
+)
 
 
 def _score(case: str, region: str, dice: float, **changes: Any) -> cases.RegionScore:

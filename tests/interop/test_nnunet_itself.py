@@ -19,7 +19,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import prepare
 from kdnet_jax.interop import foreign, writing
 from kdnet_jax.models import adapted
@@ -145,7 +145,7 @@ def painted(logits: Any, values: dict[str, int]) -> np.ndarray:
     """Returns regions painted one over the other, as nnU-Net does it, nested or not."""
     labels = np.zeros(logits.shape[:3], np.uint8)
     for region, value in values.items():
-        labels[np.asarray(logits[..., conventions.REGIONS.index(region)]) > 0] = value
+        labels[np.asarray(logits[..., task_lib.GLIOMA.region_names.index(region)]) > 0] = value
     return labels
 
 

@@ -19,9 +19,10 @@ import pytest
 from jax import export
 
 from kdnet_jax import optimizers, sharding, steps
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import monai, networks, unet
+from kdnet_jax.models import heads, monai, networks, unet
 
 
 def _like(**changes: Any) -> unet.UNetConfig:
@@ -86,7 +87,7 @@ def test_training_steps_lower_the_loss(name: str) -> None:
     before = jax.tree.map(np.asarray, params)
     step = steps.jit_supervised(
         sharding.make_mesh(),
-        network=steps.Network(config.module().apply, "softmax", (0, 1)),
+        network=steps.Network(config.module().apply, heads.Head(task_lib.GLIOMA), (0, 1)),
         optimizer=optimizer,
         loss_options=steps.LossOptions(),
         augment_options=augment.AugmentOptions(flip_axes="", scale=0.0, shift=0.0),
