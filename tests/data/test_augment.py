@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, augment_draws, augment_spatial
 from kdnet_jax.errors import UserError
+from tests.helpers import commands
 
 SHAPE = (2, 3, 4)
 
@@ -436,12 +436,8 @@ def test_a_batch_over_four_devices_is_augmented_as_on_one(tmp_path: pathlib.Path
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
     }
-    command = [sys.executable, __file__, str(tmp_path / "out.npz")]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = commands.python(__file__, tmp_path / "out.npz", env=environment)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "out.npz") as saved:
         np.testing.assert_array_equal(saved["2x2/label"], saved["none/label"])
