@@ -337,7 +337,8 @@ def _note_start(
     if familiarity.read(folder) is None:
         training = data.indices("train")
         sample = training[:: math.ceil(len(training) / familiarity.SAMPLE)]
-        familiarity.write(folder, familiarity.measure(batches.cases(sample)))
+        usual = familiarity.measure(batches.cases(sample), task=data.cases.task)
+        familiarity.write(folder, usual)
 
 
 def _open_log(

@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     from kdnet_jax import devices, settings
+    from kdnet_jax.data import augment
     from kdnet_jax.reporting import augmentation_sheet, figures
 
     devices.check()
@@ -38,10 +39,11 @@ def main(argv: list[str]) -> None:
     values = settings.read_settings(config)
     case = _case(config, values)
     sequence = figures.shown_sequence(values.modalities, values.task)
-    scene = augmentation_sheet.make_scene(
-        case, sequence, values.patch, values.augment, task=values.task
+    shown = augment.fitted(
+        augment.choose(**config.augment), values.task, (sequence,), values.spacing
     )
-    rows = augmentation_sheet.make_rows(scene, values.augment, jax.random.key(config.seed))
+    scene = augmentation_sheet.make_scene(case, sequence, values.patch, shown, task=values.task)
+    rows = augmentation_sheet.make_rows(scene, shown, jax.random.key(config.seed))
     size = " x ".join(map(str, values.patch))
     preset = config.augment.preset
     title = f"{case.case_id}, {sequence}: a patch of {size} voxels\naugment.preset={preset}"
@@ -52,9 +54,20 @@ def main(argv: list[str]) -> None:
 def _case(config: Any, values: Any) -> Any:
     """Prepares the case that is shown, and only that."""
     from data_builders.brats_phantom import phantom
-    from kdnet_jax.data import cases, prepare
+    from kdnet_jax import task as task_lib
+    from kdnet_jax.data import cases, ct_statistics, prepare
 
+    task = values.task
     if not config.data.data_dir:
+        if task != task_lib.GLIOMA:
+            raise UserError(
+                f"data.data_dir is empty, and there are no synthetic cases of the task {task.name}."
+                " Set --config.data.data_dir to the folder of its scans."
+            )
+        if not isinstance(values.spacing, float):
+            raise UserError(
+                f"data.spacing is {config.data.spacing}: synthetic scans need one voxel size in mm."
+            )
         made = phantom.generate(config.data.phantom.seed, 0, values.spacing)
         return prepare.prepare_arrays(
             made.images,
@@ -69,6 +82,7 @@ def _case(config: Any, values: Any) -> Any:
         config.data.release,
         values.data_modalities,
         label_convention=config.data.label_convention or None,
+        task=task,
     ).cases
     by_id = {case.case_id: case for case in found}
     if (wanted := _CASE.value or found[0].case_id) not in by_id:
@@ -77,6 +91,7 @@ def _case(config: Any, values: Any) -> Any:
         )
     prepared, notes = prepare.prepare_case(
         by_id[wanted],
+        task=ct_statistics.measure(found, task, orientation=config.data.orientation),
         spacing=values.spacing,
         orientation=config.data.orientation,
         allow_skull=config.data.allow_skull,

@@ -211,7 +211,7 @@ def prepare_scan(
     )
     skull = [f"{note}. {familiarity.STRIP}" for note in notes if intensities.SKULL_ON in note]
     open_ = [note for note in notes if any(doubt in note for doubt in spaces.DOUBTS)]
-    unlike = familiarity.compare(case, usual) if usual else []
+    unlike = familiarity.compare(case, usual, task=task) if usual else []
     plain = tuple(note for note in notes if intensities.SKULL_ON not in note and note not in open_)
     return case, plain, (*open_, *skull, *unlike)
 

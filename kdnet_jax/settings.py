@@ -184,7 +184,9 @@ def read_settings(config: config_dict.ConfigDict, task: task_lib.Task | None = N
         loss=steps.LossOptions(**config.loss),
         distillation=distillation.DistillationOptions(**kd) if kd else None,
         optimizer=optimizers.OptimizerOptions(**config.optimizer),
-        augment=augment.choose(**config.augment),
+        augment=augment.fitted(
+            augment.choose(**config.augment), task, data_modalities, read_spacing(config)
+        ),
         train=train.TrainOptions(**config.train),
         spacing=read_spacing(config),
         profile=config.get("profile", 0),

@@ -289,7 +289,7 @@ def from_dataset_json(document: Mapping[str, Any], where: str) -> Task:
     regions = _read_regions(values, document, where)
     ordered = _ordered(regions, own, where)
     names = _class_names(regions, own, where)
-    unscored = tuple(map(str, own.get("unscored", ())))
+    unscored = _texts(own.get("unscored", []), f"{where}: 'unscored'")
     _check_ignore(ignore, len(names) + len(unscored), where)
     student = own.get("student")
     if student is not None:
@@ -319,6 +319,12 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
+def _texts(value: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise UserError(f"{what} is {value!r:.80}; expected a list of names.")
+    return tuple(value)
+
+
 def _read_channels(
     document: Mapping[str, Any], own: Mapping[str, Any], where: str
 ) -> tuple[Channel, ...]:
@@ -344,7 +350,12 @@ def _read_channels(
     return tuple(
         Channel(
             name=name,
-            aliases=tuple(str(alias).lower() for alias in parts["aliases"].get(name, ())),
+            aliases=tuple(
+                alias.lower()
+                for alias in _texts(
+                    parts["aliases"].get(name, []), f"{where}: the aliases of {name}"
+                )
+            ),
             normalisation=_normalisation(name, parts["normalisation"], where),
             statistics=_statistics(name, parts["statistics"], where),
         )
@@ -424,7 +435,8 @@ def _read_regions(
             )
         order = [members[0] for members in values.values()]
     known = {member for members in values.values() for member in members}
-    if not isinstance(order, list) or len(order) != len(values) or not set(order) <= known:
+    numbers = isinstance(order, list) and all(type(value) is int for value in order)
+    if not numbers or len(order) != len(values) or not set(order) <= known:
         raise UserError(
             f"{where}: 'regions_class_order' is {order!r:.80}; expected one of the labels' values "
             f"for each of {', '.join(values)}, in this order."
@@ -450,13 +462,13 @@ def _read_regions(
 def _class_names(regions: Sequence[Region], own: Mapping[str, Any], where: str) -> tuple[str, ...]:
     count = 1 + max(member for region in regions for member in region.members)
     if "classes" in own:
-        names = own["classes"]
-        if not isinstance(names, list) or len(names) != count or len(set(names)) < count:
+        names = _texts(own["classes"], f"{where}: 'classes'")
+        if len(names) != count or len(set(names)) < count:
             raise UserError(
                 f"{where}: 'classes' is {names!r:.120}; expected {count} different names, the "
                 "background's first."
             )
-        return tuple(map(str, names))
+        return names
     # A class is named by the region that it is alone in, else by its number.
     alone = {region.members[0]: region.name for region in regions if len(region.members) == 1}
     return ("background", *(alone.get(number, f"class {number}") for number in range(1, count)))

@@ -18,7 +18,7 @@ program.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import jax
 import numpy as np
@@ -52,10 +52,6 @@ class AugmentOptions:
         low_resolution: voxels per axis that are kept, as a share, of each sequence.
         gamma: exponent of each sequence.
         gamma_inverted_probability: of a gamma on the inverted image, before the plain one.
-        zero_is_background: of each channel, whether 0 is its background; `None`: of all
-            (`fitted`).
-        spacing: lengths of a voxel's edges "d h w", up to a factor: rotations are true in space
-            (`fitted`).
     """
 
     flip_axes: str = "dhw"
@@ -80,8 +76,9 @@ class AugmentOptions:
     gamma: Range = (0.7, 1.5)
     gamma_probability: float = 0.0
     gamma_inverted_probability: float = 0.0
-    zero_is_background: tuple[bool, ...] | None = None
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    # Of the scans, and no key of a config: see `Fitted`.
+    zero_is_background: ClassVar[tuple[bool, ...] | None] = None
+    spacing: ClassVar[tuple[float, float, float]] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         """Raises UserError for an unknown axis, or a number that cannot be."""
@@ -116,6 +113,19 @@ class AugmentOptions:
             )
             for name, ends in ranges.items()
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted(AugmentOptions):
+    """Options for scans whose channels or voxels are not those that are taken by default.
+
+    Attributes:
+        zero_is_background: of each channel, whether 0 is its background; `None`: of all.
+        spacing: edges of a voxel "d h w", up to a factor: rotations are true in space.
+    """
+
+    zero_is_background: tuple[bool, ...] | None = None
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 # The values that the two ends of a range may have.
@@ -190,11 +200,10 @@ def fitted(
             voxels are taken as cubes.
     """
     edges = np.broadcast_to(1.0 if spacing is None else spacing, 3).tolist()
-    return dataclasses.replace(
-        options,
-        zero_is_background=intensities.zero_is_background(task, modalities),
-        spacing=(1.0, 1.0, 1.0) if len(set(edges)) == 1 else tuple(edges),
-    )
+    masked = intensities.zero_is_background(task, modalities)
+    if all(masked) and len(set(edges)) == 1:
+        return options
+    return Fitted(**dataclasses.asdict(options), zero_is_background=masked, spacing=tuple(edges))
 
 
 def source_patch(patch: tuple[int, int, int], options: AugmentOptions) -> tuple[int, ...]:

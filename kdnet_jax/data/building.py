@@ -18,8 +18,17 @@ import tensorflow_datasets as tfds
 
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
+from data_builders.task_cohort import task_cohort_dataset_builder
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import case_builder, cases, geometry, prepare, store
+from kdnet_jax.data import (
+    case_builder,
+    cases,
+    cohort_builder,
+    geometry,
+    labels,
+    prepare,
+    store,
+)
 from kdnet_jax.errors import UserError
 
 # Where built datasets lie unless the user says otherwise; relative to the current folder.
@@ -109,22 +118,25 @@ def build_scans(
     cohort = cases.find_cases(
         data_dir, release, chosen, label_convention=label_convention, task=task
     )
-    config = brats_dataset_builder.make_config(
+    config = cohort_builder.make_config(
         cohort,
+        task,
         modalities=chosen,
         spacing=spacing,
         orientation=orientation,
         allow_skull=allow_skull,
     )
-    builder = brats_dataset_builder.Builder(
+    kind = brats_dataset_builder if labels.is_brats(task) else task_cohort_dataset_builder
+    builder = kind.Builder(
         data_dir=str(root),
         config=config,
         cohort=cohort,
+        task=task,
         workers=workers,
         progress=progress,
         skip_bad_cases=skip_bad_cases,
     )
-    estimate = functools.partial(brats_dataset_builder.estimate_bytes, cohort, spacing)
+    estimate = functools.partial(cohort_builder.estimate_bytes, cohort, spacing)
     opened = _prepare(builder, estimate, damaged)
     _check_skipped(builder, skip_bad_cases)
     return opened

@@ -76,6 +76,7 @@ def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignMo
     inputs, outputs = _names(metadata, bundle / _METADATA)
     # The transform is of no use for other labels.
     is_glioma = vocabulary.is_glioma(inputs, outputs) or any(config.objects(_TO_REGIONS))
+    where, definition = config.find("network_def")
     prepared = monai_preparation.read(config, channels=len(inputs), is_glioma=is_glioma)
     key = f"{bundle / _METADATA}: network_data_format"
     task, modalities, head, order = (
@@ -83,7 +84,6 @@ def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignMo
         if is_glioma
         else _own(config, bundle, inputs, outputs, prepared)
     )
-    where, definition = config.find("network_def")
     definition = config.resolve(where, definition, f"{where}: network_def")
     kind, network = _network(definition, len(inputs), len(outputs), f"{where}: network_def")
     window, overlap = _window(config, bundle)
@@ -124,7 +124,10 @@ def _names(metadata: Mapping[str, Any], path: pathlib.Path) -> tuple[list[str], 
         images = json_files.need(data, side, key)
         image = next(iter(images.values()), None) if isinstance(images, dict) else None
         table = image.get("channel_def") if isinstance(image, dict) else None
-        tables.append(json_files.by_number(table, f"{key}.{side}: channel_def"))
+        names = json_files.by_number(table, f"{key}.{side}: channel_def")
+        if not names:
+            raise UserError(f"{key}.{side}: channel_def is empty; expected the channels' names.")
+        tables.append(names)
     return tables[0], tables[1]
 
 

@@ -122,12 +122,14 @@ def _normalisations(
             f"{len(masks)} values; expected one for each of the {len(names)} channels "
             f"{', '.join(names)}."
         )
-    unknown = [scheme for scheme in schemes if scheme not in SCHEMES]
+    unknown = [scheme for scheme in schemes if str(scheme) not in SCHEMES]
     if unknown:
         raise UserError(
             f"{where}: normalization_schemes holds {unknown[0]!r}; only {', '.join(SCHEMES)} can "
             "be taken here."
         )
+    for mask in masks:
+        json_files.expect(mask, bool, f"{where}: use_mask_for_norm")
     return [
         "zscore_nonzero" if scheme == ZSCORE and mask else SCHEMES[scheme]
         for scheme, mask in zip(schemes, masks, strict=True)

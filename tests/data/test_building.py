@@ -7,8 +7,6 @@ import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +21,21 @@ from array_record.python import array_record_module
 
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
-from kdnet_jax import conventions, sharding
-from kdnet_jax.data import building, case_builder, cases, layouts, loader, prepare, store
+from data_builders.task_cohort import task_cohort_dataset_builder
+from kdnet_jax import sharding
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import (
+    building,
+    case_builder,
+    cases,
+    cohort_builder,
+    layouts,
+    loader,
+    prepare,
+    store,
+)
 from kdnet_jax.errors import UserError
+from tests.helpers import commands
 
 SIZE = 24
 
@@ -35,7 +45,7 @@ def write_case(folder: pathlib.Path, name: str, suffix: str = ".nii.gz", seed: i
     rng = np.random.default_rng(seed)
     (folder / name).mkdir(parents=True)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])
-    for modality in conventions.MODALITIES:
+    for modality in task_lib.GLIOMA.modalities:
         data = np.zeros((SIZE,) * 3, np.int16)
         data[4:-4, 3:-5, 6:-3] = rng.integers(100, 900, (SIZE - 8, SIZE - 8, SIZE - 9))
         path = folder / name / f"{name}_{modality}{suffix}"
@@ -208,8 +218,8 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:
     root = tmp_path / "root"
-    command = [sys.executable, "-c", textwrap.dedent(_KILLED), str(root), str(scans)]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    done = commands.python("-c", textwrap.dedent(_KILLED), root, scans)
+    assert done.returncode == -signal.SIGKILL
     assert list(root.rglob("incomplete.*"))
     assert not built(root)
     opened = build(root, scans)
@@ -237,8 +247,7 @@ def test_a_disk_that_becomes_full_is_told_and_nothing_is_left(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:
     root = tmp_path / "root"
-    command = [sys.executable, "-c", textwrap.dedent(_FULL), str(root), str(scans)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.python("-c", textwrap.dedent(_FULL), root, scans)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "the disk became full while the dataset was built" in done.stderr
@@ -392,15 +401,20 @@ def test_ordered_map_keeps_order_and_bounds_what_is_held() -> None:
 
 def test_estimate_follows_the_voxels(scans: pathlib.Path) -> None:
     cohort = cases.find_cases(scans)
-    fine = brats_dataset_builder.estimate_bytes(cohort, 1.0)
+    fine = cohort_builder.estimate_bytes(cohort, 1.0)
     scans_size = sum(path.stat().st_size for path in scans.rglob("*.nii.gz"))
     assert 0.5 * scans_size < fine < 3 * scans_size
-    assert brats_dataset_builder.estimate_bytes(cohort, 2.0) == pytest.approx(fine / 8, rel=0.01)
-    assert brats_dataset_builder.estimate_bytes(cohort, None) == fine
+    assert cohort_builder.estimate_bytes(cohort, 2.0) == pytest.approx(fine / 8, rel=0.01)
+    assert cohort_builder.estimate_bytes(cohort, None) == fine
 
 
 @pytest.mark.parametrize(
-    "builder", [brats_dataset_builder.Builder, brats_phantom_dataset_builder.Builder]
+    "builder",
+    [
+        brats_dataset_builder.Builder,
+        brats_phantom_dataset_builder.Builder,
+        task_cohort_dataset_builder.Builder,
+    ],
 )
 def test_builders_are_documented_as_tfds_asks(builder: type[case_builder.CaseBuilder]) -> None:
     metadata = builder.get_metadata()

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 from jax import export
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.exporting import artifact
-from kdnet_jax.models import networks, unet
+from kdnet_jax.models import heads, networks, unet
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("artifact") / "model.jaxexport"
     network = unet.UNetConfig(widths=(2, 4, 8))
-    artifact.write(path, network, networks.init_params(network, 1, jax.random.key(0)), 1)
+    params = networks.init_params(network, 1, jax.random.key(0))
+    head = heads.Head(task_lib.DEFAULT)
+    artifact.write(path, network, params, head=head, modalities=1)
     return path
 
 

@@ -1,6 +1,7 @@
 """`export`: what is handed over is the run's best network, alone, and stands by itself."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 
 from kdnet_jax import inference, runs
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import prepare
 from kdnet_jax.exporting import artifact
-from kdnet_jax.models import networks, unet
-from tests.bad_input import forks
-from tests.helpers import commands
+from kdnet_jax.models import heads, networks, unet
+from tests.helpers import commands, forks
 
 # Nothing of the project, of Flax or of Orbax: JAX and NumPy alone.
 _JAX_ALONE = """
@@ -35,7 +36,7 @@ def exported(
 ) -> commands.Finished:
     folder = tmp_path_factory.mktemp("exports") / "new/student"
     words = [f"--checkpoint={smoke_student.folder}", f"--output={folder}", "--licence=CC-BY-4.0"]
-    done = commands.run("export", *words)
+    done = commands.run_anew("export", *words)
     return commands.Finished(done.returncode, done.stdout, done.stderr, folder)
 
 
@@ -140,18 +141,8 @@ def test_another_mesh_reads_it(exported: commands.Finished) -> None:
         "run = runs.load_run(pathlib.Path(sys.argv[1])); mesh = sharding.make_mesh(2, 2);"
         "jax.block_until_ready(sharding.replicate(run.params, mesh)); print(run.params_hash)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(exported.folder)],
-        env={
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(commands.ROOT),
-            "JAX_NUM_CPU_DEVICES": "4",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+    done = commands.python("-c", script, exported.folder, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == runs.load_run(exported.folder).params_hash
 
@@ -214,11 +205,10 @@ def test_mistakes_are_told(smoke_student: commands.Finished, tmp_path: pathlib.P
         ((run, "--output=new", "--formats=pytorch"), "has no class in nnU-Net"),
         ((run,), "--output"),
     ]
-    cwd, said = tmp_path / "cwd", tmp_path / "said"
+    cwd = tmp_path / "cwd"
     cwd.mkdir()
-    said.mkdir()
     lines = [forks.Line("export", words, cwd) for words, _ in mistakes]
-    for (_, message), done in zip(mistakes, forks.run(lines, said), strict=True):
+    for (_, message), done in zip(mistakes, forks.run(lines), strict=True):
         assert done.code == 2
         assert message in done.err
         assert "Traceback" not in done.err
@@ -236,13 +226,12 @@ def test_every_kind_of_network_becomes_an_artifact_of_any_size(
     else:
         deep = name != "segresnet"
         widths = (8, 16, 32, 64) if deep else (8, 16)
-        like = unet.UNetConfig(widths=widths, head="regions", deep_supervision=deep)
+        like = unet.UNetConfig(widths=widths, head="regions", out_channels=3, deep_supervision=deep)
         network = networks.of_family(name, like)
     params = networks.init_params(network, 2, jax.random.key(0))
-    artifact.write(tmp_path / "a", network, params, 2)
-    predict = inference.make_predict(
-        networks.portable(network).module().apply, network.head, mirror=False
-    )
+    head = heads.Head(task_lib.DEFAULT, network.head)
+    artifact.write(tmp_path / "a", network, params, head=head, modalities=2)
+    predict = inference.make_predict(networks.portable(network).module().apply, head, mirror=False)
     for batch, *counts in ((1, 2, 2, 2), (3, 2, 4, 3)):
         edges = (unit * count for unit, count in zip(network.divisor, counts, strict=True))
         shape = (batch, *edges, 2)

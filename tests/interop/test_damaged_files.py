@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip("torch")
 
 from kdnet_jax import model
+from kdnet_jax import task as task_lib
 from kdnet_jax.interop import described_weights, foreign, nnunet_plans
 from tests.helpers import foreign_folders as folders
-from tests.helpers import wrong_values
+from tests.helpers import own_tasks, wrong_values
 
 # As plans of before nnU-Net 2.4 have it.
 _OLDER = {
@@ -36,16 +37,45 @@ def test_of_nnunet(tmp_path: pathlib.Path, older: bool, name: str) -> None:
     wrong_values.try_all(folder / name, lambda: nnunet_plans.read(folder, "3d_fullres"))
 
 
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
+def test_of_nnunet_s_of_another_task(tmp_path: pathlib.Path, name: str) -> None:
+    """Also what this project adds to a dataset.json."""
+    document = own_tasks.REGIONS.to_dataset_json()
+    plan = folders.plan(channels=3) | {
+        "normalization_schemes": [*("CTNormalization", "NoNormalization", "ZScoreNormalization")],
+        "use_mask_for_norm": [False, False, True],
+    }
+    properties = {"0": own_tasks.properties()["1"]}
+    plans = own_tasks.plans(plan, foreground_intensity_properties_per_channel=properties)
+    folder = folders.results(tmp_path, plans_json=plans, dataset_json=document, folds=())
+    wrong_values.try_all(folder / name, lambda: nnunet_plans.read(folder, "3d_fullres"))
+
+
 @pytest.mark.parametrize("name", ["metadata.json", "inference.json"])
-def test_of_monai(tmp_path: pathlib.Path, name: str) -> None:
-    bundle = folders.bundle(tmp_path / "b")
+@pytest.mark.parametrize("other", [False, True])
+def test_of_monai(tmp_path: pathlib.Path, name: str, other: bool) -> None:
+    if other:
+        network = dataclasses.replace(folders.SEGRESNET, out_channels=2)
+        bundle = own_tasks.bundle(
+            tmp_path / "b",
+            {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.5, 2.0]},
+            own_tasks.WINDOW,
+            config=network,
+        )
+    else:
+        bundle = folders.bundle(tmp_path / "b")
     wrong_values.try_all(bundle / "configs" / name, lambda: foreign.read(bundle))
 
 
-def test_of_described_weights(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("task", [task_lib.GLIOMA, own_tasks.REGIONS])
+def test_of_described_weights(tmp_path: pathlib.Path, task: task_lib.Task) -> None:
     bundle = folders.bundle(tmp_path / "b")
     file = bundle / "models" / described_weights.FILE
     given = dataclasses.replace(foreign.read(bundle), known=model.KnownCases(("a",), True))
+    if task != task_lib.GLIOMA:
+        params = folders.random_params(folders.SEGRESNET, 3)
+        given = dataclasses.replace(given, task=task, modalities=task.modalities, members=(params,))
+        folders.save(bundle / "models" / "model.pt", folders.state(folders.SEGRESNET, 3))
     text = described_weights.describe(given)
     file.write_text(text, "utf-8")
     wrong_values.try_all(file, lambda: foreign.read(file.parent))

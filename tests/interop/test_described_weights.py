@@ -76,7 +76,7 @@ def test_weights_alone_are_refused_with_an_example_that_is_one(tmp_path) -> None
         ({"channels": ["t1"]}, "4 input and 3 output channels, but channels and outputs name 1"),
         ({"axes": "RAR"}, "axes is 'RAR'"),
         ({"axes": None}, "axes is None"),
-        ({"spacing": [1, 1, 2]}, "only one length"),
+        ({"spacing": [1, 2]}, "edge of a voxel"),
         ({"window": [16, 16]}, "three positive"),
         ({"window": [16, 15, 8]}, r"Write \(16, 16, 8\)"),
         ({"overlap": 1.0}, "overlap is 1.0"),

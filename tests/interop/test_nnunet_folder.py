@@ -196,13 +196,18 @@ def _changed(**changes: object) -> dict:
     [
         ({"patch_size": [64, 64]}, "a 2D configuration"),
         ({"previous_stage": "3d_lowres"}, "second stage of a cascade"),
-        ({"spacing": [3.0, 1.0, 1.0]}, r"spacing is \[3.0, 1.0, 1.0\] mm; only one length"),
+        ({"spacing": [3.0, 1.0]}, r"spacing is \[3.0, 1.0\]; expected the edge of a voxel"),
         ({"patch_size": [8, 8, 15]}, r"window is \(8, 8, 15\).*Write \(8, 8, 16\)"),
         (
-            {"normalization_schemes": ["ZScoreNormalization"] * 3 + ["CTNormalization"]},
-            "only ZScoreNormalization of each of the 4 channels",
+            {"normalization_schemes": ["ZScoreNormalization"] * 3 + ["RGBTo01Normalization"]},
+            "'RGBTo01Normalization'; only ZScoreNormalization, CTNormalization, ",
         ),
-        ({"use_mask_for_norm": [True, True, False, True]}, "use_mask_for_norm is"),
+        (
+            {"normalization_schemes": ["ZScoreNormalization"] * 3 + ["CTNormalization"]},
+            "'foreground_intensity_properties_per_channel' is missing",
+        ),
+        ({"use_mask_for_norm": [True] * 3}, "use_mask_for_norm 3 values; expected .* 4 channels"),
+        ({"use_mask_for_norm": [True, True, "no", True]}, "use_mask_for_norm is 'no'"),
         ({"architecture": ARCHITECTURE | {"network_class_name": "my.UMamba"}}, "'my.UMamba'; the"),
         (_changed(nonlin="torch.nn.ReLU"), "nonlin is 'torch.nn.ReLU'; only LeakyReLU"),
         (_changed(norm_op="torch.nn.BatchNorm3d"), "only InstanceNorm3d"),
@@ -226,10 +231,13 @@ def test_plans_that_cannot_be_taken(tmp_path, changes, message) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channel_names": {"0": "T1", "1": "T1", "2": "T2", "3": "Flair"}}, "channel_names is"),
-        ({"channel_names": {"0": "MRI", "1": "T1ce", "2": "T2", "3": "Flair"}}, "'MRI' is none"),
+        ({"channel_names": {"0": "T1", "1": "T1", "2": "T2", "3": "Flair"}}, "'channel_names' are"),
+        ({"channel_names": {"0": "MRI", "1": "MRI 2"}}, "2 values; expected|4 values; expected"),
         ({"channel_names": {"1": "T1", "2": "T1ce"}}, 'expected {"0": "name"'),
-        ({"labels": {"background": 0, "liver": 1, "tumour": 2, "vessel": 3}}, "'liver'"),
+        # The network has three outputs.
+        ({"labels": {"background": 0, "liver": 1, "tumour": 2, "vessel": 3}}, "expected .4, 3"),
+        ({"labels": {"liver": 1, "tumour": 2}}, "'labels' has no 'background'"),
+        ({"labels": folders.REGIONS | {"oedema": 5}}, "'regions_class_order' is"),
         ({"labels": folders.REGIONS | {"tumor core": [1, 2]}}, "contradict the names"),
     ],
 )

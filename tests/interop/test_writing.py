@@ -10,10 +10,11 @@ pytest.importorskip("torch")
 
 import torch
 
-from kdnet_jax import conventions, model
+from kdnet_jax import model
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign, writing
-from kdnet_jax.models import unet
+from kdnet_jax.models import heads, unet
 from tests.helpers import foreign_folders as folders
 
 KNOWN = folders.model_of(folders.PLAIN).known
@@ -45,7 +46,7 @@ def test_what_is_written_is_read_again(tmp_path, config, members) -> None:
 @pytest.mark.parametrize("axes", ["SPL", "LSP"])
 def test_nnunets_folder_says_the_same(tmp_path, head, axes) -> None:
     """Each of our outputs is the same function of the input, whatever nnU-Net's order of them."""
-    outputs = conventions.REGIONS if head == "regions" else conventions.CLASSES
+    outputs = heads.Head(task_lib.GLIOMA, head).outputs
     config = type(folders.PLAIN)(**{**vars(folders.PLAIN), "out_channels": len(outputs)})
     order = tuple(reversed(range(len(outputs))))
     said = write(tmp_path, config, 2, head=head, axes=axes, order=order)
@@ -67,7 +68,7 @@ def test_regions_are_painted_by_nnunet_as_here(tmp_path) -> None:
     """A voxel of all regions is ET (3), of core and whole NCR (1), of the whole alone ED (2)."""
     write(tmp_path, folders.PLAIN)
     dataset = json.loads((tmp_path / RESULTS / "dataset.json").read_text())
-    regions = [v for k, v in dataset["labels"].items() if k != "background"]
+    regions = [np.atleast_1d(v) for k, v in dataset["labels"].items() if k != "background"]
     painted = {}
     for value in (1, 2, 3):
         for region, number in zip(regions, dataset["regions_class_order"], strict=True):

@@ -180,11 +180,11 @@ def test_every_parameter_but_the_biases_before_a_norm_has_a_gradient() -> None:
         ({"blocks": 0}, "model.blocks is 0"),
         ({"last_blocks": 0}, "model.last_blocks is 0"),
         ({"out_channels": 0}, "out_channels is 0"),
-        ({"strides": ((1, 2, 2),) * 2}, "of 1 or 2 for each of the 1 levels below the finest"),
+        ({"strides": ((1, 2, 2),) * 2}, "of 1 or 2 for each of the 4 levels below the finest"),
         ({"strides": ((1, 2, 3),)}, r"model.strides is \(\(1, 2, 3\),\)"),
         ({"strides": (1, 2, 2)}, "of 1 or 2 for each"),
         ({"strides": (2,)}, "of 1 or 2 for each"),
-        ({"kernels": ((3, 3, 3),)}, "of 1 or 3 for each of the 2 levels of model.widths"),
+        ({"kernels": ((3, 3, 3),)}, "of 1 or 3 for each of the 5 levels of model.widths"),
         ({"kernels": ((3, 3, 3), (2, 3, 3))}, "of 1 or 3"),
     ],
 )

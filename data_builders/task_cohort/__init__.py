@@ -1,0 +1,1 @@
+"""Scans of any segmentation task as prepared cases (TFDS)."""
