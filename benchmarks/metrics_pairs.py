@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 
 Mask = Bool[np.ndarray, "d h w"]
@@ -72,10 +72,8 @@ def real_pairs(data_dir: str | pathlib.Path, limit: int | None = None) -> Iterat
     for place, (case, classes) in enumerate(found[:limit]):
         other_classes = found[(place + 1) % len(found)][1]
         box = _around((classes > 0) | (other_classes > 0), 12)
-        for region in conventions.REGIONS:
-            masks = (
-                conventions.region_mask(each[box], region) for each in (classes, other_classes)
-            )
+        for region in task_lib.GLIOMA.region_names:
+            masks = (task_lib.GLIOMA.mask(each[box], region) for each in (classes, other_classes))
             reference, other = masks
             for name, prediction in perturbed(reference, other).items():
                 yield Pair(f"{case} {region} {name}", reference, prediction)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import metrics_oracles, metrics_pairs
-from kdnet_jax import conventions, errors
+from kdnet_jax import errors
 from kdnet_jax import task as task_lib
 from kdnet_jax.metrics import cases
 
@@ -50,8 +50,8 @@ def of_tool(ask: Callable[..., Any]) -> Callable[..., None]:
     """Returns a function that asks a tool for the three regions of a case."""
 
     def score(reference: metrics_pairs.Classes, prediction: metrics_pairs.Classes) -> None:
-        for region in conventions.REGIONS:
-            both = (conventions.region_mask(each, region) for each in (reference, prediction))
+        for region in task_lib.GLIOMA.region_names:
+            both = (task_lib.GLIOMA.mask(each, region) for each in (reference, prediction))
             ask(*both, ISO)
 
     return score

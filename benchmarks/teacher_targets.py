@@ -13,7 +13,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from kdnet_jax import cli, conventions, ensembles, run_data, runs, settings
+from kdnet_jax import cli, ensembles, run_data, runs, settings
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import labels, prepare, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import overlap
@@ -50,10 +51,10 @@ def _row(teacher: ensembles.Ensemble, case: prepare.PreparedCase, run: runs.Run)
     probs = teacher.segment(case).probabilities
     reference = labels.map_cavity(case.label, run.model.resection_cavity)
     found = heads.to_classes(probs, "softmax")
-    inside = conventions.region_mask(reference, "WT")
+    inside = task_lib.GLIOMA.mask(reference, "WT")
     values = [
-        overlap.dice(*(conventions.region_mask(each, region) for each in (reference, found)))
-        for region in conventions.REGIONS
+        overlap.dice(*(task_lib.GLIOMA.mask(each, region) for each in (reference, found)))
+        for region in task_lib.GLIOMA.region_names
     ]
     for output in (probs, soften(probs, _TEMPERATURE.value)):
         tumour = output[..., 1:].sum(axis=-1)

@@ -1,7 +1,7 @@
 r"""Builds the dataset that training reads, from scans or from synthetic cases.
 
-    python -m kdnet_jax.build_data --data_dir=DIR [--release=auto] [--modalities=t1ce,flair] \
-        [--spacing=1.0] [--output=datasets] [--workers=2]
+    python -m kdnet_jax.build_data --data_dir=DIR [--task=DATASET.json] [--release=auto] \
+        [--modalities=t1ce,flair] [--spacing=1.0] [--output=datasets] [--workers=2]
     python -m kdnet_jax.build_data --phantom [--cases=60] [--seed=0] [--spacing=3.0]
     python -m kdnet_jax.build_data --phantom --scans=DIR    # NIfTI scans instead of a dataset
 
@@ -13,14 +13,18 @@ import pathlib
 from absl import flags
 
 from data_builders.brats_phantom import phantom
-from kdnet_jax import cli, conventions
+from kdnet_jax import cli
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import building, geometry, prepare, store
 from kdnet_jax.errors import UserError
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans.")
 _RELEASE = flags.DEFINE_string("release", "auto", "Layout of the scans; auto recognises it.")
+_TASK = flags.DEFINE_string(
+    "task", task_lib.DEFAULT.name, "What is segmented: glioma, or a dataset.json of nnU-Net."
+)
 _MODALITIES = flags.DEFINE_string(
-    "modalities", ",".join(conventions.MODALITIES), "Sequences to keep."
+    "modalities", None, "Sequences to keep; by default all of the task."
 )
 _SPACING = flags.DEFINE_string(
     "spacing", None, "Working voxel size in mm, or native (1.0; 3.0 for the phantom)."
@@ -50,10 +54,12 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     if _PHANTOM.value == bool(_DATA_DIR.value):
         raise UserError("give either --data_dir=DIR (scans) or --phantom (synthetic cases)")
+    if _PHANTOM.value and _TASK.value != task_lib.DEFAULT.name:
+        raise UserError(f"--task={_TASK.value}: the phantom is of {task_lib.DEFAULT.name} alone")
     if _SCANS.value:
         _write_scans()
     else:
-        _report(_build_phantom() if _PHANTOM.value else _build_brats())
+        _report(_build_phantom() if _PHANTOM.value else _build_scans())
 
 
 def _write_scans() -> None:
@@ -81,12 +87,17 @@ def _phantom_spacing() -> float:
     return spacing
 
 
-def _build_brats() -> store.CaseStore:
+def _build_scans() -> store.CaseStore:
+    task = task_lib.read(_TASK.value)
+    wanted = None
+    if _MODALITIES.value is not None:
+        wanted = task.read_modalities(_MODALITIES.value, "--modalities")
     return building.build_scans(
         pathlib.Path(_OUTPUT.value),
         pathlib.Path(_DATA_DIR.value),
         release=_RELEASE.value,
-        modalities=conventions.read_modalities(_MODALITIES.value, "--modalities"),
+        task=task,
+        modalities=wanted,
         spacing=parse_spacing(_SPACING.value or "1.0"),
         orientation=_ORIENTATION.value,
         allow_skull=_ALLOW_SKULL.value,

@@ -1,12 +1,13 @@
 """Reads every case of a folder and says what is there and what is wrong.
 
-    python -m kdnet_jax.check_data --data_dir=DIR [--release=auto] [--output=CASES.csv]
-        [--problems=PROBLEMS.csv] [--figure=SHEET.png]
+    python -m kdnet_jax.check_data --data_dir=DIR [--task=DATASET.json] [--release=auto]
+        [--output=CASES.csv] [--problems=PROBLEMS.csv] [--figure=SHEET.png]
 
 Exits with 0 if nothing has to be mended (warnings may stand), with 1 if something has, and with 2
 if the command cannot be run as it was given.
 """
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from typing import Final
 
 from absl import flags
 
-from kdnet_jax import cli, conventions, data_survey
+from kdnet_jax import cli, data_survey
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, geometry, labels, layouts, problems
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import data_summary, figures
@@ -26,8 +28,11 @@ _RELEASE = flags.DEFINE_enum(
     [layouts.AUTO, *layouts.RELEASES],
     "Layout and labels; auto recognises them.",
 )
+_TASK = flags.DEFINE_string(
+    "task", task_lib.DEFAULT.name, "What is segmented: glioma, or a dataset.json of nnU-Net."
+)
 _MODALITIES = flags.DEFINE_string(
-    "modalities", ",".join(conventions.MODALITIES), "Sequences that every case must have."
+    "modalities", None, "Sequences that every case must have; by default all of the task."
 )
 _ORIENTATION = flags.DEFINE_string(
     "orientation", geometry.HEADER, "Of the stored axes, such as LPS, where the headers are wrong."
@@ -64,28 +69,42 @@ def main(argv: list[str]) -> None:
     """Checks the data that the flags name."""
     cli.refuse_arguments(argv)
     geometry.check_orientation(_ORIENTATION.value)
+    task = task_lib.read(_TASK.value)
     _check_outputs(
         {"--output": _OUTPUT.value, "--problems": _PROBLEMS.value, "--figure": _FIGURE.value}
     )
+    wanted = None
+    if _MODALITIES.value is not None:
+        wanted = task.read_modalities(_MODALITIES.value, "--modalities")
     cohort, rows = cases.survey_cases(
         _DATA_DIR.value,
         _RELEASE.value,
-        conventions.read_modalities(_MODALITIES.value, "--modalities"),
+        wanted,
         label_convention=_LABEL_CONVENTION.value,
+        task=task,
     )
     reports, more = data_survey.check_cases(
-        cohort.cases, _ORIENTATION.value, allow_skull=_ALLOW_SKULL.value, workers=_WORKERS.value
+        cohort.cases,
+        _ORIENTATION.value,
+        allow_skull=_ALLOW_SKULL.value,
+        workers=_WORKERS.value,
+        task=task,
     )
     rows += more
     reports = data_summary.with_problems(reports, rows)
-    print(data_summary.summary(cohort, reports, rows))
+    print(data_summary.summary(cohort, reports, rows, task))
     if _OUTPUT.value:
-        data_survey.write_csv(reports, data_summary.CaseReport, _OUTPUT.value, "--output")
+        data_survey.write_csv(*data_summary.table(reports, task), _OUTPUT.value, "--output")
     if _PROBLEMS.value:
-        data_survey.write_csv(rows, problems.Problem, _PROBLEMS.value, "--problems")
+        columns = [field.name for field in dataclasses.fields(problems.Problem)]
+        data_survey.write_csv(
+            columns, map(dataclasses.astuple, rows), _PROBLEMS.value, "--problems"
+        )
     if _FIGURE.value and cohort.cases:
         title = f"{cohort.release}: {_DATA_DIR.value}"
-        figure = data_survey.sheet(cohort.cases, rows, title, _ORIENTATION.value, _WORKERS.value)
+        figure = data_survey.sheet(
+            cohort.cases, rows, title, _ORIENTATION.value, _WORKERS.value, task=task
+        )
         figures.save_png(figure, _FIGURE.value, dpi=100)
     if any(row.severity == problems.ERROR for row in rows):
         sys.exit(EXIT_TO_MEND)

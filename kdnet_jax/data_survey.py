@@ -1,18 +1,17 @@
 """One pass over the cases of a cohort: rows, problems and the contact sheet of `check_data`."""
 
-import dataclasses
 import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from concurrent import futures
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import tqdm
 from matplotlib import figure as mpl_figure
 
-from kdnet_jax import conventions, files
+from kdnet_jax import files
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import case_checks, cases, cohort_checks, geometry, problems
 from kdnet_jax.errors import UserError
@@ -27,6 +26,7 @@ def check_cases(
     *,
     allow_skull: bool = False,
     workers: int = 2,
+    task: task_lib.Task = task_lib.DEFAULT,
 ) -> tuple[list[data_summary.CaseReport], list[problems.Problem]]:
     """Reads all cases, `workers` at a time, with a progress bar.
 
@@ -38,15 +38,15 @@ def check_cases(
     def check(
         case: cases.Case,
     ) -> tuple[data_summary.CaseReport, list[problems.Problem], cohort_checks.Content]:
-        reading = case_checks.read_case(case, orientation, allow_skull)
-        content = case_checks.content(reading, orientation)
-        return data_summary.describe(reading), reading.problems, content
+        reading = case_checks.read_case(case, orientation, allow_skull, task=task)
+        content = case_checks.content(reading, orientation, task=task)
+        return data_summary.describe(reading, task), reading.problems, content
 
     with futures.ThreadPoolExecutor(workers) as pool:
         checked = list(tqdm.tqdm(pool.map(check, found), "checking", len(found), unit="case"))
     reports = [report for report, _, _ in checked]
     rows = list(itertools.chain.from_iterable(own for _, own, _ in checked))
-    rows += cohort_checks.doubled([content for _, _, content in checked])
+    rows += cohort_checks.doubled([content for _, _, content in checked], task=task)
     return reports, rows + _odd_orientations(reports, found, orientation)
 
 
@@ -77,6 +77,8 @@ def sheet(
     title: str,
     orientation: str = geometry.HEADER,
     workers: int = 2,
+    *,
+    task: task_lib.Task = task_lib.DEFAULT,
 ) -> mpl_figure.Figure:
     """Reads up to `SHEET_CASES` cases again, those with errors and warnings first; draws them."""
     own = {case.case_id: [row for row in rows if row.case == case.case_id] for case in found}
@@ -84,13 +86,13 @@ def sheet(
     ordered = sorted(found, key=lambda case: ranks[_worst(own[case.case_id])])[:SHEET_CASES]
 
     def draw(case: cases.Case) -> contact_sheet.Row:
-        reading = case_checks.read_case(case, orientation, True)
-        return _sheet_row(reading, own[case.case_id], orientation)
+        reading = case_checks.read_case(case, orientation, True, task=task)
+        return _sheet_row(reading, own[case.case_id], orientation, task)
 
     with futures.ThreadPoolExecutor(workers) as pool:
         drawn = list(tqdm.tqdm(pool.map(draw, ordered), "drawing", len(ordered), unit="case"))
-    names = [name for name in conventions.MODALITIES if any(name in c.images for c in found)]
-    return contact_sheet.draw(drawn, names, len(found), title, task=task_lib.DEFAULT)
+    names = [name for name in task.modalities if any(name in c.images for c in found)]
+    return contact_sheet.draw(drawn, names, len(found), title, task=task)
 
 
 def _worst(rows: Iterable[problems.Problem]) -> str:
@@ -98,7 +100,10 @@ def _worst(rows: Iterable[problems.Problem]) -> str:
 
 
 def _sheet_row(
-    reading: case_checks.Reading, rows: Sequence[problems.Problem], orientation: str
+    reading: case_checks.Reading,
+    rows: Sequence[problems.Problem],
+    orientation: str,
+    task: task_lib.Task,
 ) -> contact_sheet.Row:
     def spl(volume: np.ndarray) -> np.ndarray:
         return geometry.orient(volume, reading.affine, orientation)
@@ -120,14 +125,18 @@ def _short(row: problems.Problem) -> str:
     return row.finding if name == row.case else f"{name}: {row.finding}"
 
 
-def write_csv(rows: Sequence[Any], row_type: type, path: str | os.PathLike[str], flag: str) -> None:
-    """Writes a row per dataclass, beside the file and then renamed; `flag` is named in messages.
+def write_csv(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    path: str | os.PathLike[str],
+    flag: str,
+) -> None:
+    """Writes a table, beside the file and then renamed; `flag` is named in messages.
 
     Raises:
         UserError: the file cannot be written.
     """
-    columns = [field.name for field in dataclasses.fields(row_type)]
     try:
-        files.write_text(path, files.csv_text(columns, map(dataclasses.astuple, rows)))
+        files.write_text(path, files.csv_text(columns, rows))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); see {flag}") from error

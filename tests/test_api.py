@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import kdnet_jax
-from kdnet_jax import api, conventions, segmenting
+from kdnet_jax import api, segmenting
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry, prepare
 from kdnet_jax.errors import UserError
 from tests.helpers import commands
@@ -66,7 +67,7 @@ def test_other_label_values(model: api.Model, scan: pathlib.Path, found: api.Seg
 
 
 def test_probabilities_lie_on_the_scan_s_grid(found: api.Segmentation) -> None:
-    assert found.outputs == conventions.CLASSES
+    assert found.outputs == task_lib.GLIOMA.classes
     total = sum(found.probability(name) for name in found.outputs)
     inside = geometry.to_working(total, found.geometry, 1)
     np.testing.assert_allclose(inside, 1, atol=1e-3)

@@ -6,8 +6,6 @@ four: `python test_mesh_prediction.py OUTPUT.npz`.
 
 import json
 import os
-import pathlib
-import subprocess
 import sys
 from typing import Any
 
@@ -18,7 +16,9 @@ import pytest
 from benchmarks import communication
 from configs import common
 from kdnet_jax import inference, model, runs, settings, sharding
-from kdnet_jax.models import networks, unet
+from kdnet_jax import task as task_lib
+from kdnet_jax.models import heads, networks, unet
+from tests.helpers import commands
 
 # Neither is a multiple of anything.
 SCAN = (21, 18, 15)
@@ -35,7 +35,7 @@ def answers(space: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
     params = networks.init_params(values.network, 1, jax.random.key(0))
     image = np.random.default_rng(0).normal(size=(*SCAN, 1)).astype(np.float32)
     network, divisor = unet.UNet(values.network), values.network.divisor
-    predict = inference.make_predict(network.apply, "softmax", mirror=True)
+    predict = inference.make_predict(network.apply, heads.Head(values.task), mirror=True)
     # The same padding: zeros beside a scan count in the statistics of the norms.
     window = inference.whole_window(SCAN, divisor, 4) if whole else values.window
     one = inference.sliding_window(lambda windows: predict(params, windows), image, window)
@@ -47,7 +47,7 @@ def sent(convolutions: Any) -> list[list[str]]:
     config = unet.UNetConfig(widths=(4, 4, 8), blocks=1, convolutions=convolutions)
     apply = unet.UNet(config).apply
     predict = inference.make_predict(
-        apply, config.head, mirror=True, entropies=True, mesh=sharding.local_mesh(4)
+        apply, heads.Head(task_lib.GLIOMA), mirror=True, entropies=True, mesh=sharding.local_mesh(4)
     )
     params = jax.eval_shape(lambda: networks.init_params(config, 1, jax.random.key(0)))
     windows = jax.ShapeDtypeStruct((1, 32, 16, 16, 1), np.float32)
@@ -62,16 +62,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
     }
-    done = subprocess.run(
-        [sys.executable, __file__, str(output)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = commands.python(__file__, output, env=environment)
     assert done.returncode == 0, done.stderr
     with np.load(output) as saved:
         return dict(saved)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from data_builders.brats_phantom import phantom
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import case_builder, prepare
 
 # To be raised by whoever changes what `phantom.generate` returns: datasets that were built before
@@ -43,7 +43,7 @@ class Builder(case_builder.CaseBuilder):
     @property
     def modalities(self) -> tuple[str, ...]:
         """The sequences of every image: all four."""
-        return conventions.MODALITIES
+        return task_lib.GLIOMA.modalities
 
     @property
     def label_convention(self) -> str:

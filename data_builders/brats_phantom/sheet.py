@@ -17,7 +17,8 @@ from matplotlib import figure as mpl_figure
 from matplotlib import lines as mpl_lines
 
 from data_builders.brats_phantom import phantom
-from kdnet_jax import cli, conventions
+from kdnet_jax import cli
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import figures, planes
 
@@ -39,10 +40,10 @@ def draw(path: pathlib.Path, cases: Sequence[phantom.PhantomCase]) -> None:
     figure = mpl_figure.Figure(
         figsize=(4 * _PANEL_INCHES, height), facecolor="black", layout="constrained"
     )
-    grid = figure.subplots(rows, len(conventions.MODALITIES), squeeze=False)
+    grid = figure.subplots(rows, len(task_lib.GLIOMA.modalities), squeeze=False)
     for number, case in enumerate(cases):
         _draw_case(grid[2 * number : 2 * number + 2], case)
-    for panel, name in zip(grid[0], conventions.MODALITIES, strict=True):
+    for panel, name in zip(grid[0], task_lib.GLIOMA.modalities, strict=True):
         panel.set_title(name, color="white", fontsize=13)
     _legend(figure)
     figures.save_png(figure, path)
@@ -51,10 +52,10 @@ def draw(path: pathlib.Path, cases: Sequence[phantom.PhantomCase]) -> None:
 def _draw_case(panels: np.ndarray, case: phantom.PhantomCase) -> None:
     spacing = tuple(float(mm) for mm in nib.affines.voxel_sizes(case.affine)[::-1])
     classes = _to_spl(case.labels)
-    for column, name in zip(panels.T, conventions.MODALITIES, strict=True):
+    for column, name in zip(panels.T, task_lib.GLIOMA.modalities, strict=True):
         image = _to_spl(case.images[name]).astype(np.float32)
         box = planes.view_box(image, [classes], spacing)
-        tumour = conventions.region_mask(classes, "WT")
+        tumour = task_lib.GLIOMA.hull_mask(classes)
         index = planes.slices_of_interest([tumour], box)[_AXIAL] - box[_AXIAL].start
         window = planes.grey_window(image)
         for panel in column:
@@ -62,7 +63,7 @@ def _draw_case(panels: np.ndarray, case: phantom.PhantomCase) -> None:
             planes.mark_edges(panel, planes.PLANES[_AXIAL])
         view = planes.to_screen(classes[box], _AXIAL, index)
         pixel = planes.pixel(spacing, _AXIAL)
-        planes.outline(column[1], view, pixel, "reference", conventions.REGIONS)
+        planes.outline(column[1], view, pixel, "reference", task_lib.GLIOMA)
     planes.scale_bar(panels[0, 0])
     _name(panels[0, 0], case.case_id)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import (
     cases,
     cohort_checks,
@@ -45,8 +45,9 @@ class Reading:
         problems: all that is wrong, in the order of the files.
         shape: the grid that most files share, or None without any.
         space: where it lies.
-        scores: modality -> z-scores on that grid, 0 outside of the brain; readable files only.
-        classes: 0 to 3 and the resection cavity, on that grid, or None.
+        scores: channel -> normalised intensities on that grid, 0 where the channel is background;
+            readable files only.
+        classes: the stored values of the task, on that grid, or None.
         label_values: as stored.
     """
 
@@ -88,13 +89,17 @@ class _Notebook:
 
 
 def read_case(
-    case: cases.Case, orientation: str = geometry.HEADER, allow_skull: bool = False
+    case: cases.Case,
+    orientation: str = geometry.HEADER,
+    allow_skull: bool = False,
+    *,
+    task: task_lib.Task = task_lib.DEFAULT,
 ) -> Reading:
-    """Reads a case, however broken it is; `orientation` and `allow_skull` as in `prepare_case`."""
+    """Reads a case, however broken it is; the other arguments are as in `prepare_case`."""
     book = _Notebook(case.case_id)
     if not case.images:  # It lacks all wanted sequences, which finding it has told.
         return Reading(case, [])
-    volumes = _read_images(case, book)
+    volumes = _read_images(case, task, book)
     label = _read_label(case, book)
     members = volumes if label is None else volumes | {grids.LABEL: label}
     if not members:
@@ -105,12 +110,17 @@ def read_case(
     # What lies elsewhere is looked at too, and then left out.
     volumes, label = volumes | grid.members, grid.members.get(grids.LABEL, label)
     volumes.pop(grids.LABEL, None)
-    found = {name: _scores(volume, affine, allow_skull, book) for name, volume in volumes.items()}
+    found = {
+        name: _scores(volume, task.channel(name), affine, allow_skull, book)
+        for name, volume in volumes.items()
+    }
     scores = {name: s for name, s in found.items() if s is not None and s.shape == shape}
-    classes = None if label is None else _classes(label, case, book)
+    classes = None if label is None else _classes(label, case, task, book)
     if classes is not None and classes.shape != shape:
         classes = None
-    _check_content(scores, classes, grid.space, volumes, case, book)
+    if labels.is_brats(task):
+        _check_in_brain(scores, classes, grid.space, case, book)
+    _check_sequences(scores, classes, volumes, case, task, book)
     values = () if label is None else tuple(np.unique(label.data).tolist())
     return Reading(case, book.rows, shape, grid.space, scores, classes, values)
 
@@ -118,7 +128,7 @@ def read_case(
 # --------------------------------------------------------------------------------------- files
 
 
-def _read_images(case: cases.Case, book: _Notebook) -> dict[str, nifti.Volume]:
+def _read_images(case: cases.Case, task: task_lib.Task, book: _Notebook) -> dict[str, nifti.Volume]:
     by_file: dict[pathlib.Path, dict[str, cases.Source]] = {}
     for modality, source in case.images.items():
         path = source[0] if isinstance(source, tuple) else source
@@ -126,10 +136,10 @@ def _read_images(case: cases.Case, book: _Notebook) -> dict[str, nifti.Volume]:
     volumes = {}
     for path, sources in by_file.items():
         try:
-            volumes |= prepare.read_images(sources)
+            volumes |= prepare.read_images(sources, task=task)
         except UserError as error:
             book.refuse(error, path)
-    return {name: volumes[name] for name in conventions.MODALITIES if name in volumes}
+    return {name: volumes[name] for name in task.modalities if name in volumes}
 
 
 def _read_label(case: cases.Case, book: _Notebook) -> nifti.Volume | None:
@@ -179,67 +189,95 @@ def _note_grid(
 
 
 def _scores(
-    volume: nifti.Volume, affine: spaces.Affine, allow_skull: bool, book: _Notebook
+    volume: nifti.Volume,
+    channel: task_lib.Channel,
+    affine: spaces.Affine,
+    allow_skull: bool,
+    book: _Notebook,
 ) -> Float32[np.ndarray, "x y z"] | None:
-    """Returns z-scores within the brain, and those of a head that is refused for its skull."""
+    """Returns normalised intensities, those of a head that is refused for its skull too.
+
+    A CT whose range of intensities was not measured yet is z-scored.
+    """
+    if channel.normalisation == "ct" and channel.statistics is None:
+        channel = dataclasses.replace(channel, normalisation="zscore")
     voxel_ml = spaces.voxel_ml(affine)
     name = str(volume.path)
     for allowed in dict.fromkeys((allow_skull, True)):
         try:
-            mask, notes = intensities.find_brain(volume.data, voxel_ml, name, allowed)
+            mask, notes = intensities.foreground(volume.data, channel, voxel_ml, name, allowed)
             if allowed == allow_skull:
                 for note in notes:
                     book.warn(volume.path, note.removeprefix(f"{name}: "))
-            return intensities.z_score(volume.data, mask, name)
+            scores = intensities.normalise(volume.data, mask, channel, name)
+            return np.where(mask, scores, np.float32(0))
         except UserError as error:
             book.refuse(error, volume.path)
     return None
 
 
 def _classes(
-    label: nifti.Volume, case: cases.Case, book: _Notebook
+    label: nifti.Volume, case: cases.Case, task: task_lib.Task, book: _Notebook
 ) -> UInt8[np.ndarray, "x y z"] | None:
     try:
-        classes = labels.to_classes(label.data, case.convention, label.path)
+        classes = labels.to_classes(label.data, case.convention, label.path, task=task)
     except UserError as error:
         book.refuse(error, label.path)
         return None
     for note in label.notes:
         book.warn(label.path, note)
-    if not classes.any():
+    if not (classes.any() if labels.is_brats(task) else task.hull_mask(classes).any()):
         book.warn(
             label.path,
-            "the segmentation is empty: no voxel is tumour",
-            "Keep the case if the patient has no tumour; otherwise replace the segmentation",
+            f"the segmentation is empty: no voxel is {task.noun}",
+            f"Keep the case if the patient has no {task.noun}; otherwise replace the segmentation",
         )
     return classes
 
 
-def _check_content(
+def _check_in_brain(
     scores: Mapping[str, Float32[np.ndarray, "x y z"]],
     classes: UInt8[np.ndarray, "x y z"] | None,
     space: spaces.Space,
-    volumes: Mapping[str, nifti.Volume],
     case: cases.Case,
     book: _Notebook,
 ) -> None:
-    """Looks whether the label lies in the brain and the sequences are what their names say."""
-    if classes is not None and classes.any() and scores:
-        brain = np.logical_or.reduce([volume != 0 for volume in scores.values()])
-        voxel_ml = spaces.voxel_ml(space.affine)
-        try:
-            brain_ml = np.count_nonzero(brain) * voxel_ml
-            tumour_share.check(classes, brain_ml, voxel_ml, case.label)
-        except UserError as error:
-            book.refuse(error, case.label)
-        share = brain[classes > 0].mean()
-        if share < _MIN_TUMOUR_IN_BRAIN:
-            finding = f"only {share:.0%} of the segmented tumour lie within the brain"
-            remedy = "Check that it belongs to this case and is stored in its orientation"
-            book.warn(case.label, finding, remedy)
-    repeated = _repeated(scores, volumes)
+    """Looks whether the label of a tumour lies in the brain."""
+    if classes is None or not classes.any() or not scores:
+        return
+    brain = np.logical_or.reduce([volume != 0 for volume in scores.values()])
+    voxel_ml = spaces.voxel_ml(space.affine)
+    try:
+        brain_ml = np.count_nonzero(brain) * voxel_ml
+        tumour_share.check(classes, brain_ml, voxel_ml, case.label)
+    except UserError as error:
+        book.refuse(error, case.label)
+    share = brain[classes > 0].mean()
+    if share < _MIN_TUMOUR_IN_BRAIN:
+        finding = f"only {share:.0%} of the segmented tumour lie within the brain"
+        remedy = "Check that it belongs to this case and is stored in its orientation"
+        book.warn(case.label, finding, remedy)
+
+
+def _check_sequences(
+    scores: Mapping[str, Float32[np.ndarray, "x y z"]],
+    classes: UInt8[np.ndarray, "x y z"] | None,
+    volumes: Mapping[str, nifti.Volume],
+    case: cases.Case,
+    task: task_lib.Task,
+    book: _Notebook,
+) -> None:
+    """Looks whether the channels are different images, and brain MRI what its names say."""
+    compared = {
+        name: volume
+        for name, volume in scores.items()
+        if task.channel(name).normalisation in prepare.COMPARED
+    }
+    repeated = _repeated(compared, volumes)
     for modality, error in repeated.items():
         book.refuse(error, volumes[modality].path)
+    if not labels.is_brats(task):
+        return
     measured = cohort_checks.contrast(scores, classes)
     if measured is None:
         return
@@ -266,11 +304,21 @@ def _repeated(
 # ---------------------------------------------------------------------------------- who it is
 
 
-def content(reading: Reading, orientation: str = geometry.HEADER) -> cohort_checks.Content:
-    """Returns what identifies the case by its voxels (see `cohort_checks.doubled`)."""
+def content(
+    reading: Reading,
+    orientation: str = geometry.HEADER,
+    *,
+    task: task_lib.Task = task_lib.DEFAULT,
+) -> cohort_checks.Content:
+    """Returns what identifies the case by its voxels (see `cohort_checks.doubled`).
+
+    What makes two scans one was measured on skull-stripped brains, so other channels do not count.
+    """
     way = (reading.affine, orientation)
     prints = {}
     for modality, scores in reading.scores.items():
+        if task.channel(modality).normalisation != "zscore_nonzero":
+            continue
         turned = cohort_checks.fingerprint(geometry.orient(scores, *way))
         stored = geometry.unorient(turned, turned.shape, *way)
         prints[modality] = np.stack([turned.ravel(), stored.ravel()])

@@ -12,7 +12,16 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import case_builder, cases, decathlon, geometry, labels, nifti, prepare
+from kdnet_jax.data import (
+    case_builder,
+    cases,
+    ct_statistics,
+    decathlon,
+    geometry,
+    labels,
+    nifti,
+    prepare,
+)
 from kdnet_jax.errors import UserError
 
 # Bytes of records per byte of the scans, at the scans' own voxel size. BraTS 2021 takes 1.1; the
@@ -75,6 +84,12 @@ class CohortBuilder(case_builder.CaseBuilder, skip_registration=True):
         self._notes += self._cohort.notes
         if not labels.is_brats(self.task) and not self._skip_bad_cases:
             self._check_files()
+        self.task = ct_statistics.measure(
+            self._cohort.cases,
+            self.task,
+            orientation=config.orientation,
+            skip_bad_cases=self._skip_bad_cases,
+        )
         run = functools.partial(
             prepare.prepare_case,
             task=self.task,

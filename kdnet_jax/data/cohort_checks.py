@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Num, UInt8
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import problems
 
 EDGE: Final = 16  # cells per axis of a fingerprint: about 1 cm of a brain
@@ -88,14 +88,16 @@ class Content:
     labels: frozenset[str]
 
 
-def doubled(contents: Sequence[Content]) -> list[problems.Problem]:
+def doubled(
+    contents: Sequence[Content], *, task: task_lib.Task = task_lib.DEFAULT
+) -> list[problems.Problem]:
     """Returns a row for each case that shows the same brain as another one, or nearly so.
 
     The same brain under two patients is an error: it would be trained and tested on. Within one
     patient, or where the brains are only alike, it is a warning.
     """
     alike: dict[tuple[int, int], dict[str, float]] = {}
-    for modality in conventions.MODALITIES:
+    for modality in task.modalities:
         for pair, value in _similar_pairs(contents, modality).items():
             alike.setdefault(pair, {})[modality] = value
     for pair in _same_labels(contents):

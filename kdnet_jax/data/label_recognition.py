@@ -7,7 +7,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from kdnet_jax import conventions, documents
+from kdnet_jax import documents
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import labels, layouts
 from kdnet_jax.errors import UserError
 
@@ -28,8 +29,8 @@ _TISSUES: Final = (
     ("TC", r"core|^tc\b"),
     ("WT", r"whole|^wt\b"),
 )
-_CLASS_OF: Final = {name: number for number, name in enumerate(conventions.CLASSES)} | {
-    "cavity": conventions.RESECTION_CAVITY
+_CLASS_OF: Final = {name: number for number, name in enumerate(task_lib.GLIOMA.classes)} | {
+    "cavity": len(task_lib.GLIOMA.classes)
 }
 
 
@@ -141,7 +142,7 @@ def _named_2023(paths: Collection[pathlib.Path]) -> bool:
 
 
 def _described(convention: str) -> str:
-    names = (*conventions.CLASSES, "resection cavity")
+    names = (*task_lib.GLIOMA.classes, *task_lib.GLIOMA.unscored)
     table = labels.LABEL_CONVENTIONS[convention]
     return ", ".join(f"{value} is {names[table[value]]}" for value in table if value)
 

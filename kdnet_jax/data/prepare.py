@@ -30,7 +30,7 @@ from kdnet_jax.data import (
 from kdnet_jax.errors import UserError
 
 # A sequence of MRI shows something of its own; CT windows of one scan do not.
-_COMPARED: Final = ("zscore_nonzero", "zscore")
+COMPARED: Final = ("zscore_nonzero", "zscore")
 
 Spacing = float | Sequence[float] | None
 T = TypeVar("T")
@@ -329,7 +329,7 @@ def _prepare_images(
     for index, (modality, volume) in enumerate(images.items()):
         mask, channel = masks[modality], channels[modality]
         scores = intensities.normalise(volume, mask, channel, names[modality])
-        if len(images) > 1 and channel.normalisation in _COMPARED:
+        if len(images) > 1 and channel.normalisation in COMPARED:
             stripped = channel.normalisation == "zscore_nonzero"
             own = scores if stripped else np.where(mask, scores, 0)
             samples[modality] = copies.sample(own, voxels)

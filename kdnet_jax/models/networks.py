@@ -68,8 +68,8 @@ def planned(
 ) -> unet.UNetConfig:
     """Returns the network with the strides and kernels that voxels of different edges call for.
 
-    Those that are given stay; one of the spacing's edges all being equal, or of scans that keep
-    their own spacing, halves every axis at every level.
+    Those that are given stay. Where the edges are equal, or each scan keeps its own, every level
+    halves every axis.
 
     Args:
         network: the project's own, or what `of_family` makes another tool's of.

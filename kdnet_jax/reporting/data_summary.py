@@ -7,10 +7,11 @@ from typing import Final
 
 import nibabel as nib
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import case_checks, cases, layouts, problems
 
 NOT_STATED: Final = "not stated"  # the orientation of a header that says nothing of it
-TINY_ET_VOXELS: Final = 50  # BraTS 2023's lesion-wise scores ignore lesions of up to 50 voxels
+TINY_VOXELS: Final = 50  # BraTS 2023's lesion-wise scores ignore lesions of up to 50 voxels
 _LISTED_EACH: Final = 5  # problems of one text that are printed one by one
 
 
@@ -18,8 +19,8 @@ _LISTED_EACH: Final = 5  # problems of one text that are printed one by one
 class CaseReport:
     """A row of the table: what was found in a case.
 
-    `grid` and `spacing_mm` (per stored axis) are those of the file; `ncr`, `ed`, `et` count voxels.
-    `notes` are the warnings, `problem` the errors.
+    `grid` and `spacing_mm` (per stored axis) are those of the file; `voxels` counts those of each
+    class but the background. `notes` are the warnings, `problem` the errors.
     """
 
     case: str
@@ -29,28 +30,42 @@ class CaseReport:
     spacing_mm: str = ""
     orientation: str = ""
     label_values: str = ""
-    ncr: int | None = None
-    ed: int | None = None
-    et: int | None = None
+    voxels: tuple[int, ...] | None = None
     notes: str = ""
     problem: str = ""
 
 
-def describe(reading: case_checks.Reading) -> CaseReport:
+def describe(reading: case_checks.Reading, task: task_lib.Task) -> CaseReport:
     """Returns the row of a case, as far as its files could be read."""
     case, classes, affine = reading.case, reading.classes, reading.affine
     report = CaseReport(case.case_id, case.patient_id, case.grade or "")
     if affine is None:
         return report
-    counts = [None] * 3 if classes is None else [int((classes == k).sum()) for k in (1, 2, 3)]
+    numbers = range(1, len(task.classes))
+    counts = None if classes is None else tuple(int((classes == k).sum()) for k in numbers)
     return dataclasses.replace(
         report,
         grid="x".join(map(str, reading.shape)),
         spacing_mm="x".join(f"{mm:.3g}" for mm in nib.affines.voxel_sizes(affine)),
         orientation="".join(nib.aff2axcodes(affine)) if reading.space.is_known else NOT_STATED,
         label_values=" ".join(f"{value:g}" for value in reading.label_values),
-        **dict(zip(("ncr", "ed", "et"), counts, strict=True)),
+        voxels=counts,
     )
+
+
+def table(
+    reports: Sequence[CaseReport], task: task_lib.Task
+) -> tuple[list[str], list[tuple[object, ...]]]:
+    """Returns the columns and rows of a CSV file; each class has a column, in lower case."""
+    names = [field.name for field in dataclasses.fields(CaseReport)]
+    place = names.index("voxels")
+    classes = [name.lower() for name in task.classes[1:]]
+    rows = []
+    for report in reports:
+        row = [getattr(report, name) for name in names]
+        row[place : place + 1] = report.voxels or [None] * len(classes)
+        rows.append(tuple(row))
+    return [*names[:place], *classes, *names[place + 1 :]], rows
 
 
 def with_problems(
@@ -73,11 +88,14 @@ def with_problems(
 
 
 def summary(
-    cohort: cases.Cohort, reports: Sequence[CaseReport], rows: Sequence[problems.Problem]
+    cohort: cases.Cohort,
+    reports: Sequence[CaseReport],
+    rows: Sequence[problems.Problem],
+    task: task_lib.Task = task_lib.DEFAULT,
 ) -> str:
     """Returns the text that the command prints: notes, a table, and every problem."""
     bad = {row.case for row in rows if row.severity == problems.ERROR}
-    labelled = [report for report in reports if report.et is not None]
+    labelled = [report for report in reports if report.voxels is not None]
     lines = {
         "release": cohort.release,
         "cases": f"{len(reports)}, without error {sum(r.case not in bad for r in reports)}",
@@ -87,15 +105,26 @@ def summary(
         "spacings (mm)": _counted(report.spacing_mm for report in reports),
         "orientations": _counted(report.orientation for report in reports),
         "label values": _counted(report.label_values for report in labelled),
-        "without tumour": _named(r.case for r in labelled if not (r.ncr or r.ed or r.et)),
-        "without ET": _named(r.case for r in labelled if not r.et),
-        f"ET below {TINY_ET_VOXELS} voxels": _named(
-            r.case for r in labelled if r.et and r.et < TINY_ET_VOXELS
-        ),
+        f"without {task.noun}": _named(r.case for r in labelled if not any(r.voxels)),
+        **_of_regions(labelled, task),
     }
     text = [f"note: {note}" for note in cohort.notes]
     text += ["", *(f"{name:<22}{value}" for name, value in lines.items()), ""]
     return "\n".join([*text, *_listed(rows), _verdict(rows)])
+
+
+def _of_regions(labelled: Sequence[CaseReport], task: task_lib.Task) -> dict[str, str]:
+    """Names the cases without a region, and those in which it may be too small to be true."""
+    doubtful = [region for region in task.regions if region.fallback is not None]
+    lines = {}
+    for region in doubtful or (task.regions if len(task.regions) > 1 else ()):
+        counts = [(r.case, sum(r.voxels[k - 1] for k in region.members)) for r in labelled]
+        lines[f"without {region.name}"] = _named(case for case, count in counts if not count)
+        if region in doubtful:
+            lines[f"{region.name} below {TINY_VOXELS} voxels"] = _named(
+                case for case, count in counts if 0 < count < TINY_VOXELS
+            )
+    return lines
 
 
 def _counted(texts: Iterable[str]) -> str:

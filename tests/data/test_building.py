@@ -7,8 +7,6 @@ import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +22,8 @@ from array_record.python import array_record_module
 from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
 from data_builders.task_cohort import task_cohort_dataset_builder
-from kdnet_jax import conventions, sharding
+from kdnet_jax import sharding
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import (
     building,
     case_builder,
@@ -36,6 +35,7 @@ from kdnet_jax.data import (
     store,
 )
 from kdnet_jax.errors import UserError
+from tests.helpers import commands
 
 SIZE = 24
 
@@ -45,7 +45,7 @@ def write_case(folder: pathlib.Path, name: str, suffix: str = ".nii.gz", seed: i
     rng = np.random.default_rng(seed)
     (folder / name).mkdir(parents=True)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])
-    for modality in conventions.MODALITIES:
+    for modality in task_lib.GLIOMA.modalities:
         data = np.zeros((SIZE,) * 3, np.int16)
         data[4:-4, 3:-5, 6:-3] = rng.integers(100, 900, (SIZE - 8, SIZE - 8, SIZE - 9))
         path = folder / name / f"{name}_{modality}{suffix}"
@@ -218,8 +218,8 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:
     root = tmp_path / "root"
-    command = [sys.executable, "-c", textwrap.dedent(_KILLED), str(root), str(scans)]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    done = commands.python("-c", textwrap.dedent(_KILLED), root, scans)
+    assert done.returncode == -signal.SIGKILL
     assert list(root.rglob("incomplete.*"))
     assert not built(root)
     opened = build(root, scans)
@@ -247,8 +247,7 @@ def test_a_disk_that_becomes_full_is_told_and_nothing_is_left(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:
     root = tmp_path / "root"
-    command = [sys.executable, "-c", textwrap.dedent(_FULL), str(root), str(scans)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.python("-c", textwrap.dedent(_FULL), root, scans)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "the disk became full while the dataset was built" in done.stderr

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import labels
 from kdnet_jax.errors import UserError
 
-CAVITY = conventions.RESECTION_CAVITY
+CAVITY = len(task_lib.GLIOMA.classes)
 
 
 @pytest.mark.parametrize(

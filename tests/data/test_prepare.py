@@ -7,11 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, geometry, intensities, prepare
 from kdnet_jax.errors import UserError
 
-MODALITIES = conventions.MODALITIES
+MODALITIES = task_lib.GLIOMA.modalities
 AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
 SHAPE = (24, 26, 22)
 BRAIN = np.zeros(SHAPE, bool)
@@ -127,7 +127,7 @@ def test_label_of_another_release(files: Files, tmp_path: pathlib.Path) -> None:
 
 def test_cavity_is_kept_apart(files: Files, tmp_path: pathlib.Path) -> None:
     case, _ = _prepare(files.write(tmp_path, "brats2024"))
-    assert np.count_nonzero(case.label == conventions.RESECTION_CAVITY) == 1
+    assert np.count_nonzero(case.label == len(task_lib.GLIOMA.classes)) == 1
 
 
 @pytest.mark.parametrize("values", [(), (2,), (1, 2)])

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
@@ -14,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnet_jax import conventions, sharding
+from kdnet_jax import sharding
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import loader, resident, store
-from tests.helpers import stores
+from tests.helpers import commands, stores
 
 # Larger than some of the cases along every axis, smaller than others.
 PATCH = (8, 12, 10)
@@ -27,7 +27,7 @@ MESHES = ((4, 1), (2, 2), (1, 4))
 def mixed_cases() -> store.CaseStore:
     """Cases of all sizes; one has a resection cavity, one no tumour, and all a noise image."""
     cases = [stores.make_case(i, shape, tumour=i != 2) for i, shape in enumerate(SHAPES, start=1)]
-    cases[0].label[3:6] = conventions.RESECTION_CAVITY
+    cases[0].label[3:6] = len(task_lib.GLIOMA.classes)
     for number, case in enumerate(cases):
         case.image[...] = np.random.default_rng(number).normal(size=case.image.shape)
     return stores.store_of(cases)
@@ -157,19 +157,8 @@ def test_room_for_every_case() -> None:
 
 
 def test_four_devices_hold_the_same_batches(tmp_path: pathlib.Path) -> None:
-    environment = os.environ | {
-        "JAX_NUM_CPU_DEVICES": "4",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
-    }
     output = tmp_path / "batches.npz"
-    done = subprocess.run(
-        [sys.executable, __file__, str(output)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = commands.python(__file__, output, env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"})
     assert done.returncode == 0, done.stderr
     expected = batches_of(mixed_cases(), sharding.make_mesh(), 3)
     with np.load(output) as found:

@@ -1,8 +1,6 @@
 """Synthetic cases: the same every time, plausible, and where their headers say they are."""
 
 import pathlib
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -11,9 +9,10 @@ from nilearn import datasets
 from scipy import stats
 
 from data_builders.brats_phantom import anatomy, phantom, sheet, tumour
-from kdnet_jax import conventions
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases as case_lib
 from kdnet_jax.errors import UserError
+from tests.helpers import commands
 
 NCR, ED, ET = tumour.NCR, tumour.ED, tumour.ET
 
@@ -25,7 +24,7 @@ def cohort() -> list[phantom.PhantomCase]:
 
 def _same(first: phantom.PhantomCase, second: phantom.PhantomCase) -> bool:
     pairs = [(first.labels, second.labels)]
-    pairs += [(first.images[name], second.images[name]) for name in conventions.MODALITIES]
+    pairs += [(first.images[name], second.images[name]) for name in task_lib.GLIOMA.modalities]
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
@@ -39,7 +38,7 @@ def test_a_case_depends_on_seed_and_index_alone(cohort: list[phantom.PhantomCase
 
 def test_images_and_labels_have_the_form_of_brats(cohort: list[phantom.PhantomCase]) -> None:
     for case in cohort:
-        assert tuple(sorted(case.images)) == tuple(sorted(conventions.MODALITIES))
+        assert tuple(sorted(case.images)) == tuple(sorted(task_lib.GLIOMA.modalities))
         brain = case.images["t1"] != 0
         for image in case.images.values():
             assert image.dtype == np.int16
@@ -178,11 +177,7 @@ def test_no_cases_are_refused(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--figure=sheet.jpg"], ["sheet.png"]])
 def test_sheet_command_refuses_in_one_line(options: list[str], tmp_path: pathlib.Path) -> None:
-    root = pathlib.Path(phantom.__file__).parents[2]
-    command = [sys.executable, "-m", "data_builders.brats_phantom.sheet", *options]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
-    )
+    done = commands.python("-m", "data_builders.brats_phantom.sheet", *options, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -6,8 +6,6 @@ Those of docs/tour.md are run from an installed wheel: tests/test_wheel.py.
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import nibabel as nib
 import pytest
@@ -24,14 +22,7 @@ CASES = 4
 def _parsed(lines: list[list[str]], folder: pathlib.Path) -> list[str]:
     """Returns what is wrong with each command line, an empty text where nothing is."""
     (folder / "lines.json").write_text(json.dumps(lines), "utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.docs.parse_commands", folder / "lines.json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = commands.python(*("-m", "tests.docs.parse_commands", folder / "lines.json"), timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
