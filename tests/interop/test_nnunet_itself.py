@@ -162,6 +162,7 @@ def test_it_sees_another_task_as_nnunet_does(tmp_path, monkeypatch, transposed) 
     for name, (mean, deviation) in {"adc": (900, 150), "ct": (50, 200)}.items():
         image = np.zeros((26, 22, 18), np.int16)
         image[1:-1, 2:, :16] = rng.normal(mean, deviation, (24, 20, 16))
+        image[8:16, 8:16, 4:9] = 0  # counts as any other value
         names[name] = tmp_path / f"{name}.nii.gz"
         nib.save(nib.Nifti1Image(image, np.diag([-0.75, -0.5, 3.0, 1.0])), names[name])
     plans = PlansManager(str(folder / "plans.json"))

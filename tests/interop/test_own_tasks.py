@@ -68,6 +68,7 @@ def test_labels_of_one_value_are_classes_whatever_their_order_says(tmp_path) -> 
     model = foreign.read(results(tmp_path, dataset))
     assert (model.head, model.order) == ("softmax", (0, 1, 2))
     assert model.task.classes == ("background", "organ", "lesion")
+    assert model.task.region_names == ("organ", "lesion")
 
 
 @pytest.mark.parametrize(
