@@ -24,10 +24,10 @@ FILE, PARAMS = "model.json", "params"
 _FORMAT, _VERSION = "kdnet_jax model", 1
 _AXES = "b d h w m: depth grows to superior, height to posterior, width to the left"
 _INTENSITIES = {
-    "zscore_nonzero": "each sequence by itself: (x - mean) / standard deviation over its voxels that "
-    f"are not background, cut at +-{intensities.MAX_Z:g}; 0 in the background",
-    "zscore": "(x - mean) / standard deviation over all voxels of the box that holds what is not 0, "
-    f"cut at +-{intensities.MAX_Z:g}",
+    "zscore_nonzero": "each sequence by itself: (x - mean) / standard deviation over its voxels "
+    f"that are not background, cut at +-{intensities.MAX_Z:g}; 0 in the background",
+    "zscore": "(x - mean) / standard deviation over all voxels of the box that holds what is not "
+    f"0, cut at +-{intensities.MAX_Z:g}",
     "ct": "cut at low and high, then (x - mean) / deviation, of the task's statistics",
     "rescale": "to 0..1 by its smallest and largest value",
     "none": "as stored",

@@ -21,7 +21,8 @@ _CHECKPOINT = flags.DEFINE_multi_string(
 _INPUT = flags.DEFINE_multi_string(
     "input",
     None,
-    "A scan (.nii, .nii.gz, .nrrd, .mha), or a folder of scans or cases; may be given several times",
+    "A scan (.nii, .nii.gz, .nrrd, .mha), or a folder of scans or cases; may be given more than "
+    "once",
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(

@@ -141,8 +141,8 @@ def _numbered(
         if absent := [number for number in wanted.values() if number not in channels]:
             raise UserError(
                 f"--input={folder}: {case} has no file {case}_{absent[0]:04d}, which is the "
-                f"channel {task.modalities[absent[0]]} of the task {task.name}; expected it beside the "
-                "others, as in nnU-Net's imagesTs."
+                f"channel {task.modalities[absent[0]]} of the task {task.name}; expected it beside "
+                "the others, as in nnU-Net's imagesTs."
             )
     listed = ", ".join(f"_{number:04d} as {name}" for name, number in wanted.items())
     print(f"{folder}: {len(by_case)} cases in nnU-Net's names; {listed}")
