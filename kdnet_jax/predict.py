@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
     )
     outputs = [path for job in jobs for path in job.outputs]
     prediction_jobs.check_places([*outputs, volumes] if volumes else outputs)
-    prediction_jobs.check_headers(job.images for job in jobs)
+    prediction_jobs.check_headers([job.images for job in jobs], task)
     about = provenance.collect() | {
         "checkpoints": [str(run.folder) for run in ensemble.members],
         "parameters_sha256": [run.params_hash for run in ensemble.members],

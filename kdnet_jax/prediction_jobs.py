@@ -220,16 +220,17 @@ def check_places(paths: Iterable[pathlib.Path]) -> None:
             raise UserError(f"{path} cannot be written: {folder} may not be changed (its rights).")
 
 
-def check_headers(scans: Iterable[Mapping[str, cases.Source]]) -> None:
+def check_headers(scans: Iterable[Mapping[str, cases.Source]], task: task_lib.Task) -> None:
     """Refuses scans that cannot be used as far as their headers tell, before the first is made.
 
     Args:
         scans: the files of each, sequence -> file, or (file, channel).
+        task: whose channels they are.
 
     Raises:
         UserError: with every file that is wrong.
     """
-    wrong = [error for images in scans for error in _header_errors(images)]
+    wrong = [error for images in scans for error in _header_errors(images, task)]
     if len(wrong) == 1:
         raise UserError(wrong[0])
     if wrong:
@@ -237,13 +238,13 @@ def check_headers(scans: Iterable[Mapping[str, cases.Source]]) -> None:
         raise UserError(f"{len(wrong)} files cannot be used; no scan was segmented:{listed}")
 
 
-def _header_errors(images: Mapping[str, cases.Source]) -> Iterator[str]:
+def _header_errors(images: Mapping[str, cases.Source], task: task_lib.Task) -> Iterator[str]:
     sources = (each if isinstance(each, tuple) else (each, None) for each in images.values())
     for path, several in {path: channel is not None for path, channel in sources}.items():
         try:
             header = nifti_header.read(path, channels=several)
             if several:
-                decathlon.check_channels(path, header.shape)
+                decathlon.check_channels(path, header.shape, task)
         except UserError as error:
             yield str(error)
 
