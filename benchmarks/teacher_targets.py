@@ -18,7 +18,6 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data import labels, prepare, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import overlap
-from kdnet_jax.models import heads
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the teacher's run", required=True)
 _TEMPERATURE = flags.DEFINE_float("temperature", 5.0, "T of the softened output", lower_bound=0.1)
@@ -34,7 +33,7 @@ def main(argv: list[str]) -> None:
     """Prints a row per part of the split."""
     cli.refuse_arguments(argv)
     run = runs.load_run(pathlib.Path(_CHECKPOINT.value))
-    if run.model.head != "softmax":
+    if run.model.head.kind != "softmax":
         raise UserError(f"{run.folder}: its head is not softmax, so it has no temperature.")
     data = run_data.open_data(*settings.read_run(run.folder))
     teacher = ensembles.of_run(run)
@@ -49,8 +48,8 @@ def main(argv: list[str]) -> None:
 
 def _row(teacher: ensembles.Ensemble, case: prepare.PreparedCase, run: runs.Run) -> list[float]:
     probs = teacher.segment(case).probabilities
-    reference = labels.map_cavity(case.label, run.model.resection_cavity)
-    found = heads.to_classes(probs, "softmax")
+    reference = labels.map_cavity(case.label, run.model.resection_cavity, task=run.model.task)
+    found = run.model.head.decide(probs)
     inside = task_lib.GLIOMA.mask(reference, "WT")
     values = [
         overlap.dice(*(task_lib.GLIOMA.mask(each, region) for each in (reference, found)))

@@ -16,6 +16,7 @@ from typing import Any
 
 from kdnet_jax import checksums, documents, files, saved_checkpoints
 from kdnet_jax import model as model_lib
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import familiarity, intensities
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers
@@ -122,6 +123,8 @@ def read(folder: pathlib.Path) -> About:
                 f"it is of the format {document['format']!r}, version {document['version']!r}; "
                 f"expected {_FORMAT!r}, {_VERSION}. Use the version of kdnet_jax that wrote it."
             )
+        # Older models name none.
+        document.setdefault("task", task_lib.to_json(task_lib.DEFAULT))
         names = [field.name for field in dataclasses.fields(model_lib.Model)]
         known = model_lib.KnownCases(
             tuple(map(str, document["known_cases"])), bool(document["known_cases_complete"])

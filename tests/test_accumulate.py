@@ -22,7 +22,7 @@ from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import networks, unet
-from tests.helpers import commands
+from tests.helpers import commands, glioma
 
 CONFIG = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1, convolutions="planes")
 CHANNELS = {"supervised": (0, 1), "distillation": (1,)}
@@ -33,7 +33,7 @@ MESHES = {"4x1": (2,), "2x2": (1, 2)}
 
 def compiled_step(mesh: Any, form: str, accumulate: int, batch: int, edge: int = EDGE) -> Any:
     """Compiles a step on crops of two sequences."""
-    network = steps.Network(unet.UNet(CONFIG).apply, CONFIG.head, CHANNELS[form])
+    network = steps.Network(unet.UNet(CONFIG).apply, glioma.SOFTMAX, CHANNELS[form])
     options = {
         "network": network,
         "optimizer": optimizer(),

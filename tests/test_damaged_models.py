@@ -7,6 +7,7 @@ import pytest
 
 from kdnet_jax import files, model_folder, runs
 from kdnet_jax import model as model_lib
+from kdnet_jax import task as task_lib
 from kdnet_jax.models import networks, unet
 from tests.helpers import wrong_values
 
@@ -16,7 +17,9 @@ def test_a_damaged_document_is_refused(tmp_path: pathlib.Path, name: str) -> Non
     network = unet.UNetConfig(widths=(8, 16, 32))
     if name != networks.UNET:
         network = networks.of_family(name, network)
-    model = model_lib.Model("student", network, ("t2",), 1.5, (8, 16, 24), orientation="LPS")
+    model = model_lib.Model(
+        task_lib.GLIOMA, "student", network, ("t2",), 1.5, (8, 16, 24), orientation="LPS"
+    )
     params = networks.init_params(network, 1, jax.random.key(0))
     folder = tmp_path / "model"
     with files.new_folder(folder) as beside:

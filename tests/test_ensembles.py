@@ -22,6 +22,7 @@ from kdnet_jax import (
 from kdnet_jax.data import prepare, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
+from tests.helpers import glioma
 
 
 def _write_run(folder: pathlib.Path, seed: int, changes: dict[str, Any] | None = None) -> None:
@@ -30,6 +31,7 @@ def _write_run(folder: pathlib.Path, seed: int, changes: dict[str, Any] | None =
     config.model.widths = (2, 4)
     config.inference.patch = (8, 8, 8)
     config.update_from_flattened_dict(changes or {})
+    config = settings.completed(config)
     values = settings.read_settings(config)
     key = jax.random.key(seed)
     params = networks.init_params(values.network, len(values.modalities), key)
@@ -107,7 +109,7 @@ def test_the_average_is_that_of_the_members(
     members = [_alone(folder / name, case) for name in names]
     assert np.ptp(members, axis=0).max() > 0.05
     np.testing.assert_allclose(prediction.probabilities, np.mean(members, axis=0), atol=2e-6)
-    expected = runs.segmentation_on_scan(prediction.probabilities, "softmax", case.geometry)
+    expected = runs.segmentation_on_scan(prediction.probabilities, glioma.SOFTMAX, case.geometry)
     np.testing.assert_array_equal(prediction.classes, expected)
     assert prediction.classes.shape == (14, 13, 12)
     assert prediction.entropy is None
@@ -131,9 +133,9 @@ def test_uncertainty_is_entropy_and_what_of_it_is_disagreement(
     ones = [f"one-{name}" for name in names]
     prediction = _load(folder, *ones).segment(case, uncertainty=True)
     members = [_alone(folder / name, case) for name in ones]
-    entropy = inference.entropy(np.mean(members, axis=0), "softmax")
+    entropy = inference.entropy(np.mean(members, axis=0), glioma.SOFTMAX)
     np.testing.assert_allclose(prediction.entropy, entropy, atol=1e-5)
-    single = np.mean([inference.entropy(each, "softmax") for each in members], axis=0)
+    single = np.mean([inference.entropy(each, glioma.SOFTMAX) for each in members], axis=0)
     np.testing.assert_allclose(prediction.mutual_information, entropy - single, atol=1e-5)
     assert prediction.mutual_information.max() > 1e-3
     assert prediction.mutual_information.min() >= 0

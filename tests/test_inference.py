@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kdnet_jax import inference
 from kdnet_jax.models import heads, networks, unet
+from tests.helpers import glioma
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -141,7 +142,7 @@ def test_overlapping_windows_are_blended_by_their_weights() -> None:
     np.testing.assert_allclose(actual, [0, 0, *shared, 1, 1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["softmax", "regions"])
+@glioma.each_head
 def test_mirroring_is_the_mean_over_the_eight_flips(head: heads.Head) -> None:
     ramp = jnp.asarray(normal(2, 4, 6, 4))
 
@@ -151,7 +152,7 @@ def test_mirroring_is_the_mean_over_the_eight_flips(head: heads.Head) -> None:
     windows = jnp.asarray(normal(1, 2, 4, 6, 1))
     expected = np.mean(
         [
-            np.flip(heads.probabilities(apply(2.0, np.flip(windows, axes))[0], head), axes)
+            np.flip(head.probabilities(apply(2.0, np.flip(windows, axes))[0]), axes)
             for axes in [(), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)]
         ],
         axis=0,
@@ -159,19 +160,19 @@ def test_mirroring_is_the_mean_over_the_eight_flips(head: heads.Head) -> None:
     mirrored = inference.make_predict(apply, head, mirror=True)(2.0, windows)
     np.testing.assert_allclose(mirrored, expected, rtol=1e-5)
     plain = inference.make_predict(apply, head, mirror=False)(2.0, windows)
-    np.testing.assert_allclose(plain, heads.probabilities(apply(2.0, windows)[0], head), rtol=1e-5)
+    np.testing.assert_allclose(plain, head.probabilities(apply(2.0, windows)[0]), rtol=1e-5)
 
 
 def test_entropy_by_hand() -> None:
     classes = np.array([[0.25] * 4, [1, 0, 0, 0], [0.5, 0.5, 0, 0]], np.float32)
     expected = [np.log(4), 0, np.log(2)]
-    np.testing.assert_allclose(inference.entropy(classes, "softmax"), expected, rtol=1e-6)
+    np.testing.assert_allclose(inference.entropy(classes, glioma.SOFTMAX), expected, rtol=1e-6)
     regions = np.array([[0.5, 0.5, 0.5], [1, 0, 1], [0.9, 0, 0]], np.float32)
     expected = [3 * np.log(2), 0, -0.9 * np.log(0.9) - 0.1 * np.log(0.1)]
-    np.testing.assert_allclose(inference.entropy(regions, "regions"), expected, rtol=1e-5)
+    np.testing.assert_allclose(inference.entropy(regions, glioma.REGIONS), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["softmax", "regions"])
+@glioma.each_head
 @pytest.mark.parametrize("mirror", [False, True])
 def test_the_last_channel_is_the_mean_entropy_of_the_images(head: heads.Head, mirror: bool) -> None:
     ramp = jnp.asarray(normal(2, 4, 6, 4))
@@ -184,8 +185,7 @@ def test_the_last_channel_is_the_mean_entropy_of_the_images(head: heads.Head, mi
         axes for n in range(4 if mirror else 1) for axes in itertools.combinations((1, 2, 3), n)
     ]
     answers = [
-        np.flip(heads.probabilities(apply(2.0, np.flip(windows, axes))[0], head), axes)
-        for axes in flips
+        np.flip(head.probabilities(apply(2.0, np.flip(windows, axes))[0]), axes) for axes in flips
     ]
     got = inference.make_predict(apply, head, mirror, entropies=True)(2.0, windows)
     np.testing.assert_allclose(got[..., :-1], np.mean(answers, axis=0), rtol=1e-5, atol=1e-6)
@@ -198,7 +198,7 @@ def test_a_window_over_the_volume_is_a_plain_pass_of_the_network(mirror: bool) -
     config = unet.UNetConfig(widths=(2, 2), blocks=1, last_blocks=1)
     model, params = unet.UNet(config), networks.init_params(config, 1, jax.random.key(0))
     image = normal(4, 6, 4, 1)
-    predict = inference.make_predict(model.apply, "softmax", mirror)
+    predict = inference.make_predict(model.apply, glioma.SOFTMAX, mirror)
     actual = inference.sliding_window(lambda w: predict(params, w), image, (4, 6, 4), batch=2)
     flips = [
         axes for n in range(4 if mirror else 1) for axes in itertools.combinations((1, 2, 3), n)
@@ -214,7 +214,7 @@ def test_a_network_over_a_whole_volume() -> None:
     config = unet.UNetConfig(widths=(2, 2), blocks=1, last_blocks=1, head="regions")
     model = unet.UNet(config)
     params = networks.init_params(config, 1, jax.random.key(0))
-    predict = inference.make_predict(model.apply, "regions", mirror=False)
+    predict = inference.make_predict(model.apply, glioma.REGIONS, mirror=False)
     image = normal(4, 6, 4, 1)
     actual = inference.sliding_window(lambda w: predict(params, w), image, (4, 6, 4))
     expected = jax.nn.sigmoid(model.apply(params, jnp.asarray(image[None]))[0])[0]

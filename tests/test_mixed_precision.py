@@ -17,7 +17,7 @@ from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import layers, networks, unet
-from tests.helpers import jaxprs
+from tests.helpers import glioma, jaxprs
 
 FLOAT32 = unet.UNetConfig(
     widths=(4, 8), blocks=1, last_blocks=1, convolutions="planes", bfloat16=False
@@ -29,7 +29,7 @@ DELICATE = ("reduce_sum", "rsqrt", "sqrt", "log", "log1p", "exp", "div", "logist
 
 
 def student_step(config: unet.UNetConfig) -> Any:
-    network = steps.Network(unet.UNet(config).apply, config.head, (1,))
+    network = steps.Network(unet.UNet(config).apply, glioma.SOFTMAX, (1,))
     return steps.jit_distillation(
         sharding.make_mesh(),
         network=network,

@@ -13,6 +13,7 @@ import pytest
 
 from kdnet_jax import ensembles, files, model_folder, runs
 from kdnet_jax import model as model_lib
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted, networks, unet
 from tests.helpers import foreign_folders
@@ -29,7 +30,15 @@ NETWORKS = [OWN, *(_of_family(name, "softmax") for name in networks.FAMILIES)]
 
 def _write(folder: pathlib.Path, network: networks.Network = OWN) -> Any:
     model = model_lib.Model(
-        "student", network, ("t2",), 1.5, (8, 16, 24), overlap=0.25, mirror=True, orientation="LPS"
+        task_lib.GLIOMA,
+        "student",
+        network,
+        ("t2",),
+        1.5,
+        (8, 16, 24),
+        overlap=0.25,
+        mirror=True,
+        orientation="LPS",
     )
     params = networks.init_params(network, 1, jax.random.key(3))
     with files.new_folder(folder) as beside:
@@ -132,7 +141,7 @@ def test_an_error_is_told_where_the_folder_has_gone_meanwhile(tmp_path: pathlib.
 def test_windows_of_other_tools_need_not_divide_by_all_axes_together() -> None:
     network = adapted.AdaptedConfig(foreign_folders.PLAIN, "regions", (0, 1, 2))
     assert network.divisor == (2, 4, 4)
-    model = model_lib.Model("teacher", network, ("t1",), 1.0, (6, 8, 8))
+    model = model_lib.Model(task_lib.GLIOMA, "teacher", network, ("t1",), 1.0, (6, 8, 8))
     assert runs.prediction_mesh(model).shape["space"] == 1
 
 
@@ -143,7 +152,11 @@ def test_networks_of_other_strides_share_a_pass_over_a_whole_scan() -> None:
     kinds = (OWN, adapted.AdaptedConfig(threes, "softmax", (0, 1, 2, 3)))
     members = tuple(
         runs.Run(
-            pathlib.Path(), model_lib.Model("teacher", each, ("t1",), 1.0, (6,) * 3), None, 0, ""
+            pathlib.Path(),
+            model_lib.Model(task_lib.GLIOMA, "teacher", each, ("t1",), 1.0, (6,) * 3),
+            None,
+            0,
+            "",
         )
         for each in kinds
     )
@@ -153,7 +166,9 @@ def test_networks_of_other_strides_share_a_pass_over_a_whole_scan() -> None:
 
 def test_whole_scans_of_a_foreign_network_are_not_split() -> None:
     network = _of_family("dynunet", "softmax")
-    model = model_lib.Model("teacher", network, ("t1",), 1.0, (16, 16, 16), whole=True)
+    model = model_lib.Model(
+        task_lib.GLIOMA, "teacher", network, ("t1",), 1.0, (16, 16, 16), whole=True
+    )
     assert runs.prediction_mesh(model).shape["space"] == 1
     split = dataclasses.replace(model, space=2)
     assert runs.prediction_mesh(split).shape["space"] == 1

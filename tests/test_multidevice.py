@@ -21,7 +21,7 @@ from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import networks, unet
-from tests.helpers import commands
+from tests.helpers import commands, glioma
 
 STEPS = 3
 MESHES = ("4x1", "2x2", "1x4")
@@ -49,7 +49,7 @@ AUGMENT = {
 def train_on(mesh: jax.sharding.Mesh, state_form: str) -> tuple[dict[str, Any], str]:
     """Metrics and parameters of three distillation steps, shares of bytes, and the program."""
     config = NETWORKS[state_form]
-    network = steps.Network(unet.UNet(config).apply, config.head, (1,))
+    network = steps.Network(unet.UNet(config).apply, glioma.SOFTMAX, (1,))
     # Not Adam: it divides by the gradient's size, and a bias before a norm has a gradient of 0,
     # whose rounding it would blow up to a full step.
     optimizer = optimizers.make_optimizer(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdnet_jax import prediction_jobs
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from tests.bad_input import scans
 
@@ -32,7 +33,9 @@ def test_a_scan_of_another_name_is_warned_of(
 ) -> None:
     path = tmp_path / f"{name}.nii.gz"
     path.touch()
-    assert prediction_jobs.find_scans([path], ("t1ce",)) == [(name, {"t1ce": path})]
+    assert prediction_jobs.find_scans([path], ("t1ce",), task_lib.GLIOMA) == [
+        (name, {"t1ce": path})
+    ]
     out = capsys.readouterr().out
     assert warned in out if warned else not out
 
@@ -45,10 +48,10 @@ def test_the_numbered_channels_of_nnunet_are_not_scans_of_one_sequence(
     for channel in range(2):
         (folder / f"anna_{channel:04d}.nii.gz").touch()
     with pytest.raises(UserError, match=r"_0000, _0001, which are the channels of nnU-Net"):
-        prediction_jobs.find_scans([folder], ("t1ce",))
+        prediction_jobs.find_scans([folder], ("t1ce",), task_lib.GLIOMA)
     (folder / "anna_0000.nii.gz").unlink()
     (folder / "bob_0001.nii.gz").touch()
-    found = prediction_jobs.find_scans([folder], ("t1ce",))
+    found = prediction_jobs.find_scans([folder], ("t1ce",), task_lib.GLIOMA)
     assert [name for name, _ in found] == ["anna_0001", "bob_0001"]
 
 
@@ -57,7 +60,7 @@ def test_in_a_folder_of_unknown_names_those_like_a_sequence_are_warned_of(
 ) -> None:
     for name in ("anna_T2x", "bob"):
         (tmp_path / f"{name}.nii.gz").touch()
-    assert len(prediction_jobs.find_scans([tmp_path], ("t1ce",))) == 2
+    assert len(prediction_jobs.find_scans([tmp_path], ("t1ce",), task_lib.GLIOMA)) == 2
     out = capsys.readouterr().out
     assert "what 'T2x' in its name says" in out
     assert out.count("warning") == 1
@@ -71,4 +74,4 @@ def test_an_image_of_the_decathlon_that_was_cut_down_is_refused(
     brain = scans.brain()
     scans.write(path, scans.encode(np.stack([brain] * channels, -1) if channels else brain))
     with pytest.raises(UserError, match=r"channel\(s\); dataset\.json lists 4"):
-        prediction_jobs.check_headers([{"t1": (path, 0)}])
+        prediction_jobs.check_headers([{"t1": (path, 0)}], task_lib.GLIOMA)

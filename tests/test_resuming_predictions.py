@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kdnet_jax import prediction_jobs, prediction_outputs, resuming_predictions
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from tests.bad_input import scans, sound
 from tests.helpers import forks
@@ -73,17 +74,17 @@ def test_bad_headers_are_told_before_the_first_scan(tmp_path: pathlib.Path) -> N
     scans.write(paths[1], scans.encode(scans.brain(), magic=b"ni1"))
     paths[2].write_bytes(b"")
     with pytest.raises(UserError, match=r"2 files cannot be used; no scan was segmented") as told:
-        prediction_jobs.check_headers([{"t1ce": path} for path in paths])
+        prediction_jobs.check_headers([{"t1ce": path} for path in paths], task_lib.GLIOMA)
     assert str(paths[1]) in str(told.value)
     assert str(paths[2]) in str(told.value)
     with pytest.raises(UserError, match=f"^{paths[2]}: is not a NIfTI file"):
-        prediction_jobs.check_headers([{"t1ce": paths[0]}, {"t1ce": paths[2]}])
+        prediction_jobs.check_headers([{"t1ce": paths[0]}, {"t1ce": paths[2]}], task_lib.GLIOMA)
 
 
 def test_channels_of_one_file_are_one_header(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "four.nii"
     scans.write(path, scans.encode(np.stack([scans.brain()] * 4, -1)))
-    prediction_jobs.check_headers([{"t1": (path, 1), "t2": (path, 3)}])
+    prediction_jobs.check_headers([{"t1": (path, 1), "t2": (path, 3)}], task_lib.GLIOMA)
 
 
 def test_places_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
@@ -107,7 +108,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path: pathlib.Path, suffix: str) 
     table = tmp_path / f"v{suffix}"
     rows = [_row('a "b",\nc', tmp_path / "ä.nii"), _row("<b>", tmp_path / "x.nii", "one", "two")]
     prediction_outputs.write_volumes(table, rows, {"checkpoints": ["x"]})
-    assert resuming_predictions.read_volumes(table) == {row.scan: row for row in rows}
+    assert resuming_predictions.read_volumes(table, task_lib.GLIOMA) == {
+        row.scan: row for row in rows
+    }
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_another_table_is_refused(tmp_path: pathlib.Path, suffix: str, text: str
     table = tmp_path / f"v{suffix}"
     table.write_text(text)
     with pytest.raises(UserError, match="is no table of volumes"):
-        resuming_predictions.read_volumes(table)
+        resuming_predictions.read_volumes(table, task_lib.GLIOMA)
 
 
 def test_a_scan_is_finished_with_all_of_its_files_and_its_row(tmp_path: pathlib.Path) -> None:
@@ -136,12 +139,14 @@ def test_a_scan_is_finished_with_all_of_its_files_and_its_row(tmp_path: pathlib.
         (tmp_path / "pictures").mkdir(exist_ok=True)
         if made:
             (tmp_path / "pictures" / f"{name}.png").touch()
-    assert list(resuming_predictions.finished(jobs, mark, None)) == ["a"]
+    assert list(resuming_predictions.finished(jobs, mark, None, task_lib.GLIOMA)) == ["a"]
     table = tmp_path / "v.json"
-    assert resuming_predictions.finished(jobs, mark, table) == {}
+    assert resuming_predictions.finished(jobs, mark, table, task_lib.GLIOMA) == {}
     row = _row("a", jobs[0].output)
     table.write_text(json.dumps({"scans": []}))
     prediction_outputs.write_volumes(table, [row], {})
-    assert resuming_predictions.finished(jobs, mark, table) == {"a": row}
+    assert resuming_predictions.finished(jobs, mark, table, task_lib.GLIOMA) == {"a": row}
     with pytest.raises(UserError, match="was not made by these"):
-        resuming_predictions.finished(jobs, resuming_predictions.mark({"mirror": False}), None)
+        resuming_predictions.finished(
+            jobs, resuming_predictions.mark({"mirror": False}), None, task_lib.GLIOMA
+        )

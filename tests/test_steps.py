@@ -13,6 +13,7 @@ from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import networks, unet
+from tests.helpers import glioma
 
 CONFIG = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1)
 NO_AUGMENT = augment.AugmentOptions(flip_axes="", scale=0.0, shift=0.0)
@@ -21,7 +22,7 @@ ROOT = jax.random.key(5)
 
 
 def network(channels: tuple[int, ...]) -> steps.Network:
-    return steps.Network(unet.UNet(CONFIG).apply, CONFIG.head, channels)
+    return steps.Network(unet.UNet(CONFIG).apply, glioma.SOFTMAX, channels)
 
 
 def make_batch(seed: int = 0) -> steps.Batch:

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from configs import common
 from kdnet_jax import experiment, files, model, model_folder, settings, teachers
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import splits, store
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks, unet
@@ -34,7 +35,7 @@ def _model(config: config_dict.ConfigDict) -> model.Model:
 @pytest.mark.parametrize("part", ["train", "validation"])
 def test_another_visit_of_a_test_patient_is_a_leak(tmp_path: pathlib.Path, part: str) -> None:
     known = {"train": [], "validation": [], "test": []} | {part: [VISITS[0]]}
-    config = common.base_config("teacher", "smoke")
+    config = settings.completed(common.base_config("teacher", "smoke"))
     (tmp_path / "config.json").write_text(settings.to_json(config), "utf-8")
     (tmp_path / "split.json").write_text(str(known).replace("'", '"'), "utf-8")
     with pytest.raises(UserError, match=r"1 patients of this run's test cases.*BraTS-GLI-00001"):
@@ -45,7 +46,7 @@ def test_another_visit_of_a_test_patient_is_a_leak(tmp_path: pathlib.Path, part:
 def test_what_cannot_be_told_of_a_leak_is_said(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = common.base_config("teacher", "smoke")
+    config = settings.completed(common.base_config("teacher", "smoke"))
     (tmp_path / "config.json").write_text(settings.to_json(config), "utf-8")
     for name, said in ((VISITS[0], ""), ("BRATS_007", "none of the 1 cases")):
         text = f'{{"train": ["{name}"], "validation": [], "test": []}}'
@@ -59,7 +60,7 @@ def test_what_cannot_be_told_of_a_leak_is_said(
 def _model_folder(folder: pathlib.Path, known: model.KnownCases) -> pathlib.Path:
     network = unet.UNetConfig(widths=(2, 4))
     params = networks.init_params(network, 1, jax.random.key(0))
-    made = model.Model("teacher", network, ("t2",), 1.5, (8, 8, 8))
+    made = model.Model(task_lib.GLIOMA, "teacher", network, ("t2",), 1.5, (8, 8, 8))
     with files.new_folder(folder) as beside:
         model_folder.fill(beside, made, params, step=0, known=known, about={})
     return folder
@@ -69,7 +70,7 @@ def test_a_student_s_known_cases_end_where_its_teacher_s_do(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher = _model_folder(tmp_path / "teacher", model.KnownCases((VISITS[0],), complete=False))
-    config = common.base_config("student", "smoke")
+    config = settings.completed(common.base_config("student", "smoke"))
     config.teacher.checkpoint = str(teacher)
     run = tmp_path / "run"
     run.mkdir()
@@ -85,7 +86,7 @@ def test_a_student_s_known_cases_end_where_its_teacher_s_do(
 
 
 def test_an_own_teacher_that_cannot_fit_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
-    config = common.base_config("student", "smoke")
+    config = settings.completed(common.base_config("student", "smoke"))
     config.teacher.widths = (4, 16)
     with pytest.raises(UserError, match="they cannot be compared"):
         experiment.run(config, tmp_path / "run")
@@ -93,7 +94,7 @@ def test_an_own_teacher_that_cannot_fit_leaves_nothing_behind(tmp_path: pathlib.
 
 
 def test_an_own_teacher_has_the_student_s_widths(tmp_path: pathlib.Path) -> None:
-    config = common.base_config("student", "smoke")
+    config = settings.completed(common.base_config("student", "smoke"))
     config.model.widths = (4, 8, 16)
     teacher = settings.teacher_config(config)
     teachers.check_settings(tmp_path, _model(teacher), config)
@@ -101,7 +102,7 @@ def test_an_own_teacher_has_the_student_s_widths(tmp_path: pathlib.Path) -> None
 
 
 def test_another_choice_for_the_cavity_is_refused(tmp_path: pathlib.Path) -> None:
-    config = common.base_config("student", "smoke")
+    config = settings.completed(common.base_config("student", "smoke"))
     teacher = settings.teacher_config(config)
     teacher.data.resection_cavity = "NCR"
     with pytest.raises(UserError, match=r"config\.data\.resection_cavity=NCR"):
@@ -109,7 +110,7 @@ def test_another_choice_for_the_cavity_is_refused(tmp_path: pathlib.Path) -> Non
 
 
 def test_synthetic_cases_have_all_sequences(tmp_path: pathlib.Path) -> None:
-    config = common.base_config("baseline", "smoke")
+    config = settings.completed(common.base_config("baseline", "smoke"))
     config.data.root, config.data.phantom.cases = str(tmp_path / "datasets"), 3
     config.data.modalities = "t1ce"
     with pytest.raises(UserError, match="every synthetic case has t1,t1ce,t2,flair"):

@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch", reason="the peer of the benchmarks needs to
 
 from benchmarks import made_data, peer_unet  # noqa: E402
 from kdnet_jax.losses import segmentation  # noqa: E402
-from kdnet_jax.models import heads, networks, unet  # noqa: E402
+from kdnet_jax.models import networks, unet  # noqa: E402
+from tests.helpers import glioma  # noqa: E402
 
 _WIDTHS = (4, 6, 8)
 # Threads that wait for one another are slow where tests share the cores.
@@ -41,8 +42,8 @@ def _peer_outputs(peer, image, label) -> tuple[Any, Any]:
 
 def _our_loss(network, params, image, label) -> tuple[Any, Any]:
     logits, _ = network.apply(params, jnp.asarray(image))
-    y = heads.targets(jnp.asarray(label), "softmax")
-    terms = segmentation.supervised_terms(logits, y, head="softmax")
+    y = glioma.SOFTMAX.targets(jnp.asarray(label))
+    terms = segmentation.supervised_terms(logits, y, head=glioma.SOFTMAX)
     return sum(terms.values()).mean(), logits
 
 

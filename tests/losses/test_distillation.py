@@ -11,9 +11,9 @@ import pytest
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import heads
+from tests.helpers import glioma
 
 SHAPE = (2, 2, 3, 2)
-CHANNELS = {"softmax": 4, "regions": 3}
 
 
 def options(**values: Any) -> distillation.DistillationOptions:
@@ -21,20 +21,20 @@ def options(**values: Any) -> distillation.DistillationOptions:
 
 
 def random_logits(head: heads.Head, seed: int) -> jax.Array:
-    values = np.random.default_rng(seed).normal(size=(*SHAPE, CHANNELS[head])) * 3
+    values = np.random.default_rng(seed).normal(size=(*SHAPE, len(head.outputs))) * 3
     return jnp.asarray(values, jnp.float32)
 
 
 def random_targets(head: heads.Head) -> jax.Array:
-    return heads.targets(jnp.asarray(np.random.default_rng(9).integers(0, 4, SHAPE)), head)
+    return head.targets(jnp.asarray(np.random.default_rng(9).integers(0, 4, SHAPE)))
 
 
 def numpy_probabilities(logits: jax.Array, head: heads.Head, t: float) -> np.ndarray:
     exact = np.exp(np.asarray(logits, np.float64) / t)
-    return exact / exact.sum(-1, keepdims=True) if head == "softmax" else exact / (1 + exact)
+    return exact / exact.sum(-1, keepdims=True) if head.kind == "softmax" else exact / (1 + exact)
 
 
-@pytest.mark.parametrize("head", ["softmax", "regions"])
+@glioma.each_head
 @pytest.mark.parametrize("tempered", [True, False])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_kd_terms_against_numpy(head: heads.Head, tempered: bool, scaled: bool) -> None:
@@ -60,7 +60,7 @@ def kd_loss(student: jax.Array, teacher: jax.Array, head: heads.Head, **values: 
     return sum(terms.values()).sum()
 
 
-@pytest.mark.parametrize("head", ["softmax", "regions"])
+@glioma.each_head
 @pytest.mark.parametrize("voxels", ["uniform", "balanced"])
 def test_a_tempered_student_is_best_where_it_equals_its_teacher(
     head: heads.Head, voxels: str
@@ -76,12 +76,12 @@ def test_a_tempered_student_is_best_where_it_equals_its_teacher(
 
 def test_an_untempered_student_that_equals_its_teacher_is_pulled_away() -> None:
     # Why tempering is the default: the teacher's own sure answer does not match its soft targets.
-    teacher = random_logits("softmax", 1)
-    gradient = jax.grad(kd_loss)(teacher, teacher, "softmax", temper_student=False)
+    teacher = random_logits(glioma.SOFTMAX, 1)
+    gradient = jax.grad(kd_loss)(teacher, teacher, glioma.SOFTMAX, temper_student=False)
     assert np.abs(gradient).max() > 1e-2
 
 
-@pytest.mark.parametrize("head", ["softmax", "regions"])
+@glioma.each_head
 def test_no_gradient_flows_into_the_teacher(head: heads.Head) -> None:
     student, teacher = random_logits(head, 0), random_logits(head, 1)
     gradient = jax.grad(kd_loss, argnums=1)(student, teacher, head)
@@ -98,7 +98,7 @@ def test_no_gradient_flows_into_the_teacher(head: heads.Head) -> None:
         assert not to_teacher.any()
 
 
-@pytest.mark.parametrize("head", ["softmax", "regions"])
+@glioma.each_head
 def test_extreme_logits_stay_finite(head: heads.Head) -> None:
     student = 1e3 * jnp.sign(random_logits(head, 0))
     value, gradient = jax.value_and_grad(kd_loss)(student, -student, head, temperature=1.0)
@@ -106,23 +106,23 @@ def test_extreme_logits_stay_finite(head: heads.Head) -> None:
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("head", ["softmax", "regions"])
+@glioma.each_head
 def test_balance_gives_half_of_the_weight_to_the_tumour(head: heads.Head) -> None:
     labels = jnp.array([[3, 0, 0, 0], [0, 0, 0, 0], [1, 2, 3, 1]]).reshape(3, 1, 2, 2)
-    weights = distillation.balance_weights(heads.targets(labels, head), head).reshape(3, 4)
+    weights = distillation.balance_weights(head.targets(labels), head).reshape(3, 4)
     # One voxel of four: 4/2 for it, 4/(2 x 3) for each of the others.
     expected = [[2, 2 / 3, 2 / 3, 2 / 3], [1, 1, 1, 1], [1, 1, 1, 1]]
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
 def test_balanced_entropy_is_the_mean_of_inside_and_outside() -> None:
-    student, teacher = random_logits("softmax", 0), random_logits("softmax", 1)
+    student, teacher = random_logits(glioma.SOFTMAX, 0), random_logits(glioma.SOFTMAX, 1)
     labels = jnp.zeros(SHAPE, jnp.int32).at[:, 0, 0, 0].set(2)
-    y = heads.targets(labels, "softmax")
+    y = glioma.SOFTMAX.targets(labels)
     terms = distillation.distillation_terms(
-        student, teacher, y, head="softmax", options=options(kd_voxels="balanced")
+        student, teacher, y, head=glioma.SOFTMAX, options=options(kd_voxels="balanced")
     )
-    s, p = (numpy_probabilities(x, "softmax", 5.0) for x in (teacher, student))
+    s, p = (numpy_probabilities(x, glioma.SOFTMAX, 5.0) for x in (teacher, student))
     entropy = -(s * np.log(p) + (1 - s) * np.log(1 - p)).mean(-1)
     inside = np.asarray(labels) > 0
     expected = [(entropy[b][inside[b]].mean() + entropy[b][~inside[b]].mean()) / 2 for b in (0, 1)]
@@ -145,7 +145,7 @@ def test_divergence_by_hand() -> None:
 @pytest.mark.parametrize("over", ["channels", "voxels"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_divergence_against_numpy(over: str, reduction: str) -> None:
-    student, teacher = random_logits("softmax", 0), random_logits("softmax", 1)
+    student, teacher = random_logits(glioma.SOFTMAX, 0), random_logits(glioma.SOFTMAX, 1)
     actual = distillation.latent_divergence(
         student, teacher, options(latent_softmax=over, latent_reduction=reduction)
     )
@@ -158,7 +158,7 @@ def test_divergence_against_numpy(over: str, reduction: str) -> None:
 
 
 def test_divergence_of_equals_is_zero_and_of_bfloat16_is_float32() -> None:
-    latent = random_logits("softmax", 0).astype(jnp.bfloat16)
+    latent = random_logits(glioma.SOFTMAX, 0).astype(jnp.bfloat16)
     actual = distillation.latent_divergence(latent, latent, options())
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, 0, atol=1e-6)

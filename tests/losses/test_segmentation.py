@@ -7,6 +7,7 @@ import pytest
 
 from kdnet_jax.losses import channels, segmentation
 from kdnet_jax.models import heads
+from tests.helpers import glioma
 
 SHAPE = (2, 2, 3, 2)
 SMOOTH = 1e-5
@@ -18,7 +19,7 @@ def random_logits(channels: int, seed: int = 0) -> jax.Array:
 
 
 def random_targets(head: heads.Head, seed: int = 1) -> jax.Array:
-    return heads.targets(jnp.asarray(np.random.default_rng(seed).integers(0, 4, SHAPE)), head)
+    return head.targets(jnp.asarray(np.random.default_rng(seed).integers(0, 4, SHAPE)))
 
 
 def volume(*values: float) -> channels.Volumes:
@@ -70,7 +71,7 @@ def test_weighted_mean_by_hand() -> None:
 
 def test_cross_entropy_by_hand() -> None:
     logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4])).reshape(1, 1, 1, 1, 4) + 7
-    log_p = channels.predict(logits, "softmax").log_p
+    log_p = channels.predict(logits, glioma.SOFTMAX).log_p
     hard = channels.split(jnp.array([0.0, 0, 0, 1]).reshape(logits.shape))
     soft = channels.split(jnp.array([0.5, 0, 0, 0.5]).reshape(logits.shape))
     assert segmentation.cross_entropy(log_p, hard).item() == pytest.approx(-np.log(0.4))
@@ -83,12 +84,12 @@ def binary_cross_entropy(logits: jax.Array, y: jax.Array, head: heads.Head) -> j
     return segmentation.binary_cross_entropy(prediction, channels.split(y))
 
 
-@pytest.mark.parametrize(("head", "count"), [("softmax", 4), ("regions", 3)])
-def test_binary_cross_entropy_against_numpy(head: heads.Head, count: int) -> None:
-    logits = random_logits(count)
+@glioma.each_head
+def test_binary_cross_entropy_against_numpy(head: heads.Head) -> None:
+    logits = random_logits(len(head.outputs))
     y = np.random.default_rng(2).random(logits.shape)
     exact = np.exp(np.asarray(logits, np.float64))
-    p = exact / exact.sum(-1, keepdims=True) if head == "softmax" else exact / (1 + exact)
+    p = exact / exact.sum(-1, keepdims=True) if head.kind == "softmax" else exact / (1 + exact)
     expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean(-1)
     actual = binary_cross_entropy(logits, jnp.asarray(y, jnp.float32), head)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
@@ -99,20 +100,20 @@ def test_log_of_one_minus_p_is_exact_where_p_rounds_to_one() -> None:
     logits = jnp.array([50.0, 0, 0, 0]).reshape(1, 1, 1, 1, 4)
     y = jnp.zeros_like(logits)
     # channels: -log q_0 = 50 - log 3, the others' q are 1 to rounding
-    actual = binary_cross_entropy(logits, y, "softmax").item()
+    actual = binary_cross_entropy(logits, y, glioma.SOFTMAX).item()
     assert actual == pytest.approx((50 - np.log(3)) / 4, rel=1e-6)
     region = jnp.full((1, 1, 1, 1, 3), 50.0)
-    actual = binary_cross_entropy(region, jnp.zeros_like(region), "regions").item()
+    actual = binary_cross_entropy(region, jnp.zeros_like(region), glioma.REGIONS).item()
     assert actual == pytest.approx(50, rel=1e-6)
 
 
-@pytest.mark.parametrize("head", ["softmax", "regions"])
+@glioma.each_head
 def test_prediction_and_its_gradients_equal_jax(head: heads.Head) -> None:
     logits = random_logits(4)
     weights = [random_logits(4, seed) for seed in (1, 2, 3)]
 
     def plain(logits: jax.Array) -> jax.Array:
-        p = heads.probabilities(logits, head)
+        p = head.probabilities(logits)
         values = (p, jnp.log(p), jnp.log1p(-p))
         return sum((w * v).sum() for w, v in zip(weights, values, strict=True))
 
@@ -127,7 +128,7 @@ def test_prediction_and_its_gradients_equal_jax(head: heads.Head) -> None:
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["softmax", "regions"])
+@glioma.each_head
 @pytest.mark.parametrize("form", ["dice_ce", "dice_bce"])
 @pytest.mark.parametrize("size", [0.0, 100.0, 1e4])
 def test_extreme_logits_have_finite_values_and_gradients(
@@ -146,31 +147,31 @@ def test_extreme_logits_have_finite_values_and_gradients(
 
 
 def test_supervised_terms_by_name_and_value() -> None:
-    logits, y = random_logits(4), random_targets("softmax")
-    p = np.asarray(heads.probabilities(logits, "softmax"))
+    logits, y = random_logits(4), random_targets(glioma.SOFTMAX)
+    p = np.asarray(glioma.SOFTMAX.probabilities(logits))
     flat_p, flat_y = p.reshape(2, -1, 4), np.asarray(y).reshape(2, -1, 4)
     dice = (2 * (flat_p * flat_y).sum(1) + SMOOTH) / ((flat_p**2 + flat_y**2).sum(1) + SMOOTH)
-    terms = segmentation.supervised_terms(logits, y, head="softmax")
+    terms = segmentation.supervised_terms(logits, y, head=glioma.SOFTMAX)
     assert set(terms) == {"gt_dice", "gt_ce"}
     np.testing.assert_allclose(terms["gt_dice"], 1 - dice[:, 1:].mean(1), rtol=1e-4)
     entropy = -(flat_y * np.log(flat_p)).sum(-1).mean(1)
     np.testing.assert_allclose(terms["gt_ce"], entropy, rtol=1e-4)
     # KD-Net's form counts the background too.
-    terms = segmentation.supervised_terms(logits, y, head="softmax", form="dice_bce")
+    terms = segmentation.supervised_terms(logits, y, head=glioma.SOFTMAX, form="dice_bce")
     assert set(terms) == {"gt_dice", "gt_bce"}
     np.testing.assert_allclose(terms["gt_dice"], 1 - dice.mean(1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["dice_ce", "dice_bce"])
 def test_a_regions_head_has_binary_entropies_in_both_forms(form: str) -> None:
-    logits, y = random_logits(3), random_targets("regions")
-    terms = segmentation.supervised_terms(logits, y, head="regions", form=form)
+    logits, y = random_logits(3), random_targets(glioma.REGIONS)
+    terms = segmentation.supervised_terms(logits, y, head=glioma.REGIONS, form=form)
     assert set(terms) == {"gt_dice", "gt_bce"}
-    expected = binary_cross_entropy(logits, y, "regions").mean((1, 2, 3))
+    expected = binary_cross_entropy(logits, y, glioma.REGIONS).mean((1, 2, 3))
     np.testing.assert_allclose(terms["gt_bce"], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("head", ["softmax", "regions"])
+@glioma.each_head
 def test_a_sure_right_answer_costs_nothing_and_a_wrong_one_much(head: heads.Head) -> None:
     y = random_targets(head)
     right = segmentation.supervised_terms(40 * (2 * y - 1), y, head=head)
@@ -181,7 +182,7 @@ def test_a_sure_right_answer_costs_nothing_and_a_wrong_one_much(head: heads.Head
 
 def test_deep_supervision_halves_the_weight_at_each_level() -> None:
     labels = jnp.asarray(np.random.default_rng(0).integers(0, 4, (2, 4, 4, 8)))
-    y = heads.targets(labels, "softmax")
+    y = glioma.SOFTMAX.targets(labels)
     rng = np.random.default_rng(1)
     coarse = {
         level: jnp.asarray(rng.normal(size=(2, *(s // 2**level for s in (4, 4, 8)), 4)))
@@ -189,14 +190,15 @@ def test_deep_supervision_halves_the_weight_at_each_level() -> None:
     }
     features = {f"logits_{level}": value for level, value in coarse.items()}
     actual = segmentation.deep_supervision_loss(
-        features | {"bottleneck": y}, y, head="softmax", form="dice_ce"
+        features | {"bottleneck": y}, y, head=glioma.SOFTMAX, form="dice_ce"
     )
 
     def loss(level: int) -> jax.Array:
         stride = 2**level
         centre = slice(stride // 2, None, stride)
-        nearest = heads.targets(labels[:, centre, centre, centre], "softmax")
-        return sum(segmentation.supervised_terms(coarse[level], nearest, head="softmax").values())
+        nearest = glioma.SOFTMAX.targets(labels[:, centre, centre, centre])
+        terms = segmentation.supervised_terms(coarse[level], nearest, head=glioma.SOFTMAX)
+        return sum(terms.values())
 
     np.testing.assert_allclose(actual, loss(1) / 2 + loss(2) / 4, rtol=1e-5)
 
@@ -204,7 +206,7 @@ def test_deep_supervision_halves_the_weight_at_each_level() -> None:
 def deep_supervision_loss_of_sure_logits(y: jax.Array, level: int, target: jax.Array) -> float:
     """The loss of logits that are sure of `target` at a level: 0 if that is the level's target."""
     features = {f"logits_{level}": 40 * (2 * target - 1)}
-    loss = segmentation.deep_supervision_loss(features, y, head="softmax", form="dice_ce")
+    loss = segmentation.deep_supervision_loss(features, y, head=glioma.SOFTMAX, form="dice_ce")
     return float(loss[0])
 
 
@@ -213,7 +215,7 @@ def deep_supervision_loss_of_sure_logits(y: jax.Array, level: int, target: jax.A
 )
 def test_deep_supervision_looks_at_the_centre_of_each_block(level: int, voxels: list[int]) -> None:
     labels = jnp.asarray(np.random.default_rng(0).integers(0, 4, (1, 16, 16, 16)))
-    y = heads.targets(labels, "softmax")
+    y = glioma.SOFTMAX.targets(labels)
     centres = y[:, voxels][:, :, voxels][:, :, :, voxels]
     assert deep_supervision_loss_of_sure_logits(y, level, centres) == pytest.approx(0, abs=1e-4)
     stride = 2**level
@@ -230,13 +232,13 @@ def test_deep_supervision_s_targets_are_pytorch_s_nearest_exact(strides: tuple[i
     coarse = torch.nn.functional.interpolate(
         torch.from_numpy(labels[None].astype(np.float32)), shape, mode="nearest-exact"
     )[0]
-    y = heads.targets(jnp.asarray(labels), "softmax")
-    target = heads.targets(jnp.asarray(coarse.numpy().astype(int)), "softmax")
+    y = glioma.SOFTMAX.targets(jnp.asarray(labels))
+    target = glioma.SOFTMAX.targets(jnp.asarray(coarse.numpy().astype(int)))
     assert deep_supervision_loss_of_sure_logits(y, 1, target) == pytest.approx(0, abs=1e-4)
 
 
 def test_deep_supervision_of_a_network_without_it_is_none() -> None:
-    y = random_targets("softmax")
+    y = random_targets(glioma.SOFTMAX)
     features = {"bottleneck": y, "decoder_0": y}
-    loss = segmentation.deep_supervision_loss(features, y, head="softmax", form="dice_ce")
+    loss = segmentation.deep_supervision_loss(features, y, head=glioma.SOFTMAX, form="dice_ce")
     assert loss is None
