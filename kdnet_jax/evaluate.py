@@ -190,7 +190,7 @@ def _ensemble() -> "ensembles.Ensemble":
 
     found = ensembles.load_ensemble(run_folders.expand("checkpoint", _CHECKPOINT.value))
     task = found.members[0].model.task
-    if _TASK.value and _task().without_statistics != task.without_statistics:
+    if _TASK.value and _task().difference(task):
         raise UserError(
             f"--task={_TASK.value} is not the task {task.name} of --checkpoint. Leave --task out: "
             "it is the runs' own"

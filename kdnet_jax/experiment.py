@@ -102,6 +102,7 @@ def _run(
     teacher = None
     if given:
         teacher = given_teachers.keep(given, workdir)
+        teachers.check_statistics(teacher.folder, teacher.model.task, data.cases.task)
         teachers.check_split(teacher.folder, data)
     elif config.role == "student":
         folder = workdir / teachers.OWN

@@ -21,7 +21,7 @@ from kdnet_jax.data import familiarity, intensities
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers
 
-FILE, PARAMS = "model.json", "params"
+FILE, PARAMS = task_lib.MODEL_FILE, "params"
 _FORMAT, _VERSION = "kdnet_jax model", 1
 _AXES = "b d h w m: depth grows to superior, height to posterior, width to the left"
 _INTENSITIES = {

@@ -17,8 +17,6 @@ from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import heads, networks, unet
 
-# In a run's folder: its task with what was measured of the data, unless it is the default one.
-TASK_FILE = "task.json"
 ROLES = ("teacher", "baseline", "student")
 _BFLOAT16 = {"auto": None, "true": True, "false": False}
 LOSS_FORMS = ("dice_ce", "dice_bce")
@@ -279,7 +277,7 @@ def read_task(run: pathlib.Path) -> task_lib.Task:
     Raises:
         UserError: its file is damaged.
     """
-    path = run / TASK_FILE
+    path = run / task_lib.TASK_FILE
     if not path.is_file():
         return task_lib.DEFAULT
     return task_lib.from_dataset_json(documents.read_object(path), str(path))

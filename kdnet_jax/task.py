@@ -52,6 +52,11 @@ _OWN_KEYS: Final = (
 )
 _GLIOMA_FILE: Final = pathlib.Path(__file__).parent / "tasks" / "glioma.json"
 GLIOMA_NAME: Final = "glioma"
+# In a run's folder: its task with what was measured of the data, unless it is the default one.
+TASK_FILE: Final = "task.json"
+# Of a model that was handed over; it holds the task among others.
+MODEL_FILE: Final = "model.json"
+_FILES: Final = ("dataset.json", TASK_FILE, MODEL_FILE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,10 +147,29 @@ class Task:
         return tuple(sorted({member for region in self.regions for member in region.members}))
 
     @functools.cached_property
-    def without_statistics(self) -> "Task":
-        """The task as it was before its training cases were measured."""
-        plain = tuple(dataclasses.replace(each, statistics=None) for each in self.channels)
-        return dataclasses.replace(self, channels=plain)
+    def meaning(self) -> dict[str, str]:
+        """What two tasks must share for a network of one to serve the other, in words."""
+        channels = [f"{each.name} ({each.normalisation})" for each in self.channels]
+        regions = [f"{each.name} {'+'.join(map(str, each.members))}" for each in self.regions]
+        return {
+            "channels": ", ".join(channels),
+            "number of classes": str(len(self.classes)),
+            "regions": ", ".join(regions),
+            "unscored values": ", ".join(self.unscored) or "none",
+            "ignore label": str(self.ignore),
+        }
+
+    def difference(self, other: "Task") -> str:
+        """Returns the first thing of `meaning` that differs, in words; empty: the tasks agree."""
+        for what, own in self.meaning.items():
+            if own != other.meaning[what]:
+                return f"their {what} differ: {own}, and {other.meaning[what]}"
+        return ""
+
+    @property
+    def statistics(self) -> dict[str, tuple[float, float, float, float]]:
+        """Channel -> statistics, of those that were measured or given."""
+        return {each.name: each.statistics for each in self.channels if each.statistics}
 
     @property
     def has_regions(self) -> bool:
@@ -237,7 +261,7 @@ def read(text: str | os.PathLike[str]) -> Task:
     """Returns the task that `--config.task` or `--task` names.
 
     Args:
-        text: "glioma", or a `dataset.json`, or the folder that holds it.
+        text: "glioma", or a `dataset.json`, or the folder that holds it, of a run or of a model.
 
     Raises:
         UserError: there is no such file, or it describes no task.
@@ -246,13 +270,16 @@ def read(text: str | os.PathLike[str]) -> Task:
         return GLIOMA
     path = pathlib.Path(text)
     if path.is_dir():
-        path = path / "dataset.json"
+        path = next((path / name for name in _FILES if (path / name).is_file()), path)
     if not path.is_file():
         raise UserError(
             f"task is {str(text)!r}: it is neither {GLIOMA_NAME} nor a file; expected the path of "
-            "a dataset.json of nnU-Net, or of the folder that holds it."
+            "a dataset.json of nnU-Net, or the folder that holds it, of a run or of a model."
         )
-    return from_dataset_json(documents.read_object(path), str(path))
+    document = documents.read_object(path)
+    if path.name == MODEL_FILE and "task" in document:
+        return from_json(document["task"], f"{path}: 'task'")
+    return from_dataset_json(document, str(path))
 
 
 def to_json(task: Task) -> Any:

@@ -6,10 +6,15 @@ from ml_collections import config_dict
 
 from kdnet_jax import model as model_lib
 from kdnet_jax import model_folder, run_data, settings, workdir
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import patients, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
 
+_ITS_TASK = (
+    "Give a teacher of the same task, or the teacher's own task: --config.task=DIR with the folder "
+    "of its run, or with what python -m kdnet_jax.export makes of another tool's."
+)
 # Where a run keeps a teacher that it had to train, and one that came from another tool.
 OWN, CONVERTED = "teacher", "teacher_model"
 
@@ -29,13 +34,10 @@ def check_settings(
 ) -> None:
     """Raises UserError for a teacher that cannot teach this student, from their settings alone."""
     ours = settings.read_settings(student)
-    if teacher.task.without_statistics != ours.task.without_statistics:
+    if different := teacher.task.difference(ours.task):
         raise UserError(
-            f"the teacher {where} is of the task {teacher.task.name} (channels "
-            f"{', '.join(teacher.task.modalities)}; classes {', '.join(teacher.task.classes)}), "
-            f"the student of {ours.task.name} (channels {', '.join(ours.task.modalities)}; classes "
-            f"{', '.join(ours.task.classes)}), or they are read differently. Give a teacher of the "
-            "same task, or its --config.task."
+            f"the teacher {where} is of the task {teacher.task.name}, the student of "
+            f"{ours.task.name}; {different}. {_ITS_TASK}"
         )
     absent = [name for name in teacher.modalities if name not in ours.data_modalities]
     if absent:
@@ -63,6 +65,15 @@ def check_settings(
             f"--config.data.resection_cavity={teacher.resection_cavity}."
         )
     networks.check_space(student.mesh.space, teacher.network, "mesh.space")
+
+
+def check_statistics(where: pathlib.Path, teacher: task_lib.Task, data: task_lib.Task) -> None:
+    """Raises UserError if CT is scaled by other numbers than those that the teacher has learnt."""
+    if teacher.statistics != data.statistics:
+        raise UserError(
+            f"the teacher {where} was trained with the intensity statistics {teacher.statistics}, "
+            f"these cases are scaled with {data.statistics}. {_ITS_TASK}"
+        )
 
 
 def _check_patch(where: pathlib.Path, teacher: model_lib.Model, ours: settings.Settings) -> None:

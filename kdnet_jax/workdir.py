@@ -60,12 +60,10 @@ def check(folder: pathlib.Path, config: config_dict.ConfigDict, task: task_lib.T
             raise UserError(f"{folder} has checkpoints but no {CONFIG}: give a new --workdir.")
         return
     was = settings.read_task(folder)
-    if was.without_statistics != task.without_statistics:
+    if different := was.difference(task):
         raise UserError(
-            f"{folder} holds a run of the task {was.name} (channels {', '.join(was.modalities)}; "
-            f"classes {', '.join(was.classes)}), and this one is {task.name} (channels "
-            f"{', '.join(task.modalities)}; classes {', '.join(task.classes)}), or they are read "
-            "differently. Give a new --workdir, or the former --config.task."
+            f"{folder} holds a run of the task {was.name}, and this one is {task.name}; {different}. "
+            "Give a new --workdir, or the former --config.task."
         )
     changed = [
         (key, was, now)
@@ -156,9 +154,9 @@ def claim(folder: pathlib.Path, config: config_dict.ConfigDict, data: run_data.D
     if (folder / SPLIT).exists():
         splits.check_same_split(splits.load_split(folder / SPLIT), split)
     # Before the config, which says that the folder is a run's.
-    if task != task_lib.DEFAULT and not (folder / settings.TASK_FILE).exists():
+    if task != task_lib.DEFAULT and not (folder / task_lib.TASK_FILE).exists():
         text = json.dumps(task.to_dataset_json(), indent=1) + "\n"
-        _write(folder / settings.TASK_FILE, text)
+        _write(folder / task_lib.TASK_FILE, text)
     if not (folder / CONFIG).exists():
         _write(folder / CONFIG, settings.to_json(config))
     if not (folder / SPLIT).exists():
