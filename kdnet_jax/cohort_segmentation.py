@@ -54,7 +54,7 @@ def segment(
     _check_place(output / FOLDER)
     model = ensemble.members[0].model
     task = model.task
-    prediction_jobs.check_headers([case.images for case in chosen], task)
+    prediction_jobs.check_headers((case.images for case in chosen), task)
     with _beside(output) as beside:
         for case in tqdm.tqdm(chosen, "segmenting", unit="case"):
             # The reference is read where it is scored, with the labels that are asked for there.

@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 # What imports JAX is imported where it is used: the worker processes import this file too.
@@ -170,11 +170,11 @@ def _recognised(
     if not held:
         return None  # There is a problem with every file, and it is listed.
     flag = f"--{side}_labels"
-    if odd := _channel_problems(asked, flag, contents, held, task):
+    if odd := mask_checks.channel_problems(asked, flag, contents, held, task):
         listed += odd
         return None
     if not labels.is_brats(task):
-        listed += _foreign_values(held, side, task)
+        listed += mask_checks.foreign_values(held, side, task)
         return label_recognition.Recognised(labels.TASK, f"the numbers of the task {task.name}")
     if labels.channel_names(asked):
         return label_recognition.Recognised(asked, f"as {flag} says")
@@ -184,60 +184,6 @@ def _recognised(
     except UserError as error:
         listed.append(problems.from_error(error, "", found.folder))
         return None
-
-
-def _channel_problems(
-    asked: str,
-    flag: str,
-    contents: Mapping[pathlib.Path, mask_checks.Content],
-    held: Mapping[pathlib.Path, Collection[int]],
-    task: task_lib.Task,
-) -> list[problems.Problem]:
-    """Returns a row for each mask that has other channels than the flag names."""
-    names = labels.channel_names(asked)
-    expected = f"{len(names)} channels of 0 and 1, as {flag} names" if names else "one label map"
-    remedy = "Write one label map a case, with the task's numbers"
-    if labels.is_brats(task):
-        remedy = (
-            f"If they are of one region or class each, {flag} names them in their order, such as "
-            "TC,WT,ET or background,NCR,ED,ET; probabilities must be thresholded first"
-        )
-    return [
-        problems.Problem(
-            "",
-            str(path),
-            problems.ERROR,
-            f"has {contents[path].channels or 'no'} channels with the values "
-            f"{', '.join(map(str, sorted(values)))}; expected {expected}",
-            remedy,
-        )
-        for path, values in held.items()
-        if contents[path].channels != len(names) or (names and not set(values) <= {0, 1})
-    ]
-
-
-def _foreign_values(
-    held: Mapping[pathlib.Path, Collection[int]], side: str, task: task_lib.Task
-) -> list[problems.Problem]:
-    """Returns a row for each mask with a value that the task does not know.
-
-    A reference may have the ignore label; a prediction has no use for it.
-    """
-    known = list(labels.conventions_of(task)[labels.TASK])
-    if side == "prediction" and task.ignore is not None:
-        known.remove(task.ignore)
-    return [
-        problems.Problem(
-            "",
-            str(path),
-            problems.ERROR,
-            f"holds the values {', '.join(map(str, sorted(values)))}; the task {task.name} knows "
-            f"{', '.join(map(str, known))}",
-            "Convert the mask, or correct the task's labels",
-        )
-        for path, values in held.items()
-        if not set(values) <= set(known)
-    ]
 
 
 def read_contents(

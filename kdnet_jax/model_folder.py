@@ -23,11 +23,24 @@ from kdnet_jax.models import layers
 
 FILE, PARAMS = "model.json", "params"
 _FORMAT, _VERSION = "kdnet_jax model", 1
-_INPUT = {
-    "axes": "b d h w m: depth grows to superior, height to posterior, width to the left",
-    "intensities": "each sequence by itself: (x - mean) / standard deviation over its voxels that "
-    f"are not background, cut at +-{intensities.MAX_Z:g}; 0 in the background",
+_AXES = "b d h w m: depth grows to superior, height to posterior, width to the left"
+_INTENSITIES = {
+    "zscore_nonzero": "each sequence by itself: (x - mean) / standard deviation over its voxels "
+    f"that are not background, cut at +-{intensities.MAX_Z:g}; 0 in the background",
+    "zscore": "(x - mean) / standard deviation over all voxels of the box that holds what is not "
+    f"0, cut at +-{intensities.MAX_Z:g}",
+    "ct": "cut at low and high, then (x - mean) / deviation, of the task's statistics",
+    "rescale": "to 0..1 by its smallest and largest value",
+    "none": "as stored",
 }
+
+
+def _input(model: model_lib.Model) -> dict[str, Any]:
+    """Returns what the network expects of its input, in words."""
+    kinds = {name: model.task.channel(name).normalisation for name in model.modalities}
+    words = {name: _INTENSITIES[kind] for name, kind in kinds.items()}
+    alike = len(set(kinds.values())) == 1
+    return {"axes": _AXES, "intensities": next(iter(words.values())) if alike else words}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +95,7 @@ def fill(
         "outputs": model.outputs,
         "classes": model.task.classes,
         "region_classes": {each.name: each.members for each in model.task.regions},
-        "input": _INPUT,
+        "input": _input(model),
         "parameters": layers.parameter_count(params),
         "parameters_sha256": checksums.content_hash(params),
         "step": step,

@@ -21,7 +21,8 @@ _CHECKPOINT = flags.DEFINE_multi_string(
 _INPUT = flags.DEFINE_multi_string(
     "input",
     None,
-    "A scan (.nii or .nii.gz), or a folder of scans or cases; may be given several times",
+    "A scan (.nii, .nii.gz, .nrrd, .mha), or a folder of scans or cases; may be given more than "
+    "once",
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(
@@ -124,7 +125,7 @@ def main(argv: list[str]) -> None:
     )
     outputs = [path for job in jobs for path in job.outputs]
     prediction_jobs.check_places([*outputs, volumes] if volumes else outputs)
-    prediction_jobs.check_headers([job.images for job in jobs], task)
+    prediction_jobs.check_headers((job.images for job in jobs), task)
     about = provenance.collect() | {
         "checkpoints": [str(run.folder) for run in ensemble.members],
         "parameters_sha256": [run.params_hash for run in ensemble.members],

@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import cases, decathlon, labels, names, nifti_header
+from kdnet_jax.data import cases, decathlon, labels, names, nifti, nifti_header
 from kdnet_jax.errors import UnknownLayoutError, UserError
 
 _NIFTI = (".nii", ".nii.gz")
+_CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _TABLES = (".csv", ".json")
 _SEQUENCE_LIKE = re.compile(
     r"(?:(?<=[_. -])|^)(?:t[12](?!\d)|flair|seg|mask|label)[^_. -]*", re.IGNORECASE
@@ -59,8 +60,7 @@ def find_scans(
     """Returns (name, sequence -> file) of every scan or case that the inputs name.
 
     A file is a scan of the network's one sequence. In a folder, cases in a known layout are taken
-    by their sequence; where there is none and the network has one sequence, each NIfTI file is a
-    scan.
+    by their sequence; where there is none and the network has one sequence, each file is a scan.
 
     Raises:
         UserError: for a missing path, an empty folder, or one file where several are needed.
@@ -95,11 +95,14 @@ def _scans_of_folder(
     try:
         cohort = cases.find_cases(folder, "auto", modalities, labelled=False, task=task)
     except UnknownLayoutError as error:
+        readable = (*nifti_header.SUFFIXES, *nifti_header.ITK_SUFFIXES)
         files = sorted(
             path
             for path in folder.iterdir()
-            if path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+            if path.name.lower().endswith(readable) and not path.name.startswith(".")
         )
+        if not labels.is_brats(task) and (found := _numbered(folder, files, modalities, task)):
+            return found
         if len(modalities) > 1 or not files:
             raise UserError(f"--input={folder}: {error}") from error
         _refuse_numbered_channels(folder, files, modalities[0])
@@ -111,6 +114,41 @@ def _scans_of_folder(
         print(f"note: {note}")
     return [
         (case.case_id, {name: case.images[name] for name in modalities}) for case in cohort.cases
+    ]
+
+
+def _numbered(
+    folder: pathlib.Path,
+    files: Sequence[pathlib.Path],
+    modalities: tuple[str, ...],
+    task: task_lib.Task,
+) -> list[tuple[str, dict[str, cases.Source]]]:
+    """Returns the cases of a folder in nnU-Net's names, CASE_0000 and so on; empty: it is none.
+
+    The numbers are those of the task's channels.
+
+    Raises:
+        UserError: a case lacks a channel that the network sees.
+    """
+    parts = [_CHANNEL_NUMBER.fullmatch(stem(path)) for path in files]
+    if not files or not all(parts):
+        return []
+    by_case: dict[str, dict[int, pathlib.Path]] = {}
+    for path, part in zip(files, parts, strict=True):
+        by_case.setdefault(part["case"], {})[int(part["channel"])] = path
+    wanted = {name: task.modalities.index(name) for name in modalities}
+    for case, channels in by_case.items():
+        if absent := [number for number in wanted.values() if number not in channels]:
+            raise UserError(
+                f"--input={folder}: {case} has no file {case}_{absent[0]:04d}, which is the "
+                f"channel {task.modalities[absent[0]]} of the task {task.name}; expected it beside "
+                "the others, as in nnU-Net's imagesTs."
+            )
+    listed = ", ".join(f"_{number:04d} as {name}" for name, number in wanted.items())
+    print(f"{folder}: {len(by_case)} cases in nnU-Net's names; {listed}")
+    return [
+        (case, {name: channels[number] for name, number in wanted.items()})
+        for case, channels in sorted(by_case.items())
     ]
 
 
@@ -147,8 +185,8 @@ def _warn_of_name(path: pathlib.Path, modality: str, task: task_lib.Task) -> Non
 
 
 def stem(path: pathlib.Path) -> str:
-    """Returns a NIfTI file's name without its ending."""
-    return path.name[: path.name.lower().rfind(".nii")] or path.name
+    """Returns the name of an image's file without its ending."""
+    return nifti_header.stem(path)
 
 
 def plan(
@@ -225,7 +263,7 @@ def check_headers(scans: Iterable[Mapping[str, cases.Source]], task: task_lib.Ta
 
     Args:
         scans: the files of each, sequence -> file, or (file, channel).
-        task: whose channels they are.
+        task: what is segmented in them.
 
     Raises:
         UserError: with every file that is wrong.
@@ -242,7 +280,7 @@ def _header_errors(images: Mapping[str, cases.Source], task: task_lib.Task) -> I
     sources = (each if isinstance(each, tuple) else (each, None) for each in images.values())
     for path, several in {path: channel is not None for path, channel in sources}.items():
         try:
-            header = nifti_header.read(path, channels=several)
+            header = nifti.read_header(path, channels=several)
             if several:
                 decathlon.check_channels(path, header.shape, task)
         except UserError as error:

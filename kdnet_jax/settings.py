@@ -80,19 +80,20 @@ def completed(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     Raises:
         UserError: `task` names none, or a student's channel is not given and the task has none.
     """
-    config = config_dict.ConfigDict(config.to_dict())
-    config_values.check(_flat(config.to_dict()))
-    task = task_lib.read(config.task)
-    everything = ",".join(task.modalities)
-    config.data.modalities = config.data.modalities or everything
-    if "teacher" in config:
-        config.teacher.modalities = config.teacher.modalities or config.data.modalities
-    if not config.model.modalities:
-        config.model.modalities = (
-            config.data.modalities if config.role == "teacher" else _student_channel(task)
-        )
-    config.data.spacing = config.data.spacing if _several(config) else float(config.data.spacing)
-    return config
+    values = config.to_dict()
+    config_values.check(_flat(values))
+    task = task_lib.read(values["task"])
+    data, model = values["data"], values["model"]
+    data["modalities"] = data["modalities"] or ",".join(task.modalities)
+    if "teacher" in values:
+        teacher = values["teacher"]
+        teacher["modalities"] = teacher["modalities"] or data["modalities"]
+    if not model["modalities"]:
+        everything = values["role"] == "teacher"
+        model["modalities"] = data["modalities"] if everything else _student_channel(task)
+    if not isinstance(data["spacing"], (tuple, list)):
+        data["spacing"] = float(data["spacing"])
+    return config_dict.ConfigDict(values)
 
 
 def _student_channel(task: task_lib.Task) -> str:
@@ -104,17 +105,13 @@ def _student_channel(task: task_lib.Task) -> str:
     return task.student
 
 
-def _several(config: config_dict.ConfigDict) -> bool:
-    return isinstance(config.data.spacing, (tuple, list))
-
-
 def read_spacing(config: config_dict.ConfigDict) -> Spacing:
     """Returns the working voxel size of a config.
 
     Raises:
         UserError: one of three numbers is 0.
     """
-    if not _several(config):
+    if not isinstance(config.data.spacing, (tuple, list)):
         return config.data.spacing or None
     d, h, w = map(float, config.data.spacing)
     if not d * h * w:

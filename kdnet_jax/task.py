@@ -417,6 +417,11 @@ def _read_labels(
     ignore = values.pop("ignore", None)
     if not values:
         raise UserError(f"{where}: 'labels' names nothing but the background.")
+    if "mean" in (name.lower() for name in values):
+        raise UserError(
+            f"{where}: a label is called 'mean', which is what the mean over the regions is called "
+            "in tables; expected another name."
+        )
     if ignore is not None and len(ignore) != 1:
         raise UserError(f"{where}: the label 'ignore' is {list(ignore)}; expected one number.")
     return values, None if ignore is None else ignore[0]

@@ -1,8 +1,11 @@
 """Fixtures shared by all tests."""
 
+import fcntl
+import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 
 import pytest
 
@@ -35,16 +38,35 @@ def command_env() -> dict[str, str]:
     return dict(os.environ)
 
 
+def _once(
+    factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], None]
+) -> pathlib.Path:
+    """Returns a folder that the first worker to ask for it makes, for all workers of the session.
+
+    It is made by `make`, and only read by the tests.
+    """
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = shared / f"{name}.done"
+        if not done.exists():
+            make(shared / name)
+            done.touch()
+    return shared / name
+
+
 @pytest.fixture(scope="session")
 def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Eight tiny cases in the layout of BraTS 2021."""
-    return tiny_cases.write_cohort(tmp_path_factory.mktemp("cohort"), 8)
+    return _once(tmp_path_factory, "cohort", lambda path: tiny_cases.write_cohort(path, 8))
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder of the built datasets."""
-    return tmp_path_factory.mktemp("datasets")
+    """The folder of the built datasets; a build of one worker waits for the same of another."""
+    return _once(tmp_path_factory, "datasets", pathlib.Path.mkdir)
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +77,15 @@ def smoke_student(
     command_env: dict[str, str],
 ) -> commands.Finished:
     """A student, and the teacher it had to train, by the real command on the tiny cohort."""
-    folder = tmp_path_factory.mktemp("runs") / "student"
-    words = ["--config=configs/student.py:smoke", f"--config.data.data_dir={tiny_cohort}"]
-    words += [f"--config.data.root={built}", f"--workdir={folder}"]
-    done = commands.run("main", *words, env=command_env)
-    return commands.Finished(done.returncode, done.stdout, done.stderr, folder)
+
+    def make(folder: pathlib.Path) -> None:
+        folder.mkdir()
+        words = ["--config=configs/student.py:smoke", f"--config.data.data_dir={tiny_cohort}"]
+        words += [f"--config.data.root={built}", f"--workdir={folder / 'student'}"]
+        done = commands.run("main", *words, env=command_env)
+        ended = [done.returncode, done.stdout, done.stderr]
+        (folder / "ended.json").write_text(json.dumps(ended), "utf-8")
+
+    folder = _once(tmp_path_factory, "runs", make)
+    ended = json.loads((folder / "ended.json").read_text("utf-8"))
+    return commands.Finished(*ended, folder / "student")

@@ -6,9 +6,7 @@ this file as a script: `python test_accumulate.py OUTPUT.npz DATAxSPACE ...`.
 
 import math
 import os
-import pathlib
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +22,7 @@ from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import networks, unet
-from tests.helpers import glioma
+from tests.helpers import commands, glioma
 
 CONFIG = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1, convolutions="planes")
 CHANNELS = {"supervised": (0, 1), "distillation": (1,)}
@@ -163,12 +161,8 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
     }
-    command = [sys.executable, __file__, str(output), *MESHES]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = commands.python(__file__, output, *MESHES, env=environment)
     assert done.returncode == 0, done.stderr
     with np.load(output) as saved:
         return dict(saved)

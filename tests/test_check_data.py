@@ -16,7 +16,7 @@ from kdnet_jax import data_survey
 from kdnet_jax.data import case_checks, cases, prepare, problems
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import data_summary
-from tests.helpers import commands
+from tests.helpers import commands, made_tasks
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHAPE = (24, 20, 16)
@@ -305,14 +305,14 @@ def test_a_case_of_which_only_the_label_can_be_read(tmp_path: pathlib.Path) -> N
     cohort, _ = cases.survey_cases(tmp_path)
     reports, rows = data_survey.check_cases(cohort.cases)
     assert [row.severity for row in rows] == ["error"] * 4
-    assert (reports[1].grid, reports[1].ed) == ("24x20x16", 60)
+    assert (reports[1].grid, reports[1].voxels[1]) == ("24x20x16", 60)
     figure = data_survey.sheet(cohort.cases, rows, "title")
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert "no t1\nto show" in texts
     cut_off(folder, "seg")
     reports, rows = data_survey.check_cases(cohort.cases)
     assert len(rows) == 5
-    assert (reports[1].grid, reports[1].ed) == ("", None)
+    assert (reports[1].grid, reports[1].voxels) == ("", None)
 
 
 def test_a_patient_in_two_releases(tmp_path: pathlib.Path) -> None:
@@ -471,3 +471,25 @@ def test_an_unwritable_table_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be written .*; see --output"):
         data_survey.write_csv(["a"], [], tmp_path / "file" / "r.csv", "--output")
+
+
+def test_the_command_on_another_task(tmp_path: pathlib.Path) -> None:
+    folder = made_tasks.write_plain(tmp_path / "made", 2)
+    path = folder / "labelsTr" / "made_01.nii.gz"
+    image = nib.load(path)
+    output = tmp_path / "cases.csv"
+    flags = (f"--task={folder}", f"--data_dir={folder}", f"--output={output}")
+    done = command(*flags)
+    assert done.returncode == 0, done.stdout + done.stderr  # no skull, no share of a brain
+    assert "without TZ            0" in done.stdout
+    classes = np.asarray(image.dataobj)
+    row = list(csv.DictReader(output.open()))[1]
+    assert (row["pz"], row["tz"]) == (f"{(classes == 1).sum()}", f"{(classes == 2).sum()}")
+    nib.save(nib.Nifti1Image(classes + np.uint8(4), image.affine), path)
+    (folder / "imagesTr" / "made_00_0001.nii.gz").unlink()
+    done = command(*flags)
+    assert done.returncode == 1
+    assert "made_01.nii.gz: holds the label 4 " in done.stdout
+    assert "no file for adc" in done.stdout
+    assert "tumour" not in done.stdout
+    assert command(f"--task={tmp_path}/none.json", flags[1]).returncode == 2

@@ -1,13 +1,9 @@
 """Mistakes on the command line: exit 2, one plain message, no traceback."""
 
-import pathlib
-import subprocess
-import sys
-from collections.abc import Sequence
-
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.helpers import forks
+
 STUDENT = "--config=configs/student.py:smoke"
 MISTAKES = {
     "unknown key": ([STUDENT, "--config.train.step=3"], ["--config.train.step", "steps"]),
@@ -31,25 +27,12 @@ def ended(
     """Exit status and standard error of every mistake, by name."""
     folder = tmp_path_factory.mktemp("mistakes")
 
-    def start(number: int, words: Sequence[str]) -> subprocess.Popen[str]:
-        words = [*words, f"--workdir={folder / str(number)}"]
-        return subprocess.Popen(
-            [sys.executable, "-m", "kdnet_jax.main", *words],
-            cwd=ROOT,
-            env=command_env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    ended, names = {}, list(MISTAKES)
-    for first in range(0, len(names), 2):  # two at a time
-        pair = names[first : first + 2]
-        running = {name: start(names.index(name), MISTAKES[name][0]) for name in pair}
-        for name, process in running.items():
-            said = process.communicate(timeout=120)[1]
-            ended[name] = (process.returncode, said)
-    return ended
+    lines = [
+        forks.Line("main", (*words, f"--workdir={folder / str(number)}"), forks.ROOT)
+        for number, (words, _) in enumerate(MISTAKES.values())
+    ]
+    ended = forks.run(lines, limit_s=120, env=command_env)
+    return {name: (each.code, each.err) for name, each in zip(MISTAKES, ended, strict=True)}
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -10,7 +10,8 @@ import pytest
 from kdnet_jax import comparison
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import statistics
-from tests.helpers import compared_runs
+from kdnet_jax.reporting import comparison_figures, comparison_text
+from tests.helpers import compared_runs, made_up_tasks
 
 write_run = compared_runs.write_run
 BASE = [[0.5, 0.6, 0.7, 0.4], [0.52, 0.61, 0.66, 0.43]]
@@ -246,3 +247,55 @@ def test_metrics_are_checked() -> None:
         comparison.read_metrics(["hd95"])
     with pytest.raises(UserError, match="once"):
         comparison.read_metrics(["dice", "dice"])
+
+
+def test_a_task_of_one_region_has_no_mean_of_regions(tmp_path: pathlib.Path) -> None:
+    task = made_up_tasks.LESION
+    sides = {
+        role: [write_run(tmp_path / role, role, dice, task=task)]
+        for role, dice in (("baseline", [0.5, 0.6, 0.7]), ("student", [0.6, 0.8, 0.8]))
+    }
+    found = comparison.compare(**sides, resamples=1000)
+
+    assert found.columns == ("lesion",)
+    assert found.main == "lesion"
+    assert len(found.results) == len(comparison.MEASURES)
+    assert found.result("dice", "lesion").difference.estimate == pytest.approx(0.4 / 3)
+    assert found.cases.volumes_ml[:, 0].tolist() == [0.0, 1.0, 2.0]
+    said = " ".join(comparison_text.verdict(found))
+    assert "Dice of lesion: baseline 0.600, student 0.733." in said
+    assert "mean of the regions" not in comparison_text.markdown(found)
+    assert len(comparison_figures.slope(found).axes) == 1
+
+
+def test_many_regions_are_drawn_below_one_another(tmp_path: pathlib.Path) -> None:
+    task = made_up_tasks.of_regions(6)
+    sides = {
+        role: [write_run(tmp_path / role, role, dice, task=task)]
+        for role, dice in (("baseline", [0.5, 0.6]), ("student", [0.6, 0.8]))
+    }
+    found = comparison.compare(**sides, metrics=["dice"], resamples=1000)
+    panels = comparison_figures.slope(found).axes
+    assert [panel.get_title() for panel in panels if panel.get_title()] == [
+        *task.region_names,
+        "mean of the regions",
+    ]
+    drawn = [len(panel.lines) for panel in panels]
+    assert drawn == [drawn[0]] * 7 + [0] * 3
+    assert "mean of region 1, region 2, region 3, region 4, region 5 and region 6" in (
+        " ".join(comparison_text.verdict(found))
+    )
+
+
+def test_runs_of_different_tasks_are_refused_even_by_force(tmp_path: pathlib.Path) -> None:
+    baseline = write_run(tmp_path / "b", "baseline", [0.5, 0.6], task=made_up_tasks.LESION)
+    student = write_run(tmp_path / "s", "student", [0.6, 0.8], task=made_up_tasks.PROSTATE)
+    with pytest.raises(UserError, match=r"different tasks: .*lesions with the regions lesion"):
+        comparison.compare([baseline], [student], force=True)
+    # The same names of other classes are another task.
+    task = {"name": "white matter lesions", "regions": {"lesion": ["lesion", "edema"]}}
+    other = write_run(
+        tmp_path / "o", "student", [0.6, 0.8], task=made_up_tasks.LESION, summary={"task": task}
+    )
+    with pytest.raises(UserError, match=r"lesion \(lesion, edema\)\. Give runs of one task"):
+        comparison.compare([baseline], [other])

@@ -15,7 +15,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, label_recognition, labels, segmentations, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
-from tests.helpers import commands
+from tests.helpers import commands, made_up_tasks
 
 GLIOMA = task_lib.GLIOMA
 DATASET_JSON = {
@@ -366,3 +366,43 @@ def test_predictions_in_another_order_of_voxels_score_the_same(
     inputs = _checked(folder, tiny_cohort)
     assert "stored in another order: turned: BraTS2021_00001" in capsys.readouterr().out
     assert _same(_score(inputs), _expected(tiny_cohort))
+
+
+def test_masks_of_another_task_are_scored(
+    tmp_path: pathlib.Path, command_env: dict[str, str]
+) -> None:
+    task = made_up_tasks.HEART
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    values = {"labels": [1, 2, 3, 0, 4, 4, 2, 0], "masks": [1, 1, 3, 3, 2, 0, 2, 0]}
+    for folder, row in values.items():
+        (tmp_path / folder).mkdir()
+        data = np.broadcast_to(np.array(row, np.uint8), (2, 2, len(row)))
+        nib.save(nib.Nifti1Image(data, affine), tmp_path / folder / "heart_01.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps(task.to_dataset_json()))
+    out = tmp_path / "out"
+
+    words = (f"--task={tmp_path}", "--workers=1")
+    done = _run(tmp_path / "masks", tmp_path / "labels", out, command_env, *words)
+
+    assert done.returncode == 0, done.stderr
+    rows = evaluation.read_scores(out)
+    # As derived in tests/metrics/test_task_scores.py: two voxels have no label.
+    assert [(row.region, round(row.dice, 6)) for row in rows] == [
+        ("wall", 1.0),
+        ("scar", 0.666667),
+        ("clot", 0.666667),
+    ]
+    summary = evaluation.read_summary(out)
+    assert summary["task"]["name"] == "heart"
+    assert (summary["labels"], list(summary["regions"])) == ("task", ["wall", "scar", "clot"])
+    assert "wall" in done.stdout
+    with pytest.raises(UserError, match="values 0, 1, 2, 3, 4; the task heart knows 0, 1, 2, 3"):
+        _checked(tmp_path / "labels", tmp_path / "masks", task=task)
+    small = _run(
+        *(tmp_path / name for name in ("masks", "labels", "o3")),
+        command_env,
+        f"--task={tmp_path}",
+        "--small_region_ml=1",
+    )
+    assert small.returncode == 2
+    assert "the task heart has no region with a fallback" in small.stderr

@@ -1,10 +1,8 @@
 """Real processes on loopback: they start together, or say why not, and end together."""
 
-import os
 import pathlib
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 
 import pytest
@@ -142,14 +140,8 @@ from kdnet_jax import launch, places
 with launch.start(places.Options(), {}, pathlib.Path("run")):
     print("alone", jax.distributed.is_initialized(), launch.member())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONPATH": str(commands.ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "alone False None\n"
+    done = commands.python("-c", program)
+    assert done.stdout == "alone False None\n", done.stderr
 
 
 def test_check_alike_names_the_first_five_differences() -> None:

@@ -6,8 +6,6 @@ four: `python test_mesh_prediction.py OUTPUT.npz`.
 
 import json
 import os
-import pathlib
-import subprocess
 import sys
 from typing import Any
 
@@ -20,6 +18,7 @@ from configs import common
 from kdnet_jax import inference, model, runs, settings, sharding
 from kdnet_jax import task as task_lib
 from kdnet_jax.models import heads, networks, unet
+from tests.helpers import commands
 
 # Neither is a multiple of anything.
 SCAN = (21, 18, 15)
@@ -63,16 +62,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
     }
-    done = subprocess.run(
-        [sys.executable, __file__, str(output)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = commands.python(__file__, output, env=environment)
     assert done.returncode == 0, done.stderr
     with np.load(output) as saved:
         return dict(saved)

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
@@ -22,7 +21,7 @@ from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import networks, unet
-from tests.helpers import glioma
+from tests.helpers import commands, glioma
 
 STEPS = 3
 MESHES = ("4x1", "2x2", "1x4")
@@ -117,18 +116,13 @@ def supervised_text(mesh: jax.sharding.Mesh) -> str:
 
 
 def run(output: pathlib.Path, devices: int, *meshes: str) -> dict[str, np.ndarray]:
-    root = pathlib.Path(__file__).parents[1]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         # Compiling takes nearly all of the time, so the code is left slow.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(root),
     }
-    command = [sys.executable, __file__, str(output), *meshes]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = commands.python(__file__, output, *meshes, env=environment)
     assert done.returncode == 0, done.stderr
     with np.load(output) as saved:
         return dict(saved)

@@ -12,7 +12,8 @@ import pytest
 from kdnet_jax import prediction_jobs, prediction_outputs, resuming_predictions
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
-from tests.bad_input import forks, scans, sound
+from tests.bad_input import scans, sound
+from tests.helpers import forks
 
 HOLED = scans.brain().astype(np.float32)
 HOLED[5, 5, 5] = np.nan
@@ -31,11 +32,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def _predict(base: pathlib.Path, cwd: pathlib.Path, *sets: tuple[str, ...]) -> list[forks.Ended]:
     """Runs `predict` with each set of words, one after the other."""
-    said = cwd / "said"
-    said.mkdir()
     words = (f"--checkpoint={base / 'baseline'}", f"--input={base / 'scans'}")
     lines = [forks.Line("predict", (*words, *more), cwd) for more in sets]
-    return forks.run(lines, said, at_once=1)
+    return forks.run(lines, at_once=1)
 
 
 def _rows(path: pathlib.Path) -> dict[str, dict[str, str]]:
@@ -54,7 +53,6 @@ def test_the_others_are_segmented_and_the_command_goes_on(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.nii.gz", "c.nii.gz"}
     assert list(_rows(tmp_path / "v.csv")) == ["a", "c"]
 
-    (tmp_path / "said").rename(tmp_path / "said before")
     kept = (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns
     scans.write(base / "scans" / "b.nii.gz", scans.encode(scans.brain()))
     again, other = _predict(

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from tests.bad_input import forks
-from tests.helpers import commands
+from tests.helpers import commands, forks
 
 _LOAD = "import kdnet_jax; kdnet_jax.load('nothing')"
 # As in a container under a bare user id: no HOME, and nothing in /etc/passwd.
@@ -37,9 +36,8 @@ def test_a_device_that_is_not_there_is_one_line(
     tiny_cohort: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     # No folder of a run is read before JAX has started.
-    run, said = tmp_path / "run", tmp_path / "said"
+    run = tmp_path / "run"
     run.mkdir()
-    said.mkdir()
     configs = commands.ROOT / "configs"
     written = [tmp_path / name for name in ("student", "study", "mask.nii.gz", "model", "a.png")]
     student, study, mask, model, sheet = written
@@ -58,7 +56,6 @@ def test_a_device_that_is_not_there_is_one_line(
     ]
     ended = forks.run(
         [forks.Line(command, tuple(words), tmp_path) for command, *words in lines],
-        said,
         env={"JAX_PLATFORMS": "cuda"},
     )
     for line, each in zip(lines, ended, strict=True):

@@ -7,7 +7,6 @@ this file as a script: `python test_train_multidevice.py OUTPUT.json`.
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
@@ -18,7 +17,7 @@ import pytest
 from kdnet_jax import checkpoint, sharding, steps, train
 from kdnet_jax.data import augment, loader
 from kdnet_jax.reporting import progress
-from tests.helpers import stores
+from tests.helpers import commands, stores
 
 ROOT = pathlib.Path(__file__).parents[1]
 # On the device, kept on the host, streamed.
@@ -64,14 +63,8 @@ def run(place: str, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> list[dict[
 
 
 def test_four_devices_train_as_one_in_every_place(tmp_path: pathlib.Path) -> None:
-    environment = os.environ | {
-        "JAX_NUM_CPU_DEVICES": "4",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [sys.executable, __file__, str(tmp_path / "four.json")]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+    done = commands.python(__file__, tmp_path / "four.json", env=environment)
     assert done.returncode == 0, done.stderr
     four = json.loads((tmp_path / "four.json").read_text("utf-8"))
     one = run("stream", sharding.make_mesh(), tmp_path)

@@ -81,7 +81,12 @@ def normalise(
         return z_score(volume, mask, name)
     if channel.normalisation == "ct":
         low, high, mean, deviation = known_statistics(channel)
-        return ((np.clip(volume, low, high) - mean) / deviation).astype(np.float32)
+        # In place: a CT is large.
+        scores = volume.astype(np.float32)
+        np.clip(scores, low, high, out=scores)
+        scores -= mean
+        scores /= deviation
+        return scores
     if channel.normalisation == "none":
         largest = float(np.abs(volume).max())
         if largest > _LARGEST:

@@ -77,6 +77,6 @@ def _header(
     kind = itk.GetPixelIDValueAsString(image.GetPixelID())
     dtype = np.dtype(np.complex64 if "complex" in kind else np.float32)
     direction = np.reshape(image.GetDirection(), (axes, axes))[:3, :3]
-    space = spaces.of_itk(image.GetSpacing()[:3], image.GetOrigin()[:3], direction.ravel())
+    space = spaces.of_itk(image.GetSpacing()[:3], image.GetOrigin()[:3], direction.ravel().tolist())
     nifti_header.check_grid(shape, dtype, space.affine, path, (3, 4) if channels else (3,))
     return nifti_header.Header(shape, space, (), "")

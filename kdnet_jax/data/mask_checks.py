@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import nibabel as nib
@@ -131,6 +131,63 @@ def _place(content: Content) -> str:
     axes = "".join(nib.aff2axcodes(affine))
     origin = ", ".join(f"{mm:g}" for mm in affine[:3, 3].round(2) + 0.0)
     return f"{axes}, {spaces.times(nib.affines.voxel_sizes(affine))} mm, origin {origin}"
+
+
+# ------------------------------------------------------------------------- labels
+
+
+def channel_problems(
+    asked: str,
+    flag: str,
+    contents: Mapping[pathlib.Path, Content],
+    held: Mapping[pathlib.Path, Collection[int]],
+    task: task_lib.Task,
+) -> list[problems.Problem]:
+    """Returns a row for each mask that has other channels than the flag names."""
+    names = labels.channel_names(asked)
+    expected = f"{len(names)} channels of 0 and 1, as {flag} names" if names else "one label map"
+    remedy = "Write one label map a case, with the task's numbers"
+    if labels.is_brats(task):
+        remedy = (
+            f"If they are of one region or class each, {flag} names them in their order, such as "
+            "TC,WT,ET or background,NCR,ED,ET; probabilities must be thresholded first"
+        )
+    return [
+        problems.Problem(
+            "",
+            str(path),
+            problems.ERROR,
+            f"has {contents[path].channels or 'no'} channels with the values "
+            f"{', '.join(map(str, sorted(values)))}; expected {expected}",
+            remedy,
+        )
+        for path, values in held.items()
+        if contents[path].channels != len(names) or (names and not set(values) <= {0, 1})
+    ]
+
+
+def foreign_values(
+    held: Mapping[pathlib.Path, Collection[int]], side: str, task: task_lib.Task
+) -> list[problems.Problem]:
+    """Returns a row for each mask with a value that the task does not know.
+
+    A reference may have the ignore label; a prediction has no use for it.
+    """
+    known = list(labels.conventions_of(task)[labels.TASK])
+    if side == "prediction" and task.ignore is not None:
+        known.remove(task.ignore)
+    return [
+        problems.Problem(
+            "",
+            str(path),
+            problems.ERROR,
+            f"holds the values {', '.join(map(str, sorted(values)))}; the task {task.name} knows "
+            f"{', '.join(map(str, known))}",
+            "Convert the mask, or correct the task's labels",
+        )
+        for path, values in held.items()
+        if not set(values) <= set(known)
+    ]
 
 
 # ------------------------------------------------------------------------- reading a pair

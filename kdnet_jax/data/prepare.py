@@ -34,6 +34,8 @@ COMPARED: Final = ("zscore_nonzero", "zscore")
 
 Spacing = float | Sequence[float] | None
 T = TypeVar("T")
+# Called by these names from outside of the project.
+find_brain, z_score = intensities.find_brain, intensities.z_score
 Affine = Float[np.ndarray, "4 4"]
 
 
@@ -325,11 +327,12 @@ def _prepare_images(
     )
     _check_grid(way, next(iter(names.values())))
     image = np.empty((*way.working_shape, len(images)), np.float16)
-    voxels, samples = copies.places(union), {}
+    compared = [m for m, channel in channels.items() if channel.normalisation in COMPARED]
+    voxels, samples = copies.places(union) if len(compared) > 1 else None, {}
     for index, (modality, volume) in enumerate(images.items()):
         mask, channel = masks[modality], channels[modality]
         scores = intensities.normalise(volume, mask, channel, names[modality])
-        if len(images) > 1 and channel.normalisation in COMPARED:
+        if voxels is not None and modality in compared:
             stripped = channel.normalisation == "zscore_nonzero"
             own = scores if stripped else np.where(mask, scores, 0)
             samples[modality] = copies.sample(own, voxels)
@@ -345,6 +348,8 @@ def _foreground(
     """Returns the foreground on the working grid, None where 0 in every channel says the same."""
     if all(intensities.zero_is_background(task)):
         return None
+    if union.all():
+        return np.ones(way.working_shape, bool)
     return geometry.to_working(union.astype(np.float32), way, order=1) >= 0.5
 
 

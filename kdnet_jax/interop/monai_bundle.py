@@ -111,7 +111,7 @@ def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignMo
         overlap=overlap,
         mirror=False,
         known=model.KnownCases(),  # its files do not list them
-        about=_about(bundle, metadata, weights),
+        about=_about(bundle, metadata, weights, prepared),
     )
 
 
@@ -267,7 +267,10 @@ def _weights(bundle: pathlib.Path, folds: Sequence[str]) -> list[pathlib.Path]:
 
 
 def _about(
-    bundle: pathlib.Path, metadata: Mapping[str, Any], weights: Sequence[pathlib.Path]
+    bundle: pathlib.Path,
+    metadata: Mapping[str, Any],
+    weights: Sequence[pathlib.Path],
+    prepared: monai_preparation.Preparation,
 ) -> dict[str, Any]:
     wanted = "version monai_version pytorch_version copyright data_source intended_use eval_metrics"
     licences = sorted(each.name for each in bundle.rglob("*") if "license" in each.name.lower())
@@ -277,5 +280,9 @@ def _about(
         **{key: metadata[key] for key in wanted.split() if key in metadata},
         "sha256": {file.name: torch_files.sha256(file) for file in weights},
         "licence": str(metadata.get("license", ", ".join(licences))),
-        "notes": ["its files do not list the cases that it was trained on"],
+        "notes": [
+            "its files do not list the cases that it was trained on",
+            *["it turns no scan: files are taken to be stored as in BraTS (LPS)"]
+            * (not prepared.is_turned),
+        ],
     }

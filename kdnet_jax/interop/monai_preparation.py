@@ -31,12 +31,14 @@ class Preparation:
         spacing: voxel size in mm along these; `None`: the scan's own.
         normalisation: of each channel.
         statistics: of each channel, where they are "ct".
+        is_turned: a transform turns every scan to these axes; else they are as the files have them.
     """
 
     axes: str
     spacing: json_files.Spacing | None
     normalisation: task_lib.Normalisation
-    statistics: tuple[float, float, float, float] | None = None
+    statistics: tuple[float, float, float, float] | None
+    is_turned: bool
 
 
 def read(config: monai_config.Config, *, channels: int, is_glioma: bool) -> Preparation:
@@ -51,14 +53,14 @@ def read(config: monai_config.Config, *, channels: int, is_glioma: bool) -> Prep
         UserError: a transform is not known to leave what is done here as it is.
     """
     path, chain = config.transforms()
-    axes, spacing, normalised = _STORED, None, None
+    axes, spacing, normalised, is_turned = _STORED, None, None, False
     for index, each in enumerate(chain):
         name, where = monai_config.class_name(each), f"{path}: preprocessing[{index}]"
         if monai_config.is_off(each, where):
             continue
         keys = config.resolve(path, each.get("keys"), f"{where}.keys")
         if each.get("as_closest_canonical") is True:  # of LoadImaged and Orientationd
-            axes, spacing = "RAS", _turned(spacing, axes, "RAS")
+            axes, spacing, is_turned = "RAS", _turned(spacing, axes, "RAS"), True
             continue
         # Prediction has no label.
         if keys in ("label", ["label"]) or name.startswith("Rand") or name in _NEUTRAL:
@@ -66,7 +68,7 @@ def read(config: monai_config.Config, *, channels: int, is_glioma: bool) -> Prep
         if name == "Orientationd":
             where += ", Orientationd.axcodes"
             new = json_files.axes(config.resolve(path, each.get("axcodes"), where), where)
-            axes, spacing = new, _turned(spacing, axes, new)
+            axes, spacing, is_turned = new, _turned(spacing, axes, new), True
         elif name == "Spacingd":
             where += ", Spacingd.pixdim"
             spacing = json_files.spacing(config.resolve(path, each.get("pixdim"), where), where)
@@ -86,7 +88,7 @@ def read(config: monai_config.Config, *, channels: int, is_glioma: bool) -> Prep
         raise UserError(
             f"{path}: preprocessing has no {' or '.join(known)}; only such networks are taken."
         )
-    return Preparation(axes, spacing, *normalised)
+    return Preparation(axes, spacing, *normalised, is_turned)
 
 
 def _turned(

@@ -243,7 +243,7 @@ def _about(
         "licence": str(dataset.get("licence", dataset.get("license", ""))),
         "notes": [
             *notes,
-            "its files do not say how the axes of the training's files ran: taken as in BraTS",
+            "its files do not say how the axes of the training's files ran: as in BraTS (LPS)",
             "a trainer of one's own may use another activation, which its weights do not show",
         ],
     }

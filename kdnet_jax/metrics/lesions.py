@@ -1,4 +1,4 @@
-"""Lesion-wise Dice and HD95 as BraTS 2023 scores adult glioma (GLI).
+"""Lesion-wise Dice and HD95 as BraTS 2023 (GLI) scores them, here for the regions of any task.
 
 The definition is that of the challenge's own program (github.com/rachitsaluja/BraTS-2023-Metrics)
 and of its description (Moawad et al., arXiv:2306.00838); this is an implementation of its own:

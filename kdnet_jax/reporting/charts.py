@@ -18,6 +18,7 @@ from matplotlib import lines as mpl_lines
 from scipy import ndimage
 
 from kdnet_jax.metrics import cases, surface
+from kdnet_jax.reporting import planes
 
 # On white.
 LINE_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A")
@@ -30,6 +31,8 @@ _REGION_COLOURS: Final = (
 _REGION_STYLES: Final = ("solid", "dashed", "dotted", "dashdot")
 _REGION_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS: Final = 4  # side by side
+_NAMES_IN_PANEL: Final = 3
+_INCHES: Final = 9.0
 _PAPER, _INK = "#ffffff", "#1b1f24"
 # Names of the loss and its terms (losses/), among all that `metrics.jsonl` holds.
 _LOSS: Final = re.compile(r"loss|kl|(gt|kd)_\w+")
@@ -64,7 +67,7 @@ def curves(rows: Sequence[Mapping[str, Any]], regions: Sequence[str]) -> mpl_fig
     found = dict.fromkeys(name for row in train for name in row if _LOSS.fullmatch(name))
     names = sorted(found, key=lambda name: name != "loss")
     lines = math.ceil((len(names) + 1) / _COLUMNS)
-    figure = mpl_figure.Figure((9.0, 2.5 * lines), facecolor=_PAPER, layout="constrained")
+    figure = mpl_figure.Figure((_INCHES, 2.5 * lines), facecolor=_PAPER, layout="constrained")
     panels = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
     for panel, name in zip(panels, names, strict=False):
         _draw_loss(panel, name, train, validation)
@@ -106,11 +109,14 @@ def _draw_validation(
     panel.set_ylim(0, 1)
     _finish(panel, "validation Dice", "step", "")
     if panel.lines:
-        # Three lines have room in one row of the panel; more stand below it.
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}
-        place = {} if len(panel.lines) <= 3 else below
-        columns = min(3, len(panel.lines))
-        panel.legend(frameon=False, fontsize=9, ncols=columns, handlelength=2.6, **place)
+        options = {"frameon": False, "fontsize": 9, "handlelength": 2.6}
+        # The panel has room for three names; more stand below the figure.
+        if len(panel.lines) <= _NAMES_IN_PANEL:
+            panel.legend(ncols=len(panel.lines), **options)
+        else:
+            columns = planes.legend_columns(regions, _INCHES, 9)
+            where = {"handles": panel.lines, "loc": "outside lower center", "ncols": columns}
+            panel.figure.legend(**where, **options)
 
 
 def _series(
@@ -143,7 +149,7 @@ def case_plot(
     """
     columns = min(_PANELS, len(regions))
     lines = math.ceil(len(regions) / columns)
-    size = (9.0 if columns > 1 else 5.0, 3.8 + 3.2 * (lines - 1))
+    size = (_INCHES if columns > 1 else 5.0, 3.8 + 3.2 * (lines - 1))
     figure = mpl_figure.Figure(figsize=size, facecolor=_PAPER, layout="constrained")
     panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     for panel in panels[len(regions) :]:

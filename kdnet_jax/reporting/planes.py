@@ -272,8 +272,10 @@ def mark_edges(panel: mpl_axes.Axes, plane: Plane) -> None:
         )
 
 
-def scale_bar(panel: mpl_axes.Axes, length_mm: float = 50.0) -> None:
-    """Draws 5 cm at the lower left."""
+def scale_bar(panel: mpl_axes.Axes) -> None:
+    """Draws 5 cm at the lower left, or 1 cm where 5 do not fit."""
+    left, right = panel.get_xlim()
+    length_mm = 50.0 if right - left >= 4 + 50 else 10.0
     bottom = panel.get_ylim()[0] - 3
     panel.plot([4, 4 + length_mm], [bottom, bottom], color="white", linewidth=2)
     panel.text(

@@ -8,7 +8,8 @@ import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from tests.bad_input import cohorts, flags, forks, runs, scans, sound
+from tests.bad_input import cohorts, flags, runs, scans, sound
+from tests.helpers import forks
 
 _CONFIGS = forks.ROOT / "configs"
 _SPACING = f"--config.data.spacing={scans.SPACING_MM}"

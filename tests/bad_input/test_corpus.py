@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.bad_input import corpus, forks
-from tests.helpers import commands
+from tests.bad_input import corpus
+from tests.helpers import commands, forks
 
 # A process that has read nothing yet holds up to 550.
 _MOST_MIB = 900
@@ -31,9 +31,8 @@ def tried(folder: pathlib.Path) -> Tried:
     if not os.environ.get("KDNET_WHOLE_CORPUS"):
         trials = corpus.part(trials)
     lines = corpus.lines(trials, folder / "cwd")
-    (folder / "said").mkdir()
     before = _snapshot(folder / "sound") | _snapshot(folder / "inputs")
-    ended = forks.run(lines, folder / "said")
+    ended = forks.run(lines)
     assert _snapshot(folder / "sound") | _snapshot(folder / "inputs") == before
     return list(zip(trials, ended, [line.cwd for line in lines], strict=True))
 
@@ -141,7 +140,7 @@ def test_nothing_is_unpickled(tried: Tried, folder: pathlib.Path) -> None:
     ],
 )
 def test_a_process_of_its_own_ends_alike(command: str, words: list[str]) -> None:
-    done = commands.run(command, *words)
+    done = commands.run_anew(command, *words)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1

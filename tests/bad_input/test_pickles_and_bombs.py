@@ -11,7 +11,8 @@ import pytest
 from kdnet_jax import evaluation
 from kdnet_jax.data import nifti_header
 from kdnet_jax.errors import UserError
-from tests.bad_input import forks, runs, scans
+from tests.bad_input import runs, scans
+from tests.helpers import forks
 
 _PACKAGES = ("kdnet_jax", "configs", "data_builders")
 _UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}

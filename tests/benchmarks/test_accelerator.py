@@ -1,8 +1,6 @@
 """The logic of `benchmarks.accelerator`, and its refusal where there is no accelerator."""
 
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -45,15 +43,8 @@ def test_rows_of_the_first_and_the_largest_batch() -> None:
 
 
 def test_without_an_accelerator_it_refuses_at_once() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.accelerator", "--nopeer"],
-        cwd=commands.ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = commands.python("-m", "benchmarks.accelerator", "--nopeer", env=env, timeout=100)
     assert done.returncode == 2
     assert "JAX finds no accelerator" in done.stderr
     assert "--allow_cpu" in done.stderr

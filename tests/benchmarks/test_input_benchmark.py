@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 from tests.helpers import commands
 
@@ -13,15 +11,7 @@ def test_every_place_is_measured(
 ) -> None:
     words = [f"--data_dir={tiny_cohort}", f"--root={tmp_path}", "--patch=16", "--steps=2"]
     words += ["--noreal", "--step_seconds=0.01", f"--json={tmp_path / 'rows.json'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.input", *words],
-        cwd=commands.ROOT,
-        env=command_env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = commands.python("-m", "benchmarks.input", *words, env=command_env)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text("utf-8"))
     assert all(set(row) == {"name", "ours", "peer", "ratio", "goal"} for row in rows)

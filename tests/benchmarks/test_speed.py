@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 
@@ -12,14 +11,7 @@ from tests.helpers import commands
 
 
 def _run(*words: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed", *words],
-        cwd=commands.ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    return commands.python("-m", "benchmarks.speed", *words, timeout=timeout)
 
 
 def test_row_of_a_comparison() -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, augment_draws, augment_spatial
 from kdnet_jax.errors import UserError
+from tests.helpers import commands
 
 SHAPE = (2, 3, 4)
 
@@ -435,12 +436,8 @@ def test_a_batch_over_four_devices_is_augmented_as_on_one(tmp_path: pathlib.Path
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
     }
-    command = [sys.executable, __file__, str(tmp_path / "out.npz")]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = commands.python(__file__, tmp_path / "out.npz", env=environment)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "out.npz") as saved:
         np.testing.assert_array_equal(saved["2x2/label"], saved["none/label"])
@@ -466,3 +463,110 @@ def _augment_on_meshes(output: str) -> None:
 
 if __name__ == "__main__":
     _augment_on_meshes(sys.argv[1])
+
+
+# --- Channels without a background, and voxels that are no cubes ---------------------------------
+
+MIXED = task_lib.from_dataset_json(
+    {
+        "name": "mixed",
+        "channel_names": {"0": "stripped", "1": "CT"},
+        "labels": {"background": 0, "lesion": 1},
+        "kdnet": {
+            "normalisation": {"stripped": "zscore_nonzero"},
+            "statistics": {"ct": [-100, 300, 50, 80]},
+        },
+    },
+    "dataset.json",
+)
+
+
+def test_options_are_fitted_to_channels_and_voxels() -> None:
+    chosen = augment.choose("nnunet")
+    assert augment.fitted(chosen, task_lib.GLIOMA, ("t1", "t2"), 2.0) is chosen
+    assert augment.fitted(chosen, task_lib.GLIOMA, ("t1", "t2"), None) is chosen
+    both = augment.fitted(chosen, MIXED, ("stripped", "ct"), (4.0, 2.0, 2.0))
+    assert (both.zero_is_background, both.spacing) == ((True, False), (4.0, 2.0, 2.0))
+    assert augment.fitted(chosen, MIXED, ("ct",), 1.0).zero_is_background == (False,)
+    assert both.chances == chosen.chances
+    image, label = brains(1, (8, 8, 8), 3)
+    with pytest.raises(ValueError, match="3 channels"):
+        augment.augment(jax.random.key(0), image, label, both)
+
+
+def test_zero_is_background_only_where_the_channel_is_stripped() -> None:
+    image, label = brains(3, PATCH)
+    image = image.at[..., 1].set(image[..., 0])
+    chosen = augment.fitted(
+        everything(
+            rotation_probability=0.0,
+            zoom_out_probability=0.0,
+            elastic_probability=0.0,
+            flip_axes="",
+        ),
+        MIXED,
+        ("stripped", "ct"),
+        1.0,
+    )
+    out, _ = augment.augment(jax.random.key(2), image, label, chosen)
+    background = np.asarray(image[..., 0] == 0)
+    assert (np.asarray(out[..., 0]) == 0)[background].all()
+    # Noise is everywhere in the other one, and its mean and range are those of all voxels.
+    assert (np.asarray(out[..., 1]) != 0)[background].mean() > 0.99
+    plain = augment.augment(
+        jax.random.key(2),
+        image,
+        label,
+        everything(
+            rotation_probability=0.0,
+            zoom_out_probability=0.0,
+            elastic_probability=0.0,
+            flip_axes="",
+        ),
+    )
+    np.testing.assert_array_equal(out[..., 0], plain[0][..., 0])
+
+
+def test_resampling_keeps_the_values_between_zero_and_others_without_a_background() -> None:
+    # Half of the voxels are 0, the others 1; a move by a quarter of a voxel.
+    image = jnp.asarray(np.indices((8, 8, 8))[0] >= 4, jnp.float32)[..., None].repeat(2, -1)
+    label = jnp.zeros((8, 8, 8), jnp.uint8)
+    bend = jnp.zeros((4, 4, 4, 3)).at[..., 0].set(0.25)
+    out, _ = augment_spatial.resample(image, label, jnp.eye(3), bend, (6, 6, 6), (True, False))
+    np.testing.assert_allclose(out[:, 3, 3, 0], [0, 0, 0, 1, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(out[:, 3, 3, 1], [0, 0, 0.25, 1, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(4.0, 2.0, 2.0), (1.0, 3.0, 0.5)])
+def test_rotations_are_rotations_in_space(spacing: tuple[float, float, float]) -> None:
+    # An image that is linear in millimetres is resampled exactly.
+    slopes, size, patch = np.array([0.3, -0.2, 0.7]), (30, 34, 36), (6, 8, 8)
+    angles = jnp.array([[0.3, -0.2, 0.4]])
+    drawn = augment_spatial.Geometry(
+        jnp.bool_(True), augment_spatial.rotation_matrix(angles)[0], None
+    )
+
+    def places(shape: tuple[int, ...]) -> np.ndarray:
+        axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing, strict=True)]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+    image = jnp.asarray(places(size) @ slopes, jnp.float32)[..., None]
+    out, _ = augment_spatial.place(
+        image,
+        jnp.zeros(size, jnp.uint8),
+        augment_spatial.in_voxels(drawn, spacing),
+        patch,
+        (False,),
+    )
+    rotated = places(patch) @ np.asarray(drawn.matrix, np.float64).T
+    within = np.abs(rotated / spacing) < (np.array(size) - 1) / 2 - 1e-3
+    assert within.all()
+    np.testing.assert_allclose(out[..., 0], rotated @ slopes, atol=1e-3)
+
+
+def test_crops_of_flat_voxels_hold_what_is_rotated() -> None:
+    chosen = augment.choose("none", rotation=(-90.0, 90.0), rotation_probability=1.0)
+    flat = augment.fitted(chosen, task_lib.GLIOMA, ("t1",), (4.0, 1.0, 1.0))
+    # Of 16 x 64 x 64 voxels of 4 x 1 x 1 mm, a cube of 64 mm: its diagonals, in steps of 8.
+    assert augment.source_patch((16, 64, 64), flat) == (24, 96, 96)
+    assert augment.source_patch((64, 64, 64), chosen) == (96, 96, 96)

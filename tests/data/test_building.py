@@ -7,8 +7,6 @@ import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +35,7 @@ from kdnet_jax.data import (
     store,
 )
 from kdnet_jax.errors import UserError
+from tests.helpers import commands
 
 SIZE = 24
 
@@ -219,8 +218,8 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:
     root = tmp_path / "root"
-    command = [sys.executable, "-c", textwrap.dedent(_KILLED), str(root), str(scans)]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    done = commands.python("-c", textwrap.dedent(_KILLED), root, scans)
+    assert done.returncode == -signal.SIGKILL
     assert list(root.rglob("incomplete.*"))
     assert not built(root)
     opened = build(root, scans)
@@ -248,8 +247,7 @@ def test_a_disk_that_becomes_full_is_told_and_nothing_is_left(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:
     root = tmp_path / "root"
-    command = [sys.executable, "-c", textwrap.dedent(_FULL), str(root), str(scans)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.python("-c", textwrap.dedent(_FULL), root, scans)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "the disk became full while the dataset was built" in done.stderr

@@ -166,3 +166,19 @@ def test_slabs_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(class_maps, "SLAB_VOXELS", 1)
     np.testing.assert_array_equal(class_maps.resample_classes(labels, *grids), expected[0])
     np.testing.assert_array_equal(class_maps.resample_probabilities(probs, *grids), expected[1])
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("soft", [False, True])
+def test_any_number_of_classes_keeps_its_volumes_on_thick_slices(count: int, soft: bool) -> None:
+    source, target = (5.0, 1.0, 1.0), (3.0, 1.5, 1.5)
+    labels = np.zeros((12, 42, 42), np.uint8)
+    for value in range(1, count + 1):
+        centre = np.array([0, 12 * np.cos(value), 12 * np.sin(value)])
+        labels[_distance(labels.shape, source, centre) < 5 + value / 2] = value
+    labels[:1] = count + 1  # such as the ignore label
+    found = _resample(labels, source, target, soft)
+    for value in range(1, count + 2):
+        before = np.count_nonzero(labels == value) * np.prod(source)
+        after = np.count_nonzero(found == value) * np.prod(target)
+        assert abs(before - after) <= np.prod(target), value

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases as cases_lib
 from kdnet_jax.data import familiarity, prepare
 from kdnet_jax.errors import UserError
@@ -125,3 +126,46 @@ def test_real_cases(sample_dir: pathlib.Path) -> None:
         assert familiarity.compare(as_t1ce(case, 0), usual) == []
         told += bool(familiarity.compare(as_t1ce(case, 1), usual))
     assert told >= 3
+
+
+def _body(seed: int, level: float, kind: str) -> tuple[prepare.PreparedCase, task_lib.Task]:
+    """A CT whose air is no background, or the same in another normalisation."""
+    own: dict = {"normalisation": {"ct": kind}, "noun": "liver"}
+    if kind == "ct":
+        own["statistics"] = {"ct": [-200, 300, 50, 60]}
+    document = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "kdnet": own}
+    task = task_lib.from_dataset_json(document, "dataset.json")
+    rng = np.random.default_rng(seed)
+    distance = np.linalg.norm(np.indices((24, 24, 24)) - 11.5, axis=0)
+    image = np.where(distance < 10, level, -1000) + rng.normal(0, 10, distance.shape)
+    affine = np.diag([-2.0, -2.0, 2.0, 1.0])
+    return prepare.prepare_arrays(
+        {"ct": image}, affine, None, task=task, spacing=None, case_id="a", patient_id="a"
+    ), task
+
+
+def test_scans_that_are_not_stripped_are_compared_without_a_brain() -> None:
+    made = [_body(seed, 50 + seed, "ct") for seed in range(8)]
+    task = made[0][1]
+    usual = json.loads(json.dumps(familiarity.measure((case for case, _ in made), task=task)))
+    assert usual["brain_ml"] == [pytest.approx(24**3 * 8 / 1000)] * 2
+    assert familiarity.compare(_body(20, 53, "ct")[0], usual, task=task) == []
+    (odd,) = familiarity.compare(_body(21, 250, "ct")[0], usual, task=task)
+    assert odd.startswith("the brightness of the scan is unlike CT in training (distance ")
+    assert "Is it the right channel, in Hounsfield units?" in odd
+    coarse = dataclasses.replace(
+        made[0][0].geometry, affine=np.diag([-2.0, -2.0, 5.0, 1.0]), spacing=(5.0, 2.0, 2.0)
+    )
+    thick, *_ = familiarity.compare(
+        dataclasses.replace(made[0][0], geometry=coarse), usual, task=task
+    )
+    assert "small liver parts may be missing" in thick
+
+
+def test_intensities_without_a_common_scale_are_not_compared() -> None:
+    made = [_body(seed, 50 + seed, "rescale") for seed in range(8)]
+    task = made[0][1]
+    usual = familiarity.measure((case for case, _ in made), task=task)
+    assert usual["sequences"] == {"ct": None}
+    (note,) = familiarity.compare(made[0][0], usual, task=task)
+    assert note.startswith("the intensities of ct were not compared")

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from kdnet_jax import sharding
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import loader, resident, store
-from tests.helpers import stores
+from tests.helpers import commands, stores
 
 # Larger than some of the cases along every axis, smaller than others.
 PATCH = (8, 12, 10)
@@ -158,19 +157,8 @@ def test_room_for_every_case() -> None:
 
 
 def test_four_devices_hold_the_same_batches(tmp_path: pathlib.Path) -> None:
-    environment = os.environ | {
-        "JAX_NUM_CPU_DEVICES": "4",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
-    }
     output = tmp_path / "batches.npz"
-    done = subprocess.run(
-        [sys.executable, __file__, str(output)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = commands.python(__file__, output, env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"})
     assert done.returncode == 0, done.stderr
     expected = batches_of(mixed_cases(), sharding.make_mesh(), 3)
     with np.load(output) as found:

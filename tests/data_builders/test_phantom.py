@@ -1,8 +1,6 @@
 """Synthetic cases: the same every time, plausible, and where their headers say they are."""
 
 import pathlib
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +12,7 @@ from data_builders.brats_phantom import anatomy, phantom, sheet, tumour
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases as case_lib
 from kdnet_jax.errors import UserError
+from tests.helpers import commands
 
 NCR, ED, ET = tumour.NCR, tumour.ED, tumour.ET
 
@@ -178,11 +177,7 @@ def test_no_cases_are_refused(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--figure=sheet.jpg"], ["sheet.png"]])
 def test_sheet_command_refuses_in_one_line(options: list[str], tmp_path: pathlib.Path) -> None:
-    root = pathlib.Path(phantom.__file__).parents[2]
-    command = [sys.executable, "-m", "data_builders.brats_phantom.sheet", *options]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
-    )
+    done = commands.python("-m", "data_builders.brats_phantom.sheet", *options, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

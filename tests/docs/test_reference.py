@@ -2,10 +2,10 @@
 
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
+
+from tests.helpers import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -14,14 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def made(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page as the code makes it, in a process of its own: commands share names of flags."""
     page = tmp_path_factory.mktemp("reference") / "reference.md"
-    done = subprocess.run(
-        [sys.executable, "-m", "docs.make_reference", page],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = commands.python("-m", "docs.make_reference", page, timeout=120)
     assert done.returncode == 0, done.stderr
     return page.read_text("utf-8")
 

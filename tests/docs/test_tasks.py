@@ -45,8 +45,8 @@ def test_the_scores_are_of_the_classes_of_the_task(prostate: pathlib.Path) -> No
     rescored = (prostate / "scores" / "evaluation" / "cases.csv").read_text("utf-8").splitlines()
     assert rescored == rows
     report = (run / "report.html").read_text("utf-8")
-    assert "PZ" in report
-    assert "TC" not in report
+    assert ">PZ<" in report
+    assert ">TC<" not in report
 
 
 def test_the_mask_lies_on_the_scan(prostate: pathlib.Path) -> None:

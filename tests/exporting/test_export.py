@@ -1,6 +1,7 @@
 """`export`: what is handed over is the run's best network, alone, and stands by itself."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -15,8 +16,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data import prepare
 from kdnet_jax.exporting import artifact
 from kdnet_jax.models import heads, networks, unet
-from tests.bad_input import forks
-from tests.helpers import commands
+from tests.helpers import commands, forks
 
 # Nothing of the project, of Flax or of Orbax: JAX and NumPy alone.
 _JAX_ALONE = """
@@ -36,7 +36,7 @@ def exported(
 ) -> commands.Finished:
     folder = tmp_path_factory.mktemp("exports") / "new/student"
     words = [f"--checkpoint={smoke_student.folder}", f"--output={folder}", "--licence=CC-BY-4.0"]
-    done = commands.run("export", *words)
+    done = commands.run_anew("export", *words)
     return commands.Finished(done.returncode, done.stdout, done.stderr, folder)
 
 
@@ -141,18 +141,8 @@ def test_another_mesh_reads_it(exported: commands.Finished) -> None:
         "run = runs.load_run(pathlib.Path(sys.argv[1])); mesh = sharding.make_mesh(2, 2);"
         "jax.block_until_ready(sharding.replicate(run.params, mesh)); print(run.params_hash)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(exported.folder)],
-        env={
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(commands.ROOT),
-            "JAX_NUM_CPU_DEVICES": "4",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+    done = commands.python("-c", script, exported.folder, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == runs.load_run(exported.folder).params_hash
 
@@ -215,11 +205,10 @@ def test_mistakes_are_told(smoke_student: commands.Finished, tmp_path: pathlib.P
         ((run, "--output=new", "--formats=pytorch"), "has no class in nnU-Net"),
         ((run,), "--output"),
     ]
-    cwd, said = tmp_path / "cwd", tmp_path / "said"
+    cwd = tmp_path / "cwd"
     cwd.mkdir()
-    said.mkdir()
     lines = [forks.Line("export", words, cwd) for words, _ in mistakes]
-    for (_, message), done in zip(mistakes, forks.run(lines, said), strict=True):
+    for (_, message), done in zip(mistakes, forks.run(lines), strict=True):
         assert done.code == 2
         assert message in done.err
         assert "Traceback" not in done.err

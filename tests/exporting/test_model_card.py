@@ -1,5 +1,6 @@
 """The card says what was measured, in how many cases, and lets no name speak for itself."""
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.exporting import model_card, scores
 from kdnet_jax.metrics import cases
 from kdnet_jax.models import networks, unet
+from tests.helpers import made_up_tasks
 
 MODEL = model_lib.Model(
     task_lib.GLIOMA, "student", unet.UNetConfig(widths=(2, 4)), ("t2",), 1.0, (8, 8, 8)
@@ -124,3 +126,24 @@ def test_another_tool_s_model_says_who_made_it() -> None:
 )
 def test_names_are_shown_as_they_are(name: str, shown: str) -> None:
     assert _card(_document(), name=name).splitlines()[0] == shown
+
+
+def test_a_card_speaks_of_its_own_task() -> None:
+    task = made_up_tasks.HEART
+    model = model_lib.Model(
+        task, "teacher", unet.UNetConfig(widths=(2, 4)), ("ct",), (3.0, 1.0, 1.0), (8, 8, 8)
+    )
+    rows = [_score("a", region, 0.5) for region in task.region_names]
+    summary = cases.summarise(rows, task=task) | {"hd95": "of the surfaces"}
+    document = _document(test=scores.collect(rows, summary, None))
+    card = model_card.render("it", model, document, {})
+    assert "It segments heart in one channel (ct) into wall, scar and clot." in card
+    assert "| Working voxel size | 3 x 1 x 1 mm |" in card
+    assert "| Labels of its masks | 0 background, 1 class 1, 2 class 2, 3 clot |" in card
+    assert [name for name in task.region_names if f"| {name} | 0.500" in card] == [
+        "wall",
+        "scar",
+        "clot",
+    ]
+    for word in ("glioma", "tumour", "skull", "ET", "MRI", "BraTS 2021", "sequence"):
+        assert not re.search(rf"\b{word}", card), word

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.helpers import forks
+
+ROOT = forks.ROOT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +30,33 @@ def run(
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python -m kdnet_jax.<module> WORDS` of the checkout, there or in another folder."""
-    env = dict(os.environ if env is None else env)
-    path = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
+    return python("-m", f"kdnet_jax.{module}", *words, env=env, cwd=cwd, timeout=timeout)
+
+
+def python(
+    *words: object,
+    env: Mapping[str, str] | None = None,
+    cwd: pathlib.Path = ROOT,
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python WORDS` (`-m MODULE ...`, `-c CODE ...` or `FILE ...`) in a forked process."""
+    texts = list(map(str, words))
+    ended = forks.python(texts, cwd=cwd, env=os.environ if env is None else env, limit_s=timeout)
+    if ended.timed_out:
+        raise subprocess.TimeoutExpired(texts, timeout, ended.out, ended.err)
+    return subprocess.CompletedProcess(texts, ended.code, ended.out, ended.err)
+
+
+def run_anew(
+    module: str, *words: object, env: Mapping[str, str] | None = None, cwd: pathlib.Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """As `run`, in a process that imports everything itself; each command has a test of this."""
     return subprocess.run(
         [sys.executable, "-m", f"kdnet_jax.{module}", *map(str, words)],
         cwd=cwd,
-        env=env | {"PYTHONPATH": path},
+        env=forks.with_checkout(os.environ if env is None else env),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=300,
         check=False,
     )

@@ -3,8 +3,8 @@
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 
 from tests.helpers import commands
 
@@ -27,24 +27,9 @@ def run(
         environments: what each process's environment has besides that of the tests.
         timeout: seconds after which a process counts as hanging, and the test fails.
     """
-    path = os.pathsep.join([str(commands.ROOT), os.environ.get("PYTHONPATH", "")])
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", *map(str, words)],
-            cwd=commands.ROOT,
-            env=os.environ | {"PYTHONPATH": path} | dict(own),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for words, own in zip(command_lines, environments or [{}] * len(command_lines), strict=True)
-    ]
-    try:
-        said = [process.communicate(timeout=timeout) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *texts)
-        for process, texts in zip(running, said, strict=True)
-    ]
+
+    def end(words: Sequence[object], own: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        return commands.python("-m", *words, env=os.environ | dict(own), timeout=timeout)
+
+    with futures.ThreadPoolExecutor(len(command_lines)) as pool:
+        return list(pool.map(end, command_lines, environments or [{}] * len(command_lines)))

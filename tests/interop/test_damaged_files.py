@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip("torch")
 
 from kdnet_jax import model
-from kdnet_jax import task as task_lib
 from kdnet_jax.interop import described_weights, foreign, nnunet_plans
 from tests.helpers import foreign_folders as folders
 from tests.helpers import own_tasks, wrong_values
@@ -52,30 +51,33 @@ def test_of_nnunet_s_of_another_task(tmp_path: pathlib.Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["metadata.json", "inference.json"])
-@pytest.mark.parametrize("other", [False, True])
-def test_of_monai(tmp_path: pathlib.Path, name: str, other: bool) -> None:
-    if other:
-        network = dataclasses.replace(folders.SEGRESNET, out_channels=2)
-        bundle = own_tasks.bundle(
-            tmp_path / "b",
-            {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.5, 2.0]},
-            own_tasks.WINDOW,
-            config=network,
-        )
-    else:
-        bundle = folders.bundle(tmp_path / "b")
+def test_of_monai(tmp_path: pathlib.Path, name: str) -> None:
+    bundle = folders.bundle(tmp_path / "b")
     wrong_values.try_all(bundle / "configs" / name, lambda: foreign.read(bundle))
 
 
-@pytest.mark.parametrize("task", [task_lib.GLIOMA, own_tasks.REGIONS])
-def test_of_described_weights(tmp_path: pathlib.Path, task: task_lib.Task) -> None:
+@pytest.mark.parametrize("name", ["metadata.json", "inference.json"])
+def test_of_monai_s_of_another_task(tmp_path: pathlib.Path, name: str) -> None:
+    resample = {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.5, 2.0]}
+    bundle = own_tasks.bundle(tmp_path / "b", resample, own_tasks.WINDOW)
+    keys = frozenset({"network_data_format", "preprocessing", "postprocessing"})
+    wrong_values.try_all(bundle / "configs" / name, lambda: foreign.read(bundle), keys)
+
+
+def test_of_described_weights(tmp_path: pathlib.Path) -> None:
     bundle = folders.bundle(tmp_path / "b")
     file = bundle / "models" / described_weights.FILE
     given = dataclasses.replace(foreign.read(bundle), known=model.KnownCases(("a",), True))
-    if task != task_lib.GLIOMA:
-        params = folders.random_params(folders.SEGRESNET, 3)
-        given = dataclasses.replace(given, task=task, modalities=task.modalities, members=(params,))
-        folders.save(bundle / "models" / "model.pt", folders.state(folders.SEGRESNET, 3))
     text = described_weights.describe(given)
     file.write_text(text, "utf-8")
     wrong_values.try_all(file, lambda: foreign.read(file.parent))
+
+
+def test_of_a_described_task(tmp_path: pathlib.Path) -> None:
+    network = folders.SEGRESNET
+    given = folders.model_of(network, task=own_tasks.REGIONS, modalities=("a", "b", "c"))
+    folders.save(tmp_path / "model.pt", folders.state(network, 3))
+    file = tmp_path / described_weights.FILE
+    file.write_text(described_weights.describe(given), "utf-8")
+    keys = frozenset({"task", "channels", "outputs"})
+    wrong_values.try_all(file, lambda: foreign.read(tmp_path), keys)

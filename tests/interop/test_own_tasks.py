@@ -68,6 +68,7 @@ def test_labels_of_one_value_are_classes_whatever_their_order_says(tmp_path) -> 
     model = foreign.read(results(tmp_path, dataset))
     assert (model.head, model.order) == ("softmax", (0, 1, 2))
     assert model.task.classes == ("background", "organ", "lesion")
+    assert model.task.region_names == ("organ", "lesion")
 
 
 @pytest.mark.parametrize(
@@ -226,6 +227,7 @@ def test_a_bundle_of_a_ct(tmp_path) -> None:
     assert (model.modalities, model.head, model.order) == (("image",), "softmax", (0, 1))
     # 1.5 mm from left to right, 1 mm to the front, 2 mm upwards; then the axes are turned.
     assert (model.axes, model.spacing) == ("SPL", (2.0, 1.0, 1.5))
+    assert "turns no scan" not in str(model.about["notes"])
     wanted = folders.random_params(own_tasks.SEGRESNET, 1)
     jax.tree.map(np.testing.assert_array_equal, model.members[0], wanted)
 
@@ -253,7 +255,9 @@ def test_a_range_is_scaled_as_by_monai(tmp_path, bottom, top) -> None:
     ],
 )
 def test_normalisations_of_bundles(tmp_path, transform, expected) -> None:
-    (channel,) = foreign.read(own_tasks.bundle(tmp_path / "b", transform)).task.channels
+    model = foreign.read(own_tasks.bundle(tmp_path / "b", transform))
+    assert "turns no scan" in str(model.about["notes"])
+    (channel,) = model.task.channels
     assert (channel.normalisation, channel.statistics) == (expected, None)
 
 

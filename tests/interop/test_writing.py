@@ -14,7 +14,7 @@ from kdnet_jax import model
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign, writing
-from kdnet_jax.models import unet
+from kdnet_jax.models import heads, unet
 from tests.helpers import foreign_folders as folders
 
 KNOWN = folders.model_of(folders.PLAIN).known
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_again(tmp_path, config, members) -> None:
 @pytest.mark.parametrize("axes", ["SPL", "LSP"])
 def test_nnunets_folder_says_the_same(tmp_path, head, axes) -> None:
     """Each of our outputs is the same function of the input, whatever nnU-Net's order of them."""
-    outputs = task_lib.GLIOMA.region_names if head == "regions" else task_lib.GLIOMA.classes
+    outputs = heads.Head(task_lib.GLIOMA, head).outputs
     config = type(folders.PLAIN)(**{**vars(folders.PLAIN), "out_channels": len(outputs)})
     order = tuple(reversed(range(len(outputs))))
     said = write(tmp_path, config, 2, head=head, axes=axes, order=order)

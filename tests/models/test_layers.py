@@ -1,8 +1,6 @@
 """Each layer against the plain operation that it stands for."""
 
 import itertools
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
@@ -14,6 +12,7 @@ from jax import lax
 
 from kdnet_jax.kernels import build
 from kdnet_jax.models import layers
+from tests.helpers import commands
 
 DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -130,13 +129,7 @@ def test_onednn_repeats_itself_bit_for_bit() -> None:
 def test_auto_takes_xlas_own_form_on_several_devices(command_env: dict[str, str]) -> None:
     code = "from kdnet_jax.models import layers; print(layers.choose_form('auto'))"
     flags = {"JAX_NUM_CPU_DEVICES": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=command_env | flags,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = commands.python("-c", code, env=command_env | flags)
     assert done.stdout.strip() == "planes"
     assert "serves one device, and there are 2" in done.stderr
 

@@ -7,8 +7,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +21,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads, monai, networks, unet
+from tests.helpers import commands
 
 
 def _like(**changes: Any) -> unet.UNetConfig:
@@ -186,10 +185,9 @@ def test_the_form_of_the_convolutions_is_kept(name: str) -> None:
 
 def test_two_devices_have_the_gradient_of_one(tmp_path: pathlib.Path) -> None:
     # The number of devices is fixed when JAX starts.
-    env = dict(os.environ) | {"JAX_NUM_CPU_DEVICES": "2"}
-    root = pathlib.Path(__file__).parents[2]
-    env["PYTHONPATH"] = str(root)
-    subprocess.run([sys.executable, __file__], check=True, env=env, cwd=tmp_path, timeout=120)
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    done = commands.python(__file__, env=env, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def _compare_devices() -> None:

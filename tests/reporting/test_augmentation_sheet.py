@@ -10,7 +10,7 @@ from PIL import Image
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, cases, prepare
 from kdnet_jax.reporting import augmentation_sheet
-from tests.helpers import commands
+from tests.helpers import commands, made_tasks
 
 PATCH = (16, 16, 16)
 
@@ -102,3 +102,24 @@ def test_a_user_s_mistake_is_one_message(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_follows_the_task(tmp_path: pathlib.Path) -> None:
+    folder = made_tasks.write_plain(tmp_path / "data", 2)
+    words = (
+        "preview_augmentation",
+        "--config=configs/student.py:smoke",
+        f"--config.task={folder}",
+        "--config.model.modalities=t2",
+        "--config.data.spacing=3,1,1",
+        "--config.loader.patch=(16,32,32)",
+        "--config.augment.preset=none",
+        "--config.augment.noise=0.5",
+        f"--output={tmp_path}/sheet.png",
+    )
+    done = commands.run(*words)
+    assert done.returncode == 2
+    assert "no synthetic cases of the task made prostate" in done.stderr
+    done = commands.run(*words, f"--config.data.data_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "sheet.png").height > 500
