@@ -33,9 +33,15 @@ def found(model: api.Model, scan: pathlib.Path) -> api.Segmentation:
 def test_a_file_gives_the_mask_of_predict(
     model: api.Model, scan: pathlib.Path, found: api.Segmentation
 ) -> None:
-    unlabelled = prepare.unlabelled_case({"t1ce": scan})
+    task = model.ensemble.head.task
+    unlabelled = prepare.unlabelled_case({"t1ce": scan}, task=task)
     case, _, warnings = segmenting.prepare_scan(
-        unlabelled, prepare.read_files(unlabelled), model.ensemble.spacing, "header", model.usual
+        unlabelled,
+        prepare.read_files(unlabelled, task=task),
+        task=task,
+        spacing=model.ensemble.spacing,
+        orientation="header",
+        usual=model.usual,
     )
     expected = model.ensemble.segment(case)
     values = np.array([0, 1, 2, 4])[expected.classes]

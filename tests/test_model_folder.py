@@ -18,13 +18,18 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted, networks, unet
 from tests.helpers import foreign_folders
 
-OWN = unet.UNetConfig(widths=(2, 4), head="regions", bfloat16=False)
+OWN = unet.UNetConfig(widths=(2, 4), head="regions", bfloat16=False, out_channels=3)
 
 
 def _of_family(name: str, head: str) -> networks.Network:
     return networks.of_family(name, unet.UNetConfig(widths=(8, 16, 32), head=head))
 
 
+LESION = {
+    "name": "lesions",
+    "channel_names": {"0": "t1", "1": "t2"},
+    "labels": {"background": 0, "lesion": 1},
+}
 NETWORKS = [OWN, *(_of_family(name, "softmax") for name in networks.FAMILIES)]
 
 
@@ -74,6 +79,36 @@ def test_nothing_but_jax_and_orbax_reads_the_parameters(tmp_path: pathlib.Path) 
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, params))
 
 
+def test_a_model_of_another_task_comes_back_with_it(tmp_path: pathlib.Path) -> None:
+    task = task_lib.from_dataset_json(LESION, "lesions")
+    model = model_lib.Model(
+        task,
+        "baseline",
+        unet.UNetConfig(widths=(2, 4), out_channels=2),
+        ("t1",),
+        (3, 1, 1),
+        (8,) * 3,
+    )
+    params = networks.init_params(model.network, 1, jax.random.key(0))
+    with files.new_folder(tmp_path / "model") as beside:
+        known = model_lib.KnownCases((), complete=True)
+        model_folder.fill(beside, model, params, step=0, known=known, about={})
+    read = model_folder.read(tmp_path / "model").model
+    assert read == model
+    assert read.outputs == ("background", "lesion")
+
+
+def test_an_older_model_names_no_task_and_is_of_the_glioma(tmp_path: pathlib.Path) -> None:
+    model, _ = _write(tmp_path / "model")
+    path = tmp_path / "model/model.json"
+    document = json.loads(path.read_text("utf-8"))
+    assert document.pop("task") == "glioma"
+    for key in ("out_channels", "strides", "kernels"):
+        del document["network"][key]
+    path.write_text(json.dumps(document), "utf-8")
+    assert model_folder.read(tmp_path / "model").model == model
+
+
 def _change(document: dict[str, Any], key: str, value: Any) -> None:
     document[key] = value
 
@@ -82,11 +117,16 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda d: _change(d, "version", 2), r"version 2; expected 'kdnet_jax model', 1"),
     (lambda d: _change(d, "format", "other"), "format 'other'"),
     (lambda d: d.pop("network"), "is damaged"),
-    (lambda d: _change(d, "window", 3), "is damaged"),
+    (lambda d: _change(d, "window", 3), "window is 3; expected 3 values"),
     (lambda d: _change(d["network"], "family", "vnet"), "the kind 'vnet'"),
     (lambda d: _change(d["network"], "heads", 3), "is damaged"),
     (lambda d: _change(d["network"], "widths", [2, 8]), "parameters of another network"),
     (lambda d: _change(d, "modalities", ["t1", "t2"]), "parameters of another network"),
+    (lambda d: _change(d, "task", "gliomas"), "its task is 'gliomas'; expected an object"),
+    (
+        lambda d: _change(d, "task", LESION),
+        "3 outputs, but its task lesions expects lesion",
+    ),
     (lambda d: _change(d, "parameters_sha256", "0" * 64), "is not what model.json says"),
 ]
 

@@ -193,9 +193,9 @@ def test_a_case_without_the_sequence_is_refused_and_not_guessed(tmp_path: pathli
     for path in case.rglob("*_t1ce.nii.gz"):
         path.unlink()
     with pytest.raises(UserError, match="no case has t1ce"):
-        prediction_jobs.find_scans([case], ("t1ce",))
+        prediction_jobs.find_scans([case], ("t1ce",), task_lib.GLIOMA)
     with pytest.raises(UserError, match="no such file"):
-        prediction_jobs.find_scans([tmp_path / "absent.nii.gz"], ("t1ce",))
+        prediction_jobs.find_scans([tmp_path / "absent.nii.gz"], ("t1ce",), task_lib.GLIOMA)
 
 
 def _plan(tmp_path: pathlib.Path, names: list[str], output: str, **options: object) -> list:

@@ -54,12 +54,13 @@ def _draw_case(panels: np.ndarray, case: phantom.PhantomCase) -> None:
     classes = _to_spl(case.labels)
     for column, name in zip(panels.T, task_lib.GLIOMA.modalities, strict=True):
         image = _to_spl(case.images[name]).astype(np.float32)
-        box = planes.view_box(image, [classes], spacing)
+        brain = image != 0
+        box = planes.view_box(brain, [classes], spacing)
         tumour = task_lib.GLIOMA.hull_mask(classes)
         index = planes.slices_of_interest([tumour], box)[_AXIAL] - box[_AXIAL].start
-        window = planes.grey_window(image)
+        window = planes.grey_window(image, brain)
         for panel in column:
-            planes.draw_image(panel, image[box], _AXIAL, index, spacing, window)
+            planes.draw_image(panel, image[box], brain[box], _AXIAL, index, spacing, window)
             planes.mark_edges(panel, planes.PLANES[_AXIAL])
         view = planes.to_screen(classes[box], _AXIAL, index)
         pixel = planes.pixel(spacing, _AXIAL)
@@ -78,12 +79,16 @@ def _name(panel: mpl_axes.Axes, text: str) -> None:
 
 
 def _legend(figure: mpl_figure.Figure) -> None:
-    names = {"ET": "enhancing tumour", "TC": "tumour core", "WT": "whole tumour"}
+    looks = planes.looks(task_lib.GLIOMA.region_names)
     handles = [
         mpl_lines.Line2D(
-            [], [], color=planes.REGION_COLOURS[region], linewidth=3, label=f"{region}: {name}"
+            [],
+            [],
+            color=looks[region.name].colour,
+            linewidth=3,
+            label=f"{region.name}: {region.description}",
         )
-        for region, name in names.items()
+        for region in task_lib.GLIOMA.regions
     ]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=3, frameon=False, labelcolor="white"
