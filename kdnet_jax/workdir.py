@@ -62,8 +62,8 @@ def check(folder: pathlib.Path, config: config_dict.ConfigDict, task: task_lib.T
     was = settings.read_task(folder)
     if different := was.difference(task):
         raise UserError(
-            f"{folder} holds a run of the task {was.name}, and this one is {task.name}; {different}. "
-            "Give a new --workdir, or the former --config.task."
+            f"{folder} holds a run of the task {was.name}, and this one is {task.name}; "
+            f"{different}. Give a new --workdir, or the former --config.task."
         )
     changed = [
         (key, was, now)
