@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdnet_jax import sharding
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import loader, patches, prepare, records, skipping, store
 from kdnet_jax.errors import UserError
 from tests.helpers import damage, stores
@@ -74,6 +75,7 @@ class Faulty:
         self.cases = [stores.make_case(number, (7, 7, 7)) for number in range(count)]
         self.summaries = [store.summarise(case) for case in self.cases]
         self.unreadable = unreadable
+        self.task = task_lib.GLIOMA
 
     def __getitem__(self, index: int) -> prepare.PreparedCase:
         if index in self.unreadable:
