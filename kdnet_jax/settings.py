@@ -72,15 +72,21 @@ class Settings:
         return tuple(self.data_modalities.index(name) for name in self.modalities)
 
 
-def completed(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+def completed(
+    config: config_dict.ConfigDict, task: task_lib.Task | None = None
+) -> config_dict.ConfigDict:
     """Returns a copy of a config in which what the task decides is filled in.
+
+    Args:
+        config: of a role or a study.
+        task: what `config.task` names, where that was read before.
 
     Raises:
         UserError: `task` names none, or a student's channel is not given and the task has none.
     """
     values = config.to_dict()
     config_values.check(_flat(values))
-    task = task_lib.read(values["task"])
+    task = task or task_lib.read(values["task"])
     data, model = values["data"], values["model"]
     data["modalities"] = data["modalities"] or ",".join(task.modalities)
     if "teacher" in values:
@@ -131,10 +137,8 @@ def read_settings(config: config_dict.ConfigDict, task: task_lib.Task | None = N
         UserError: for the first value that cannot be.
     """
     check_choice("role", config.role, ROLES)
-    if task is None:
-        config = completed(config)
-        task = task_lib.read(config.task)
-    config_values.check(_flat(config.to_dict()))
+    task = task or task_lib.read(config.task)
+    config = completed(config, task)
     data_modalities = task.read_modalities(config.data.modalities, "data.modalities")
     modalities = task.read_modalities(config.model.modalities, "model.modalities")
     absent = [name for name in modalities if name not in data_modalities]
