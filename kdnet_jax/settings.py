@@ -136,6 +136,7 @@ def read_settings(config: config_dict.ConfigDict, task: task_lib.Task | None = N
     Raises:
         UserError: for the first value that cannot be.
     """
+    config_values.check(_flat(config.to_dict()))
     check_choice("role", config.role, ROLES)
     task = task or task_lib.read(config.task)
     config = completed(config, task)
