@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from benchmarks import made_data, records
 from benchmarks.measuring import Job
 from kdnet_jax import inference, optimizers, sharding, steps
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, building, loader
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import layers, networks, unet
+from kdnet_jax.models import heads, layers, networks, unet
 
 _WARM_UP = 3
 _ALL_CHANNELS = tuple(range(made_data.CHANNELS))
@@ -72,7 +73,7 @@ def training(
     edges = (patch,) * 3
     optimizer = optimizers.make_optimizer(optimizers.OptimizerOptions(), 1000, 100)
     channels = (1,) if distil else _ALL_CHANNELS
-    network = steps.Network(unet.UNet(config).apply, config.head, channels)
+    network = steps.Network(unet.UNet(config).apply, heads.Head(task_lib.GLIOMA), channels)
     chosen: dict[str, Any] = {
         "network": network,
         "optimizer": optimizer,
@@ -146,7 +147,9 @@ def prediction(
     """Seconds of a whole scan with 8 mirror images of each window, from host to host."""
     config = network_config(widths, bfloat16, supervision=False)
     params = networks.init_params(config, made_data.CHANNELS, jax.random.key(0))
-    predict = inference.make_predict(unet.UNet(config).apply, config.head, mirror=True)
+    predict = inference.make_predict(
+        unet.UNet(config).apply, heads.Head(task_lib.GLIOMA), mirror=True
+    )
     image = made_data.scan(shape)
     seconds = []
     for _ in range(repetitions + 1):

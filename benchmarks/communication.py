@@ -20,9 +20,10 @@ import jax
 from absl import app, flags
 
 from kdnet_jax import optimizers, sharding, steps
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import networks, unet
+from kdnet_jax.models import heads, networks, unet
 
 _DATA = flags.DEFINE_integer("data", 8, "Devices on the data axis")
 _SPACE = flags.DEFINE_integer("space", 1, "Devices on the space axis")
@@ -121,7 +122,9 @@ def compile_step(
         The compiled program, and the shapes of the network's parameters.
     """
     options = options or augment.AugmentOptions()
-    everything = steps.Network(unet.UNet(config).apply, config.head, tuple(range(modalities)))
+    everything = steps.Network(
+        unet.UNet(config).apply, heads.Head(task_lib.GLIOMA), tuple(range(modalities))
+    )
     network = everything._replace(channels=(0,)) if distil else everything
     optimizer = optimizers.make_optimizer(optimizers.OptimizerOptions(), 10, 1)
     params, taught = (

@@ -7,8 +7,9 @@ import jax
 
 from benchmarks.measuring import Job, forget_peak, memory_gib
 from kdnet_jax import optimizers, sharding, steps
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, building, loader
-from kdnet_jax.models import networks, unet
+from kdnet_jax.models import heads, networks, unet
 
 _PATCH = (32, 32, 32)
 _STEPS, _WARM_UP = 20, 5
@@ -27,7 +28,7 @@ def training(root: str, cases: int) -> Job:
     optimizer = optimizers.make_optimizer(optimizers.OptimizerOptions(), 1000, 100)
     step = steps.jit_supervised(
         mesh,
-        network=steps.Network(unet.UNet(config).apply, config.head, (0, 1, 2, 3)),
+        network=steps.Network(unet.UNet(config).apply, heads.Head(task_lib.GLIOMA), (0, 1, 2, 3)),
         optimizer=optimizer,
         loss_options=steps.LossOptions(),
         augment_options=augment.choose("none"),

@@ -18,8 +18,9 @@ from absl import flags
 
 from benchmarks import made_data, measuring
 from kdnet_jax import cli, memory, optimizers, sharding, steps
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment
-from kdnet_jax.models import layers, networks, unet
+from kdnet_jax.models import heads, layers, networks, unet
 
 _STEPS = 3
 # Setting -> parts of the batch, and changes of the network.
@@ -44,7 +45,7 @@ def measure(row: str, edge: int, batch: int, widths: Sequence[int]) -> measuring
     step = steps.jit_supervised(
         mesh,
         network=steps.Network(
-            unet.UNet(config).apply, config.head, tuple(range(made_data.CHANNELS))
+            unet.UNet(config).apply, heads.Head(task_lib.GLIOMA), tuple(range(made_data.CHANNELS))
         ),
         optimizer=optimizer,
         loss_options=steps.LossOptions(),

@@ -81,6 +81,7 @@ def write_run(folder: pathlib.Path, row: Row) -> None:
     config.data.spacing = row.spacing
     config.inference.patch = (128, 128, 128)
     config.inference.overlap = row.overlap
+    config = settings.completed(config)
     values = settings.read_settings(config)
     params = networks.init_params(values.network, 1, jax.random.key(0))
     optimizer = optimizers.make_optimizer(values.optimizer, values.train.steps, 1)

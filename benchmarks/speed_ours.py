@@ -16,9 +16,10 @@ from benchmarks import made_data
 from benchmarks.measuring import Job, forget_peak, memory_gib
 from configs import common
 from kdnet_jax import cli, compilation, inference, memory, optimizers, settings, sharding, steps
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import layers, networks, unet
+from kdnet_jax.models import heads, layers, networks, unet
 
 _STUDENT_CHANNELS = (1,)
 _ALL_CHANNELS = tuple(range(made_data.CHANNELS))
@@ -26,7 +27,7 @@ _ALL_CHANNELS = tuple(range(made_data.CHANNELS))
 
 def _network(widths: Sequence[int], channels: tuple[int, ...]) -> steps.Network:
     config = unet.UNetConfig(widths=tuple(widths))
-    return steps.Network(unet.UNet(config).apply, config.head, channels)
+    return steps.Network(unet.UNet(config).apply, heads.Head(task_lib.GLIOMA), channels)
 
 
 def _params(widths: Sequence[int], channels: int, seed: int = 0) -> Any:

@@ -21,7 +21,7 @@ def test_a_config_s_preset(role: str, preset: str, expected: str) -> None:
 
 
 def test_keys_overrule_the_preset_and_survive_the_file(tmp_path: pathlib.Path) -> None:
-    config = common.base_config("student", "phantom")
+    config = settings.completed(common.base_config("student", "phantom"))
     config.augment.preset = "nnunet"
     config.augment.rotation = (-15.0, 15.0)
     # The value of the plain preset counts where it is asked for.

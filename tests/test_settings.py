@@ -1,12 +1,16 @@
 """Configs to values and JSON and back, and damaged files."""
 
+import json
 import pathlib
 import re
+from typing import Any
 
 import pytest
+from ml_collections import config_dict
 
 from configs import common
 from kdnet_jax import settings
+from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
 
@@ -73,3 +77,125 @@ def test_a_damaged_config(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, "utf-8")
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         settings.read_config(tmp_path)
+
+
+# ---------------------------------------------------------------------------------- of other tasks
+
+PROSTATE = {
+    "name": "prostate",
+    "channel_names": {"0": "T2", "1": "ADC", "2": "DWI"},
+    "labels": {"background": 0, "PZ": 1, "TZ": 2, "ignore": 3},
+}
+
+
+def _of_task(
+    folder: pathlib.Path, role: str, document: dict[str, Any] | None = None
+) -> config_dict.ConfigDict:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(document or PROSTATE), "utf-8")
+    config = common.base_config(role, "smoke")
+    config.task = str(path)
+    return config
+
+
+def test_the_task_fills_in_the_channels_that_a_config_leaves_open() -> None:
+    everything = "t1,t1ce,t2,flair"
+    teacher, baseline, student = (
+        settings.completed(common.base_config(role, "smoke")) for role in settings.ROLES
+    )
+    assert (teacher.data.modalities, teacher.model.modalities) == (everything, everything)
+    assert (baseline.data.modalities, baseline.model.modalities) == (everything, "t1ce")
+    assert (student.teacher.modalities, student.model.modalities) == (everything, "t1ce")
+
+
+@pytest.mark.parametrize("role", settings.ROLES)
+def test_channels_that_a_config_names_stay(role: str) -> None:
+    config = common.base_config(role, "smoke")
+    config.data.modalities, config.model.modalities = "t1,t2,flair", "flair"
+    done = settings.completed(config)
+    assert (done.data.modalities, done.model.modalities) == ("t1,t2,flair", "flair")
+    assert "teacher" not in done or done.teacher.modalities == "t1,t2,flair"
+    assert not settings.differences(settings.completed(done), done)
+    config.model.modalities = ""
+    expected = {"teacher": "t1,t2,flair"}.get(role, "t1ce")
+    assert settings.completed(config).model.modalities == expected
+    assert config.model.modalities == ""  # what is given is not changed
+
+
+def test_a_dataset_json_is_a_task(tmp_path: pathlib.Path) -> None:
+    config = _of_task(tmp_path, "teacher")
+    values = settings.read_settings(config)
+    assert values.task == task_lib.read(tmp_path)
+    assert values.modalities == ("t2", "adc", "dwi")
+    assert values.head.outputs == ("background", "PZ", "TZ")
+    assert values.network.out_channels == 3
+    config.model.head = "regions"
+    values = settings.read_settings(config)
+    assert (values.head.outputs, values.network.out_channels) == (("PZ", "TZ"), 2)
+
+
+def test_a_task_that_names_no_channel_for_a_student(tmp_path: pathlib.Path) -> None:
+    for role in ("student", "baseline"):
+        with pytest.raises(UserError, match=r"model.modalities to one of t2, adc, dwi") as error:
+            settings.completed(_of_task(tmp_path, role))
+        assert "the task prostate names no channel for a student" in str(error.value)
+    config = _of_task(tmp_path, "student", PROSTATE | {"kdnet": {"student": "adc"}})
+    assert settings.read_settings(config).channels == (1,)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (1.5, 1.5),
+        (2, 2.0),
+        (0, None),
+        (0.0, None),
+        ((3, 1, 0.5), (3.0, 1.0, 0.5)),
+        ((2, 2.0, 2), 2.0),
+    ],
+)
+def test_working_voxels_are_one_number_or_three(given: Any, expected: settings.Spacing) -> None:
+    config = common.base_config("baseline", "smoke")
+    config.data.spacing = given
+    assert settings.read_settings(config).spacing == expected
+
+
+@pytest.mark.parametrize("given", [(3.0, 0.0, 1.0), (0, 0, 0)])
+def test_no_axis_keeps_its_own_voxels_alone(given: tuple[float, ...]) -> None:
+    config = common.base_config("baseline", "smoke")
+    config.data.spacing = given
+    words = f"data.spacing is {','.join(f'{mm:g}' for mm in given)}: give three numbers above 0"
+    with pytest.raises(UserError, match=words):
+        settings.read_settings(config)
+
+
+@pytest.mark.parametrize("given", [(3.0, 1.0), "fine", (1.0, -1.0, 1.0), -1.0, (1.0, 1.0, 101.0)])
+def test_other_voxels_cannot_be(given: Any) -> None:
+    config = common.base_config("baseline", "smoke")
+    config.data.spacing = given
+    words = "give a number from 0 to 100, or 3 values with commas, each a number from 0 to 100"
+    with pytest.raises(UserError, match=f"data.spacing is .*{words}"):
+        settings.read_settings(config)
+
+
+def test_thick_slices_are_halved_later(tmp_path: pathlib.Path) -> None:
+    config = _of_task(tmp_path, "teacher")
+    config.data.spacing = (4.0, 1.0, 1.0)
+    network = settings.read_settings(config).network
+    assert network.level_strides[0] == (1, 2, 2)
+    config.model.strides = ((2, 2, 2),)
+    assert settings.read_settings(config).network.strides == ((2, 2, 2),)
+
+
+def test_a_run_of_another_task_comes_back_with_it(tmp_path: pathlib.Path) -> None:
+    config = settings.completed(_of_task(tmp_path, "teacher"))
+    values = settings.read_settings(config)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(settings.to_json(config), "utf-8")
+    written = json.dumps(values.task.to_dataset_json())
+    (run / settings.TASK_FILE).write_text(written, "utf-8")
+    (tmp_path / "dataset.json").unlink()  # the run does not need it any more
+    restored, again = settings.read_run(run)
+    assert again == values
+    assert not settings.differences(restored, config)

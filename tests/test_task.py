@@ -124,3 +124,13 @@ def test_channels_are_chosen_in_the_task_s_order() -> None:
         task.read_modalities("acd", "key")
     with pytest.raises(UserError, match="once"):
         task.read_modalities("t2,t2", "key")
+
+
+def test_own_files_hold_the_glioma_by_name_and_other_tasks_whole() -> None:
+    other = task_lib.from_dataset_json(made_tasks.REGIONS, WHERE)
+    assert task_lib.to_json(task_lib.GLIOMA) == "glioma"
+    for task in (task_lib.GLIOMA, other):
+        written = json.loads(json.dumps(task_lib.to_json(task)))
+        assert task_lib.from_json(written, "its task") == task
+    with pytest.raises(UserError, match="its task is 'prostate'; expected an object"):
+        task_lib.from_json("prostate", "its task")

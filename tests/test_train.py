@@ -91,7 +91,7 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
         state, _ = step(state, batch, root)
     ((_, dice),) = evaluation.dice_on_working_grid(
         runs.volume_predictor(model.of_config(config, values))(state.params),
-        values.network.head,
+        values.head,
         [(0, case)],
         values.channels,
         "background",

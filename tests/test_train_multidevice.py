@@ -17,7 +17,7 @@ import pytest
 from kdnet_jax import checkpoint, sharding, steps, train
 from kdnet_jax.data import augment, loader
 from kdnet_jax.reporting import progress
-from tests.helpers import commands, stores
+from tests.helpers import commands, glioma, stores
 
 ROOT = pathlib.Path(__file__).parents[1]
 # On the device, kept on the host, streamed.
@@ -29,7 +29,7 @@ def run(place: str, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> list[dict[
     optimizer = optax.sgd(0.1)
     step = steps.jit_supervised(
         mesh,
-        network=steps.Network(lambda w, x: (x @ w, {}), "softmax", (0, 1)),
+        network=steps.Network(lambda w, x: (x @ w, {}), glioma.SOFTMAX, (0, 1)),
         optimizer=optimizer,
         loss_options=steps.LossOptions(),
         augment_options=augment.AugmentOptions(noise=0.1),

@@ -225,17 +225,18 @@ def ordered_map(
     release Python's lock, and nothing survives a killed build.
     """
     waiting: deque[futures.Future[_Out]] = deque()
-    with futures.ThreadPoolExecutor(workers, thread_name_prefix="prepare") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="prepare")
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > workers:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # Not waited for: after an error the garbage collector may end this in one of the threads,
+        # which cannot wait for itself.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def check_free_space(folder: pathlib.Path, need: int) -> None:

@@ -44,6 +44,7 @@ def _write_trained(folder: pathlib.Path, role: str, cohort: pathlib.Path) -> Non
     config = common.base_config(role, "smoke")
     config.loader.patch = config.inference.patch = (8, 8, 8)
     config.data.spacing = scans.SPACING_MM
+    config = settings.completed(config)
     values = settings.read_settings(config)
     params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     folder.mkdir(parents=True)

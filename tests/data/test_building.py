@@ -7,7 +7,9 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -255,6 +257,26 @@ def test_a_disk_that_becomes_full_is_told_and_nothing_is_left(
     assert not list(root.rglob("incomplete.*"))
     assert not list(root.rglob("*array_record*"))
     assert len(build(root, scans)) == 5
+
+
+def test_the_threads_may_be_left_from_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a build ended with an error, and the garbage collector runs in a thread."""
+    lost: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    held, begin, dropped = [], threading.Event(), threading.Event()
+
+    def work(item: int) -> int:
+        if item == 1:
+            begin.wait(20)
+            held.clear()
+            dropped.set()
+        return item
+
+    held.append(case_builder.ordered_map(work, range(4), 1))
+    first = next(held[0])
+    begin.set()
+    assert dropped.wait(20)
+    assert (first, lost) == (0, [])
 
 
 def test_leftovers_go_even_if_the_cohort_changed_since(

@@ -11,6 +11,7 @@ import nibabel as nib
 import pytest
 
 from tests.docs import doc_commands
+from tests.helpers import commands
 
 ROOT = doc_commands.ROOT
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -7,7 +7,7 @@ import pytest
 
 from kdnet_jax.losses import channels, segmentation
 from kdnet_jax.models import heads
-from tests.helpers import glioma
+from tests.helpers import glioma, made_up_tasks
 
 SHAPE = (2, 2, 3, 2)
 SMOOTH = 1e-5
@@ -242,3 +242,95 @@ def test_deep_supervision_of_a_network_without_it_is_none() -> None:
     features = {"bottleneck": y, "decoder_0": y}
     loss = segmentation.deep_supervision_loss(features, y, head=glioma.SOFTMAX, form="dice_ce")
     assert loss is None
+
+
+# -------------------------------------------------------------------------- voxels without a label
+
+
+def heart(kind: heads.Kind) -> heads.Head:
+    """Four classes or three regions, and 4 for what nobody labelled."""
+    return heads.Head(made_up_tasks.HEART, kind)
+
+
+def half_known() -> np.ndarray:
+    """Two samples of which the first four slices are labelled."""
+    labels = np.random.default_rng(3).integers(0, 4, (2, 8, 4, 4))
+    labels[:, 4:] = made_up_tasks.HEART.ignore
+    return labels
+
+
+EACH_FORM = [
+    (kind, form, over_batch)
+    for kind in ("softmax", "regions")
+    for form in ("dice_ce", "dice_bce")
+    for over_batch in (False, True)
+]
+
+
+@pytest.mark.parametrize(("kind", "form", "over_batch"), EACH_FORM)
+def test_what_is_unknown_is_in_no_sum(kind: heads.Kind, form: str, over_batch: bool) -> None:
+    head, labels = heart(kind), jnp.asarray(half_known())
+    shape = (*labels.shape, len(head.outputs))
+    logits = jnp.asarray(np.random.default_rng(4).normal(size=shape) * 2, jnp.float32)
+    chosen = {"head": head, "form": form, "over_batch": over_batch}
+    y = head.targets(labels)
+    part = segmentation.supervised_terms(logits[:, :4], y[:, :4], **chosen)
+
+    def loss(logits: jax.Array) -> jax.Array:
+        terms = segmentation.supervised_terms(logits, y, known=head.known(labels), **chosen)
+        return sum(terms.values()).sum()
+
+    for unknown in (logits, logits.at[:, 4:].multiply(-1e4)):
+        terms = segmentation.supervised_terms(unknown, y, known=head.known(labels), **chosen)
+        assert terms.keys() == part.keys()
+        for name, value in part.items():
+            np.testing.assert_allclose(terms[name], value, rtol=1e-5)
+        gradient = jax.grad(loss)(unknown)
+        assert gradient[:, :4].any()
+        assert not gradient[:, 4:].any()
+
+
+@pytest.mark.parametrize(("kind", "form", "over_batch"), EACH_FORM)
+def test_a_patch_that_nobody_labelled_costs_nothing(
+    kind: heads.Kind, form: str, over_batch: bool
+) -> None:
+    head, labels = heart(kind), jnp.full(SHAPE, made_up_tasks.HEART.ignore)
+
+    def terms(logits: jax.Array) -> dict[str, jax.Array]:
+        return segmentation.supervised_terms(
+            logits,
+            head.targets(labels),
+            head=head,
+            known=head.known(labels),
+            form=form,
+            over_batch=over_batch,
+        )
+
+    for size in (1.0, 1e4):
+        logits = size * random_logits(len(head.outputs))
+        assert all((value == 0).all() for value in terms(logits).values())
+        gradient = jax.grad(lambda logits: sum(terms(logits).values()).sum())(logits)
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("kind", ["softmax", "regions"])
+def test_deep_supervision_looks_at_known_voxels_alone(kind: heads.Kind) -> None:
+    head, labels = heart(kind), jnp.asarray(half_known())
+    rng = np.random.default_rng(1)
+    features = {
+        f"logits_{level}": jnp.asarray(
+            rng.normal(size=(2, *(size // 2**level for size in (8, 4, 4)), len(head.outputs)))
+        )
+        for level in (1, 2)
+    }
+
+    def loss(labels: jax.Array, features: dict[str, jax.Array]) -> jax.Array:
+        return segmentation.deep_supervision_loss(
+            features, head.targets(labels), head=head, known=head.known(labels), form="dice_ce"
+        )
+
+    # Half of the slices of each level are of the labelled half.
+    part = {name: value[:, : value.shape[1] // 2] for name, value in features.items()}
+    np.testing.assert_allclose(loss(labels, features), loss(labels[:, :4], part), rtol=1e-5)
+    nothing = jnp.full_like(labels, made_up_tasks.HEART.ignore)
+    np.testing.assert_array_equal(loss(nothing, features), 0)

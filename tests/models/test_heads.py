@@ -6,8 +6,8 @@ import pytest
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.models import heads
-
-SOFTMAX, REGIONS = (heads.Head(task_lib.GLIOMA, kind) for kind in ("softmax", "regions"))
+from tests.helpers import made_up_tasks
+from tests.helpers.glioma import REGIONS, SOFTMAX, each_head
 
 
 def test_softmax_probabilities_by_hand() -> None:
@@ -42,7 +42,7 @@ def test_region_targets_agree_with_the_project_s_regions() -> None:
         np.testing.assert_array_equal(targets[..., channel], np.isin(labels, members[region]))
 
 
-@pytest.mark.parametrize("head", [SOFTMAX, REGIONS], ids=lambda head: head.kind)
+@each_head
 def test_classes_of_the_targets_are_the_labels(head: heads.Head) -> None:
     labels = np.random.default_rng(0).integers(0, 4, (3, 4, 5)).astype(np.uint8)
     classes = head.decide(np.asarray(head.targets(jnp.asarray(labels))))
@@ -61,3 +61,62 @@ def test_regions_are_nested_when_turned_into_classes() -> None:
 def test_foreground_leaves_out_the_background_only() -> None:
     assert SOFTMAX.outputs[SOFTMAX.foreground] == ("NCR", "ED", "ET")
     assert REGIONS.outputs[REGIONS.foreground] == ("ET", "TC", "WT")
+
+
+# Of tasks with regions that are not nested: "wall" (1, 2) and "scar" (2, 3) overlap, "clot" (3)
+# lies in "scar", and 4 is what nobody labelled.
+HEART_SOFTMAX, HEART = (heads.Head(made_up_tasks.HEART, kind) for kind in ("softmax", "regions"))
+
+
+def test_regions_that_overlap_have_common_targets() -> None:
+    labels = jnp.arange(5, dtype=jnp.uint8)
+    wall, scar, clot = np.asarray(HEART.targets(labels)).T
+    np.testing.assert_array_equal(wall, [0, 1, 1, 0, 0])
+    np.testing.assert_array_equal(scar, [0, 0, 1, 1, 0])
+    np.testing.assert_array_equal(clot, [0, 0, 0, 1, 0])
+
+
+@pytest.mark.parametrize("head", [HEART_SOFTMAX, HEART], ids=lambda head: head.kind)
+def test_voxels_without_a_label_have_no_target(head: heads.Head) -> None:
+    labels = jnp.array([0, 3, 4, 4, 1], jnp.uint8)
+    np.testing.assert_array_equal(head.known(labels), [1, 1, 0, 0, 1])
+    assert not head.targets(labels)[2:4].any()
+
+
+def test_all_voxels_of_a_task_without_an_ignore_label_count() -> None:
+    assert REGIONS.known(jnp.arange(4)) is None
+
+
+def test_regions_are_painted_one_over_the_other_inside_what_contains_them() -> None:
+    answers = {
+        # wall, scar, clot
+        (0.9, 0.1, 0.1): 1,
+        (0.9, 0.9, 0.1): 2,
+        (0.1, 0.9, 0.1): 2,  # the wall overlaps the scar, but does not contain it
+        (0.1, 0.9, 0.9): 3,
+        (0.9, 0.9, 0.9): 3,
+        (0.9, 0.1, 0.9): 1,  # a clot outside of a scar is none
+        (0.1, 0.1, 0.9): 0,
+        (0.5, 0.5, 0.5): 0,
+    }
+    np.testing.assert_array_equal(HEART.decide(np.array(list(answers))), list(answers.values()))
+
+
+def test_a_region_painted_later_covers_what_it_contains() -> None:
+    task = task_lib.from_dataset_json(
+        {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, "core": 2, "all": [1, 2]},
+            "regions_class_order": [2, 1],
+        },
+        "core",
+    )
+    probs = np.array([[0.9, 0.1], [0.9, 0.9], [0.1, 0.9]])
+    np.testing.assert_array_equal(heads.Head(task, "regions").decide(probs), [2, 1, 1])
+
+
+def test_a_region_is_as_probable_as_its_classes_together() -> None:
+    probs = jnp.array([[0.1, 0.2, 0.3, 0.4]])
+    np.testing.assert_allclose(HEART_SOFTMAX.to_regions(probs), [[0.5, 0.7, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(SOFTMAX.to_regions(probs), [[0.4, 0.6, 0.9]], rtol=1e-6)
+    np.testing.assert_array_equal(HEART.to_regions(probs[:, :3]), probs[:, :3])
