@@ -45,7 +45,8 @@ class UNetConfig:
             again (normalisation, pooling, upsampling): 0.4 to 0.5 of the memory, little more time.
             Without effect on CPU, where XLA merges what is computed twice.
         convolutions: how they are computed, see `layers.convolve`; "auto" chooses by backend.
-        strides: 1 or 2 along d, h and w, of each level below the finest; empty: 2 everywhere.
+        strides: 1 or 2 along d, h and w, of each level below the finest, as ((1,2,2),(2,2,2));
+            empty: 2 everywhere.
         kernels: edges of each level's convolutions, 1 or 3; empty: 3 everywhere. `plan` chooses
             both for voxels that are longer along one axis.
         out_channels: of the logits; `len(heads.Head(task, head).outputs)`.
