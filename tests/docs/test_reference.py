@@ -49,8 +49,8 @@ def test_every_key_and_flag_says_what_it_is_for(made: str) -> None:
         "| `--distributed` | `auto`, `off`, `slurm`, `kubernetes`, `tpu`, `flags` | `auto` |",
         "| `task` | a text | `glioma` | What is segmented: glioma, or a dataset.json of nnU-Net",
         '| `model.modalities` | t1, t1ce, t2, flair, or nothing | `""` |',
-        "| `data.spacing` | a number from 0 to 100, or 3 values with commas, each a number from 0 to "
-        "100 | `3` (phantom), `1` (brats), `6` (smoke) |",
+        "| `data.spacing` | a number from 0 to 100, or 3 values with commas, each a number from 0 "
+        "to 100 | `3` (phantom), `1` (brats), `6` (smoke) |",
     ],
 )
 def test_rows(made: str, row: str) -> None:
