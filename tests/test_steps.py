@@ -12,8 +12,8 @@ import pytest
 from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
-from kdnet_jax.models import networks, unet
-from tests.helpers import glioma
+from kdnet_jax.models import heads, networks, unet
+from tests.helpers import glioma, made_up_tasks
 
 CONFIG = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1)
 NO_AUGMENT = augment.AugmentOptions(flip_axes="", scale=0.0, shift=0.0)
@@ -229,3 +229,20 @@ def test_supervised_steps_lower_the_loss(supervise_as_is: Callable[..., Any]) ->
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.9 * losses[0]
     assert set(metrics) == {"loss", "gt_dice", "gt_ce", "gradient_norm"}
+
+
+def test_a_batch_that_nobody_labelled_teaches_nothing() -> None:
+    head = heads.Head(made_up_tasks.HEART)
+    options = step_options(NO_AUGMENT) | {
+        "network": network((STUDENT_CHANNEL,))._replace(head=head)
+    }
+    step = steps.jit_supervised(sharding.make_mesh(), **options)
+    batch = make_batch()
+    for value, teaches in ((made_up_tasks.HEART.ignore, False), (1, True)):
+        labelled = dict(batch, label=jnp.full_like(batch["label"], value))
+        _, metrics = step(fresh_state(), labelled, ROOT)
+        assert bool(metrics["loss"]) == bool(metrics["gradient_norm"]) == teaches
+    first = batch["label"].at[:, 2:].set(made_up_tasks.HEART.ignore)
+    _, metrics = step(fresh_state(), dict(batch, label=first), ROOT)
+    assert np.isfinite(metrics["loss"])
+    assert metrics["gradient_norm"] > 0
