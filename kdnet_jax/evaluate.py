@@ -11,6 +11,7 @@ Cases are matched by id. All that is wrong with the files is listed before anyth
 and ends the command with 2. `docs/evaluation.md` has the rules.
 """
 
+import math
 import os
 import pathlib
 from typing import TYPE_CHECKING, Final
@@ -157,10 +158,15 @@ def _task() -> task_lib.Task:
 
 
 def _rules(task: task_lib.Task) -> postprocessing.Rules:
-    small = postprocessing.small_regions(task, _SMALL_REGION_ML.value)
-    if _SMALL_REGION_ML.value and not small:
+    volume = _SMALL_REGION_ML.value
+    if not (math.isfinite(volume) and volume >= 0):
         raise UserError(
-            f"--small_region_ml={_SMALL_REGION_ML.value:g}: the task {task.name} has no region "
+            f"--small_region_ml (or --small_et_ml) is {volume}: expected a volume in ml, 0 for off"
+        )
+    small = postprocessing.small_regions(task, volume)
+    if volume and not small:
+        raise UserError(
+            f"--small_region_ml={volume:g}: the task {task.name} has no region "
             'with a fallback. Leave the flag out, or name one under "fallback" in its dataset.json'
         )
     return postprocessing.Rules(small, _MIN_COMPONENT_ML.value)

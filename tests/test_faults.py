@@ -17,6 +17,7 @@ from ml_collections import config_dict
 from configs import common
 from kdnet_jax import ensembles, evaluation, experiment, saved_checkpoints, stopping
 from kdnet_jax.errors import UserError
+from kdnet_jax.models import heads
 from tests.helpers import commands
 
 
@@ -184,7 +185,7 @@ def test_a_signal_breaks_a_validation_off_and_saves(
 ) -> None:
     with monkeypatch.context() as patch:
         # The second case of the first validation.
-        _signal_at_call(patch, evaluation.heads, "to_classes", 2, number)
+        _signal_at_call(patch, heads.Head, "decide", 2, number)
         with pytest.raises(stopping.Stopped, match="at step 3"):
             experiment.run(config, tmp_path)
     assert saved_checkpoints.read_progress(tmp_path, 3).score is None

@@ -194,7 +194,7 @@ def test_a_run_of_another_task_comes_back_with_it(tmp_path: pathlib.Path) -> Non
     run.mkdir()
     (run / "config.json").write_text(settings.to_json(config), "utf-8")
     written = json.dumps(values.task.to_dataset_json())
-    (run / settings.TASK_FILE).write_text(written, "utf-8")
+    (run / task_lib.TASK_FILE).write_text(written, "utf-8")
     (tmp_path / "dataset.json").unlink()  # the run does not need it any more
     restored, again = settings.read_run(run)
     assert again == values

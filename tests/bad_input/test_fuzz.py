@@ -1,6 +1,7 @@
 """Random headers, names and settings: a `UserError` or a sound value, and nothing else."""
 
 import contextlib
+import json
 import math
 import pathlib
 import tempfile
@@ -136,7 +137,7 @@ def test_random_values_of_a_setting(key: str, value: Any) -> None:
         place[last] = value
         path = pathlib.Path(text) / "config.json"
         with contextlib.suppress(UserError):
-            path.write_text(settings.to_json(config_dict.ConfigDict(config)), "utf-8")
+            path.write_text(json.dumps(config), "utf-8")
             _, values = settings.read_run(path.parent)
             assert isinstance(values, settings.Settings)
 

@@ -6,7 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import mask_checks, problems, segmentations
+
+TASK = task_lib.GLIOMA
 
 AFFINE = np.array([[-1.0, 0, 0, 10], [0, -2, 0, 20], [0, 0, 3, -5], [0, 0, 0, 1]])
 CLASSES = np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 4
@@ -77,14 +80,14 @@ def test_a_mask_of_the_same_voxels_in_another_order_is_turned(tmp_path) -> None:
     assert data.shape == (4, 3, 2)
     assert _listed(tmp_path, data, turned.affine) == []
     pair = segmentations.Pair("a", reference, tmp_path / "prediction.nii.gz")
-    read = mask_checks.read_pair(pair, "kdnet", "kdnet", "background", False)
+    read = mask_checks.read_pair(pair, "kdnet", "kdnet", "background", False, task=TASK)
     np.testing.assert_array_equal(read[1], CLASSES)
     # Without the headers, the voxels are taken as they come.
     (problem,) = _listed(tmp_path, data, turned.affine, ignore_affine=True)
     assert "4 x 3 x 2" in problem.finding
     flipped = nib.as_closest_canonical(nib.load(reference))
     assert _listed(tmp_path, np.asarray(flipped.dataobj), flipped.affine, ignore_affine=True) == []
-    read = mask_checks.read_pair(pair, "kdnet", "kdnet", "background", True)
+    read = mask_checks.read_pair(pair, "kdnet", "kdnet", "background", True, task=TASK)
     np.testing.assert_array_equal(read[1], CLASSES[::-1, ::-1])
 
 
@@ -117,10 +120,14 @@ def test_a_pair_is_read_in_each_side_s_convention(tmp_path) -> None:
     prediction = _write(tmp_path / "p.nii.gz", np.array([[[0, 1], [2, 3]]] * 2, np.float32))
     pair = segmentations.Pair("a", reference, prediction)
 
-    *both, spacing = mask_checks.read_pair(pair, "brats2021", "decathlon", "background", False)
+    *both, spacing = mask_checks.read_pair(
+        pair, "brats2021", "decathlon", "background", False, task=TASK
+    )
     assert [classes[0].tolist() for classes in both] == [[[0, 1], [2, 3]], [[0, 2], [1, 3]]]
     assert spacing == (1, 2, 3)
 
-    cavity, _, _ = mask_checks.read_pair(pair, "brats2024", "brats2023", "background", False)
-    counted, _, _ = mask_checks.read_pair(pair, "brats2024", "brats2023", "NCR", False)
+    cavity, _, _ = mask_checks.read_pair(
+        pair, "brats2024", "brats2023", "background", False, task=TASK
+    )
+    counted, _, _ = mask_checks.read_pair(pair, "brats2024", "brats2023", "NCR", False, task=TASK)
     assert (cavity[0, 1, 1], counted[0, 1, 1]) == (0, 1)
