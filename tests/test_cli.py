@@ -2,6 +2,7 @@
 
 import pytest
 
+from kdnet_jax.kernels import build
 from tests.helpers import forks
 
 STUDENT = "--config=configs/student.py:smoke"
@@ -25,6 +26,8 @@ def ended(
     command_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[int, str]]:
     """Exit status and standard error of every mistake, by name."""
+    # Compiled by now, which a command would say.
+    build.reason_against()
     folder = tmp_path_factory.mktemp("mistakes")
 
     lines = [

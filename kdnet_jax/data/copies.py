@@ -16,7 +16,7 @@ from kdnet_jax.data import brain
 from kdnet_jax.errors import UserError
 
 # From this correlation on, of a sequence with what another one predicts of it, both are one image.
-COPIED: Final = 0.99
+COPIED: Final = 0.9965
 _PLACES: Final = 15_000  # voxels that are looked at
 _USED: Final = 10_000  # of those that lie inside of both brains
 _FEWEST: Final = 500
