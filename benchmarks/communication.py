@@ -82,7 +82,8 @@ def collectives(text: str) -> Iterator[Array]:
 
 def what(array: Array, parameters: Iterable[tuple[int, ...]]) -> str:
     """Returns what an array is: gradients, halos of ..., norm statistics, sums of the loss, ..."""
-    if "/augment" in array.name:
+    # Newer versions of JAX gather the step's argument before they cut from it, under its own name.
+    if "/augment" in array.name or array.name.startswith("batch["):
         return "flips" if array.kind == "collective-permute" else "crops to augment"
     if array.kind == "collective-permute":
         return "halos of upsampling" if "_up/" in array.name else "halos of convolutions"
