@@ -1,26 +1,28 @@
 """A run that is killed again and again, and what must be equal at its end; see `kill_test`."""
 
 import collections
+import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
 import random
-import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from typing import Any
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import tqdm
 
 from kdnet_jax.errors import UserError
 
-VALIDATE_EVERY = 50
-_SETTINGS = {
+SETTINGS = {
     "train.steps": 200,
     "teacher.steps": 200,
-    "train.validate_every": VALIDATE_EVERY,
+    "train.validate_every": 50,
     # Most saves lie between two rows of the log.
     "train.log_every": 7,
     "train.save_steps": 15,
@@ -39,20 +41,68 @@ START, STEP, FIRST_SAVE, SAVE, VALIDATION, EVALUATION = (
 _LONGEST_SECONDS = 120.0
 
 
-def run(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, Any]:
+class Ended(Protocol):
+    """How a process ended: its exit code, and what it wrote on standard error."""
+
+    code: int
+    err: str
+
+
+class Process(Protocol):
+    """A command that runs."""
+
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+
+    def kill(self) -> None:
+        """Sends it SIGKILL."""
+
+    def wait(self) -> Ended:
+        """Waits for its end."""
+
+
+Start = Callable[[Sequence[str]], contextlib.AbstractContextManager[Process]]
+
+
+@contextlib.contextmanager
+def _python(words: Sequence[str]) -> Iterator[Process]:
+    """`python WORDS` in a process of its own."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as err:
+        command = [sys.executable, *words]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err) as process:
+
+            def wait() -> Ended:
+                code = process.wait()
+                err.seek(0)
+                return types.SimpleNamespace(code=code, err=err.read())
+
+            yield types.SimpleNamespace(
+                is_over=lambda: process.poll() is not None, kill=process.kill, wait=wait
+            )
+
+
+def run(
+    folder: pathlib.Path,
+    kills: int,
+    seed: int = 0,
+    settings: Mapping[str, int] = SETTINGS,
+    start: Start = _python,
+) -> dict[str, Any]:
     """Returns how many kills hit what, and all in which the two runs differ.
 
     Args:
         folder: empty; the runs' folders are made in it.
         kills: how many.
         seed: of the moments.
+        settings: of the run, each below `config`.
+        start: starts `python WORDS`.
 
     Raises:
         UserError: a run failed.
     """
+    starter = _Starter(settings, folder / "datasets", start)
     straight, victim = folder / "straight", folder / "killed"
-    data = folder / "datasets"
-    seconds = _to_the_end(straight, data)
+    seconds = starter.to_the_end(straight)
     draw = random.Random(seed)
     hit: collections.Counter[str] = collections.Counter()
     starts = 0
@@ -61,7 +111,7 @@ def run(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, Any]:
             starts += 1
             # A moment that was missed is waited for again.
             wanted = _MOMENTS[hit.total() % len(_MOMENTS)] if hit else FIRST_SAVE
-            phase = _start_and_kill(victim, data, wanted, draw.uniform(0, seconds))
+            phase = starter.kill(victim, wanted, draw.uniform(0, seconds))
             if phase is None:
                 # It has reached its end: begin again in a new folder; the ended one is compared.
                 _refuse_differences(straight, victim)
@@ -69,12 +119,12 @@ def run(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, Any]:
                 continue
             hit[phase] += 1
             bar.update()
-    _to_the_end(victim, data)
+    starter.to_the_end(victim)
     return {
         "kills": dict(sorted(hit.items())),
         "kills_in_all": hit.total(),
         "seed": seed,
-        "settings": _SETTINGS,
+        "settings": dict(settings),
         "compared": sorted(fingerprint(straight)),
         "differences": differences(straight, victim),
     }
@@ -84,71 +134,77 @@ def run(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, Any]:
 _MOMENTS = (None, STEP, SAVE, VALIDATION, EVALUATION, None)
 
 
-def _command(workdir: pathlib.Path, data: pathlib.Path) -> list[str]:
-    return [
-        *(sys.executable, "-m", "kdnet_jax.main", "--config=configs/student.py:smoke"),
-        *(f"--workdir={workdir}", f"--config.data.root={data}"),
-        *(f"--config.{key}={value}" for key, value in _SETTINGS.items()),
-    ]
+@dataclasses.dataclass(frozen=True)
+class _Starter:
+    """Starts the run.
 
-
-def _to_the_end(workdir: pathlib.Path, data: pathlib.Path) -> float:
-    """Runs the command to its end; returns the seconds."""
-    started = time.monotonic()
-    done = subprocess.run(_command(workdir, data), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"a run ended with exit code {done.returncode}: {done.stderr[-2000:]}")
-    return time.monotonic() - started
-
-
-def _start_and_kill(
-    workdir: pathlib.Path, data: pathlib.Path, wanted: str | None, delay: float
-) -> str | None:
-    """Starts the command and kills it; returns what it was doing, `None` if it ended before.
-
-    Args:
-        workdir: of the run.
+    Attributes:
+        settings: of the run.
         data: its datasets.
-        wanted: what to kill it in; `None` after `delay`.
-        delay: seconds.
+        start: starts a command.
     """
-    began, rows = time.time(), _count_rows(workdir)
-    command = _command(workdir, data)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+
+    settings: Mapping[str, int]
+    data: pathlib.Path
+    start: Start
+
+    def _started(self, workdir: pathlib.Path) -> contextlib.AbstractContextManager[Process]:
+        words = ["-m", "kdnet_jax.main", "--config=configs/student.py:smoke"]
+        words += [f"--workdir={workdir}", f"--config.data.root={self.data}"]
+        return self.start(words + [f"--config.{key}={n}" for key, n in self.settings.items()])
+
+    def to_the_end(self, workdir: pathlib.Path) -> float:
+        """Runs the command to its end; returns the seconds."""
         started = time.monotonic()
-        while process.poll() is None:
-            seconds = time.monotonic() - started
-            phase = _phase(workdir, began, rows)
-            if (seconds > delay if wanted is None else phase == wanted) or (
-                seconds > _LONGEST_SECONDS
-            ):
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                return phase
-            time.sleep(0.001)
-        if process.returncode:
-            raise UserError(f"a resumed run ended with exit code {process.returncode}")
-    return None
+        with self._started(workdir) as process:
+            ended = process.wait()
+        if ended.code:
+            raise UserError(f"a run ended with exit code {ended.code}: {ended.err[-2000:]}")
+        return time.monotonic() - started
 
+    def kill(self, workdir: pathlib.Path, wanted: str | None, delay: float) -> str | None:
+        """Starts the command and kills it; returns what it was doing, `None` if it ended before.
 
-def _phase(workdir: pathlib.Path, began: float, rows: dict[str, int]) -> str:
-    """Returns what a run that began at this time does, by what its folder shows.
+        Args:
+            workdir: of the run.
+            wanted: what to kill it in; `None` after `delay`.
+            delay: seconds.
+        """
+        began, rows = time.time(), _count_rows(workdir)
+        with self._started(workdir) as process:
+            started = time.monotonic()
+            while not process.is_over():
+                seconds = time.monotonic() - started
+                phase = self._phase(workdir, began, rows)
+                if (seconds > delay if wanted is None else phase == wanted) or (
+                    seconds > _LONGEST_SECONDS
+                ):
+                    process.kill()
+                    process.wait()
+                    return phase
+                time.sleep(0.001)
+            if code := process.wait().code:
+                raise UserError(f"a resumed run ended with exit code {code}")
+        return None
 
-    The teacher's run comes first, so the student's folder, where it shows something, counts.
-    """
-    for run in (workdir, workdir / "teacher"):
-        if (run / ".evaluation.part").is_dir():
-            return EVALUATION
-        checkpoints = run / "checkpoints"
-        names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
-        if any("tmp" in name and _is_new(checkpoints / name, began) for name in names):
-            return SAVE if any(name.isdecimal() for name in names) else FIRST_SAVE
-        lines = _lines(run)
-        if len(lines) > rows[run.name]:
-            last = json.loads(lines[-1])
-            due = last["step"] % VALIDATE_EVERY == 0 and last["split"] == "train"
-            return VALIDATION if due else STEP
-    return START
+    def _phase(self, workdir: pathlib.Path, began: float, rows: dict[str, int]) -> str:
+        """Returns what a run that began at this time does, by what its folder shows.
+
+        The teacher's run comes first, so the student's folder, where it shows something, counts.
+        """
+        for run in (workdir, workdir / "teacher"):
+            if (run / ".evaluation.part").is_dir():
+                return EVALUATION
+            checkpoints = run / "checkpoints"
+            names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+            if any("tmp" in name and _is_new(checkpoints / name, began) for name in names):
+                return SAVE if any(name.isdecimal() for name in names) else FIRST_SAVE
+            lines = _lines(run)
+            if len(lines) > rows[run.name]:
+                last = json.loads(lines[-1])
+                due = last["step"] % self.settings["train.validate_every"] == 0
+                return VALIDATION if due and last["split"] == "train" else STEP
+        return START
 
 
 def _is_new(path: pathlib.Path, began: float) -> bool:

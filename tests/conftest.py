@@ -22,6 +22,38 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 
+# A worker takes a file at a time: with these last, one would work alone at the end.
+_LONGEST = (
+    *("tests/test_wheel.py", "tests/test_train.py", "tests/exporting/test_export.py"),
+    *("tests/test_studies.py", "tests/docs/test_commands.py", "tests/docs/test_tasks.py"),
+    *("tests/notebooks/test_colab.py", "tests/test_kill.py", "tests/bad_input/test_corpus.py"),
+    *("tests/benchmarks/test_parity.py", "tests/test_faults.py", "tests/interop/test_writing.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Brings the tests of the longest files to the front."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.nodeid.partition("::")[0]
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+    items.sort(key=place)
+
+
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the drawing of a run's report, half of the time of a tiny run.
+
+    For tests that train in this process and look at other things than the report.
+    """
+
+    def write(folder: pathlib.Path, *_: object, **__: object) -> pathlib.Path:
+        return folder / "report.html"
+
+    monkeypatch.setattr("kdnet_jax.reporting.run_report.write", write)
+
+
 @pytest.fixture(scope="session")
 def sample_dir() -> pathlib.Path:
     """Real BraTS 2021 cases: $KDNET_SAMPLE_DIR, or a folder brats2021_sample near the checkout."""

@@ -20,6 +20,8 @@ import yaml
 
 from tests.helpers import commands, companies
 
+pytestmark = pytest.mark.once
+
 DEPLOY = commands.ROOT / "deploy"
 # For the processes' own command, the same start with nothing to train.
 PYTHON = f"""#!/usr/bin/env bash

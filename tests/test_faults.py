@@ -20,6 +20,8 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
 from tests.helpers import commands
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 
 @pytest.fixture
 def config(tiny_cohort: pathlib.Path, built: pathlib.Path) -> config_dict.ConfigDict:

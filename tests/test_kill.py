@@ -1,12 +1,18 @@
 """A run that is killed again and again ends as one that was never stopped."""
 
+import contextlib
+import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from benchmarks import kills
+from tests.helpers import forks
+
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +22,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def record(folder: pathlib.Path) -> dict[str, Any]:
-    return kills.run(folder, kills=6, seed=1)
+    def start(words: Sequence[str]) -> contextlib.AbstractContextManager[forks.Running]:
+        env = forks.with_packages(os.environ)
+        return forks.started(words, cwd=forks.ROOT, env=env, limit_s=300)
+
+    # Half of the steps of the 40 kills.
+    fewer = kills.SETTINGS | {"train.steps": 100, "teacher.steps": 100}
+    return kills.run(folder, kills=6, seed=1, settings=fewer, start=start)
 
 
 def test_kills_leave_no_trace(record: dict[str, Any]) -> None:
@@ -37,8 +49,9 @@ def test_a_difference_is_seen(folder: pathlib.Path, tmp_path: pathlib.Path) -> N
     log.write_text(log.read_text("utf-8") * 2, "utf-8")
     next((other / "predictions").iterdir()).write_bytes(b"2")
     shutil.rmtree(max((other / "checkpoints").glob("[0-9]*"), key=lambda step: int(step.name)))
-    assert kills.differences(straight, other) == [
+    # The newest parameters may be the best ones too.
+    assert set(kills.differences(straight, other)) - {"student: best parameters"} == {
         "student: latest parameters",
         "student: predictions",
         "teacher: metrics.jsonl",
-    ]
+    }

@@ -1,10 +1,9 @@
 """A study: which runs it is made of, and that it goes on from wherever it was stopped."""
 
 import json
+import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,7 +11,9 @@ import pytest
 from configs import common, study
 from kdnet_jax import settings, studies
 from kdnet_jax.errors import UserError
-from tests.helpers import commands
+from tests.helpers import commands, forks
+
+pytestmark = pytest.mark.once
 
 ROLES = ("teacher", "baseline", "student")
 
@@ -91,17 +92,13 @@ def test_a_stopped_study_goes_on_and_compares(
         f"--workdir={tmp_path / 'study'}",
     ]
     first = tmp_path / "study" / "fold-0" / "seed-0" / "teacher"
-    with subprocess.Popen(
-        [sys.executable, "-m", "kdnet_jax.main", *words],
-        cwd=commands.ROOT,
-        env=command_env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    ) as process:
-        limit = time.monotonic() + 200
-        while time.monotonic() < limit and not (first / "report.html").exists():
+    started = ["-m", "kdnet_jax.main", *words]
+    env = forks.with_packages(command_env)
+    with forks.started(started, cwd=commands.ROOT, env=env, limit_s=200) as process:
+        while not process.is_over() and not (first / "report.html").exists():
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait().code == 143
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
     assert before
 

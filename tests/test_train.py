@@ -38,6 +38,8 @@ from kdnet_jax.models import networks
 from kdnet_jax.reporting import progress
 from tests.helpers import stores
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 REGIONS = ("dice_et", "dice_tc", "dice_wt")
 
 

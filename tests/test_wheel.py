@@ -15,6 +15,8 @@ import pytest
 import kdnet_jax
 from tests.docs import doc_commands
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("kdnet_jax", "configs", "data_builders")
 # The first version of setuptools that knows the licence's field: pyproject.toml asks for it.

@@ -19,6 +19,8 @@ from kdnet_jax.data import cases, nifti, nifti_header, prepare
 from kdnet_jax.errors import UserError
 from tests.bad_input import scans
 
+pytestmark = pytest.mark.once
+
 _SOUND = scans.encode(scans.brain())
 _FEW = hypothesis.settings(
     max_examples=200,

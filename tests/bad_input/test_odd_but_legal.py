@@ -13,6 +13,8 @@ import pytest
 from tests.bad_input import corpus, scans, sound
 from tests.helpers import compared_runs, forks
 
+pytestmark = pytest.mark.once
+
 # A case of each name; the folders above them have such names too.
 NAMES = (
     "a case with spaces",

@@ -14,6 +14,8 @@ from kdnet_jax.errors import UserError
 from tests.bad_input import runs, scans
 from tests.helpers import forks
 
+pytestmark = pytest.mark.once
+
 _PACKAGES = ("kdnet_jax", "configs", "data_builders")
 _UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
 # The one file that reads PyTorch's, and names the error that a refused one raises.

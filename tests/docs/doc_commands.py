@@ -69,9 +69,9 @@ def run(
         folder: where the command runs.
         env: the other variables of the environment.
     """
-    if packages == ROOT and not re.search(r"[$*?~<>|;&`(){}\\]", line):
+    if not re.search(r"[$*?~<>|;&`(){}\\]", line):
         words = shlex.split(line, comments=True)
-        done = commands.python(*words[1:], cwd=folder, env=env)
+        done = commands.python(*words[1:], cwd=folder, env=env, packages=packages)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done
     path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), env["PATH"]])

@@ -13,6 +13,8 @@ import pytest
 from tests.docs import doc_commands
 from tests.helpers import commands
 
+pytestmark = pytest.mark.once
+
 ROOT = doc_commands.ROOT
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 REAL = ROOT / "docs" / "real_brats.md"

@@ -7,6 +7,8 @@ import pytest
 
 from tests.helpers import commands
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -11,6 +11,8 @@ import kdnet_jax
 from tests.docs import doc_commands
 from tests.helpers import commands, made_tasks
 
+pytestmark = pytest.mark.once
+
 ROOT = doc_commands.ROOT
 SMALL = (
     "--config.split.train=0.5 --config.split.validation=0.25 --config.split.test=0.25 "

@@ -38,10 +38,12 @@ def python(
     env: Mapping[str, str] | None = None,
     cwd: pathlib.Path = ROOT,
     timeout: float = 300,
+    packages: pathlib.Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python WORDS` (`-m MODULE ...`, `-c CODE ...` or `FILE ...`) in a forked process."""
     texts = list(map(str, words))
-    ended = forks.python(texts, cwd=cwd, env=os.environ if env is None else env, limit_s=timeout)
+    env = os.environ if env is None else env
+    ended = forks.python(texts, cwd=cwd, env=env, limit_s=timeout, packages=packages)
     if ended.timed_out:
         raise subprocess.TimeoutExpired(texts, timeout, ended.out, ended.err)
     return subprocess.CompletedProcess(texts, ended.code, ended.out, ended.err)
@@ -54,7 +56,7 @@ def run_anew(
     return subprocess.run(
         [sys.executable, "-m", f"kdnet_jax.{module}", *map(str, words)],
         cwd=cwd,
-        env=forks.with_checkout(os.environ if env is None else env),
+        env=forks.with_packages(os.environ if env is None else env),
         capture_output=True,
         text=True,
         timeout=300,

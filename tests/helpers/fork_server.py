@@ -90,6 +90,7 @@ def _wait_for_request(control: socket.socket) -> Mapping[str, Any] | None:
                 return request
             for descriptor in descriptors[:2]:
                 os.close(descriptor)
+            _tell(descriptors[2], {"pid": pid})
             deadline = time.monotonic() + request["limit_s"]
             children.append(_Child(pid, os.pidfd_open(pid), descriptors[2], deadline))
 
@@ -121,10 +122,14 @@ def _tell_end(child: _Child) -> None:
         "timed_out": child.timed_out,
         "peak_mib": usage.ru_maxrss / 1024,
     }
-    with contextlib.suppress(BrokenPipeError):
-        os.write(child.result, json.dumps(said).encode())
+    _tell(child.result, said)
     os.close(child.result)
     os.close(child.end)
+
+
+def _tell(asker: int, said: Mapping[str, object]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(asker, json.dumps(said).encode() + b"\n")
 
 
 def _kill_group(pid: int) -> None:
@@ -139,18 +144,18 @@ def _run(words: Sequence[str]) -> None:
     sys.orig_argv = [sys.executable, *words]
     if words[0] == "-m":
         sys.argv = [words[1], *words[2:]]
-        sys.path[0] = os.getcwd()
+        sys.path.insert(0, os.getcwd())
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         return
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
-        sys.path[0] = ""
+        sys.path.insert(0, "")
         code = compile(words[1], "<string>", "exec")
     else:
         sys.argv = list(words)
         path = main.__file__ = os.path.abspath(words[0])
-        sys.path[0] = os.path.dirname(path)
+        sys.path.insert(0, os.path.dirname(path))
         code = compile(pathlib.Path(path).read_bytes(), path, "exec")
     exec(code, vars(main))
 
@@ -183,6 +188,7 @@ def _end_like_the_interpreter(words: Sequence[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # this file's folder
     for _name in _IMPORTED:
         importlib.import_module(f"kdnet_jax.{_name}")
     gc.collect()

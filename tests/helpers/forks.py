@@ -5,17 +5,22 @@ one for every environment that is asked for, as much of it is read when modules 
 """
 
 import atexit
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
+import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
+from typing import BinaryIO
 
 from tests.helpers import fork_server
 
@@ -71,31 +76,76 @@ def run(
 
 
 def python(
-    words: Sequence[str], *, cwd: pathlib.Path, env: Mapping[str, str], limit_s: float
+    words: Sequence[str],
+    *,
+    cwd: pathlib.Path,
+    env: Mapping[str, str],
+    limit_s: float,
+    packages: pathlib.Path = ROOT,
 ) -> Ended:
-    """Runs `python WORDS` of the checkout, killed with its children after `limit_s` seconds.
+    """Runs `python WORDS`, killed with its children after `limit_s` seconds.
 
     Args:
         words: `-m MODULE ...`, `-c CODE ...` or `FILE ...`.
         cwd: the folder that it runs in.
-        env: its environment; the checkout comes first in its PYTHONPATH.
+        env: its environment; `packages` comes first in its PYTHONPATH.
         limit_s: seconds.
+        packages: where kdnet_jax is imported from.
     """
-    env = with_checkout(env)
+    env = with_packages(env, packages)
+    with started(words, cwd=cwd, env=env, limit_s=limit_s) as running:
+        return running.wait()
+
+
+@contextlib.contextmanager
+def started(
+    words: Sequence[str], *, cwd: pathlib.Path, env: Mapping[str, str], limit_s: float
+) -> Iterator["Running"]:
+    """Starts `python WORDS`; it is killed at the end of the context."""
     request = {"words": words, "cwd": str(cwd), "env": env, "limit_s": limit_s}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        ended = _server(env).ask(request, out.fileno(), err.fileno())
-        texts = [_text(file) for file in (out, err)]
-    return Ended(ended["code"], *texts, ended["peak_mib"], ended["timed_out"])
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        # The server kills what nobody waits for.
+        _server(env).ask(request, out.fileno(), err.fileno()) as answer,
+    ):
+        yield Running(json.loads(answer.readline())["pid"], answer, out, err)
 
 
-def with_checkout(env: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment with the checkout first in its PYTHONPATH."""
-    path = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
+class Running:
+    """A program that runs.
+
+    Attributes:
+        pid: its process.
+    """
+
+    def __init__(self, pid: int, answer: io.FileIO, out: BinaryIO, err: BinaryIO) -> None:
+        self.pid = pid
+        self._answer = answer
+        self._files = (out, err)
+
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return bool(select.select([self._answer], [], [], 0)[0])
+
+    def kill(self) -> None:
+        """Sends it SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> Ended:
+        """Waits for its end; to be called once."""
+        ended = json.loads(self._answer.readline())
+        texts = map(_text, self._files)
+        return Ended(ended["code"], *texts, ended["peak_mib"], ended["timed_out"])
+
+
+def with_packages(env: Mapping[str, str], packages: pathlib.Path = ROOT) -> dict[str, str]:
+    """Returns the environment with a folder, the checkout, first in its PYTHONPATH."""
+    path = [str(packages), *filter(None, [env.get("PYTHONPATH")])]
     return dict(env) | {"PYTHONPATH": os.pathsep.join(path)}
 
 
-def _text(file: tempfile._TemporaryFileWrapper) -> str:
+def _text(file: BinaryIO) -> str:
     file.seek(0)
     return file.read().decode()
 
@@ -108,24 +158,22 @@ class _Server:
         without = {name: value for name, value in env.items() if name not in _READ_LATE}
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.helpers.fork_server", str(other.fileno())],
-                cwd=ROOT,
+                [sys.executable, fork_server.__file__, str(other.fileno())],
                 env=without,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[other.fileno()],
             )
 
-    def ask(self, request: Mapping[str, object], out: int, err: int) -> dict:
-        """Returns how the program ended that the request describes."""
+    def ask(self, request: Mapping[str, object], out: int, err: int) -> io.FileIO:
+        """Starts the program of a request; returns where a line each tells its start and end."""
         result, other = os.pipe()
-        with open(result, "rb") as answer:
-            try:
-                text = json.dumps(request).encode()
-                socket.send_fds(self._socket, [text], [out, err, other])
-            finally:
-                os.close(other)
-            return json.loads(answer.read())
+        answer = io.FileIO(result)
+        try:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], [out, err, other])
+        finally:
+            os.close(other)
+        return answer
 
     def end(self) -> None:
         self._socket.close()
