@@ -80,7 +80,7 @@ def differences(ours: Document, theirs: Document) -> list[tuple[str, Any, Any]]:
 
 def changes(ours: Document, theirs: Document) -> list[tuple[str, Any, Any]]:
     """Returns the `differences` in what is computed."""
-    return [each for each in differences(ours, theirs) if not _is_operational(each[0])]
+    return [each for each in differences(ours, theirs) if each[0] not in keys.OPERATIONAL]
 
 
 def explicit(document: Document) -> dict[str, Any]:
@@ -93,10 +93,5 @@ def explicit(document: Document) -> dict[str, Any]:
 def hash_of(document: Document) -> str:
     """Returns a SHA-256 of all that changes what a run computes."""
     flat = explicit(document)
-    computed = {key: value for key, value in flat.items() if not _is_operational(key)}
+    computed = {key: value for key, value in flat.items() if key not in keys.OPERATIONAL}
     return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
-
-
-def _is_operational(name: str) -> bool:
-    key = keys.KEYS.get(name)
-    return key is not None and key.operational

@@ -324,6 +324,7 @@ _OF_STUDIES: Final = {
 
 _OF_ALL: Final = _RUN | _DATA | _SPLIT | _LOADER | _MODEL | _TRAINING | _AUGMENT | _USE
 KEYS: Final[dict[str, Key]] = _OF_ALL | _OF_STUDENTS | _OF_STUDIES
+OPERATIONAL: Final = frozenset(name for name, key in KEYS.items() if key.operational)
 # What is said of a whole section.
 SECTIONS: Final = {
     "data.phantom": "The synthetic cohort; `spacing` is the voxel size of its scans too.",
