@@ -1,6 +1,6 @@
 """The given teacher of a student: a run, an exported model, or what another tool has trained.
 
-The last is kept as a model folder within the run's own, so that a run that goes on needs neither
+The last is kept as a model folder within the run's own, so that a resumed run needs neither
 the tool's files nor PyTorch.
 """
 

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-    # Imported here: a mistake in the flags is told before the seconds that this takes.
+    # Imported here: a mistake in the flags is reported before the seconds that this takes.
     from kdnet_jax import devices, experiment, stopping, studies
     from kdnet_jax.config import reading, study
 

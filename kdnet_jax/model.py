@@ -1,4 +1,4 @@
-"""What one must know of a trained network to use it on scans, and its form in JSON."""
+"""Model: all that is needed to use a trained network on scans, and its form in JSON."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     if pathlib.Path(_OUTPUT.value).suffix != ".png":
         raise UserError(f"--output={_OUTPUT.value}: give the name of a .png file")
-    # Imported here: a mistake in the flags is told before the seconds that this takes.
+    # Imported here: a mistake in the flags is reported before the seconds that this takes.
     import jax
 
     from kdnet_jax import devices

@@ -132,7 +132,7 @@ def _build_phantom(experiment: experiment_lib.Experiment, damaged: bool) -> stor
 
 
 def _check_alike(data: Data) -> None:
-    """Refuses processes whose data differ: they would train on something that nobody asked for."""
+    """Raises UserError if the data of the processes differ."""
     own = {
         "dataset": f"{data.cases.folder} (fingerprint {data.cases.fingerprint})",
         "fingerprint": data.cases.fingerprint,
@@ -199,11 +199,11 @@ def _agreed_memory(own: placement.Memory) -> placement.Memory:
 
     Processes on one machine share its memory.
     """
-    told = processes.gather([socket.gethostname(), own.host, own.device])
-    machines = collections.Counter(name for name, _, _ in told)
-    device = [free for _, _, free in told if free is not None]
+    found = processes.gather([socket.gethostname(), own.host, own.device])
+    machines = collections.Counter(name for name, _, _ in found)
+    device = [free for _, _, free in found if free is not None]
     return placement.Memory(
-        min(host // machines[name] for name, host, _ in told), min(device, default=None)
+        min(host // machines[name] for name, host, _ in found), min(device, default=None)
     )
 
 

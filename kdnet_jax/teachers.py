@@ -1,4 +1,4 @@
-"""Where a student's teacher lies, and whether it can teach this student on these cases."""
+"""Teacher of a student: where it lies, and whether it can teach this student on these cases."""
 
 import pathlib
 
@@ -113,7 +113,7 @@ def _check_bottlenecks(
 def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
     """Raises UserError if the teacher knows a patient on whom this run is tested.
 
-    Where that cannot be told, it is said.
+    Where that is unknown, a note says so.
     """
     known = known_cases(teacher)
     if not known.complete:

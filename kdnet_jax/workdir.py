@@ -1,6 +1,6 @@
-"""A run's folder belongs to one config and one split: claimed at the start, checked ever after.
+"""Folder of a run: it belongs to one config and one split, and to one command at a time.
 
-And to one command at a time, which holds its lock.
+Config and split are written at the start and compared ever after; the command holds a lock.
 """
 
 import contextlib
@@ -44,13 +44,13 @@ def check(folder: pathlib.Path, experiment: experiment_lib.Experiment) -> None:
         more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
             f"{folder} holds a run of another config: {listed}{more}. Give a new --workdir, or "
-            "the former values to go on with that run."
+            "the former values to resume that run."
         )
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the only right to write in a run's folder, which is made; a killed process loses it.
+    """Locks a run's folder, which is made, for this process; a killed process loses the lock.
 
     Raises:
         UserError: another command holds it, or the folder cannot be written.
