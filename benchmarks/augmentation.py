@@ -16,7 +16,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from kdnet_jax import cli, optimizers, runs, settings, sharding, steps
+from kdnet_jax import cli, model, optimizers, runs, sharding, steps
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.config import reading
 from kdnet_jax.data import augment
 from kdnet_jax.models import networks
 
@@ -27,12 +29,8 @@ _STEPS = flags.DEFINE_integer("steps", 30, "Steps of each kind that are timed", 
 def main(argv: list[str]) -> None:
     """Prints the means and the share."""
     cli.refuse_arguments(argv)
-    config = _CONFIG.value
-    values = settings.read_settings(config)
-    timers = [
-        _timer(values, config.loader.batch, options)
-        for options in (augment.PRESETS["none"], values.augment)
-    ]
+    values = reading.read(_CONFIG.value)
+    timers = [_timer(values, options) for options in (augment.PRESETS["none"], values.augment)]
     seconds: list[list[float]] = [[], []]
     for _ in range(_STEPS.value):
         for timer, own in zip(timers, seconds, strict=True):
@@ -40,13 +38,16 @@ def main(argv: list[str]) -> None:
     # Means, not medians: what is drawn differs from step to step.
     without, with_it = (statistics.mean(own) for own in seconds)
     device = jax.devices()[0].device_kind
-    print(f"{device}, patch {values.patch}, batch {config.loader.batch}, {_STEPS.value} steps each")
+    print(
+        f"{device}, patch {values.loader.patch}, batch {values.loader.batch}, "
+        f"{_STEPS.value} steps each"
+    )
     print(f"step without augmentation {1e3 * without:.1f} ms, with {1e3 * with_it:.1f} ms")
     print(f"augmentation / step without: {with_it / without - 1:.1%} (goal: at most 15 %)")
 
 
 def _timer(
-    values: settings.Settings, batch_size: int, options: augment.AugmentOptions
+    values: experiment_lib.Experiment, options: augment.AugmentOptions
 ) -> Callable[[], float]:
     """Returns a function that makes one step and returns its seconds; compiles first."""
     mesh = sharding.make_mesh()
@@ -55,15 +56,15 @@ def _timer(
     state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
     step = steps.jit_supervised(
         mesh,
-        network=runs.as_network(values, values.data_modalities),
+        network=runs.as_network(model.of_experiment(values), values.data.modalities),
         optimizer=optimizer,
         loss_options=values.loss,
         augment_options=options,
-        patch=values.patch,
+        patch=values.loader.patch,
     )
     rng = np.random.default_rng(0)
-    size = (batch_size, *augment.source_patch(values.patch, options))
-    image = rng.normal(size=(*size, len(values.data_modalities))).astype(np.float32)
+    size = (values.loader.batch, *augment.source_patch(values.loader.patch, options))
+    image = rng.normal(size=(*size, len(values.data.modalities))).astype(np.float32)
     batch: Any = {"image": image, "label": rng.integers(0, 4, size, np.uint8)}
     batch = sharding.to_global(batch, mesh)
     root = jax.random.key(1)

@@ -19,6 +19,7 @@ The records lie in the operating system's file cache after the first reading: a 
 its own time to `stream`.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -30,10 +31,11 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_dict
 
 from configs import common
-from kdnet_jax import cli, files, optimizers, runs, settings, sharding, step_metrics, steps
+from kdnet_jax import cli, files, model, optimizers, runs, sharding, step_metrics, steps
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.config import reading
 from kdnet_jax.data import augment, building, loader, placement, resident, store
 from kdnet_jax.models import networks
 
@@ -57,19 +59,19 @@ _DRAIN = 10
 Step = Callable[[loader.Batch], Any]
 
 
-def preset() -> tuple[config_dict.ConfigDict, settings.Settings]:
-    """Returns the preset `:brats` with the flags' patch and batch, and its values."""
+def preset() -> experiment_lib.Experiment:
+    """Returns a baseline of the preset `:brats` with the flags' patch and batch."""
     config = common.base_config("baseline", "brats")
     config.loader.patch, config.loader.batch = (_PATCH.value,) * 3, _BATCH.value
-    return config, settings.read_settings(config)
+    return reading.read(config)
 
 
 def open_loader(cases: store.CaseStore, mode: str, mesh: Any) -> loader.PatchIterator:
     """Opens the training patches of all `cases` in one of `MODES`."""
-    config, values = preset()
-    given = config.loader.to_dict()
+    values = preset()
+    given = dataclasses.asdict(values.loader)
     del given["cache"]
-    given |= {"crop": augment.source_patch(values.patch, values.augment)}
+    given |= {"crop": augment.source_patch(values.loader.patch, values.augment)}
     largest = max(summary.decoded_bytes for summary in cases.summaries)
     cases.cache_bytes = cases.decoded_bytes if mode == "host" else 2 * _BATCH.value * largest
     if mode == "host":
@@ -83,15 +85,15 @@ def open_loader(cases: store.CaseStore, mode: str, mesh: Any) -> loader.PatchIte
 
 def real_step(mesh: Any) -> Step:
     """Returns the training step of the preset's network, which keeps its own state."""
-    _, values = preset()
+    values = preset()
     optimizer = optimizers.make_optimizer(values.optimizer, 1000, 100)
     step = steps.jit_supervised(
         mesh,
-        network=runs.as_network(values, values.data_modalities),
+        network=runs.as_network(model.of_experiment(values), values.data.modalities),
         optimizer=optimizer,
         loss_options=values.loss,
         augment_options=values.augment,
-        patch=values.patch,
+        patch=values.loader.patch,
     )
     params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     whole = sharding.replicated(mesh)
@@ -161,7 +163,7 @@ def measure(cases: store.CaseStore, mesh: Any) -> list[dict[str, Any]]:
     on_device = resident.need_bytes(1, len(cases.modalities), shape)
     row("a case on the device", on_device / 1e6, " MB")
     # Batches in which every case is decoded once.
-    epoch = preset()[0].loader.crops_per_read * math.ceil(len(cases) / _BATCH.value)
+    epoch = preset().loader.crops_per_read * math.ceil(len(cases) / _BATCH.value)
     step = alone = None
     if _REAL.value:
         step = real_step(mesh)
@@ -199,11 +201,11 @@ def main(argv: list[str]) -> None:
     cli.enable_compilation_cache()
     cases = building.build_scans(pathlib.Path(_ROOT.value), pathlib.Path(_DATA_DIR.value))
     mesh = sharding.make_mesh()
-    values = preset()[1]
-    crop = augment.source_patch(values.patch, values.augment)
+    values = preset()
+    crop = augment.source_patch(values.loader.patch, values.augment)
     print(
-        f"{len(cases)} cases, batches of {_BATCH.value} patches of {values.patch}, cut as {crop} "
-        f"for the augmentation; {jax.devices()[0].device_kind}"
+        f"{len(cases)} cases, batches of {_BATCH.value} patches of {values.loader.patch}, cut as "
+        f"{crop} for the augmentation; {jax.devices()[0].device_kind}"
     )
     print(placement.choose("auto", cases, range(len(cases)), mesh=mesh).sentence)
     rows = measure(cases, mesh)

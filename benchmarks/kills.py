@@ -246,10 +246,11 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, Any]:
 def _parameters(run: pathlib.Path, which: str) -> str:
     import jax
 
-    from kdnet_jax import checksums, saved_checkpoints, settings
+    from kdnet_jax import checksums, saved_checkpoints
+    from kdnet_jax.config import reading
     from kdnet_jax.models import networks
 
-    values = settings.read_run(run)[1]
+    values = reading.read_run(run)
     like = jax.eval_shape(
         lambda: networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     )

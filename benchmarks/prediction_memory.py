@@ -24,9 +24,9 @@ from kdnet_jax import (
     errors,
     optimizers,
     saved_checkpoints,
-    settings,
     steps,
 )
+from kdnet_jax.config import reading
 from kdnet_jax.data import nifti
 from kdnet_jax.models import networks
 
@@ -81,12 +81,11 @@ def write_run(folder: pathlib.Path, row: Row) -> None:
     config.data.spacing = row.spacing
     config.inference.patch = (128, 128, 128)
     config.inference.overlap = row.overlap
-    config = settings.completed(config)
-    values = settings.read_settings(config)
+    values = reading.read(config)
     params = networks.init_params(values.network, 1, jax.random.key(0))
     optimizer = optimizers.make_optimizer(values.optimizer, values.train.steps, 1)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(settings.to_json(config), "utf-8")
+    (folder / "config.json").write_text(values.to_json(), "utf-8")
     progress = saved_checkpoints.Progress(1, {}, 0.5, 0.5, 0, 0.0, {})
     with checkpoint.RunCheckpoints(folder) as checkpoints:
         checkpoints.save(steps.init_state(params, optimizer), progress)

@@ -56,6 +56,7 @@ def _round(folder: pathlib.Path) -> None:
 
     from configs import student
     from kdnet_jax import experiment
+    from kdnet_jax.config import reading
 
     config = student.get_config("smoke")
     config.data.root = str(folder / "datasets")
@@ -63,7 +64,7 @@ def _round(folder: pathlib.Path) -> None:
         budget.steps = _STEPS.value
     config.train.validate_every = max(_STEPS.value // 4, 1)
     workdir = folder / "run"
-    experiment.run(config, workdir)
+    experiment.run(reading.read(config), workdir)
     shutil.rmtree(workdir)
     jax.clear_caches()  # as a study does between its parts
     gc.collect()

@@ -15,8 +15,9 @@ import numpy as np
 from benchmarks import made_data
 from benchmarks.measuring import Job, forget_peak, memory_gib
 from configs import common
-from kdnet_jax import cli, compilation, inference, memory, optimizers, settings, sharding, steps
+from kdnet_jax import cli, compilation, inference, memory, model, optimizers, sharding, steps
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import reading
 from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import heads, layers, networks, unet
@@ -133,11 +134,10 @@ def compile_student(cache: str, preset: str) -> Job:
     # Else the commands' own folder would be taken.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     cli.enable_compilation_cache()
-    config = common.base_config("student", preset)
-    values = settings.read_settings(config)
-    teacher = settings.read_settings(settings.teacher_config(config))
+    values = reading.read(common.base_config("student", preset))
+    teacher = model.of_experiment(values.teacher.to_train)
     start = time.perf_counter()
-    compilation.compile_step(config, values, sharding.make_mesh(), 100, teacher)
+    compilation.compile_step(values, sharding.make_mesh(), 100, teacher)
     return Job(about={"seconds": time.perf_counter() - start})
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from kdnet_jax import cli, ensembles, run_data, runs, settings
+from kdnet_jax import cli, ensembles, run_data, runs
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import reading
 from kdnet_jax.data import labels, prepare, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import overlap
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     run = runs.load_run(pathlib.Path(_CHECKPOINT.value))
     if run.model.head.kind != "softmax":
         raise UserError(f"{run.folder}: its head is not softmax, so it has no temperature.")
-    data = run_data.open_data(*settings.read_run(run.folder))
+    data = run_data.open_data(reading.read_run(run.folder))
     teacher = ensembles.of_run(run)
     print("| part | cases | Dice ET / TC / WT | tumour, in / out | the same at T, in / out |")
     print("|---|---|---|---|---|")

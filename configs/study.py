@@ -12,7 +12,7 @@ MICCAI 2020 (arXiv 2106.09564): the comparison that its table 1 makes, with seed
 
 All keys but --config.study.* are the student's (configs/student.py); the baseline is the same run
 without a teacher, and the teacher differs by --config.teacher.{modalities,widths,steps}. A study
-lands in runs/study-<preset> unless --workdir says otherwise. The same command goes on from
+lands in runs/study-<preset> unless --workdir says otherwise. The same command resumes
 wherever it was stopped and never repeats a finished part; more seeds add to what is there.
 """
 

@@ -7,16 +7,16 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ml_collections import config_dict
-
-from kdnet_jax import evaluation, settings, workdir
+from kdnet_jax import evaluation, workdir
+from kdnet_jax.config import flat_keys, reading
+from kdnet_jax.config import keys as keys_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 
 # What may differ between the runs of a comparison: it is checked by a hash or by the role, is what
 # is compared, or changes nothing that is computed.
 _FREE: Final = (
-    *workdir.OPERATIONAL,
+    *keys_lib.OPERATIONAL,
     *("role", "preset", "seed"),
     # Guarded by the fingerprint of the data and the hash of the split.
     *("split.", "data.release", "data.phantom.", "data.skip_bad_cases", "mesh."),
@@ -105,9 +105,7 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
     _refuse_gaps(f"--{side}={folder}", scores, summary["regions"])
     config = None
     if (folder / workdir.CONFIG).is_file():
-        # All that differs from an empty config: its keys, dotted, and their values.
-        whole = settings.differences(settings.read_config(folder), config_dict.ConfigDict())
-        config = {key: value for key, value, _ in whole}
+        config = flat_keys.explicit(reading.read_document(folder))
         if type(config.get("seed")) is not int or not isinstance(config.get("role"), str):
             raise UserError(
                 f"--{side}={folder}: {folder / workdir.CONFIG} is no config of a run (it has no "
@@ -191,7 +189,7 @@ def _place(run: Run) -> str:
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """Returns what makes the runs incomparable, a line per key: each value and who has it."""
-    sides = {name: [run for run in runs if run.side == name] for name in settings.ROLES}
+    sides = {name: [run for run in runs if run.side == name] for name in keys_lib.ROLES}
     compared = sides["baseline"] + sides["student"]
     found = _roles(runs)
     for fold in folds(runs):

@@ -1,4 +1,4 @@
-"""The train step of a config, compiled for the run's own shapes before the first step."""
+"""The train step of an experiment, compiled for the run's own shapes before the first step."""
 
 import contextlib
 import dataclasses
@@ -8,36 +8,32 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import Mesh
-from ml_collections import config_dict
 
-from kdnet_jax import flops, memory, optimizers, runs, settings, sharding, steps
+from kdnet_jax import flops, memory, optimizers, runs, sharding, steps
 from kdnet_jax import model as model_lib
+from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import augment, placement
 from kdnet_jax.models import networks, unet
 
 Step = Callable[..., tuple[steps.TrainState, steps.Metrics]]
 
 
-def optimizer(
-    config: config_dict.ConfigDict, values: settings.Settings, cases: int
-) -> optax.GradientTransformation:
+def optimizer(experiment: experiment_lib.Experiment, cases: int) -> optax.GradientTransformation:
     """Returns the optimizer of a run on `cases` training cases."""
-    per_epoch = cases // config.loader.batch
-    return optimizers.make_optimizer(values.optimizer, values.train.steps, per_epoch)
+    per_epoch = cases // experiment.loader.batch
+    return optimizers.make_optimizer(experiment.optimizer, experiment.train.steps, per_epoch)
 
 
 def compile_step(
-    config: config_dict.ConfigDict,
-    values: settings.Settings,
+    experiment: experiment_lib.Experiment,
     mesh: Mesh,
     cases: int,
-    teacher: model_lib.Model | settings.Settings | None,
+    teacher: model_lib.Model | None,
 ) -> tuple[Step, str]:
     """Compiles the step, and checks that it fits into the memory of each device.
 
     Args:
-        config: of the run.
-        values: its values.
+        experiment: the run.
         mesh: the devices.
         cases: training cases.
         teacher: a student's teacher.
@@ -51,9 +47,12 @@ def compile_step(
     """
     if teacher:
         sharding.check_depth(
-            mesh.shape[sharding.SPACE], values.patch, teacher.network.divisor[0], "loader.patch"
+            mesh.shape[sharding.SPACE],
+            experiment.loader.patch,
+            teacher.network.divisor[0],
+            "loader.patch",
         )
-    step, arguments = _step(config, values, mesh, cases, teacher)
+    step, arguments = _step(experiment, mesh, cases, teacher)
     compiled = step.lower(*arguments).compile()
     memory.return_freed()
     found = placement.free_memory(mesh)
@@ -62,52 +61,52 @@ def compile_step(
         (len(mesh.local_devices), found.host) if found.device is None else (1, found.device)
     )
     sentence = memory.check(copies * memory.step_bytes(compiled), free, _device_name())
-    return compiled, f"{unet.describe(values.network)} {sentence}"
+    return compiled, f"{unet.describe(experiment.network)} {sentence}"
 
 
 def count_flops(
-    config: config_dict.ConfigDict,
-    values: settings.Settings,
-    mesh: Mesh,
-    teacher: model_lib.Model | settings.Settings | None,
+    experiment: experiment_lib.Experiment, mesh: Mesh, teacher: model_lib.Model | None
 ) -> int:
     """Returns the floating-point operations of a step (`flops.count`), over all devices."""
-    values = dataclasses.replace(values, network=networks.native(values.network))
+    experiment = dataclasses.replace(experiment, network=networks.native(experiment.network))
     if teacher is not None:
         teacher = dataclasses.replace(teacher, network=networks.native(teacher.network))
-    step, arguments = _step(config, values, mesh, 1, teacher)
+    step, arguments = _step(experiment, mesh, 1, teacher)
     return flops.count(step, *arguments)
 
 
 def _step(
-    config: config_dict.ConfigDict,
-    values: settings.Settings,
+    experiment: experiment_lib.Experiment,
     mesh: Mesh,
     cases: int,
-    teacher: model_lib.Model | settings.Settings | None,
+    teacher: model_lib.Model | None,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Returns the jitted step, and the shapes that the run calls it with."""
+    student, modalities = model_lib.of_experiment(experiment), experiment.data.modalities
+    patch = experiment.loader.patch
     options = {
-        "network": runs.as_network(values, values.data_modalities),
-        "optimizer": optimizer(config, values, cases),
-        "loss_options": values.loss,
-        "augment_options": values.augment,
-        "patch": values.patch,
-        "accumulate": values.train.accumulate,
-        "skip_nonfinite": values.train.nonfinite == "skip",
+        "network": runs.as_network(student, modalities),
+        "optimizer": optimizer(experiment, cases),
+        "loss_options": experiment.loss,
+        "augment_options": experiment.augment,
+        "patch": patch,
+        "accumulate": experiment.train.accumulate,
+        "skip_nonfinite": experiment.train.nonfinite == "skip",
     }
-    state = jax.eval_shape(lambda: steps.init_state(_new_params(values), options["optimizer"]))
-    options["state_sharding"] = sharding.state_sharding(mesh, state, values.state)
-    crop = augment.source_patch(values.patch, values.augment)
-    batch = steps.batch_shapes(config.loader.batch, crop, len(values.data_modalities))
+    state = jax.eval_shape(
+        lambda params: steps.init_state(params, options["optimizer"]), runs.expected_params(student)
+    )
+    options["state_sharding"] = sharding.state_sharding(mesh, state, experiment.mesh.state)
+    crop = augment.source_patch(patch, experiment.augment)
+    batch = steps.batch_shapes(experiment.loader.batch, crop, len(modalities))
     root = jax.eval_shape(lambda: jax.random.key(0))
     if teacher is None:
         return steps.jit_supervised(mesh, **options), (state, batch, root)
     step = steps.jit_distillation(
         mesh,
         # It sees its sequences at their positions in this run's stack.
-        teacher=runs.as_network(teacher, values.data_modalities),
-        options=values.distillation,
+        teacher=runs.as_network(teacher, modalities),
+        options=experiment.distillation,
         **options,
     )
     return step, (state, runs.expected_params(teacher), batch, root)
@@ -122,13 +121,9 @@ def bind_teacher(step: Step, teacher_params: Any) -> Step:
     return bound
 
 
-def _new_params(values: settings.Settings) -> Any:
-    return networks.init_params(values.network, len(values.modalities), jax.random.key(0))
-
-
 @contextlib.contextmanager
-def told_if_full() -> Iterator[None]:
-    """Says in plain words that a device is full, whatever found it so: compiler, data or step."""
+def explain_if_full() -> Iterator[None]:
+    """Turns the error of a full device into a UserError: of the compiler, the data or a step."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -17,8 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from kdnet_jax import inference, runs, settings, sharding, teachers
+from kdnet_jax import inference, runs, sharding, teachers
 from kdnet_jax import model as model_lib
+from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import familiarity, prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads, networks
@@ -74,7 +75,7 @@ class Ensemble:
         return self._model.modalities
 
     @property
-    def spacing(self) -> settings.Spacing:
+    def spacing(self) -> experiment_lib.Spacing:
         """The working voxel size in mm; `None` keeps the scan's own."""
         return self._model.spacing
 
@@ -305,7 +306,7 @@ def _check_agreement(
             )
 
 
-def _spacing_text(spacing: settings.Spacing) -> str:
+def _spacing_text(spacing: experiment_lib.Spacing) -> str:
     if spacing is None:
         return "the scan's own"
     return f"{' x '.join(f'{mm:g}' for mm in np.atleast_1d(spacing))} mm"

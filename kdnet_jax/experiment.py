@@ -1,4 +1,4 @@
-"""One run from its config to its report: data, split, teacher, training, evaluation, report."""
+"""One run from its experiment to its report: data, split, teacher, training, evaluation, report."""
 
 import contextlib
 import functools
@@ -9,7 +9,6 @@ import shutil
 from typing import Any
 
 import jax
-from ml_collections import config_dict
 
 from kdnet_jax import (
     checkpoint,
@@ -25,7 +24,6 @@ from kdnet_jax import (
     run_data,
     runs,
     saved_checkpoints,
-    settings,
     sharding,
     steps,
     teachers,
@@ -33,6 +31,7 @@ from kdnet_jax import (
 )
 from kdnet_jax import model as model_lib
 from kdnet_jax import workdir as workdir_lib
+from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import familiarity, loader, skipping
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import surface
@@ -40,60 +39,60 @@ from kdnet_jax.models import layers, networks
 from kdnet_jax.reporting import figures, progress, run_report
 
 
-def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains, evaluates and reports a run; a run that was stopped goes on, a finished one reports.
+def run(experiment: experiment_lib.Experiment, workdir: pathlib.Path) -> None:
+    """Trains, evaluates and reports a run; a stopped run resumes, a finished one reports.
 
     Raises:
-        UserError: for everything that the user can mend, as early as it can be known.
+        UserError: for everything that the user can fix, as early as it can be known.
         stopping.Stopped: after SIGINT or SIGTERM, when everything is saved.
     """
     try:
-        with compilation.told_if_full(), contextlib.ExitStack() as locks:
-            _run(config, workdir, locks)
+        with compilation.explain_if_full(), contextlib.ExitStack() as locks:
+            _run(experiment, workdir, locks)
     except OSError as error:
         raise files.disk_error(error, workdir) from error
 
 
 def _run(
-    config: config_dict.ConfigDict, workdir: pathlib.Path, locks: contextlib.ExitStack
+    experiment: experiment_lib.Experiment, workdir: pathlib.Path, locks: contextlib.ExitStack
 ) -> None:
     # -- Everything that can be wrong without reading data -----------------------------------
-    config = settings.completed(config)
-    values = settings.read_settings(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
+    mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.space)
     sharding.check_batch(
         mesh,
-        config.loader.batch,
-        values.patch,
-        values.train.accumulate,
-        values.network.divisor[0],
+        experiment.loader.batch,
+        experiment.loader.patch,
+        experiment.train.accumulate,
+        experiment.network.divisor[0],
     )
-    networks.check_space(mesh.shape[sharding.SPACE], values.network, "mesh.space")
-    runs.prediction_mesh(model_lib.of_config(config, values))
-    own = {workdir: config}
-    given = None
-    if config.role == "student" and config.teacher.checkpoint:
-        # Read now: what is wrong with it is better known before the data are built.
-        given = processes.together(lambda: given_teachers.load(config, workdir))
+    networks.check_space(mesh.shape[sharding.SPACE], experiment.network, "mesh.space")
+    runs.prediction_mesh(model_lib.of_experiment(experiment))
+    own = {workdir: experiment}
+    asked = experiment.teacher
+    given = to_be = None
+    if asked and asked.to_train:
+        own[workdir / teachers.OWN] = asked.to_train
+        to_be = model_lib.of_experiment(asked.to_train)
+        teachers.check_settings(workdir / teachers.OWN, to_be, experiment)
+    elif asked:
+        # Read before the data are built: what is wrong with it is reported early.
+        given = processes.together(lambda: given_teachers.load(asked, workdir))
         _check_same(given.run)
-        teachers.check_settings(given.run.folder, given.run.model, config)
+        teachers.check_settings(given.run.folder, given.run.model, experiment)
         runs.prediction_mesh(given.run.model)
-    elif config.role == "student":
-        teacher_config = settings.teacher_config(config)
-        own[workdir / teachers.OWN] = teacher_config
-        to_be = model_lib.of_config(teacher_config, settings.read_settings(teacher_config))
-        teachers.check_settings(workdir / teachers.OWN, to_be, config)
     for folder, each in own.items():
-        workdir_lib.check(folder, each, values.task)
+        workdir_lib.check(folder, each)
         processes.first_does(functools.partial(_lock, folder, locks))
 
     # -- Data and split ----------------------------------------------------------------------
-    data = run_data.open_data(config, values)
+    data = run_data.open_data(experiment)
+    own = {folder: each.of_task(data.cases.task) for folder, each in own.items()}
+    experiment = own[workdir]
     for folder, each in own.items():
-        processes.first_does(functools.partial(workdir_lib.claim, folder, each, data))
+        processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))
         processes.together(functools.partial(workdir_lib.check_seen, folder))
     print(
-        f"{workdir}: {config.role} on {', '.join(values.modalities)}; "
+        f"{workdir}: {experiment.role} on {', '.join(experiment.modalities)}; "
         f"{len(data.split.train)} training, {len(data.split.validation)} validation and "
         f"{len(data.split.test)} test cases"
     )
@@ -104,17 +103,17 @@ def _run(
         teacher = given_teachers.keep(given, workdir)
         teachers.check_statistics(teacher.folder, teacher.model.task, data.cases.task)
         teachers.check_split(teacher.folder, data)
-    elif config.role == "student":
+    elif to_be:
         folder = workdir / teachers.OWN
         print(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
-        # Whether the student's step fits is better known before the teacher's hours.
-        compilation.compile_step(config, values, mesh, len(data.split.train), to_be)
+        # Check that the student's step fits in memory before spending hours on the teacher.
+        compilation.compile_step(experiment, mesh, len(data.split.train), to_be)
         teacher = train_and_evaluate(own[folder], folder, data, None)
 
     # -- The run itself ----------------------------------------------------------------------
-    train_and_evaluate(config, workdir, data, teacher)
+    train_and_evaluate(experiment, workdir, data, teacher)
     others = {"teacher": teacher_evaluation(teacher, workdir, data)} if teacher else {}
-    processes.first_does(lambda: _report(config, values, workdir, data, others))
+    processes.first_does(lambda: _report(experiment, workdir, data, others))
 
 
 def _lock(folder: pathlib.Path, locks: contextlib.ExitStack) -> None:
@@ -122,8 +121,7 @@ def _lock(folder: pathlib.Path, locks: contextlib.ExitStack) -> None:
 
 
 def _report(
-    config: config_dict.ConfigDict,
-    values: settings.Settings,
+    experiment: experiment_lib.Experiment,
     workdir: pathlib.Path,
     data: run_data.Data,
     others: dict[str, pathlib.Path],
@@ -131,22 +129,22 @@ def _report(
     report = run_report.write(
         workdir,
         data.cases,
-        channel=values.data_modalities.index(
-            figures.shown_sequence(values.modalities, values.task)
+        channel=experiment.data.modalities.index(
+            figures.shown_sequence(experiment.modalities, experiment.task)
         ),
-        head=values.head,
-        cavity=config.data.resection_cavity,
+        head=experiment.head,
+        cavity=experiment.data.resection_cavity,
         others=others,
-        synthetic=not config.data.data_dir,
-        facts=_facts(config, data, workdir),
+        synthetic=not experiment.data.data_dir,
+        facts=_facts(experiment, data, workdir),
     )
-    shown = {**others, config.role: workdir}
+    shown = {**others, experiment.role: workdir}
     print(run_report.region_table({k: evaluation.read_summary(v) for k, v in shown.items()}))
     print(f"Report: {report}")
 
 
 def train_and_evaluate(
-    config: config_dict.ConfigDict,
+    experiment: experiment_lib.Experiment,
     folder: pathlib.Path,
     data: run_data.Data,
     teacher: runs.Run | None,
@@ -156,14 +154,13 @@ def train_and_evaluate(
     Returns:
         The run, with its best checkpoint.
     """
-    values = settings.read_settings(config, data.cases.task)
     identity = {
-        "config": workdir_lib.config_hash(config),
+        "config": experiment.hash,
         "split": data.split.hash,
         "data": data.cases.fingerprint,
         "teacher": teacher.params_hash if teacher else "",
     }
-    trained = _train(config, values, folder, data, teacher, identity)
+    trained = _train(experiment, folder, data, teacher, identity)
     best = processes.together(lambda: runs.load_run(folder))
     _check_same(best)
     about = {"steps": trained.step, "train_seconds": round(trained.seconds, 1)}
@@ -255,40 +252,40 @@ def evaluate(
 
 
 def _train(
-    config: config_dict.ConfigDict,
-    values: settings.Settings,
+    experiment: experiment_lib.Experiment,
     folder: pathlib.Path,
     data: run_data.Data,
     teacher: runs.Run | None,
     identity: dict[str, str],
 ) -> saved_checkpoints.Progress:
-    """Builds state, step and loader from the config, and runs the loop."""
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
-    init_key, root = jax.random.split(jax.random.key(config.seed))
+    """Builds state, step and loader, and runs the loop."""
+    mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.space)
+    init_key, root = jax.random.split(jax.random.key(experiment.seed))
     training = data.indices("train")
-    optimizer = compilation.optimizer(config, values, len(training))
+    optimizer = compilation.optimizer(experiment, len(training))
     taught_by = teacher.model if teacher else None
-    step_fn, sentence = compilation.compile_step(config, values, mesh, len(training), taught_by)
+    step_fn, sentence = compilation.compile_step(experiment, mesh, len(training), taught_by)
     print(sentence)
-    params = networks.init_params(values.network, len(values.modalities), init_key)
+    network = experiment.network
+    params = networks.init_params(network, len(experiment.modalities), init_key)
     state = steps.init_state(params, optimizer)
-    state = jax.device_put(state, sharding.state_sharding(mesh, state, values.state))
+    state = jax.device_put(state, sharding.state_sharding(mesh, state, experiment.mesh.state))
     profiler = None
-    if values.profile and processes.is_first():
-        flops = compilation.count_flops(config, values, mesh, taught_by)
-        profiler = profiling.make_profiler(folder, values.profile, values.network, step_fn, flops)
+    if experiment.profile and processes.is_first():
+        flops = compilation.count_flops(experiment, mesh, taught_by)
+        profiler = profiling.make_profiler(folder, experiment.profile, network, step_fn, flops)
     if teacher:
         teacher_params = sharding.replicate(teacher.params, mesh)
         step_fn = compilation.bind_teacher(step_fn, teacher_params)
     identity = identity | {"random root": checksums.content_hash(jax.random.key_data(root))}
     teacher_path = os.fspath(teacher.folder) if teacher else ""
-    batches = run_data.open_batches(config, values, data, mesh, folder)
+    batches = run_data.open_batches(experiment, data, mesh, folder)
     with checkpoint.RunCheckpoints(folder) as checkpoints, batches:
         state, start = train.resume(checkpoints, state, batches, identity, teacher_path)
         if start.step:
-            print(f"{folder}: resuming from step {start.step} of {values.train.steps}")
+            print(f"{folder}: resuming from step {start.step} of {experiment.train.steps}")
         processes.first_does(
-            lambda: _note_start(folder, data, batches, start.step, values.train.steps)
+            lambda: _note_start(folder, data, batches, start.step, experiment.train.steps)
         )
         with _open_log(folder, start) as log:
             return train.train(
@@ -298,29 +295,27 @@ def _train(
                 batches,
                 root=root,
                 mesh=mesh,
-                validate=_validator(config, values, data),
+                validate=_validator(experiment, data),
                 checkpoints=checkpoints,
-                options=values.train,
+                options=experiment.train,
                 log=log,
-                description=config.role,
+                description=experiment.role,
                 profiler=profiler,
             )
 
 
-def _validator(
-    config: config_dict.ConfigDict, values: settings.Settings, data: run_data.Data
-) -> train.Validate:
+def _validator(experiment: experiment_lib.Experiment, data: run_data.Data) -> train.Validate:
     """Returns what scores parameters on this process's share of the validation cases."""
-    predictor = runs.volume_predictor(model_lib.of_config(config, values))
+    predictor = runs.volume_predictor(model_lib.of_experiment(experiment))
     own = processes.share(list(enumerate(data.indices("validation"))))
 
     def validate(params: Any) -> list[tuple[int, dict[str, float]]]:
         return evaluation.dice_on_working_grid(
             predictor(sharding.to_own_devices(params)),
-            values.head,
+            experiment.head,
             ((place, data.cases[index]) for place, index in own),
-            values.channels,
-            config.data.resection_cavity,
+            experiment.channels,
+            experiment.data.resection_cavity,
         )
 
     return validate
@@ -350,24 +345,23 @@ def _open_log(
     return progress.MetricsLog(folder, resume_step=start.step, keep=start.rows)
 
 
-def _spacing_text(config: config_dict.ConfigDict) -> str:
-    spacing = config.data.spacing
+def _spacing_text(spacing: experiment_lib.Spacing) -> str:
     if isinstance(spacing, tuple):
         return f"{' x '.join(map(str, spacing))} mm"
     return f"{spacing} mm" if spacing else "own"
 
 
 def _facts(
-    config: config_dict.ConfigDict, data: run_data.Data, workdir: pathlib.Path
+    experiment: experiment_lib.Experiment, data: run_data.Data, workdir: pathlib.Path
 ) -> list[tuple[str, str]]:
     skipped = skipping.left_out(workdir)
     sizes = [len(getattr(data.split, part)) for part in ("train", "validation", "test")]
     return [
-        ("Role", config.role),
-        ("Config", f"configs/{config.role}.py:{config.preset}"),
-        ("Cases", config.data.data_dir or "synthetic cohort brats_phantom"),
+        ("Role", experiment.role),
+        ("Config", f"configs/{experiment.role}.py:{experiment.preset}"),
+        ("Cases", experiment.data.data_dir or "synthetic cohort brats_phantom"),
         ("Training / validation / test cases", " / ".join(map(str, sizes))),
         *([("Training cases skipped as unreadable", ", ".join(skipped))] if skipped else []),
-        ("Working voxel size", _spacing_text(config)),
-        ("Seed", str(config.seed)),
+        ("Working voxel size", _spacing_text(experiment.data.spacing)),
+        ("Seed", str(experiment.seed)),
     ]

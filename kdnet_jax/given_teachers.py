@@ -1,15 +1,14 @@
 """The given teacher of a student: a run, an exported model, or what another tool has trained.
 
-The last is kept as a model folder within the run's own, so that a run that goes on needs neither
+The last is kept as a model folder within the run's own, so that a resumed run needs neither
 the tool's files nor PyTorch.
 """
 
 import dataclasses
 import pathlib
 
-from ml_collections import config_dict
-
 from kdnet_jax import checksums, files, model_folder, processes, runs, teachers
+from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import conversion, foreign
 
@@ -27,13 +26,13 @@ class Given:
     converted: conversion.Converted | None = None
 
 
-def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Given:
-    """Reads the teacher that `teacher.checkpoint` names; writes nothing.
+def load(teacher: experiment_lib.Teacher, workdir: pathlib.Path) -> Given:
+    """Reads the teacher that is given; writes nothing.
 
     Raises:
         UserError: it is no teacher that can be read.
     """
-    path, folds = pathlib.Path(config.teacher.checkpoint), _folds(config)
+    path, folds = pathlib.Path(teacher.checkpoint), teacher.folds
     kept = workdir / teachers.CONVERTED
     if model_folder.is_model(kept):
         about = model_folder.read(kept)
@@ -48,7 +47,7 @@ def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Given:
     if model_folder.is_model(path) or not foreign.is_foreign(path):
         if folds:
             raise UserError(
-                f"teacher.folds is {config.teacher.folds!r}, but {path} is not of another tool: "
+                f"teacher.folds is {','.join(folds)!r}, but {path} is not of another tool: "
                 "leave it empty."
             )
         return Given(runs.load_run(path))
@@ -76,11 +75,6 @@ def _params_hash(path: pathlib.Path, folds: tuple[str, ...]) -> str:
     if not foreign.is_foreign(path):
         return ""
     return checksums.content_hash(conversion.convert(path, folds).params)
-
-
-def _folds(config: config_dict.ConfigDict) -> tuple[str, ...]:
-    # Runs of before the key have none.
-    return tuple(filter(None, config.teacher.get("folds", "").replace(" ", "").split(",")))
 
 
 def keep(given: Given, workdir: pathlib.Path) -> runs.Run:

@@ -27,15 +27,22 @@ def main(argv: list[str]) -> None:
 
 
 def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-    # Imported here: a mistake in the flags is told before the seconds that this takes.
+    # Imported here: a mistake in the flags is reported before the seconds that this takes.
     from kdnet_jax import devices, experiment, stopping, studies
+    from kdnet_jax.config import reading, study
 
     errors.exit_on_user_error(devices.check)
     cli.enable_compilation_cache()
-    run = studies.run if config.role == "study" else experiment.run
+
+    def run() -> None:
+        if config.role == "study":
+            studies.run(study.parts(config, workdir), workdir)
+        else:
+            experiment.run(reading.read(config), workdir)
+
     try:
         with stopping.AtOnce():
-            errors.exit_on_user_error(lambda: run(config, workdir))
+            errors.exit_on_user_error(run)
     except stopping.Stopped as stop:
         saved = "What was saved before is kept" if stop.step is None else "Everything is saved"
         print(f"{stop}. {saved}; the same command goes on from there.", file=sys.stderr)

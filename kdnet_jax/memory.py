@@ -1,4 +1,4 @@
-"""What a train step needs on a device, known before the first one runs."""
+"""Memory of a train step on a device, known before the first step runs."""
 
 import ctypes
 import sys

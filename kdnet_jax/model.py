@@ -1,28 +1,25 @@
-"""What one must know of a trained network to use it on scans, and its form in JSON."""
+"""Model: all that is needed to use a trained network on scans, and its form in JSON."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ml_collections import config_dict
-
-from kdnet_jax import config_values, settings
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.config import keys, values
 from kdnet_jax.data import geometry, labels
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import heads, networks
 
 _KINDS: Final = {
-    "spacing": config_values.OneOr(
-        config_values.Several(config_values.Number(0, 100, without_low=True), 3, 3)
-    ),
-    "window": config_values.KINDS["inference.patch"],
-    "overlap": config_values.KINDS["inference.overlap"],
-    "mirror": config_values.KINDS["inference.mirror"],
-    "whole": config_values.KINDS["inference.whole"],
-    "space": config_values.KINDS["mesh.space"],
-    "orientation": config_values.KINDS["data.orientation"],
-    "allow_skull": config_values.KINDS["data.allow_skull"],
+    "spacing": values.OneOr(values.Several(values.Number(0, 100, without_low=True), 3, 3)),
+    "window": keys.KEYS["inference.patch"].kind,
+    "overlap": keys.KEYS["inference.overlap"].kind,
+    "mirror": keys.KEYS["inference.mirror"].kind,
+    "whole": keys.KEYS["inference.whole"].kind,
+    "space": keys.KEYS["mesh.space"].kind,
+    "orientation": keys.KEYS["data.orientation"].kind,
+    "allow_skull": keys.KEYS["data.allow_skull"].kind,
 }
 
 
@@ -51,7 +48,7 @@ class Model:
     role: str
     network: networks.Network
     modalities: tuple[str, ...]
-    spacing: settings.Spacing
+    spacing: experiment_lib.Spacing
     window: tuple[int, int, int]
     overlap: float = 0.5
     mirror: bool = False
@@ -85,23 +82,23 @@ class KnownCases:
     complete: bool = False
 
 
-def of_config(config: config_dict.ConfigDict, values: settings.Settings) -> Model:
-    """Returns the model that a config describes; `values` are `settings.read_settings` of it."""
+def of_experiment(experiment: experiment_lib.Experiment) -> Model:
+    """Returns the model that an experiment trains."""
+    data, inference = experiment.data, experiment.inference
     return Model(
-        task=values.task,
-        role=config.role,
-        network=values.network,
-        modalities=values.modalities,
-        spacing=values.spacing,
-        window=values.window,
-        overlap=config.inference.overlap,
-        mirror=bool(config.inference.mirror),
-        # Runs of before these keys have none.
-        whole=config.inference.get("whole", False),
-        space=config.mesh.space,
-        orientation=config.data.get("orientation", geometry.HEADER),
-        allow_skull=config.data.allow_skull,
-        resection_cavity=config.data.resection_cavity,
+        task=experiment.task,
+        role=experiment.role,
+        network=experiment.network,
+        modalities=experiment.modalities,
+        spacing=data.spacing,
+        window=inference.patch,
+        overlap=inference.overlap,
+        mirror=inference.mirror,
+        whole=inference.whole,
+        space=experiment.mesh.space,
+        orientation=data.orientation,
+        allow_skull=data.allow_skull,
+        resection_cavity=data.resection_cavity,
     )
 
 
@@ -114,27 +111,27 @@ def to_json(model: Model) -> dict[str, Any]:
     }
 
 
-def from_json(values: Mapping[str, Any]) -> Model:
+def from_json(plain: Mapping[str, Any]) -> Model:
     """Returns the model that `to_json` wrote.
 
     Raises:
         UserError: its network is of no kind that is known here, or a value cannot be.
         TypeError: fields are missing, or unknown.
     """
-    keys = ("modalities", "window", "spacing")
-    tuples = {key: tuple(values[key]) for key in keys if isinstance(values.get(key), list)}
+    listed = ("modalities", "window", "spacing")
+    tuples = {key: tuple(plain[key]) for key in listed if isinstance(plain.get(key), list)}
     parts = {
-        "network": networks.from_json(values["network"]),
-        "task": task_lib.from_json(values["task"], "its task"),
+        "network": networks.from_json(plain["network"]),
+        "task": task_lib.from_json(plain["task"], "its task"),
     }
-    model = Model(**{**values, **tuples, **parts})
+    model = Model(**{**plain, **tuples, **parts})
     _check(model)
     return model
 
 
 def _check(model: Model) -> None:
     """Raises UserError for a value that no model has."""
-    check_choice("role", model.role, settings.ROLES)
+    check_choice("role", model.role, keys.ROLES)
     if model.task.unscored:
         choices = labels.cavity_choices(model.task)
         check_choice("resection_cavity", model.resection_cavity, choices)

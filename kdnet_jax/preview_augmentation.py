@@ -8,12 +8,16 @@ A row for each part at strengths over its range, then patches as training draws 
 """
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from kdnet_jax import cli
 from kdnet_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from kdnet_jax.config import experiment as experiment_lib
+    from kdnet_jax.data import prepare
 
 _CONFIG = cli.define_config(
     "configs/student.py", "A role's file and a preset, such as configs/student.py:brats"
@@ -27,74 +31,74 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     if pathlib.Path(_OUTPUT.value).suffix != ".png":
         raise UserError(f"--output={_OUTPUT.value}: give the name of a .png file")
-    # Imported here: a mistake in the flags is told before the seconds that this takes.
+    # Imported here: a mistake in the flags is reported before the seconds that this takes.
     import jax
 
-    from kdnet_jax import devices, settings
+    from kdnet_jax import devices
+    from kdnet_jax.config import reading
     from kdnet_jax.data import augment
     from kdnet_jax.reporting import augmentation_sheet, figures
 
     devices.check()
-    config = _CONFIG.value
-    values = settings.read_settings(config)
-    case = _case(config, values)
-    sequence = figures.shown_sequence(values.modalities, values.task)
-    shown = augment.fitted(
-        augment.choose(**config.augment), values.task, (sequence,), values.spacing
-    )
-    scene = augmentation_sheet.make_scene(case, sequence, values.patch, shown, task=values.task)
-    rows = augmentation_sheet.make_rows(scene, shown, jax.random.key(config.seed))
-    size = " x ".join(map(str, values.patch))
-    preset = config.augment.preset
+    experiment = reading.read(_CONFIG.value)
+    task, patch = experiment.task, experiment.loader.patch
+    case = _case(experiment)
+    sequence = figures.shown_sequence(experiment.modalities, task)
+    section = experiment.document["augment"]
+    shown = augment.fitted(augment.choose(**section), task, (sequence,), experiment.data.spacing)
+    scene = augmentation_sheet.make_scene(case, sequence, patch, shown, task=task)
+    rows = augmentation_sheet.make_rows(scene, shown, jax.random.key(experiment.seed))
+    size = " x ".join(map(str, patch))
+    preset = section["preset"]
     title = f"{case.case_id}, {sequence}: a patch of {size} voxels\naugment.preset={preset}"
-    figures.save_png(augmentation_sheet.draw(rows, title, task=values.task), _OUTPUT.value, dpi=100)
+    figures.save_png(augmentation_sheet.draw(rows, title, task=task), _OUTPUT.value, dpi=100)
     print(_OUTPUT.value)
 
 
-def _case(config: Any, values: Any) -> Any:
+def _case(experiment: "experiment_lib.Experiment") -> "prepare.PreparedCase":
     """Prepares the case that is shown, and only that."""
     from data_builders.brats_phantom import phantom
     from kdnet_jax import task as task_lib
     from kdnet_jax.data import cases, ct_statistics, prepare
 
-    task = values.task
-    if not config.data.data_dir:
+    task, data = experiment.task, experiment.data
+    if not data.data_dir:
         if task != task_lib.GLIOMA:
             raise UserError(
                 f"data.data_dir is empty, and there are no synthetic cases of the task {task.name}."
                 " Set --config.data.data_dir to the folder of its scans."
             )
-        if not isinstance(values.spacing, float):
+        if not isinstance(data.spacing, float):
             raise UserError(
-                f"data.spacing is {config.data.spacing}: synthetic scans need one voxel size in mm."
+                f"data.spacing is {data.spacing or 0}: synthetic scans need one voxel size in mm."
             )
-        made = phantom.generate(config.data.phantom.seed, 0, values.spacing)
+        made = phantom.generate(data.phantom.seed, 0, data.spacing)
         return prepare.prepare_arrays(
             made.images,
             made.affine,
             made.labels,
-            spacing=values.spacing,
+            spacing=data.spacing,
             case_id=made.case_id,
             patient_id=made.case_id,
         )
     found = cases.find_cases(
-        config.data.data_dir,
-        config.data.release,
-        values.data_modalities,
-        label_convention=config.data.label_convention or None,
+        data.data_dir,
+        data.release,
+        data.modalities,
+        label_convention=data.label_convention,
         task=task,
     ).cases
     by_id = {case.case_id: case for case in found}
     if (wanted := _CASE.value or found[0].case_id) not in by_id:
         raise UserError(
-            f"--case={wanted}: {config.data.data_dir} has no such case{nearest(wanted, by_id)}"
+            f"--case={wanted}: {data.data_dir} has no such case{nearest(wanted, by_id)}"
         )
     prepared, notes = prepare.prepare_case(
         by_id[wanted],
-        task=ct_statistics.measure(found, task, orientation=config.data.orientation),
-        spacing=values.spacing,
-        orientation=config.data.orientation,
-        allow_skull=config.data.allow_skull,
+        task=ct_statistics.measure(found, task, orientation=data.orientation),
+        spacing=data.spacing,
+        orientation=data.orientation,
+        allow_skull=data.allow_skull,
     )
     for note in notes:
         print(f"note: {note}")

@@ -6,10 +6,10 @@ import pathlib
 import socket
 
 from jax.sharding import Mesh
-from ml_collections import config_dict
 
-from kdnet_jax import processes, settings, sharding
+from kdnet_jax import processes, sharding
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import augment, building, loader, placement, skipping, splits, store
 from kdnet_jax.errors import UserError
 
@@ -32,7 +32,7 @@ class Data:
         return [position[case_id] for case_id in getattr(self.split, part)]
 
 
-def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data:
+def open_data(experiment: experiment_lib.Experiment) -> Data:
     """Builds the dataset if it is missing, opens it, and splits it.
 
     With several processes the first builds and the others open that, or, where they do not share
@@ -41,12 +41,12 @@ def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data
     Raises:
         UserError: for whatever is wrong with the data, or differs between the processes.
     """
-    if config.split.file:
-        splits.load_split(config.split.file)  # What is wrong with it, before hours of building.
-    cases = _build(config, values)
+    if experiment.split.file:
+        splits.load_split(experiment.split.file)  # What is wrong with it, before hours of building.
+    cases = _build(experiment)
     for note in cases.notes:
         print(f"note: {note}")
-    split = _split(config, cases)
+    split = _split(experiment.split, cases)
     empty = [part for part, ids in split.parts.items() if not ids]
     if empty:
         raise UserError(
@@ -60,14 +60,14 @@ def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data
     return data
 
 
-def _build(config: config_dict.ConfigDict, values: settings.Settings) -> store.CaseStore:
+def _build(experiment: experiment_lib.Experiment) -> store.CaseStore:
     opened: list[store.CaseStore] = []
 
     def build() -> str:
         # Files that training cases may be missing in are opened too.
-        damaged = _on_read_error(config) == skipping.SKIP
-        build = _build_scans if config.data.data_dir else _build_phantom
-        opened.append(build(config, values, damaged))
+        damaged = experiment.data.on_read_error == skipping.SKIP
+        build = _build_scans if experiment.data.data_dir else _build_phantom
+        opened.append(build(experiment, damaged))
         return opened[0].fingerprint
 
     # The first exchange may wait for half a minute only (Gloo), a build may take half an hour.
@@ -77,55 +77,54 @@ def _build(config: config_dict.ConfigDict, values: settings.Settings) -> store.C
     return opened[0]
 
 
-def _build_scans(
-    config: config_dict.ConfigDict, values: settings.Settings, damaged: bool
-) -> store.CaseStore:
+def _build_scans(experiment: experiment_lib.Experiment, damaged: bool) -> store.CaseStore:
+    data = experiment.data
     return building.build_scans(
-        pathlib.Path(config.data.root),
-        pathlib.Path(config.data.data_dir),
-        task=values.task,
-        release=config.data.release,
-        modalities=values.data_modalities,
-        spacing=values.spacing,
-        orientation=config.data.orientation,
-        allow_skull=config.data.allow_skull,
-        label_convention=config.data.label_convention or None,
-        workers=config.data.workers,
+        data.root,
+        pathlib.Path(data.data_dir),
+        task=experiment.task,
+        release=data.release,
+        modalities=data.modalities,
+        spacing=data.spacing,
+        orientation=data.orientation,
+        allow_skull=data.allow_skull,
+        label_convention=data.label_convention,
+        workers=data.workers,
         progress=processes.is_first(),
-        skip_bad_cases=config.data.skip_bad_cases,
+        skip_bad_cases=data.skip_bad_cases,
         damaged=damaged,
     )
 
 
-def _build_phantom(
-    config: config_dict.ConfigDict, values: settings.Settings, damaged: bool
-) -> store.CaseStore:
-    if values.task != task_lib.GLIOMA:
+def _build_phantom(experiment: experiment_lib.Experiment, damaged: bool) -> store.CaseStore:
+    data = experiment.data
+    if experiment.task != task_lib.GLIOMA:
         raise UserError(
             f"data.data_dir is empty: the synthetic cohort is of the task {task_lib.GLIOMA_NAME}, "
-            f"and task is {values.task.name}. Give the folder of its scans with "
+            f"and task is {experiment.task.name}. Give the folder of its scans with "
             "--config.data.data_dir=DIR."
         )
-    if config.preset == "brats":
+    if experiment.preset == "brats":
         raise UserError(
             "data.data_dir is empty: the brats preset needs scans. Give the folder with "
             "--config.data.data_dir=DIR, or use the preset :phantom, which needs none."
         )
-    if not isinstance(values.spacing, float):
+    if not isinstance(data.spacing, float):
         raise UserError(
-            f"data.spacing is {config.data.spacing}: synthetic scans need one voxel size in mm."
+            f"data.spacing is {data.spacing or 0}: synthetic scans need one voxel size in mm."
         )
     cases = building.build_phantom(
-        pathlib.Path(config.data.root),
-        spacing=values.spacing,
-        workers=config.data.workers,
+        data.root,
+        spacing=data.spacing,
+        workers=data.workers,
         progress=processes.is_first(),
         damaged=damaged,
-        **config.data.phantom,
+        cases=data.phantom.cases,
+        seed=data.phantom.seed,
     )
-    if values.data_modalities != cases.modalities:
+    if data.modalities != cases.modalities:
         raise UserError(
-            f"data.modalities is {config.data.modalities}, but every synthetic case has "
+            f"data.modalities is {','.join(data.modalities)}, but every synthetic case has "
             f"{','.join(cases.modalities)}. Leave it so, and choose what a network sees with "
             "--config.model.modalities."
         )
@@ -133,7 +132,7 @@ def _build_phantom(
 
 
 def _check_alike(data: Data) -> None:
-    """Refuses processes whose data differ: they would train on something that nobody asked for."""
+    """Raises UserError if the data of the processes differ."""
     own = {
         "dataset": f"{data.cases.folder} (fingerprint {data.cases.fingerprint})",
         "fingerprint": data.cases.fingerprint,
@@ -152,14 +151,8 @@ def _check_alike(data: Data) -> None:
                 )
 
 
-def _on_read_error(config: config_dict.ConfigDict) -> str:
-    # Runs of before the key have none.
-    return config.data.get("on_read_error", skipping.STOP)
-
-
 def open_batches(
-    config: config_dict.ConfigDict,
-    values: settings.Settings,
+    experiment: experiment_lib.Experiment,
     data: Data,
     mesh: Mesh,
     folder: pathlib.Path,
@@ -167,8 +160,7 @@ def open_batches(
     """Opens the training patches, and lets the cases lie where `loader.cache` and memory say.
 
     Args:
-        config: of the run.
-        values: what it says.
+        experiment: the run.
         data: the cases and their split.
         mesh: where the batches go; of several processes, each reads what its devices need.
         folder: the run's, where skipped cases are noted.
@@ -177,24 +169,23 @@ def open_batches(
         UserError: for settings that cannot be, or a place that is too small.
     """
     training = data.indices("train")
-    given = {**config.loader, "patch": values.patch}
-    crop = augment.source_patch(values.patch, values.augment)
+    given = dataclasses.asdict(experiment.loader)
+    crop = augment.source_patch(experiment.loader.patch, experiment.augment)
     sharding.check_batch(mesh, given["batch"], crop)
-    asked = given.pop("cache", "auto")  # runs of before the key have none
     free = _agreed_memory(placement.free_memory(mesh))
-    chosen = placement.choose(asked, data.cases, training, mesh=mesh, free=free)
+    chosen = placement.choose(given.pop("cache"), data.cases, training, mesh=mesh, free=free)
     print(chosen.sentence)
     data.cases.cache_bytes = chosen.cache_bytes
     batches = loader.make_loader(
         data.cases,
         training,
         mesh=mesh,
-        seed=config.seed,
-        cavity=config.data.resection_cavity,
+        seed=experiment.seed,
+        cavity=experiment.data.resection_cavity,
         crop=crop,
         on_device=chosen.mode == "device",
         unreadable=skipping.Unreadable(
-            len(training), _on_read_error(config), folder, processes.index()
+            len(training), experiment.data.on_read_error, folder, processes.index()
         ),
         **given,
     )
@@ -208,16 +199,15 @@ def _agreed_memory(own: placement.Memory) -> placement.Memory:
 
     Processes on one machine share its memory.
     """
-    told = processes.gather([socket.gethostname(), own.host, own.device])
-    machines = collections.Counter(name for name, _, _ in told)
-    device = [free for _, _, free in told if free is not None]
+    found = processes.gather([socket.gethostname(), own.host, own.device])
+    machines = collections.Counter(name for name, _, _ in found)
+    device = [free for _, _, free in found if free is not None]
     return placement.Memory(
-        min(host // machines[name] for name, host, _ in told), min(device, default=None)
+        min(host // machines[name] for name, host, _ in found), min(device, default=None)
     )
 
 
-def _split(config: config_dict.ConfigDict, cases: store.CaseStore) -> splits.Split:
-    section = config.split
+def _split(section: experiment_lib.Split, cases: store.CaseStore) -> splits.Split:
     if section.file:
         return splits.load_split(pathlib.Path(section.file), cases.summaries)
     if section.folds:

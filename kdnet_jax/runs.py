@@ -17,11 +17,11 @@ from kdnet_jax import (
     inference,
     model_folder,
     saved_checkpoints,
-    settings,
     sharding,
     steps,
 )
 from kdnet_jax import model as model_lib
+from kdnet_jax.config import reading
 from kdnet_jax.data import geometry as geometry_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign
@@ -62,8 +62,7 @@ def load_run(folder: pathlib.Path) -> Run:
             f"{folder} was trained by another tool. Make a model folder of it first: python -m "
             f"kdnet_jax.export --checkpoint={folder} --output=DIR"
         )
-    config, values = settings.read_run(folder)
-    model = model_lib.of_config(config, values)
+    model = model_lib.of_experiment(reading.read_run(folder))
     params, step = saved_checkpoints.load_params(folder, expected_params(model))
     return Run(folder, model, params, step, checksums.content_hash(params))
 
@@ -147,9 +146,7 @@ def volume_predictor(
     return bind
 
 
-def as_network(
-    seen: model_lib.Model | settings.Settings, data_modalities: Sequence[str]
-) -> steps.Network:
+def as_network(seen: model_lib.Model, data_modalities: Sequence[str]) -> steps.Network:
     """Returns a network as the train steps see it, fed from a stack of `data_modalities`."""
     channels = tuple(data_modalities.index(name) for name in seen.modalities)
     return steps.Network(seen.network.module().apply, seen.head, channels)

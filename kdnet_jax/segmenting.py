@@ -14,8 +14,9 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import UInt8
 
-from kdnet_jax import ensembles, memory, prediction_jobs, prediction_outputs, settings
+from kdnet_jax import ensembles, memory, prediction_jobs, prediction_outputs
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import cases, familiarity, geometry, intensities, labels, nifti, prepare, spaces
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import figures
@@ -188,7 +189,7 @@ def prepare_scan(
     files: prepare.CaseFiles,
     *,
     task: task_lib.Task,
-    spacing: settings.Spacing,
+    spacing: experiment_lib.Spacing,
     orientation: str,
     usual: Mapping[str, Any] | None,
 ) -> tuple[prepare.PreparedCase, tuple[str, ...], tuple[str, ...]]:

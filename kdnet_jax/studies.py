@@ -1,129 +1,52 @@
 """A study: teacher, baseline and student over folds and seeds, each a run of its own."""
 
-import dataclasses
 import functools
 import pathlib
 
 import jax
-from ml_collections import config_dict
 
-from kdnet_jax import config_values, evaluation, experiment, processes, provenance, settings
-from kdnet_jax import task as task_lib
+from kdnet_jax import evaluation, experiment, processes, provenance
 from kdnet_jax import workdir as workdir_lib
-from kdnet_jax.errors import UserError
+from kdnet_jax.config import keys, study
 from kdnet_jax.reporting import run_report, study_report
 
-# The order in which the parts of a fold and seed are run: the student needs its teacher.
-ROLES = settings.ROLES
 
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One run of a study.
-
-    Attributes:
-        role: "teacher", "baseline" or "student".
-        fold: which fold is tested; `None` in a study with one split.
-        seed: of its training.
-        folder: where it lies.
-        config: its config, that of the role's own file with the study's values.
-    """
-
-    role: str
-    fold: int | None
-    seed: int
-    folder: pathlib.Path
-    config: config_dict.ConfigDict
-
-
-def parts(config: config_dict.ConfigDict, workdir: pathlib.Path) -> list[Part]:
-    """Returns the runs of a study, in the order in which they are run.
-
-    Raises:
-        UserError: for a number of seeds or folds that cannot be.
-    """
-    config_values.check(settings.flatten(config))
-    if config.study.folds == 1:
-        raise UserError(
-            f"study.folds is {config.study.folds}: give 2 or more, or 0 for the one split of "
-            "--config.split."
-        )
-    folds = range(config.study.folds) if config.study.folds else [None]
-    return [
-        _part(config, workdir, role, fold, config.seed + offset)
-        # All seeds of one fold, then the next: a study that is stopped early compares something.
-        for fold in folds
-        for offset in range(config.study.seeds)
-        for role in ROLES
-    ]
-
-
-def _part(
-    config: config_dict.ConfigDict, workdir: pathlib.Path, role: str, fold: int | None, seed: int
-) -> Part:
-    folder = workdir if fold is None else workdir / f"fold-{fold}"
-    folder = folder / f"seed-{seed}"
-    student = config_dict.ConfigDict(config.to_dict())
-    del student["study"]
-    student.role, student.seed = "student", seed
-    if fold is not None:
-        student.split.folds, student.split.fold = config.study.folds, fold
-    student.teacher.checkpoint = str(folder / "teacher")
-    return Part(role, fold, seed, folder / role, _of_role(student, role))
-
-
-def _of_role(student: config_dict.ConfigDict, role: str) -> config_dict.ConfigDict:
-    if role == "teacher":
-        return settings.teacher_config(student)
-    if role == "student":
-        return student
-    baseline = config_dict.ConfigDict(student.to_dict())
-    del baseline["distillation"]
-    del baseline["teacher"]
-    baseline.role = "baseline"
-    return baseline
-
-
-def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+def run(planned: list[study.Part], workdir: pathlib.Path) -> None:
     """Runs every part that is not finished, compares the roles and writes the study's report.
 
+    Args:
+        planned: the parts, in the order in which they are run.
+        workdir: the study's folder.
+
     Raises:
-        UserError: for everything that the user can mend, before the first part is trained.
+        UserError: for everything that the user can fix, before the first part is trained.
         stopping.Stopped: after SIGINT or SIGTERM, when everything is saved.
     """
-    config = settings.completed(config)
-    planned = parts(config, workdir)
     for part in planned:
-        values = settings.read_settings(part.config)
-        workdir_lib.check(part.folder, part.config, values.task)
+        workdir_lib.check(part.folder, part.experiment)
     for number, part in enumerate(planned, 1):
         print(f"--- {number} of {len(planned)}: {part.folder}")
         if processes.first_does(functools.partial(is_finished, part)):
             print(f"{part.folder}: finished")
             continue
-        experiment.run(part.config, part.folder)
+        experiment.run(part.experiment, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
-    sides = {role: [part.folder for part in planned if part.role == role] for role in ROLES}
-    processes.first_does(lambda: _report(config, workdir, planned, sides))
+    processes.first_does(lambda: _report(planned, workdir))
 
 
-def _report(
-    config: config_dict.ConfigDict,
-    workdir: pathlib.Path,
-    planned: list[Part],
-    sides: dict[str, list[pathlib.Path]],
-) -> None:
+def _report(planned: list[study.Part], workdir: pathlib.Path) -> None:
+    first = planned[0].experiment
     report, verdict = study_report.write(
         workdir,
-        sides,
-        noun=task_lib.read(config.task).noun,
-        facts=_facts(config, planned),
-        synthetic=not config.data.data_dir,
+        {role: [part.folder for part in planned if part.role == role] for role in keys.ROLES},
+        noun=first.task.noun,
+        facts=_facts(planned),
+        synthetic=not first.data.data_dir,
     )
     print("\n\n".join(["", *verdict, f"Report: {report}"]))
 
 
-def is_finished(part: Part) -> bool:
+def is_finished(part: study.Part) -> bool:
     """Says whether a part is trained, evaluated by this version, and reported.
 
     A student is so only with the teacher that lies there now.
@@ -137,18 +60,22 @@ def is_finished(part: Part) -> bool:
     return taught_by == teacher.get("params_hash")
 
 
-def _facts(config: config_dict.ConfigDict, planned: list[Part]) -> list[tuple[str, str]]:
+def _facts(planned: list[study.Part]) -> list[tuple[str, str]]:
     summaries = [evaluation.read_summary(part.folder) for part in planned]
     hours = sum(each["train_seconds"] + each["evaluate_seconds"] for each in summaries) / 3600
     splits = dict.fromkeys(each["split_hash"][:16] for each in summaries)
+    of_role = {part.role: part.experiment for part in planned}
+    student = of_role["student"]
+    steps = [of_role[role].train.steps for role in ("teacher", "student")]
+    folds = {part.fold for part in planned if part.fold is not None}
     return [
-        ("Config", f"configs/study.py:{config.preset}"),
-        ("Folds", str(config.study.folds) if config.study.folds else "one split"),
-        ("Seeds", ", ".join(dict.fromkeys(str(part.seed) for part in planned))),
+        ("Config", f"configs/study.py:{student.preset}"),
+        ("Folds", str(len(folds)) if folds else "one split"),
+        ("Seeds", ", ".join(dict.fromkeys(str(part.experiment.seed) for part in planned))),
         ("Runs", str(len(planned))),
-        ("Cases", config.data.data_dir or "synthetic cohort brats_phantom"),
-        ("Student's sequence", config.model.modalities),
-        ("Steps, teacher / student", f"{config.teacher.steps} / {config.train.steps}"),
+        ("Cases", student.data.data_dir or "synthetic cohort brats_phantom"),
+        ("Student's sequence", ",".join(student.modalities)),
+        ("Steps, teacher / student", " / ".join(map(str, steps))),
         ("Training and evaluation, together", f"{hours:.2f} h"),
         ("Splits", ", ".join(splits)),
         *provenance.collect().items(),

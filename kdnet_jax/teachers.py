@@ -1,12 +1,12 @@
-"""Where a student's teacher lies, and whether it can teach this student on these cases."""
+"""Teacher of a student: where it lies, and whether it can teach this student on these cases."""
 
 import pathlib
 
-from ml_collections import config_dict
-
 from kdnet_jax import model as model_lib
-from kdnet_jax import model_folder, run_data, settings, workdir
+from kdnet_jax import model_folder, run_data, workdir
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.config import reading
 from kdnet_jax.data import patients, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
@@ -19,49 +19,49 @@ _ITS_TASK = (
 OWN, CONVERTED = "teacher", "teacher_model"
 
 
-def find_folder(config: config_dict.ConfigDict, run: pathlib.Path) -> pathlib.Path | None:
+def find_folder(experiment: experiment_lib.Experiment, run: pathlib.Path) -> pathlib.Path | None:
     """Returns where the teacher lies, to be trained or given; `None` without a teacher."""
-    if config.role != "student":
+    if experiment.teacher is None:
         return None
-    if not config.teacher.checkpoint:
+    if experiment.teacher.to_train:
         return run / OWN
     converted = run / CONVERTED
-    return converted if converted.is_dir() else pathlib.Path(config.teacher.checkpoint)
+    return converted if converted.is_dir() else pathlib.Path(experiment.teacher.checkpoint)
 
 
 def check_settings(
-    where: pathlib.Path, teacher: model_lib.Model, student: config_dict.ConfigDict
+    where: pathlib.Path, teacher: model_lib.Model, student: experiment_lib.Experiment
 ) -> None:
     """Raises UserError for a teacher that cannot teach this student, from their settings alone."""
-    ours = settings.read_settings(student)
-    if different := teacher.task.difference(ours.task):
+    data = student.data
+    if different := teacher.task.difference(student.task):
         raise UserError(
             f"the teacher {where} is of the task {teacher.task.name}, the student of "
-            f"{ours.task.name}; {different}. {_ITS_TASK}"
+            f"{student.task.name}; {different}. {_ITS_TASK}"
         )
-    absent = [name for name in teacher.modalities if name not in ours.data_modalities]
+    absent = [name for name in teacher.modalities if name not in data.modalities]
     if absent:
         raise UserError(
             f"the teacher {where} needs {', '.join(absent)}, but data.modalities is "
-            f"{','.join(ours.data_modalities)}. Add it to --config.data.modalities."
+            f"{','.join(data.modalities)}. Add it to --config.data.modalities."
         )
-    if teacher.head.kind != ours.head.kind:
+    if teacher.head.kind != student.head.kind:
         raise UserError(
             f"the teacher {where} predicts {', '.join(teacher.outputs)}, the student "
-            f"{', '.join(ours.head.outputs)}. Set --config.model.head={teacher.head.kind}."
+            f"{', '.join(student.head.outputs)}. Set --config.model.head={teacher.head.kind}."
         )
-    _check_patch(where, teacher, ours)
-    if ours.distillation.latent_weight:
-        _check_bottlenecks(where, teacher, ours)
-    if teacher.spacing != ours.spacing:
+    _check_patch(where, teacher, student.loader.patch)
+    if student.distillation and student.distillation.latent_weight:
+        _check_bottlenecks(where, teacher, student)
+    if teacher.spacing != data.spacing:
         raise UserError(
             f"the teacher {where} was trained at data.spacing {teacher.spacing}, the student is to "
-            f"be at {ours.spacing}. Set --config.data.spacing={teacher.spacing or 0}."
+            f"be at {data.spacing}. Set --config.data.spacing={teacher.spacing or 0}."
         )
-    if ours.task.unscored and teacher.resection_cavity != student.data.resection_cavity:
+    if student.task.unscored and teacher.resection_cavity != data.resection_cavity:
         raise UserError(
             f"the teacher {where} took a resection cavity as {teacher.resection_cavity}, the "
-            f"student is to take it as {student.data.resection_cavity}. Set "
+            f"student is to take it as {data.resection_cavity}. Set "
             f"--config.data.resection_cavity={teacher.resection_cavity}."
         )
     networks.check_space(student.mesh.space, teacher.network, "mesh.space")
@@ -76,22 +76,24 @@ def check_statistics(where: pathlib.Path, teacher: task_lib.Task, data: task_lib
         )
 
 
-def _check_patch(where: pathlib.Path, teacher: model_lib.Model, ours: settings.Settings) -> None:
+def _check_patch(
+    where: pathlib.Path, teacher: model_lib.Model, patch: tuple[int, int, int]
+) -> None:
     divisor = teacher.network.divisor
-    if not networks.divides(divisor, ours.patch):
+    if not networks.divides(divisor, patch):
         raise UserError(
             f"the teacher {where} needs patches whose edges are divisible by "
-            f"{networks.in_words(divisor)}, but loader.patch is {ours.patch}. Set "
-            f"--config.loader.patch={networks.fitting(divisor, ours.patch)}."
+            f"{networks.in_words(divisor)}, but loader.patch is {patch}. Set "
+            f"--config.loader.patch={networks.fitting(divisor, patch)}."
         )
 
 
 def _check_bottlenecks(
-    where: pathlib.Path, teacher: model_lib.Model, ours: settings.Settings
+    where: pathlib.Path, teacher: model_lib.Model, student: experiment_lib.Experiment
 ) -> None:
     found = [
-        networks.bottleneck_shape(each.network, len(each.modalities), ours.patch)
-        for each in (teacher, ours)
+        networks.bottleneck_shape(each.network, len(each.modalities), student.loader.patch)
+        for each in (teacher, student)
     ]
     if found[0] is None:
         raise UserError(
@@ -111,7 +113,7 @@ def _check_bottlenecks(
 def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
     """Raises UserError if the teacher knows a patient on whom this run is tested.
 
-    Where that cannot be told, it is said.
+    Where that is unknown, a note says so.
     """
     known = known_cases(teacher)
     if not known.complete:
@@ -152,7 +154,7 @@ def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
         return model_folder.read(folder).known
     split = splits.load_split(folder / workdir.SPLIT)
     own = (*split.train, *split.validation)
-    teacher = find_folder(settings.read_config(folder), folder)
+    teacher = find_folder(reading.read_run(folder), folder)
     if teacher is None:
         return model_lib.KnownCases(own, complete=True)
     if not (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file()):

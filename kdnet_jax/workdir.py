@@ -1,12 +1,11 @@
-"""A run's folder belongs to one config and one split: claimed at the start, checked ever after.
+"""Folder of a run: it belongs to one config and one split, and to one command at a time.
 
-And to one command at a time, which holds its lock.
+Config and split are written at the start and compared ever after; the command holds a lock.
 """
 
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -14,62 +13,30 @@ import socket
 import time
 from collections.abc import Iterator
 
-from ml_collections import config_dict
-
-from kdnet_jax import files, run_data, saved_checkpoints, settings
+from kdnet_jax import files, saved_checkpoints
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError
 
-CONFIG, SPLIT = "config.json", "split.json"
+CONFIG, SPLIT = reading.CONFIG, "split.json"
 LOCK = ".lock"
-# Settings that change how fast a run goes or how often it looks, but not what it computes.
-OPERATIONAL = (
-    # What these three name is guarded by its content.
-    "task",
-    "data.data_dir",
-    "teacher.checkpoint",
-    "data.root",
-    "data.workers",
-    "loader.threads",
-    "loader.prefetch_batches",
-    "loader.cache",
-    # Forms of one computation: equal but for rounding.
-    "model.convolutions",
-    "model.planes",
-    "model.remat",
-    "train.accumulate",
-    "profile",
-    # Equal but for the order of sums.
-    "mesh.data",
-    "mesh.space",
-    "mesh.state",
-    # What these do is told in the run's folder where it happens.
-    "data.on_read_error",
-    "train.nonfinite",
-    "train.log_every",
-    "train.save_minutes",
-    "train.save_steps",
-)
 
 
-def check(folder: pathlib.Path, config: config_dict.ConfigDict, task: task_lib.Task) -> None:
+def check(folder: pathlib.Path, experiment: experiment_lib.Experiment) -> None:
     """Raises UserError if the folder belongs to a run of another config; writes nothing."""
     if not (folder / CONFIG).exists():
         if (folder / saved_checkpoints.FOLDER).exists():
             raise UserError(f"{folder} has checkpoints but no {CONFIG}: give a new --workdir.")
         return
-    was = settings.read_task(folder)
+    was, task = reading.read_task(folder), experiment.task
     if different := was.difference(task):
         raise UserError(
             f"{folder} holds a run of the task {was.name}, and this one is {task.name}; "
             f"{different}. Give a new --workdir, or the former --config.task."
         )
-    changed = [
-        (key, was, now)
-        for key, was, now in settings.differences(settings.read_config(folder), config)
-        if key not in OPERATIONAL
-    ]
+    changed = flat_keys.changes(reading.read_document(folder), experiment.document)
     # Role, preset and seed say most of what is different.
     changed.sort(key=lambda change: "." in change[0])
     if changed:
@@ -77,20 +44,13 @@ def check(folder: pathlib.Path, config: config_dict.ConfigDict, task: task_lib.T
         more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
             f"{folder} holds a run of another config: {listed}{more}. Give a new --workdir, or "
-            "the former values to go on with that run."
+            "the former values to resume that run."
         )
-
-
-def config_hash(config: config_dict.ConfigDict) -> str:
-    """Returns a SHA-256 of all settings that change what a run computes."""
-    values = settings.flatten(config)
-    computed = {key: value for key, value in values.items() if key not in OPERATIONAL}
-    return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the only right to write in a run's folder, which is made; a killed process loses it.
+    """Locks a run's folder, which is made, for this process; a killed process loses the lock.
 
     Raises:
         UserError: another command holds it, or the folder cannot be written.
@@ -142,23 +102,23 @@ def _remove_unused(lock: pathlib.Path, new: list[pathlib.Path]) -> None:
             folder.rmdir()
 
 
-def claim(folder: pathlib.Path, config: config_dict.ConfigDict, data: run_data.Data) -> None:
+def claim(folder: pathlib.Path, experiment: experiment_lib.Experiment, split: splits.Split) -> None:
     """Writes the run's config, task and split, or checks that they are still the same.
 
     Raises:
         UserError: for another split, or a folder that cannot be written.
     """
     # Again: another command may have written it before this one had the lock.
-    task, split = data.cases.task, data.split
-    check(folder, config, task)
+    check(folder, experiment)
     if (folder / SPLIT).exists():
         splits.check_same_split(splits.load_split(folder / SPLIT), split)
     # Before the config, which says that the folder is a run's.
+    task = experiment.task
     if task != task_lib.DEFAULT and not (folder / task_lib.TASK_FILE).exists():
         text = json.dumps(task.to_dataset_json(), indent=1) + "\n"
         _write(folder / task_lib.TASK_FILE, text)
     if not (folder / CONFIG).exists():
-        _write(folder / CONFIG, settings.to_json(config))
+        _write(folder / CONFIG, experiment.to_json())
     if not (folder / SPLIT).exists():
         splits.save_split(split, folder / SPLIT)
 

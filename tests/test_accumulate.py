@@ -17,7 +17,8 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from configs import common
-from kdnet_jax import optimizers, settings, sharding, steps
+from kdnet_jax import optimizers, sharding, steps
+from kdnet_jax.config import reading
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation
@@ -197,12 +198,12 @@ def test_parts_that_the_samples_of_a_device_do_not_fill_are_refused() -> None:
 def test_a_dice_over_the_batch_is_not_had_from_parts() -> None:
     config = common.base_config("baseline", "smoke")
     config.loader.batch = config.train.accumulate = 2
-    assert settings.read_settings(config).train.accumulate == 2
+    assert reading.read(config).train.accumulate == 2
     config.loss.over_batch = True
     with pytest.raises(UserError, match=r"train\.accumulate is 2 and loss\.over_batch is true"):
-        settings.read_settings(config)
+        reading.read(config)
     config.train.accumulate = 1
-    assert settings.read_settings(config).loss.over_batch
+    assert reading.read(config).loss.over_batch
 
 
 @pytest.mark.parametrize("accumulate", [0, -2])
@@ -210,7 +211,7 @@ def test_a_count_of_parts_is_positive(accumulate: int) -> None:
     config = common.base_config("baseline", "smoke")
     config.train.accumulate = accumulate
     with pytest.raises(UserError, match=rf"train\.accumulate is {accumulate}: give .* from 1"):
-        settings.read_settings(config)
+        reading.read(config)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import config_dict
 
 from configs import common
-from kdnet_jax import compilation, experiment, memory, settings, sharding, steps
+from kdnet_jax import compilation, experiment, memory, model, sharding, steps
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks, unet
 from tests.helpers import jaxprs
@@ -28,9 +29,8 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def _compile(config: config_dict.ConfigDict, teacher: settings.Settings | None = None) -> Any:
-    values = settings.read_settings(config)
-    return compilation.compile_step(config, values, sharding.make_mesh(), CASES, teacher)
+def _compile(asked: experiment_lib.Experiment, teacher: model.Model | None = None) -> Any:
+    return compilation.compile_step(asked, sharding.make_mesh(), CASES, teacher)
 
 
 # --- Compiled and weighed ------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def test_a_step_takes_its_batch_and_more_with_a_larger_one() -> None:
     for batch in (1, 2):
         config = common.base_config("baseline", "smoke")
         config.loader.batch = batch
-        step, sentence = _compile(config)
+        step, sentence = _compile(reading.read(config))
         needs[batch] = memory.step_bytes(step)
         arguments = step.memory_analysis().argument_size_in_bytes
         # Four sequences and a class of each of 16^3 voxels.
@@ -52,15 +52,14 @@ def test_a_step_takes_its_batch_and_more_with_a_larger_one() -> None:
 
 
 def test_the_compiled_step_of_a_student_is_the_step_of_a_run() -> None:
-    config = common.base_config("student", "smoke")
-    values = settings.read_settings(config)
-    teacher = settings.read_settings(settings.teacher_config(config))
-    step, _ = _compile(config, teacher)
+    student = reading.read(common.base_config("student", "smoke"))
+    teacher = model.of_experiment(student.teacher.to_train)
+    step, _ = _compile(student, teacher)
     parameters = [
         networks.init_params(each.network, len(each.modalities), jax.random.key(0))
-        for each in (values, teacher)
+        for each in (student, teacher)
     ]
-    state = steps.init_state(parameters[0], compilation.optimizer(config, values, CASES))
+    state = steps.init_state(parameters[0], compilation.optimizer(student, CASES))
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(rng.normal(size=(1, 16, 16, 16, 4)), jnp.float32),
@@ -83,7 +82,7 @@ def test_a_run_whose_step_cannot_fit_is_refused_before_any_step(
     if role == "student":
         config.teacher.widths = (2, 8)
     with pytest.raises(UserError, match=r"one training step needs \d+\.\d GiB on the CPU"):
-        experiment.run(config, tmp_path / "run")
+        experiment.run(reading.read(config), tmp_path / "run")
     for folder in ("run", "run/teacher"):
         assert not (tmp_path / folder / "checkpoints").exists()
         assert not (tmp_path / folder / "metrics.jsonl").exists()
@@ -110,12 +109,12 @@ def test_a_full_device_is_told_in_plain_words_wherever_it_shows(
     config.data.data_dir, config.data.root = str(tiny_cohort), str(built)
     monkeypatch.setattr(place, _too_much)
     with pytest.raises(UserError, match="the memory of the CPU is used up") as error:
-        experiment.run(config, tmp_path / "run")
+        experiment.run(reading.read(config), tmp_path / "run")
     assert "--config.train.accumulate=2" in str(error.value)
 
 
 def test_another_error_of_the_device_is_not_taken_for_that() -> None:
-    with pytest.raises(jax.errors.JaxRuntimeError, match="shapes"), compilation.told_if_full():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="shapes"), compilation.explain_if_full():
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes differ.")
 
 

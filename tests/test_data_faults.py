@@ -6,7 +6,8 @@ import shutil
 import subprocess
 
 from configs import common
-from kdnet_jax import run_data, settings
+from kdnet_jax import run_data
+from kdnet_jax.config import reading
 from kdnet_jax.data import skipping
 from tests.helpers import commands, damage
 
@@ -20,7 +21,7 @@ def test_a_damaged_dataset_stops_a_run_and_loses_nothing(
     config = common.base_config("baseline", "smoke")
     config.data.data_dir, config.data.root = str(tmp_path / "scans"), str(tmp_path / "datasets")
     config.data.spacing = 4.0
-    split = run_data.open_data(config, settings.read_settings(config)).split
+    split = run_data.open_data(reading.read(config)).split
     workdir = tmp_path / "run"
     trained, tested = sorted(split.train)[0], sorted(split.test)[0]
 

@@ -16,9 +16,9 @@ from kdnet_jax import (
     optimizers,
     runs,
     saved_checkpoints,
-    settings,
     steps,
 )
+from kdnet_jax.config import reading
 from kdnet_jax.data import prepare, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
@@ -31,14 +31,13 @@ def _write_run(folder: pathlib.Path, seed: int, changes: dict[str, Any] | None =
     config.model.widths = (2, 4)
     config.inference.patch = (8, 8, 8)
     config.update_from_flattened_dict(changes or {})
-    config = settings.completed(config)
-    values = settings.read_settings(config)
+    values = reading.read(config)
     key = jax.random.key(seed)
     params = networks.init_params(values.network, len(values.modalities), key)
     # Larger weights: answers that differ.
     params = jax.tree.map(lambda x: 3 * x, params)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(settings.to_json(config), "utf-8")
+    (folder / "config.json").write_text(values.to_json(), "utf-8")
     optimizer = optimizers.make_optimizer(values.optimizer, 1, 1)
     with checkpoint.RunCheckpoints(folder) as checkpoints:
         checkpoints.save(

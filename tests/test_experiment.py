@@ -19,6 +19,7 @@ from ml_collections import config_dict
 
 from configs import common
 from kdnet_jax import experiment, runs
+from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
 from tests.helpers import commands, tiny_cases
 
@@ -188,7 +189,7 @@ def test_a_given_teacher_is_used_and_must_stay_the_same(
     shutil.copytree(smoke_student.folder / "teacher", teacher)
     student.teacher.checkpoint = str(teacher)
     student.train.steps, student.train.validate_every = 2, 2
-    experiment.run(student, folder)
+    experiment.run(reading.read(student), folder)
     assert not (folder / "teacher").exists()
     summary = json.loads((folder / "evaluation" / "summary.json").read_text("utf-8"))
     assert summary["teacher"]["hash"] == runs.load_run(teacher).params_hash
@@ -198,9 +199,9 @@ def test_a_given_teacher_is_used_and_must_stay_the_same(
     other.seed = 1
     other.train.steps = other.train.validate_every = 1
     shutil.rmtree(teacher)
-    experiment.run(other, teacher)
+    experiment.run(reading.read(other), teacher)
     with pytest.raises(UserError, match="was trained with teacher"):
-        experiment.run(student, folder)
+        experiment.run(reading.read(student), folder)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_a_teacher_that_cannot_teach(
     with student.unlocked():
         student.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=words):
-        experiment.run(student, tmp_path / "run")
+        experiment.run(reading.read(student), tmp_path / "run")
 
 
 # --- Mistakes ------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def test_wrong_values_are_named(
 ) -> None:
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=words):
-        experiment.run(config, tmp_path / "run")
+        experiment.run(reading.read(config), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -295,7 +296,7 @@ def test_spoilt_cases_are_named(
     spoil(tmp_path / "data" / "BraTS2021_00003")
     config.data.data_dir, config.data.root = str(tmp_path / "data"), str(tmp_path / "built")
     with pytest.raises(UserError, match=words) as error:
-        experiment.run(config, tmp_path / "run")
+        experiment.run(reading.read(config), tmp_path / "run")
     assert "BraTS2021_00003" in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -309,26 +310,26 @@ def test_folders_without_cases(config: config_dict.ConfigDict, tmp_path: pathlib
             (folder / content).write_text("x", "utf-8")
         config.data.data_dir = str(folder)
         with pytest.raises(UserError, match=name):
-            experiment.run(config, tmp_path / "run")
+            experiment.run(reading.read(config), tmp_path / "run")
 
 
 def test_a_folder_of_another_config(
     config: config_dict.ConfigDict, smoke_student: commands.Finished
 ) -> None:
     with pytest.raises(UserError, match="holds a run of another config: role was 'student'"):
-        experiment.run(config, smoke_student.folder)
+        experiment.run(reading.read(config), smoke_student.folder)
 
 
 def test_a_teacher_that_is_no_run(student: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
     student.teacher.checkpoint = str(tmp_path)
     with pytest.raises(UserError, match=r"is no run of kdnet_jax"):
-        experiment.run(student, tmp_path / "run")
+        experiment.run(reading.read(student), tmp_path / "run")
 
 
 def test_a_workdir_below_a_file(config: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("x", "utf-8")
     with pytest.raises(UserError, match="file"):
-        experiment.run(config, tmp_path / "file" / "run")
+        experiment.run(reading.read(config), tmp_path / "file" / "run")
 
 
 def test_a_full_disk(
@@ -339,4 +340,4 @@ def test_a_full_disk(
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"[Nn]o space left|disk is full"):
-        experiment.run(config, tmp_path / "run")
+        experiment.run(reading.read(config), tmp_path / "run")

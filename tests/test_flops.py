@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from kdnet_jax import compilation, flops, settings, sharding
+from kdnet_jax import compilation, flops, model, sharding
+from kdnet_jax.config import reading
 from kdnet_jax.models import layers, networks, unet
 
 NNUNET = (32, 64, 128, 256, 320, 320)
@@ -69,11 +70,11 @@ def test_a_step_of_nnunet_s_size(role: str) -> None:
     config.model.widths, config.model.last_blocks = NNUNET, 2
     config.model.down, config.model.up = "strided", "learned"
     config.augment.preset = "none"
-    values = settings.read_settings(config)
+    values = reading.read(config)
     teacher = None
     if role == "student":
-        teacher = settings.read_settings(settings.teacher_config(config))
-    found = compilation.count_flops(config, values, sharding.make_mesh(), teacher)
+        teacher = model.of_experiment(values.teacher.to_train)
+    found = compilation.count_flops(values, sharding.make_mesh(), teacher)
     # NVIDIA and MLPerf count 2.9 TFLOP for a sample of 128^3; ours has one more block's sums where
     # theirs strides. A teacher of equal width adds a forward pass: a third.
     expected = {"baseline": 3.06e12, "student": 3.06e12 * 4 / 3}[role]

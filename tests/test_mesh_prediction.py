@@ -15,8 +15,9 @@ import pytest
 
 from benchmarks import communication
 from configs import common
-from kdnet_jax import inference, model, runs, settings, sharding
+from kdnet_jax import inference, model, runs, sharding
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import reading
 from kdnet_jax.models import heads, networks, unet
 from tests.helpers import commands
 
@@ -31,15 +32,15 @@ def answers(space: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
     config = common.base_config("baseline", "smoke")
     config.inference.update(patch=(16, 16, 16), mirror=True, whole=whole)
     config.mesh.space, config.model.convolutions = space, "planes"
-    values = settings.read_settings(config)
+    values = reading.read(config)
     params = networks.init_params(values.network, 1, jax.random.key(0))
     image = np.random.default_rng(0).normal(size=(*SCAN, 1)).astype(np.float32)
     network, divisor = unet.UNet(values.network), values.network.divisor
     predict = inference.make_predict(network.apply, heads.Head(values.task), mirror=True)
     # The same padding: zeros beside a scan count in the statistics of the norms.
-    window = inference.whole_window(SCAN, divisor, 4) if whole else values.window
+    window = inference.whole_window(SCAN, divisor, 4) if whole else values.inference.patch
     one = inference.sliding_window(lambda windows: predict(params, windows), image, window)
-    return one, runs.volume_predictor(model.of_config(config, values))(params)(image)
+    return one, runs.volume_predictor(model.of_experiment(values))(params)(image)
 
 
 def sent(convolutions: Any) -> list[list[str]]:

@@ -17,11 +17,11 @@ from kdnet_jax import (
     model,
     runs,
     saved_checkpoints,
-    settings,
     sharding,
     steps,
     trace,
 )
+from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
 
@@ -36,12 +36,12 @@ def config(tiny_cohort: pathlib.Path, built: pathlib.Path) -> config_dict.Config
 
 def run(config: config_dict.ConfigDict, folder: pathlib.Path, profile: int) -> str:
     config.profile = profile
-    experiment.run(config, folder)
+    experiment.run(reading.read(config), folder)
     return checksums.content_hash(_params(folder))
 
 
 def _params(folder: pathlib.Path) -> Any:
-    values = settings.read_settings(settings.read_config(folder))
+    values = reading.read_run(folder)
     like = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     return saved_checkpoints.load_params(folder, like, "latest")[0]
 
@@ -82,7 +82,7 @@ def test_a_training_too_short_says_so_and_leaves_nothing(
 def test_a_negative_count_is_refused(config: config_dict.ConfigDict) -> None:
     config.profile = -1
     with pytest.raises(UserError, match="profile is -1"):
-        settings.read_settings(config)
+        reading.read(config)
 
 
 @pytest.mark.parametrize(
@@ -113,19 +113,19 @@ def test_the_parts_of_every_network_are_known(family: str) -> None:
     config = common.base_config("baseline", "smoke")
     config.model.family, config.model.widths = family, (8, 16, 32)
     config.model.blocks = config.model.last_blocks = 2
-    values = settings.read_settings(config)
+    values = reading.read(config)
     optimizer = optax.sgd(1e-3)
     step = steps.jit_supervised(
         sharding.make_mesh(),
-        network=runs.as_network(values, values.data_modalities),
+        network=runs.as_network(model.of_experiment(values), values.data.modalities),
         optimizer=optimizer,
         loss_options=values.loss,
         augment_options=values.augment,
-        patch=values.patch,
+        patch=values.loader.patch,
     )
-    params = runs.expected_params(model.of_config(config, values))
+    params = runs.expected_params(model.of_experiment(values))
     state = jax.eval_shape(lambda: steps.init_state(params, optimizer))
-    batch = steps.batch_shapes(1, values.patch, len(values.data_modalities))
+    batch = steps.batch_shapes(1, values.loader.patch, len(values.data.modalities))
     lowered = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0)))
     scopes = set(re.findall(r'loc\("([^"]+)"', lowered.as_text(debug_info=True)))
     for way in ("forward", "backward"):

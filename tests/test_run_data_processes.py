@@ -13,7 +13,8 @@ import time
 import jax
 
 from configs import common
-from kdnet_jax import run_data, settings, sharding
+from kdnet_jax import run_data, sharding
+from kdnet_jax.config import reading
 from kdnet_jax.data import building, store
 from kdnet_jax.errors import UserError
 from tests.helpers import companies, tiny_cases
@@ -80,11 +81,11 @@ def _open(scans: pathlib.Path, root: pathlib.Path) -> dict[str, str]:
     config = common.base_config("baseline", "smoke")
     config.data.data_dir, config.data.root = str(scans), str(root)
     config.loader.batch = 2
-    values = settings.read_settings(config)
+    values = reading.read(config)
     # As on machines of different sizes.
     store.available_memory = lambda: 10**9 * (1 + 5 * jax.process_index())
-    data = run_data.open_data(config, values)
-    with run_data.open_batches(config, values, data, sharding.make_mesh(), root) as batches:
+    data = run_data.open_data(values)
+    with run_data.open_batches(values, data, sharding.make_mesh(), root) as batches:
         next(batches)
     return {"fingerprint": data.cases.fingerprint, "place": str(data.cases.cache_bytes)}
 

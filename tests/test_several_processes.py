@@ -17,8 +17,9 @@ import jax
 import numpy as np
 import pytest
 
-from kdnet_jax import saved_checkpoints, settings
+from kdnet_jax import saved_checkpoints
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import reading
 from kdnet_jax.metrics import cases
 from kdnet_jax.models import networks
 from tests.helpers import commands, companies
@@ -81,7 +82,7 @@ def _rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _params(folder: pathlib.Path) -> list[np.ndarray]:
-    values = settings.read_run(folder)[1]
+    values = reading.read_run(folder)
     like = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     return [np.asarray(x) for x in jax.tree.leaves(saved_checkpoints.load_params(folder, like)[0])]
 

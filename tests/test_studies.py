@@ -9,7 +9,8 @@ import time
 import pytest
 
 from configs import common, study
-from kdnet_jax import settings, studies
+from kdnet_jax.config import flat_keys, reading
+from kdnet_jax.config import study as study_lib
 from kdnet_jax.errors import UserError
 from tests.helpers import commands, forks
 
@@ -28,42 +29,45 @@ def _keys(differences: list[tuple]) -> set[str]:
 @pytest.mark.parametrize("preset", common.PRESETS)
 def test_a_part_is_the_run_of_its_own_config_file(preset: str) -> None:
     config = study.get_config(preset)
-    for part in studies.parts(config, pathlib.Path("runs/x")):
-        settings.read_settings(part.config)
-        own = common.base_config(part.role, preset)
+    for part in study_lib.parts(config, pathlib.Path("runs/x")):
+        own = reading.read(common.base_config(part.role, preset))
         allowed = {"seed", "split.folds", "split.fold", "teacher.checkpoint"}
         allowed |= {"data.phantom.cases", "split.train", "split.validation", "split.test"}
-        assert _keys(settings.differences(part.config, own)) <= allowed
+        assert _keys(flat_keys.differences(part.experiment.document, own.document)) <= allowed
 
 
 def test_student_and_baseline_of_a_part_differ_in_the_teacher_alone() -> None:
-    _, baseline, student = studies.parts(study.get_config(), pathlib.Path("runs/x"))[:3]
-    changed = _keys(settings.differences(baseline.config, student.config)) - {"role"}
+    _, baseline, student = study_lib.parts(study.get_config(), pathlib.Path("runs/x"))[:3]
+    changed = _keys(
+        flat_keys.differences(*(each.experiment.document for each in (baseline, student)))
+    ) - {"role"}
     assert {key.split(".")[0] for key in changed} == {"distillation", "teacher"}
 
 
 def test_the_student_of_a_fold_and_seed_has_the_teacher_of_the_same() -> None:
     config = study.get_config("smoke")
     config.study.folds, config.study.seeds, config.seed = 3, 2, 7
-    parts = studies.parts(config, pathlib.Path("runs/x"))
+    parts = study_lib.parts(config, pathlib.Path("runs/x"))
     assert len(parts) == 3 * 2 * 3
     assert len({part.folder for part in parts}) == len(parts)
-    teachers = {(part.fold, part.seed): part for part in parts if part.role == "teacher"}
+    teachers = {(part.fold, part.experiment.seed): part for part in parts if part.role == "teacher"}
     assert set(teachers) == {(fold, seed) for fold in range(3) for seed in (7, 8)}
     for part in parts:
-        assert (part.config.split.fold, part.config.seed) == (part.fold, part.seed)
+        experiment = part.experiment
+        assert (experiment.split.folds, experiment.split.fold) == (3, part.fold)
+        assert f"seed-{experiment.seed}" in part.folder.parts
         if part.role == "student":
-            teacher = teachers[part.fold, part.seed]
-            assert part.config.teacher.checkpoint == str(teacher.folder)
+            teacher = teachers[part.fold, experiment.seed]
+            assert experiment.teacher.checkpoint == str(teacher.folder)
             # A teacher is finished before its student starts.
             assert parts.index(teacher) < parts.index(part)
 
 
 def test_more_seeds_leave_the_former_parts_as_they_are() -> None:
     config = study.get_config()
-    former = {part.folder: part.config.to_dict() for part in studies.parts(config, pathlib.Path())}
+    former = {part.folder: part.experiment for part in study_lib.parts(config, pathlib.Path())}
     config.study.seeds = 5
-    now = {part.folder: part.config.to_dict() for part in studies.parts(config, pathlib.Path())}
+    now = {part.folder: part.experiment for part in study_lib.parts(config, pathlib.Path())}
     assert former.items() <= now.items()
 
 
@@ -72,7 +76,7 @@ def test_numbers_that_cannot_be_are_refused(key: str, value: int) -> None:
     config = study.get_config()
     config.study[key] = value
     with pytest.raises(UserError, match=rf"study\.{key} is {value}"):
-        studies.parts(config, pathlib.Path())
+        study_lib.parts(config, pathlib.Path())
 
 
 # --- The real thing --------------------------------------------------------------------------

@@ -26,12 +26,12 @@ from kdnet_jax import (
     run_data,
     runs,
     saved_checkpoints,
-    settings,
     sharding,
     steps,
     stopping,
     train,
 )
+from kdnet_jax.config import reading
 from kdnet_jax.data import augment, cases, loader, prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
@@ -67,11 +67,11 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
     config.model.widths = (8, 16)
     if role == "student":
         config.teacher.widths = config.model.widths
-    values = settings.read_settings(config)
+    values = reading.read(config)
     mesh = sharding.make_mesh()
     optimizer = optax.adam(1e-2)
     shared = {
-        "network": runs.as_network(values, values.data_modalities),
+        "network": runs.as_network(model.of_experiment(values), values.data.modalities),
         "optimizer": optimizer,
         "loss_options": values.loss,
         "augment_options": augment.AugmentOptions("", 0.0, 0.0, 0.0),
@@ -81,10 +81,11 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
     if teacher is None:
         step = steps.jit_supervised(mesh, **shared)
     else:
-        teacher_values = settings.read_settings(settings.teacher_config(config))
         distil = steps.jit_distillation(
             mesh,
-            teacher=runs.as_network(teacher_values, teacher_values.data_modalities),
+            teacher=runs.as_network(
+                model.of_experiment(values.teacher.to_train), values.data.modalities
+            ),
             options=values.distillation,
             **shared,
         )
@@ -92,7 +93,7 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
     for _ in range(80):
         state, _ = step(state, batch, root)
     ((_, dice),) = evaluation.dice_on_working_grid(
-        runs.volume_predictor(model.of_config(config, values))(state.params),
+        runs.volume_predictor(model.of_experiment(values))(state.params),
         values.head,
         [(0, case)],
         values.channels,
@@ -122,7 +123,7 @@ def config(tiny_cohort: pathlib.Path, built: pathlib.Path) -> config_dict.Config
 
 
 def _run(config: config_dict.ConfigDict, folder: pathlib.Path) -> None:
-    experiment.run(config, folder)
+    experiment.run(reading.read(config), folder)
 
 
 def _rows(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -135,8 +136,7 @@ def _untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _params(folder: pathlib.Path, which: str = "best") -> Any:
-    config = settings.read_config(folder)
-    values = settings.read_settings(config)
+    values = reading.read_run(folder)
     like = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     return saved_checkpoints.load_params(folder, like, which)[0]
 
@@ -313,11 +313,11 @@ def test_other_data_does_not_resume(
     straight: pathlib.Path,
     tmp_path: pathlib.Path,
 ) -> None:
-    values = settings.read_settings(config)
-    data = run_data.open_data(config, values)
+    values = reading.read(config)
+    data = run_data.open_data(values)
     identity = {"split": data.split.hash, "data": "another", "teacher": ""}
     with pytest.raises(UserError, match=r"was trained with data .* and now it is another"):
-        experiment._train(config, values, straight, data, None, identity)
+        experiment._train(values, straight, data, None, identity)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from kdnet_jax import (
     model_folder,
     provenance,
     runs,
-    settings,
     teachers,
 )
 from kdnet_jax import model as model_lib
+from kdnet_jax.config import reading
 from kdnet_jax.data import familiarity, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.exporting import artifact, model_card, scores
@@ -111,20 +111,21 @@ def _again(path: pathlib.Path) -> Package:
 
 def _run(path: pathlib.Path) -> Package:
     run = runs.load_run(path)
-    config = settings.read_config(path)
+    experiment = reading.read_run(path)
+    data_dir = experiment.data.data_dir
     split = splits.load_split(path / "split.json")
     summary = evaluation.read_summary(path)
     about: dict[str, Any] = {
-        "licence": "" if config.data.data_dir else "Apache-2.0",
+        "licence": "" if data_dir else "Apache-2.0",
         "training": {
             "cases": len(split.train),
             "validation_cases": len(split.validation),
             "test_cases": len(split.test),
             "split_hash": split.hash,
-            "steps": config.train.steps,
-            "synthetic": not config.data.data_dir,
+            "steps": experiment.train.steps,
+            "synthetic": not data_dir,
             # The name alone: where a folder lay says nothing to others.
-            "source": pathlib.Path(config.data.data_dir).name,
+            "source": pathlib.Path(data_dir).name,
         },
         "provenance": _shareable((summary or {}).get("provenance", {}))
         | {"exported_by": _shareable(provenance.collect())},

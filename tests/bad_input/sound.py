@@ -7,7 +7,8 @@ import shutil
 import jax
 
 from configs import common
-from kdnet_jax import checkpoint, optimizers, settings, steps
+from kdnet_jax import checkpoint, optimizers, steps
+from kdnet_jax.config import reading
 from kdnet_jax.data import cases, splits
 from kdnet_jax.models import networks
 from tests.bad_input import scans
@@ -44,11 +45,10 @@ def _write_trained(folder: pathlib.Path, role: str, cohort: pathlib.Path) -> Non
     config = common.base_config(role, "smoke")
     config.loader.patch = config.inference.patch = (8, 8, 8)
     config.data.spacing = scans.SPACING_MM
-    config = settings.completed(config)
-    values = settings.read_settings(config)
+    values = reading.read(config)
     params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(settings.to_json(config), "utf-8")
+    (folder / "config.json").write_text(values.to_json(), "utf-8")
     optimizer = optimizers.make_optimizer(values.optimizer, 1, 1)
     with checkpoint.RunCheckpoints(folder) as checkpoints:
         checkpoints.save(

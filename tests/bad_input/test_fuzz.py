@@ -9,12 +9,11 @@ from typing import Any
 
 import hypothesis
 import numpy as np
-import pytest
 from hypothesis import strategies as st
-from ml_collections import config_dict
 
 from configs import student
-from kdnet_jax import config_values, settings
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.data import cases, nifti, nifti_header, prepare
 from kdnet_jax.errors import UserError
 from tests.bad_input import scans
@@ -124,7 +123,7 @@ _CONFIG = student.get_config("smoke").to_dict()
 
 
 def _keys() -> list[str]:
-    return sorted(settings.flatten(config_dict.ConfigDict(_CONFIG)))
+    return sorted(flat_keys.flatten(_CONFIG))
 
 
 @hypothesis.settings(max_examples=250, deadline=None)
@@ -140,23 +139,4 @@ def test_random_values_of_a_setting(key: str, value: Any) -> None:
         path = pathlib.Path(text) / "config.json"
         with contextlib.suppress(UserError):
             path.write_text(json.dumps(config), "utf-8")
-            _, values = settings.read_run(path.parent)
-            assert isinstance(values, settings.Settings)
-
-
-@pytest.mark.parametrize("role", ["teacher", "baseline", "student", "study"])
-@pytest.mark.parametrize("preset", ["phantom", "brats", "smoke"])
-def test_the_table_knows_the_values_of_every_config(role: str, preset: str) -> None:
-    from configs import baseline, study, teacher
-
-    file = {"teacher": teacher, "baseline": baseline, "student": student, "study": study}[role]
-    values = settings.flatten(file.get_config(preset))
-    config_values.check(values)
-    numbers = {
-        key
-        for key, value in values.items()
-        if isinstance(value, (int, float, tuple)) and not isinstance(value, bool)
-    }
-    # Probabilities are looked at by AugmentOptions.
-    unknown = {key for key in numbers - set(config_values.KINDS) if "_probability" not in key}
-    assert not unknown
+            assert isinstance(reading.read_run(path.parent), experiment_lib.Experiment)

@@ -13,12 +13,11 @@ import pathlib
 import sys
 
 from absl import flags
-from flax import traverse_util
 from ml_collections import config_dict, config_flags
 
 from docs import make_reference
-from kdnet_jax import config_values, settings
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import reading, study
 from kdnet_jax.errors import UserError
 
 # Modules whose further words are files.
@@ -57,11 +56,10 @@ def _parse(module: str, *words: str) -> None:
 def _check(config: config_dict.ConfigDict) -> None:
     if config.task != task_lib.GLIOMA_NAME:
         return  # The documents' other tasks are not here; tests/docs/test_tasks.py runs them.
-    # A study's roles are checked one by one where it runs.
     if config.role == "study":
-        config_values.check(traverse_util.flatten_dict(config.to_dict(), sep="."))
+        study.parts(config, pathlib.Path("runs"))
     else:
-        settings.read_settings(config)
+        reading.read(config)
 
 
 def _with_number(word: str) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from configs import baseline, student, teacher
-from kdnet_jax import settings
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import reading
 from kdnet_jax.metrics import cases
 
 _CONFIGS = {"baseline": baseline, "student": student, "teacher": teacher}
@@ -77,7 +77,7 @@ def write_run(
     if with_config:
         values = _CONFIGS[role].get_config("smoke")
         values.update_from_flattened_dict({"seed": seed, **(config or {})})
-        (folder / "config.json").write_text(settings.to_json(settings.completed(values)), "utf-8")
+        (folder / "config.json").write_text(reading.read(values).to_json(), "utf-8")
     (folder / "evaluation/summary.json").write_text(json.dumps(about), "utf-8")
     return folder
 

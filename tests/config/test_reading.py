@@ -1,4 +1,4 @@
-"""Configs to values and JSON and back, and damaged files."""
+"""Configs to experiments and JSON and back, and damaged files."""
 
 import json
 import pathlib
@@ -9,43 +9,87 @@ import pytest
 from ml_collections import config_dict
 
 from configs import common
-from kdnet_jax import settings
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.config import flat_keys, keys, reading
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
 
 
-@pytest.mark.parametrize("role", settings.ROLES)
+@pytest.mark.parametrize("role", keys.ROLES)
 def test_json_and_back(tmp_path: pathlib.Path, role: str) -> None:
-    config = common.base_config(role, "smoke")
-    (tmp_path / "config.json").write_text(settings.to_json(config), "utf-8")
-    restored = settings.read_config(tmp_path)
-    assert not settings.differences(config, restored)
-    assert settings.read_settings(restored) == settings.read_settings(config)
+    experiment = reading.read(common.base_config(role, "smoke"))
+    (tmp_path / "config.json").write_text(experiment.to_json(), "utf-8")
+    restored = reading.read_run(tmp_path)
+    assert restored == experiment
+    assert restored.to_json() == experiment.to_json()
+    assert restored.hash == experiment.hash
+
+
+def test_a_student_has_the_experiment_of_the_teacher_that_it_trains_first() -> None:
+    config = common.base_config("student", "smoke")
+    config.teacher.update(modalities="t1,t2", widths=(2, 8), steps=3)
+    student = reading.read(config)
+    assert (student.teacher.checkpoint, student.teacher.folds) == ("", ())
+    teacher = student.teacher.to_train
+    assert (teacher.role, teacher.teacher, teacher.distillation) == ("teacher", None, None)
+    assert (teacher.modalities, teacher.network.widths) == (("t1", "t2"), (2, 8))
+    assert teacher.train.steps == 3
+    assert teacher.data == student.data
+    config.teacher.update(checkpoint="runs/t", folds="0, 2")
+    given = reading.read(config).teacher
+    assert (given.checkpoint, given.folds, given.to_train) == ("runs/t", ("0", "2"), None)
+
+
+def test_a_config_of_another_version_is_one_message(tmp_path: pathlib.Path) -> None:
+    experiment = reading.read(common.base_config("baseline", "smoke"))
+    document = json.loads(experiment.to_json())
+    del document["loader"]["cache"]
+    document["model"]["planes"] = True
+    (tmp_path / "config.json").write_text(json.dumps(document), "utf-8")
+    words = "it has no loader.cache, an unknown model.planes. Use the version that wrote it"
+    with pytest.raises(UserError, match=words) as error:
+        reading.read_run(tmp_path)
+    assert str(tmp_path / "config.json") in str(error.value)
+    assert "is not of this version of kdnet_jax" in str(error.value)
 
 
 def test_another_family_takes_what_it_can_and_refuses_the_rest() -> None:
     config = common.base_config("baseline", "smoke")
     config.model.update(family="plain_conv_unet", blocks=3, convolutions="planes")
-    network = settings.read_settings(config).network
+    network = reading.read(config).network
     assert networks.family(network) == "plain_conv_unet"
     assert network.network.blocks == (3, 3)
     assert network.convolutions == "planes"
     config.model.down = "strided"
     with pytest.raises(UserError, match=re.escape("Set --config.model.down=max_pool")):
-        settings.read_settings(config)
+        reading.read(config)
 
 
 def test_differences_name_dotted_keys() -> None:
-    ours, theirs = (common.base_config("baseline", "smoke") for _ in range(2))
-    theirs.train.steps = 7
-    assert settings.differences(ours, theirs) == [("train.steps", ours.train.steps, 7)]
+    ours, theirs = (common.base_config("baseline", "smoke").to_dict() for _ in range(2))
+    theirs["train"]["steps"] = 7
+    assert flat_keys.differences(ours, theirs) == [("train.steps", ours["train"]["steps"], 7)]
+
+
+def test_an_operational_key_changes_neither_the_hash_nor_what_is_computed() -> None:
+    config = common.base_config("baseline", "smoke")
+    before = reading.read(config)
+    config.loader.threads, config.train.log_every = 5, 1
+    after = reading.read(config)
+    assert len(flat_keys.differences(before.document, after.document)) == 2
+    assert not flat_keys.changes(before.document, after.document)
+    assert after.hash == before.hash
+    config.seed = 1
+    changed = reading.read(config)
+    assert flat_keys.changes(before.document, changed.document) == [("seed", 0, 1)]
+    assert changed.hash != before.hash
 
 
 def test_channels_are_positions_among_the_data_s_sequences() -> None:
     config = common.base_config("baseline", "smoke")
     config.data.modalities, config.model.modalities = "t1ce,t2,flair", "t1ce,flair"
-    assert settings.read_settings(config).channels == (0, 2)
+    assert reading.read(config).channels == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -64,19 +108,19 @@ def test_a_value_that_cannot_be_is_named(key: str, value: object, words: str) ->
     config = common.base_config("baseline", "smoke")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=re.escape(words)):
-        settings.read_settings(config)
+        reading.read(config)
 
 
 def test_a_folder_that_is_no_run(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"is no run of kdnet_jax"):
-        settings.read_config(tmp_path)
+        reading.read_run(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "", "[1, 2]"])
 def test_a_damaged_config(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, "utf-8")
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        settings.read_config(tmp_path)
+        reading.read_run(tmp_path)
 
 
 # ---------------------------------------------------------------------------------- of other tasks
@@ -101,46 +145,48 @@ def _of_task(
 def test_the_task_fills_in_the_channels_that_a_config_leaves_open() -> None:
     everything = "t1,t1ce,t2,flair"
     teacher, baseline, student = (
-        settings.completed(common.base_config(role, "smoke")) for role in settings.ROLES
+        flat_keys.flatten(reading.read(common.base_config(role, "smoke")).document)
+        for role in keys.ROLES
     )
-    assert (teacher.data.modalities, teacher.model.modalities) == (everything, everything)
-    assert (baseline.data.modalities, baseline.model.modalities) == (everything, "t1ce")
-    assert (student.teacher.modalities, student.model.modalities) == (everything, "t1ce")
+    for each, seen in ((teacher, everything), (baseline, "t1ce"), (student, "t1ce")):
+        assert (each["data.modalities"], each["model.modalities"]) == (everything, seen)
+    assert student["teacher.modalities"] == everything
 
 
-@pytest.mark.parametrize("role", settings.ROLES)
+@pytest.mark.parametrize("role", keys.ROLES)
 def test_channels_that_a_config_names_stay(role: str) -> None:
     config = common.base_config(role, "smoke")
     config.data.modalities, config.model.modalities = "t1,t2,flair", "flair"
-    done = settings.completed(config)
-    assert (done.data.modalities, done.model.modalities) == ("t1,t2,flair", "flair")
-    assert "teacher" not in done or done.teacher.modalities == "t1,t2,flair"
-    assert not settings.differences(settings.completed(done), done)
-    config.model.modalities = ""
-    expected = {"teacher": "t1,t2,flair"}.get(role, "t1ce")
-    assert settings.completed(config).model.modalities == expected
+    done = reading.read(config)
+    assert (done.data.modalities, done.modalities) == (("t1", "t2", "flair"), ("flair",))
+    if done.teacher:
+        assert done.teacher.to_train.modalities == ("t1", "t2", "flair")
+    assert reading.of_document(done.document) == done
+    config.data.modalities = config.model.modalities = ""
+    expected = {"teacher": ("t1", "t1ce", "t2", "flair")}.get(role, ("t1ce",))
+    assert reading.read(config).modalities == expected
     assert config.model.modalities == ""  # what is given is not changed
 
 
 def test_a_dataset_json_is_a_task(tmp_path: pathlib.Path) -> None:
     config = _of_task(tmp_path, "teacher")
-    values = settings.read_settings(config)
+    values = reading.read(config)
     assert values.task == task_lib.read(tmp_path)
     assert values.modalities == ("t2", "adc", "dwi")
     assert values.head.outputs == ("background", "PZ", "TZ")
     assert values.network.out_channels == 3
     config.model.head = "regions"
-    values = settings.read_settings(config)
+    values = reading.read(config)
     assert (values.head.outputs, values.network.out_channels) == (("PZ", "TZ"), 2)
 
 
 def test_a_task_that_names_no_channel_for_a_student(tmp_path: pathlib.Path) -> None:
     for role in ("student", "baseline"):
         with pytest.raises(UserError, match=r"model.modalities to one of t2, adc, dwi") as error:
-            settings.completed(_of_task(tmp_path, role))
+            reading.read(_of_task(tmp_path, role))
         assert "the task prostate names no channel for a student" in str(error.value)
     config = _of_task(tmp_path, "student", PROSTATE | {"kdnet": {"student": "adc"}})
-    assert settings.read_settings(config).channels == (1,)
+    assert reading.read(config).channels == (1,)
 
 
 @pytest.mark.parametrize(
@@ -154,10 +200,12 @@ def test_a_task_that_names_no_channel_for_a_student(tmp_path: pathlib.Path) -> N
         ((2, 2.0, 2), 2.0),
     ],
 )
-def test_working_voxels_are_one_number_or_three(given: Any, expected: settings.Spacing) -> None:
+def test_working_voxels_are_one_number_or_three(
+    given: Any, expected: experiment_lib.Spacing
+) -> None:
     config = common.base_config("baseline", "smoke")
     config.data.spacing = given
-    assert settings.read_settings(config).spacing == expected
+    assert reading.read(config).data.spacing == expected
 
 
 @pytest.mark.parametrize("given", [(3.0, 0.0, 1.0), (0, 0, 0)])
@@ -166,7 +214,7 @@ def test_no_axis_keeps_its_own_voxels_alone(given: tuple[float, ...]) -> None:
     config.data.spacing = given
     words = f"data.spacing is {','.join(f'{mm:g}' for mm in given)}: give three numbers above 0"
     with pytest.raises(UserError, match=words):
-        settings.read_settings(config)
+        reading.read(config)
 
 
 @pytest.mark.parametrize("given", [(3.0, 1.0), "fine", (1.0, -1.0, 1.0), -1.0, (1.0, 1.0, 101.0)])
@@ -175,27 +223,24 @@ def test_other_voxels_cannot_be(given: Any) -> None:
     config.data.spacing = given
     words = "give a number from 0 to 100, or 3 values with commas, each a number from 0 to 100"
     with pytest.raises(UserError, match=f"data.spacing is .*{words}"):
-        settings.read_settings(config)
+        reading.read(config)
 
 
 def test_thick_slices_are_halved_later(tmp_path: pathlib.Path) -> None:
     config = _of_task(tmp_path, "teacher")
     config.data.spacing = (4.0, 1.0, 1.0)
-    network = settings.read_settings(config).network
+    network = reading.read(config).network
     assert network.level_strides[0] == (1, 2, 2)
     config.model.strides = ((2, 2, 2),)
-    assert settings.read_settings(config).network.strides == ((2, 2, 2),)
+    assert reading.read(config).network.strides == ((2, 2, 2),)
 
 
 def test_a_run_of_another_task_comes_back_with_it(tmp_path: pathlib.Path) -> None:
-    config = settings.completed(_of_task(tmp_path, "teacher"))
-    values = settings.read_settings(config)
+    values = reading.read(_of_task(tmp_path, "teacher"))
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text(settings.to_json(config), "utf-8")
+    (run / "config.json").write_text(values.to_json(), "utf-8")
     written = json.dumps(values.task.to_dataset_json())
     (run / task_lib.TASK_FILE).write_text(written, "utf-8")
     (tmp_path / "dataset.json").unlink()  # the run does not need it any more
-    restored, again = settings.read_run(run)
-    assert again == values
-    assert not settings.differences(restored, config)
+    assert reading.read_run(run) == values

@@ -1,0 +1,340 @@
+"""Keys of a config, in one table: default, kind, help, and whether a key is operational.
+
+The sections that are the options of a class take names, defaults and help from that class. What a
+preset changes is in `configs/common.py`; what depends on several keys, or on the task, is checked
+in `reading.py`. A limit far beyond use catches a slip of the finger.
+"""
+
+import dataclasses
+from typing import Final
+
+from kdnet_jax import optimizers, sharding
+from kdnet_jax import task as task_lib
+from kdnet_jax.config import values
+from kdnet_jax.config.declaring import Key, of_class
+from kdnet_jax.data import augment, labels, layouts, placement, skipping
+from kdnet_jax.losses import distillation
+from kdnet_jax.models import networks, unet
+
+ROLES: Final = ("teacher", "baseline", "student")
+
+_SEED: Final = values.Whole(0, 2**31 - 1)
+_STEPS: Final = values.Whole(1, 10**9)
+_COUNT: Final = values.Whole(0, 10**9)
+_SHARE: Final = values.Number(0, 1)
+_EDGES: Final = values.Several(values.Whole(1, 1024), 3, 3)
+_THREADS: Final = values.Whole(1, 1024)
+_WIDTH: Final = values.Whole(1, 10**4)
+_TEXT: Final = values.Text()
+_CHANNELS: Final = values.Text("channels of the task with commas, or nothing")
+_SWITCH: Final = values.Switch()
+
+_RUN: Final = {
+    "role": Key("student", _TEXT, "What is trained: teacher, baseline or student, or a study."),
+    "preset": Key("phantom", _TEXT, "Sizes and budgets, see configs/common.py."),
+    # Guarded by its content: `workdir.check` compares the tasks.
+    "task": Key(
+        task_lib.GLIOMA_NAME,
+        _TEXT,
+        "What is segmented: glioma, or a dataset.json of nnU-Net (or the folder that holds it).",
+        operational=True,
+    ),
+    "seed": Key(0, _SEED, "Of the parameters, the patches and the augmentation."),
+    "profile": Key(
+        0,
+        values.Whole(0, 10**6),
+        "Profile so many steps and write profile/summary.html; 0 does not.",
+        operational=True,
+    ),
+}
+
+_DATA: Final = {
+    # Guarded by its content: the checkpoints know the cases' fingerprint.
+    "data.data_dir": Key(
+        "",
+        _TEXT,
+        "A folder of scans; empty: the synthetic cohort of `phantom`.",
+        operational=True,
+    ),
+    "data.release": Key(
+        layouts.AUTO,
+        values.Choice((layouts.AUTO, *layouts.RELEASES)),
+        "Layout of the scans; auto recognises it.",
+    ),
+    "data.label_convention": Key(
+        "",
+        values.Text("a label convention of the task, or nothing"),
+        f"Labels of a `user` folder; of the glioma: {', '.join(labels.LABEL_CONVENTIONS)}.",
+    ),
+    "data.root": Key("datasets", _TEXT, "Where built datasets lie.", operational=True),
+    "data.modalities": Key(
+        "",
+        _CHANNELS,
+        "Channels that are read of each case; a network sees some or all. Empty: the task's.",
+    ),
+    "data.spacing": Key(
+        1.0,
+        values.OneOr(values.Several(values.Number(0, 100), 3, 3)),
+        "Working voxel size in mm, one number or three along depth (superior), height (posterior) "
+        "and width (left); 0 keeps each scan's own.",
+    ),
+    "data.orientation": Key(
+        "header", _TEXT, "header, or three letters such as LPS that overrule a wrong header."
+    ),
+    "data.resection_cavity": Key(
+        "background",
+        values.Text("background, or a class of the task"),
+        "What BraTS 2024's resection cavity counts as: background, or NCR.",
+    ),
+    "data.allow_skull": Key(False, _SWITCH, "Take scans that are not skull-stripped."),
+    "data.skip_bad_cases": Key(
+        False, _SWITCH, "Leave out cases that cannot be read, and list them."
+    ),
+    # What it did is reported in the run's folder.
+    "data.on_read_error": Key(
+        skipping.STOP,
+        values.Choice(skipping.CHOICES),
+        "A training case whose built record cannot be read: stop, or skip it.",
+        operational=True,
+    ),
+    "data.workers": Key(2, _THREADS, "Cases prepared at once.", operational=True),
+    "data.phantom.cases": Key(60, values.Whole(1, 10**5), "Number of synthetic cases."),
+    "data.phantom.seed": Key(0, _SEED, "Of the synthetic cases."),
+}
+
+_SPLIT: Final = {
+    "split.file": Key(
+        "", _TEXT, "A JSON file that gives the split; then the rest of the section is unused."
+    ),
+    "split.seed": Key(0, _SEED, "Of the drawing of the parts."),
+    "split.train": Key(0.7, _SHARE, "Share of the patients; unused with folds."),
+    "split.validation": Key(
+        0.1, _SHARE, "Share of the patients; with folds, of those outside of the test fold."
+    ),
+    "split.test": Key(0.2, _SHARE, "Share of the patients; unused with folds."),
+    "split.folds": Key(0, values.Whole(0, 1000), "Number of folds; 0: the shares above."),
+    "split.fold": Key(0, values.Whole(0, 999), "Which of the folds is the test part, from 0."),
+}
+
+_LOADER: Final = {
+    "loader.patch": Key((48, 48, 48), _EDGES, "Voxels along depth, height and width."),
+    "loader.batch": Key(1, values.Whole(1, 10**5), "Patches a step, over all devices."),
+    "loader.tumour_share": Key(
+        0.5, values.Number(1 / 3, 1), "Share of the patches that are placed on tumour."
+    ),
+    "loader.crops_per_read": Key(1, values.Whole(1, 1000), "Batches in a row from the same cases."),
+    "loader.threads": Key(2, _THREADS, "Threads that decode and cut.", operational=True),
+    "loader.prefetch_batches": Key(
+        4, values.Whole(1, 1000), "Batches ready on the host.", operational=True
+    ),
+    "loader.cache": Key(
+        placement.CHOICES[0],
+        values.Choice(placement.CHOICES),
+        "Where the training cases lie: device, host (memory), stream (from disk); auto takes the "
+        "first that fits.",
+        operational=True,
+    ),
+}
+
+_MODEL: Final = {
+    "model.modalities": Key(
+        "",
+        _CHANNELS,
+        "The channels that the network sees. Empty: of a teacher all that is read, of a student or "
+        "baseline the one that the task names for it.",
+    ),
+    "model.family": Key(
+        networks.UNET,
+        values.Choice((networks.UNET, *networks.FAMILIES)),
+        "unet, or a network of nnU-Net (plain_conv_unet, residual_encoder_unet) or MONAI (dynunet, "
+        "segresnet), which has widths, blocks, head, deep_supervision, bfloat16 and convolutions "
+        "too, but no last_blocks; docs/interoperability.md says more.",
+    ),
+} | of_class(
+    "model",
+    unet.UNetConfig,
+    {
+        "widths": values.Several(_WIDTH, 2, 9),
+        "blocks": values.Whole(1, 100),
+        "last_blocks": values.Whole(1, 100),
+        "bfloat16": values.Choice(("auto", "true", "false")),
+        # No more than a level each.
+        "strides": values.Several(values.Several(values.Whole(1, 2), 3, 3), 0, 8),
+        "kernels": values.Several(values.Several(values.Whole(1, 3), 3, 3), 0, 9),
+    },
+    # Forms of one computation: equal but for rounding.
+    operational=("convolutions", "remat"),
+    bfloat16="auto",
+)
+
+_TRAINING: Final = {
+    "loss.form": Key(
+        "dice_ce",
+        values.Choice(("dice_ce", "dice_bce")),
+        "dice_ce, or dice_bce: the binary cross-entropy of all channels, as KD-Net writes it.",
+    ),
+    "loss.over_batch": Key(False, _SWITCH, "The Dice of the whole batch, not of each sample."),
+    **of_class(
+        "optimizer",
+        optimizers.OptimizerOptions,
+        {
+            "learning_rate": values.Number(0, 100, without_low=True),
+            "warmup": _COUNT,
+            "weight_decay": values.Number(0, 100),
+            "clip": values.Number(0, 1e9),
+            "plateau_factor": values.Number(0, 1, without_low=True, without_high=True),
+            "plateau_epochs": values.Whole(1, 10**6),
+        },
+    ),
+    "train.steps": Key(1000, _STEPS, "Steps in all."),
+    "train.log_every": Key(10, _STEPS, "Steps between rows of `metrics.jsonl`.", operational=True),
+    "train.validate_every": Key(
+        250, _STEPS, "Steps between validations; each is followed by a checkpoint."
+    ),
+    "train.save_minutes": Key(
+        10.0,
+        values.Number(0, 1e6, without_low=True),
+        "Minutes between saves, besides one at every validation.",
+        operational=True,
+    ),
+    "train.save_steps": Key(
+        0, _COUNT, "Steps between saves, besides those; 0: none.", operational=True
+    ),
+    "train.early_stop": Key(
+        0,
+        values.Whole(0, 10**6),
+        "Stop after so many validations without a better one; 0 never stops early.",
+    ),
+    # Equal but for rounding.
+    "train.accumulate": Key(
+        1,
+        values.Whole(1, 10**5),
+        "Work through each batch in so many parts: less memory, the same update.",
+        operational=True,
+    ),
+    # What it did is reported in the run's folder.
+    "train.nonfinite": Key(
+        "stop",
+        values.Choice(("stop", "skip")),
+        "A batch with a NaN or infinite loss or gradient: stop, or skip its update.",
+        operational=True,
+    ),
+}
+
+_AUGMENT: Final = {
+    "augment.preset": Key(
+        "plain",
+        values.Choice(tuple(augment.PRESETS)),
+        "none, plain or nnunet; a key that is not set has the preset's value.",
+    )
+} | {
+    name: dataclasses.replace(key, unset=True)
+    for name, key in of_class(
+        "augment",
+        augment.AugmentOptions,
+        {
+            "flip_axes": values.Text("letters out of d, h and w, or an empty text"),
+            "scale": _SHARE,
+            "shift": values.Number(0, 10),
+            "noise": values.Number(0, 10),
+            **{
+                name: values.Several(values.Number(-360, 360), 2, 2)
+                for name in ("rotation", "zoom_out", "elastic", "blur", "contrast")
+            },
+            "low_resolution": values.Several(values.Number(-360, 360), 2, 2),
+            "gamma": values.Several(values.Number(0, 100), 2, 2),
+            **{
+                field.name: _SHARE
+                for field in dataclasses.fields(augment.AugmentOptions)
+                if field.name.endswith("_probability")
+            },
+        },
+    ).items()
+}
+
+_USE: Final = {
+    "inference.patch": Key((48, 48, 48), _EDGES, "Window of whole-volume prediction."),
+    "inference.overlap": Key(
+        0.5,
+        values.Number(0, 1, without_high=True),
+        "Share of a window's edge that the next one covers too.",
+    ),
+    "inference.mirror": Key(False, _SWITCH, "Average over the 8 mirror images."),
+    "inference.whole": Key(
+        False,
+        _SWITCH,
+        "No windows: a scan in one pass, its depth split over all of a process's devices.",
+    ),
+    # Equal but for the order of sums.
+    "mesh.data": Key(
+        -1, values.Whole(-1, 10**6), "-1: all devices that `space` leaves.", operational=True
+    ),
+    "mesh.space": Key(
+        1, values.Whole(1, 10**6), "Devices that share the depth of a patch.", operational=True
+    ),
+    "mesh.state": Key(
+        sharding.STATES[0],
+        values.Choice(sharding.STATES),
+        "Parameters and optimizer state: replicated, or sharded over `data`.",
+        operational=True,
+    ),
+}
+
+# Of a student and a study alone.
+_OF_STUDENTS: Final = of_class(
+    "distillation",
+    distillation.DistillationOptions,
+    {
+        "kd_weight": _SHARE,
+        "latent_weight": values.Number(0, 1e6),
+        "temperature": values.Number(0, 1000, without_low=True),
+    },
+) | {
+    # Guarded by its content: the checkpoints know the hash of its parameters.
+    "teacher.checkpoint": Key(
+        "",
+        _TEXT,
+        "A run, an exported model, or what nnU-Net or MONAI trained.",
+        operational=True,
+    ),
+    "teacher.folds": Key(
+        "",
+        _TEXT,
+        "Of a teacher of nnU-Net: its folds with commas, to be averaged; empty: all there are.",
+    ),
+    "teacher.modalities": Key(
+        "",
+        _CHANNELS,
+        "What it sees, where it has to be trained first; empty: all that is read.",
+    ),
+    "teacher.widths": Key((), values.Several(_WIDTH, 0, 9), "Empty: the student's."),
+    "teacher.steps": Key(1000, _STEPS, "Of its training."),
+}
+
+_OF_STUDIES: Final = {
+    "study.seeds": Key(
+        3, values.Whole(1, 100), "Each seed trains its own teacher, baseline and student."
+    ),
+    "study.folds": Key(
+        0,
+        values.Whole(0, 100),
+        "Every case is tested once in k folds; 0: the one split of `split`.",
+    ),
+}
+
+_OF_ALL: Final = _RUN | _DATA | _SPLIT | _LOADER | _MODEL | _TRAINING | _AUGMENT | _USE
+KEYS: Final[dict[str, Key]] = _OF_ALL | _OF_STUDENTS | _OF_STUDIES
+OPERATIONAL: Final = frozenset(name for name, key in KEYS.items() if key.operational)
+# What is said of a whole section.
+SECTIONS: Final = {
+    "data.phantom": "The synthetic cohort; `spacing` is the voxel size of its scans too.",
+    "teacher": "A teacher that has to be trained first differs from the student in these alone.",
+}
+
+
+def of_role(role: str) -> dict[str, Key]:
+    """Returns the keys of a role's config ("teacher", "baseline", "student"), or a "study"'s."""
+    return {
+        "student": _OF_ALL | _OF_STUDENTS,
+        "study": KEYS,
+    }.get(role, _OF_ALL)

@@ -1,0 +1,266 @@
+"""Reading of configs: a ConfigDict, or the config.json of a run, becomes an `Experiment`.
+
+Everything that can be wrong in a config alone is found here, before any data is read.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ml_collections import config_dict
+
+from kdnet_jax import documents, optimizers, steps, train
+from kdnet_jax import task as task_lib
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.config import flat_keys, keys
+from kdnet_jax.data import augment, geometry, labels, splits
+from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.losses import distillation
+from kdnet_jax.models import heads, networks, unet
+
+CONFIG: Final = "config.json"
+_BFLOAT16: Final = {"auto": None, "true": True, "false": False}
+
+
+def read(config: config_dict.ConfigDict) -> experiment_lib.Experiment:
+    """Returns what the config of a role says.
+
+    Raises:
+        UserError: for the first value that cannot be.
+    """
+    return of_document(config.to_dict())
+
+
+def read_run(run: pathlib.Path) -> experiment_lib.Experiment:
+    """Returns what the config in a run's folder says.
+
+    Raises:
+        UserError: if the folder is no run, or one of another version.
+    """
+    document, task = read_document(run), read_task(run)
+    try:
+        return of_document(document, task)
+    except UserError as error:
+        raise UserError(f"{run / CONFIG}: {error}") from error
+
+
+def read_document(run: pathlib.Path) -> dict[str, Any]:
+    """Returns the config in a run's folder, unchecked.
+
+    Raises:
+        UserError: if the folder is no run.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"{run} is no run of kdnet_jax: it has no config.json. Give the folder that python -m "
+            "kdnet_jax.main wrote (its --workdir), or one that python -m kdnet_jax.export wrote."
+        )
+    try:
+        return _tuples(documents.read_object(path))
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error} Restore it or train again.") from error
+
+
+def _tuples(value: Any) -> Any:
+    # JSON has no tuples; configs have no lists.
+    if isinstance(value, dict):
+        return {key: _tuples(each) for key, each in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def read_task(run: pathlib.Path) -> task_lib.Task:
+    """Returns the task of a run's folder.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    path = run / task_lib.TASK_FILE
+    if not path.is_file():
+        return task_lib.DEFAULT
+    return task_lib.from_dataset_json(documents.read_object(path), str(path))
+
+
+def of_document(
+    document: Mapping[str, Any], task: task_lib.Task | None = None
+) -> experiment_lib.Experiment:
+    """Returns what a config says, given as nested dictionaries.
+
+    Args:
+        document: the config of a role.
+        task: what its key `task` names, where that was read before.
+
+    Raises:
+        UserError: for the first value that cannot be.
+    """
+    flat = flat_keys.flatten(document)
+    flat_keys.check(flat)
+    check_choice("role", flat.get("role", ""), keys.ROLES)
+    flat_keys.check_complete(flat, flat["role"])
+    task = task or task_lib.read(flat["task"])
+    document = _completed(flat, task)
+    data = _data(document["data"], task)
+    loader = experiment_lib.Loader(**document["loader"])
+    inference = experiment_lib.Inference(**document["inference"])
+    network = _network(document["model"], task, data.spacing, loader.patch)
+    networks.check_patch(loader.patch, network, "loader.patch")
+    networks.check_patch(inference.patch, network, "inference.patch")
+    loss = steps.LossOptions(**document["loss"])
+    budget = train.TrainOptions(**document["train"])
+    if budget.accumulate > 1 and loss.over_batch:
+        raise UserError(
+            f"train.accumulate is {budget.accumulate} and loss.over_batch is true: a Dice over the "
+            "whole batch cannot be computed from its parts. Set --config.train.accumulate=1 or "
+            "--config.loss.over_batch=false."
+        )
+    kd = document.get("distillation")
+    return experiment_lib.Experiment(
+        role=document["role"],
+        preset=document["preset"],
+        seed=document["seed"],
+        profile=document["profile"],
+        task=task,
+        data=data,
+        split=_split(document["split"], None if data.data_dir else data.phantom.cases),
+        loader=loader,
+        modalities=_modalities(document, data, task),
+        network=network,
+        loss=loss,
+        distillation=distillation.DistillationOptions(**kd) if kd else None,
+        optimizer=optimizers.OptimizerOptions(**document["optimizer"]),
+        augment=augment.fitted(
+            augment.choose(**document["augment"]), task, data.modalities, data.spacing
+        ),
+        train=budget,
+        inference=inference,
+        mesh=experiment_lib.Mesh(**document["mesh"]),
+        teacher=_teacher(document, task) if document["role"] == "student" else None,
+        document=document,
+    )
+
+
+def _completed(flat: Mapping[str, Any], task: task_lib.Task) -> dict[str, Any]:
+    """Returns the nested config in which what the task decides is filled in."""
+    values = dict(flat)
+    everything = values["data.modalities"] or ",".join(task.modalities)
+    values["data.modalities"] = everything
+    if "teacher.modalities" in values:
+        values["teacher.modalities"] = values["teacher.modalities"] or everything
+    if not values["model.modalities"]:
+        of_teacher = values["role"] == "teacher"
+        values["model.modalities"] = everything if of_teacher else _student_channel(task)
+    if not isinstance(values["data.spacing"], (tuple, list)):
+        values["data.spacing"] = float(values["data.spacing"])
+    return flat_keys.nest(values)
+
+
+def _student_channel(task: task_lib.Task) -> str:
+    if task.student is None:
+        raise UserError(
+            f"model.modalities is empty, and the task {task.name} names no channel for a student. "
+            f"Set --config.model.modalities to one of {', '.join(task.modalities)}."
+        )
+    return task.student
+
+
+def _data(section: Mapping[str, Any], task: task_lib.Task) -> experiment_lib.Data:
+    geometry.check_orientation(section["orientation"])
+    convention = section["label_convention"] or None
+    if convention:
+        check_choice("data.label_convention", convention, labels.conventions_of(task))
+    if task.unscored:
+        choices = labels.cavity_choices(task)
+        check_choice("data.resection_cavity", section["resection_cavity"], choices)
+    read = {
+        "label_convention": convention,
+        "root": pathlib.Path(section["root"]),
+        "modalities": task.read_modalities(section["modalities"], "data.modalities"),
+        "spacing": _spacing(section["spacing"]),
+        "phantom": experiment_lib.Phantom(**section["phantom"]),
+    }
+    return experiment_lib.Data(**{**section, **read})
+
+
+def _spacing(given: Any) -> experiment_lib.Spacing:
+    if not isinstance(given, (tuple, list)):
+        return given or None
+    d, h, w = map(float, given)
+    if not d * h * w:
+        raise UserError(
+            f"data.spacing is {d:g},{h:g},{w:g}: give three numbers above 0 along depth, height "
+            "and width, or 0 alone to keep each scan's own voxels."
+        )
+    return d if d == h == w else (d, h, w)
+
+
+def _split(section: Mapping[str, Any], patients: int | None) -> experiment_lib.Split:
+    """Reads the split; of `patients` where they are known before the data."""
+    split = experiment_lib.Split(**section)
+    if split.folds and not split.file:
+        splits.check_folds(split.folds, split.fold, split.validation, patients)
+    elif not split.file:
+        splits.check_fractions((split.train, split.validation, split.test))
+    return split
+
+
+def _modalities(
+    document: Mapping[str, Any], data: experiment_lib.Data, task: task_lib.Task
+) -> tuple[str, ...]:
+    names = task.read_modalities(document["model"]["modalities"], "model.modalities")
+    if absent := [name for name in names if name not in data.modalities]:
+        raise UserError(
+            f"model.modalities asks for {', '.join(absent)}, but data.modalities is "
+            f"{document['data']['modalities']}. Add it there, or choose among those."
+        )
+    return names
+
+
+def _network(
+    section: Mapping[str, Any],
+    task: task_lib.Task,
+    spacing: experiment_lib.Spacing,
+    patch: tuple[int, int, int],
+) -> networks.Network:
+    given = {key: value for key, value in section.items() if key not in ("modalities", "family")}
+    given["bfloat16"] = _BFLOAT16[section["bfloat16"]]
+    outputs = len(heads.Head(task, section["head"]).outputs)
+    network = unet.UNetConfig(**given, out_channels=outputs)  # checks the values for all kinds
+    if network.deep_supervision and len(network.widths) < 4:
+        raise UserError(
+            f"model.deep_supervision is true, but model.widths has {len(network.widths)} levels: "
+            "below four there is none between the finest and the coarsest to supervise. Set "
+            "--config.model.deep_supervision=false."
+        )
+    network = networks.planned(network, spacing if isinstance(spacing, tuple) else None, patch)
+    if section["family"] == networks.UNET:
+        return network
+    return networks.of_family(section["family"], network)
+
+
+def _teacher(document: Mapping[str, Any], task: task_lib.Task) -> experiment_lib.Teacher:
+    """Reads the teacher; one to train is the student but for role, channels, widths and budget."""
+    section = document["teacher"]
+    folds = tuple(filter(None, section["folds"].replace(" ", "").split(",")))
+    to_train = None
+    if not section["checkpoint"]:
+        to_train = of_document(teacher_document(document), task)
+    return experiment_lib.Teacher(checkpoint=section["checkpoint"], folds=folds, to_train=to_train)
+
+
+def teacher_document(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of the teacher that a student's run would have to train first."""
+    section = document["teacher"]
+    changes = {
+        "model.modalities": section["modalities"],
+        "model.widths": section["widths"] or document["model"]["widths"],
+        "train.steps": section["steps"],
+    }
+    return of_other_role(document, "teacher", changes)
+
+
+def of_other_role(
+    document: Mapping[str, Any], role: str, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns a config with the keys of another role, and some changes."""
+    flat = {**flat_keys.flatten(document), "role": role, **changes}
+    return flat_keys.nest({key: flat[key] for key in keys.of_role(role)})
