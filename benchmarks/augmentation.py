@@ -18,6 +18,7 @@ from absl import flags
 
 from kdnet_jax import cli, optimizers, runs, settings, sharding, steps
 from kdnet_jax.data import augment
+from kdnet_jax.losses import objective
 from kdnet_jax.models import networks
 
 _CONFIG = cli.define_config("configs/baseline.py:brats", "What is trained")
@@ -53,13 +54,12 @@ def _timer(
     optimizer = optimizers.make_optimizer(values.optimizer, 1000, 10)
     params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
-    step = steps.jit_supervised(
+    step = steps.jit_step(
         mesh,
-        network=runs.as_network(values, values.data_modalities),
+        student=runs.as_network(values, values.data_modalities),
+        loss=objective.of_options(values.head, values.loss),
         optimizer=optimizer,
-        loss_options=values.loss,
-        augment_options=options,
-        patch=values.patch,
+        plan=steps.Plan(options, values.patch),
     )
     rng = np.random.default_rng(0)
     size = (batch_size, *augment.source_patch(values.patch, options))
@@ -67,13 +67,13 @@ def _timer(
     batch: Any = {"image": image, "label": rng.integers(0, 4, size, np.uint8)}
     batch = sharding.to_global(batch, mesh)
     root = jax.random.key(1)
-    state, metrics = step(state, batch, root)
+    state, metrics = step(state, (), batch, root)
     jax.block_until_ready(metrics)
 
     def timed() -> float:
         nonlocal state
         start = time.perf_counter()
-        state, metrics = step(state, batch, root)
+        state, metrics = step(state, (), batch, root)
         jax.block_until_ready((state, metrics))
         return time.perf_counter() - start
 

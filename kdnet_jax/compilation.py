@@ -13,6 +13,7 @@ from ml_collections import config_dict
 from kdnet_jax import flops, memory, optimizers, runs, settings, sharding, steps
 from kdnet_jax import model as model_lib
 from kdnet_jax.data import augment, placement
+from kdnet_jax.losses import objective
 from kdnet_jax.models import networks, unet
 
 Step = Callable[..., tuple[steps.TrainState, steps.Metrics]]
@@ -43,7 +44,7 @@ def compile_step(
         teacher: a student's teacher.
 
     Returns:
-        (state [donated], [teacher's parameters,] batch, root key) to (state, metrics), and a
+        (state [donated], teacher's parameters, batch, root key) to (state, metrics), and a
         sentence on its memory.
 
     Raises:
@@ -87,39 +88,29 @@ def _step(
     teacher: model_lib.Model | settings.Settings | None,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Returns the jitted step, and the shapes that the run calls it with."""
-    options = {
-        "network": runs.as_network(values, values.data_modalities),
-        "optimizer": optimizer(config, values, cases),
-        "loss_options": values.loss,
-        "augment_options": values.augment,
-        "patch": values.patch,
-        "accumulate": values.train.accumulate,
-        "skip_nonfinite": values.train.nonfinite == "skip",
-    }
-    state = jax.eval_shape(lambda: steps.init_state(_new_params(values), options["optimizer"]))
-    options["state_sharding"] = sharding.state_sharding(mesh, state, values.state)
-    crop = augment.source_patch(values.patch, values.augment)
-    batch = steps.batch_shapes(config.loader.batch, crop, len(values.data_modalities))
-    root = jax.eval_shape(lambda: jax.random.key(0))
-    if teacher is None:
-        return steps.jit_supervised(mesh, **options), (state, batch, root)
-    step = steps.jit_distillation(
+    modalities = values.data_modalities
+    update = optimizer(config, values, cases)
+    state = jax.eval_shape(lambda: steps.init_state(_new_params(values), update))
+    step = steps.jit_step(
         mesh,
+        student=runs.as_network(values, modalities),
         # It sees its sequences at their positions in this run's stack.
-        teacher=runs.as_network(teacher, values.data_modalities),
-        options=values.distillation,
-        **options,
+        teacher=runs.as_network(teacher, modalities) if teacher else None,
+        loss=objective.of_options(values.head, values.loss, values.distillation),
+        optimizer=update,
+        plan=steps.Plan(
+            values.augment,
+            values.patch,
+            values.train.accumulate,
+            values.train.nonfinite == "skip",
+        ),
+        state_sharding=sharding.state_sharding(mesh, state, values.state),
     )
-    return step, (state, runs.expected_params(teacher), batch, root)
-
-
-def bind_teacher(step: Step, teacher_params: Any) -> Step:
-    """Returns a student's step as a function of (state, batch, root), as a baseline's is."""
-
-    def bound(state: steps.TrainState, batch: steps.Batch, root: jax.Array) -> Any:
-        return step(state, teacher_params, batch, root)
-
-    return bound
+    teacher_params = runs.expected_params(teacher) if teacher else ()
+    crop = augment.source_patch(values.patch, values.augment)
+    batch = steps.batch_shapes(config.loader.batch, crop, len(modalities))
+    root = jax.eval_shape(lambda: jax.random.key(0))
+    return step, (state, teacher_params, batch, root)
 
 
 def _new_params(values: settings.Settings) -> Any:

@@ -277,9 +277,7 @@ def _train(
     if values.profile and processes.is_first():
         flops = compilation.count_flops(config, values, mesh, taught_by)
         profiler = profiling.make_profiler(folder, values.profile, values.network, step_fn, flops)
-    if teacher:
-        teacher_params = sharding.replicate(teacher.params, mesh)
-        step_fn = compilation.bind_teacher(step_fn, teacher_params)
+    teacher_params = sharding.replicate(teacher.params, mesh) if teacher else ()
     identity = identity | {"random root": checksums.content_hash(jax.random.key_data(root))}
     teacher_path = os.fspath(teacher.folder) if teacher else ""
     batches = run_data.open_batches(config, values, data, mesh, folder)
@@ -296,6 +294,7 @@ def _train(
                 state,
                 start,
                 batches,
+                teacher_params=teacher_params,
                 root=root,
                 mesh=mesh,
                 validate=_validator(config, values, data),
@@ -311,15 +310,14 @@ def _validator(
     config: config_dict.ConfigDict, values: settings.Settings, data: run_data.Data
 ) -> train.Validate:
     """Returns what scores parameters on this process's share of the validation cases."""
-    predictor = runs.volume_predictor(model_lib.of_config(config, values))
+    predictor = runs.predictor([model_lib.of_config(config, values)])
     own = processes.share(list(enumerate(data.indices("validation"))))
 
     def validate(params: Any) -> list[tuple[int, dict[str, float]]]:
         return evaluation.dice_on_working_grid(
-            predictor(sharding.to_own_devices(params)),
-            values.head,
+            predictor,
+            sharding.to_own_devices(params),
             ((place, data.cases[index]) for place, index in own),
-            values.channels,
             config.data.resection_cavity,
         )
 

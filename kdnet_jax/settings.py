@@ -10,11 +10,11 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from kdnet_jax import config_values, documents, optimizers, sharding, steps, train
+from kdnet_jax import config_values, documents, optimizers, sharding, train
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, geometry, labels, layouts, placement, skipping, splits
 from kdnet_jax.errors import UserError, check_choice
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.models import heads, networks, unet
 
 ROLES = ("teacher", "baseline", "student")
@@ -52,7 +52,7 @@ class Settings:
     network: networks.Network
     patch: tuple[int, int, int]
     window: tuple[int, int, int]
-    loss: steps.LossOptions
+    loss: segmentation.LossOptions
     distillation: distillation.DistillationOptions | None
     optimizer: optimizers.OptimizerOptions
     augment: augment.AugmentOptions
@@ -181,7 +181,7 @@ def read_settings(config: config_dict.ConfigDict, task: task_lib.Task | None = N
         network=network,
         patch=patch,
         window=window,
-        loss=steps.LossOptions(**config.loss),
+        loss=segmentation.LossOptions(**config.loss),
         distillation=distillation.DistillationOptions(**kd) if kd else None,
         optimizer=optimizers.OptimizerOptions(**config.optimizer),
         augment=augment.fitted(
