@@ -15,7 +15,7 @@ from benchmarks.measuring import Job
 from kdnet_jax import inference, optimizers, sharding, steps
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, building, loader
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import heads, layers, networks, unet
 
 _WARM_UP = 3
@@ -74,26 +74,21 @@ def training(
     optimizer = optimizers.make_optimizer(optimizers.OptimizerOptions(), 1000, 100)
     channels = (1,) if distil else _ALL_CHANNELS
     network = steps.Network(unet.UNet(config).apply, heads.Head(task_lib.GLIOMA), channels)
-    chosen: dict[str, Any] = {
-        "network": network,
-        "optimizer": optimizer,
-        "loss_options": steps.LossOptions(),
-        "augment_options": options,
-        "patch": edges,
-    }
+    step = steps.jit_step(
+        mesh,
+        student=network,
+        teacher=network._replace(channels=_ALL_CHANNELS) if distil else None,
+        loss=objective.of_options(
+            network.head, kd=distillation.DistillationOptions() if distil else None
+        ),
+        optimizer=optimizer,
+        plan=steps.Plan(options, edges),
+    )
     whole = sharding.replicated(mesh)
-    teacher: tuple[Any, ...] = ()
+    teacher: Any = ()
     if distil:
-        step = steps.jit_distillation(
-            mesh,
-            teacher=network._replace(channels=_ALL_CHANNELS),
-            options=distillation.DistillationOptions(),
-            **chosen,
-        )
         given = networks.init_params(config, len(_ALL_CHANNELS), jax.random.key(5))
-        teacher = (jax.device_put(given, whole),)
-    else:
-        step = steps.jit_supervised(mesh, **chosen)
+        teacher = jax.device_put(given, whole)
     params = networks.init_params(config, len(channels), jax.random.key(0))
     state = jax.device_put(steps.init_state(params, optimizer), whole)
     key = jax.device_put(jax.random.key(1), whole)
@@ -110,13 +105,13 @@ def training(
     )
     with batches:
         try:
-            compiled = step.lower(state, *teacher, next(batches), key).compile()
+            compiled = step.lower(state, teacher, next(batches), key).compile()
             rates = []
             for block in range(blocks + 1):
                 count = steps_per_block if block else _WARM_UP
                 start = time.perf_counter()
                 for one in itertools.islice(batches, count):
-                    state, metrics = compiled(state, *teacher, one, key)
+                    state, metrics = compiled(state, teacher, one, key)
                 jax.block_until_ready((state, metrics))
                 rates.append(count * batch / (time.perf_counter() - start))
         except jax.errors.JaxRuntimeError as error:

@@ -20,6 +20,7 @@ from kdnet_jax import cli, model, optimizers, runs, sharding, steps
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading
 from kdnet_jax.data import augment
+from kdnet_jax.losses import objective
 from kdnet_jax.models import networks
 
 _CONFIG = cli.define_config("configs/baseline.py:brats", "What is trained")
@@ -54,13 +55,12 @@ def _timer(
     optimizer = optimizers.make_optimizer(values.optimizer, 1000, 10)
     params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
-    step = steps.jit_supervised(
+    step = steps.jit_step(
         mesh,
-        network=runs.as_network(model.of_experiment(values), values.data.modalities),
+        student=runs.as_network(model.of_experiment(values), values.data.modalities),
+        loss=objective.of_options(values.head, values.loss),
         optimizer=optimizer,
-        loss_options=values.loss,
-        augment_options=options,
-        patch=values.loader.patch,
+        plan=steps.Plan(options, values.loader.patch),
     )
     rng = np.random.default_rng(0)
     size = (values.loader.batch, *augment.source_patch(values.loader.patch, options))
@@ -68,13 +68,13 @@ def _timer(
     batch: Any = {"image": image, "label": rng.integers(0, 4, size, np.uint8)}
     batch = sharding.to_global(batch, mesh)
     root = jax.random.key(1)
-    state, metrics = step(state, batch, root)
+    state, metrics = step(state, (), batch, root)
     jax.block_until_ready(metrics)
 
     def timed() -> float:
         nonlocal state
         start = time.perf_counter()
-        state, metrics = step(state, batch, root)
+        state, metrics = step(state, (), batch, root)
         jax.block_until_ready((state, metrics))
         return time.perf_counter() - start
 

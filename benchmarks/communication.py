@@ -22,7 +22,7 @@ from absl import app, flags
 from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import heads, networks, unet
 
 _DATA = flags.DEFINE_integer("data", 8, "Devices on the data axis")
@@ -133,23 +133,19 @@ def compile_step(
         for n in (len(network.channels), modalities)
     )
     whole = jax.eval_shape(lambda p: steps.init_state(p, optimizer), params)
-    common = {
-        "network": network,
-        "optimizer": optimizer,
-        "loss_options": steps.LossOptions(),
-        "augment_options": options,
-        "patch": patch,
-        "state_sharding": sharding.state_sharding(mesh, whole, state),
-    }
+    kd = distillation.DistillationOptions() if distil else None
+    step = steps.jit_step(
+        mesh,
+        student=network,
+        teacher=everything if distil else None,
+        loss=objective.of_options(network.head, kd=kd),
+        optimizer=optimizer,
+        plan=steps.Plan(options, patch),
+        state_sharding=sharding.state_sharding(mesh, whole, state),
+    )
     shapes = steps.batch_shapes(batch, augment.source_patch(patch, options), modalities)
     root = jax.eval_shape(lambda: jax.random.key(0))
-    if distil:
-        step = steps.jit_distillation(
-            mesh, teacher=everything, options=distillation.DistillationOptions(), **common
-        )
-        compiled = step.lower(whole, taught, shapes, root).compile()
-    else:
-        compiled = steps.jit_supervised(mesh, **common).lower(whole, shapes, root).compile()
+    compiled = step.lower(whole, taught if distil else (), shapes, root).compile()
     return compiled, {leaf.shape for leaf in jax.tree.leaves(params)}
 
 

@@ -9,6 +9,7 @@ from benchmarks.measuring import Job, forget_peak, memory_gib
 from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, building, loader
+from kdnet_jax.losses import objective
 from kdnet_jax.models import heads, networks, unet
 
 _PATCH = (32, 32, 32)
@@ -26,12 +27,13 @@ def training(root: str, cases: int) -> Job:
     before = memory_gib("VmRSS")
     config = unet.UNetConfig(widths=(8, 16, 32))
     optimizer = optimizers.make_optimizer(optimizers.OptimizerOptions(), 1000, 100)
-    step = steps.jit_supervised(
+    head = heads.Head(task_lib.GLIOMA)
+    step = steps.jit_step(
         mesh,
-        network=steps.Network(unet.UNet(config).apply, heads.Head(task_lib.GLIOMA), (0, 1, 2, 3)),
+        student=steps.Network(unet.UNet(config).apply, head, (0, 1, 2, 3)),
+        loss=objective.of_options(head),
         optimizer=optimizer,
-        loss_options=steps.LossOptions(),
-        augment_options=augment.choose("none"),
+        plan=steps.Plan(augment.choose("none")),
     )
     params = networks.init_params(config, 4, jax.random.key(0))
     whole = sharding.replicated(mesh)
@@ -44,7 +46,7 @@ def training(root: str, cases: int) -> Job:
     with made as batches:
         for _ in range(_WARM_UP + _STEPS):
             start = time.perf_counter()
-            state, metrics = step(state, next(batches), root_key)
+            state, metrics = step(state, (), next(batches), root_key)
             jax.block_until_ready((state, metrics))
             seconds.append(time.perf_counter() - start)
     return Job(about={"seconds": seconds[_WARM_UP:], "peak_gib": memory_gib("VmHWM") - before})

@@ -37,6 +37,7 @@ from kdnet_jax import cli, files, model, optimizers, runs, sharding, step_metric
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading
 from kdnet_jax.data import augment, building, loader, placement, resident, store
+from kdnet_jax.losses import objective
 from kdnet_jax.models import networks
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of BraTS cases.", required=True)
@@ -87,13 +88,12 @@ def real_step(mesh: Any) -> Step:
     """Returns the training step of the preset's network, which keeps its own state."""
     values = preset()
     optimizer = optimizers.make_optimizer(values.optimizer, 1000, 100)
-    step = steps.jit_supervised(
+    step = steps.jit_step(
         mesh,
-        network=runs.as_network(model.of_experiment(values), values.data.modalities),
+        student=runs.as_network(model.of_experiment(values), values.data.modalities),
+        loss=objective.of_options(values.head, values.loss),
         optimizer=optimizer,
-        loss_options=values.loss,
-        augment_options=values.augment,
-        patch=values.loader.patch,
+        plan=steps.Plan(values.augment, values.loader.patch),
     )
     params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     whole = sharding.replicated(mesh)
@@ -102,7 +102,7 @@ def real_step(mesh: Any) -> Step:
 
     def run(batch: loader.Batch) -> Any:
         nonlocal state
-        state, metrics = step(state, batch, root)
+        state, metrics = step(state, (), batch, root)
         return metrics
 
     return run

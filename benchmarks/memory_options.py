@@ -20,6 +20,7 @@ from benchmarks import made_data, measuring
 from kdnet_jax import cli, memory, optimizers, sharding, steps
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment
+from kdnet_jax.losses import objective
 from kdnet_jax.models import heads, layers, networks, unet
 
 _STEPS = 3
@@ -42,15 +43,13 @@ def measure(row: str, edge: int, batch: int, widths: Sequence[int]) -> measuring
     start = measuring.memory_gib("VmRSS")
     mesh = sharding.make_mesh()
     optimizer = optimizers.make_optimizer(optimizers.OptimizerOptions(), 1000, 100)
-    step = steps.jit_supervised(
+    head = heads.Head(task_lib.GLIOMA)
+    step = steps.jit_step(
         mesh,
-        network=steps.Network(
-            unet.UNet(config).apply, heads.Head(task_lib.GLIOMA), tuple(range(made_data.CHANNELS))
-        ),
+        student=steps.Network(unet.UNet(config).apply, head, tuple(range(made_data.CHANNELS))),
+        loss=objective.of_options(head),
         optimizer=optimizer,
-        loss_options=steps.LossOptions(),
-        augment_options=augment.choose("none"),
-        accumulate=accumulate,
+        plan=steps.Plan(augment.choose("none"), accumulate=accumulate),
     )
     params = networks.init_params(config, made_data.CHANNELS, jax.random.key(0))
     state, root = jax.device_put(
@@ -58,11 +57,11 @@ def measure(row: str, edge: int, batch: int, widths: Sequence[int]) -> measuring
     )
     image, label = made_data.batch(batch, edge)
     data = sharding.to_global({"image": image, "label": label}, mesh)
-    compiled = step.lower(state, data, root).compile()
+    compiled = step.lower(state, (), data, root).compile()
     memory.return_freed()
     measuring.forget_peak()
     for _ in range(_STEPS):
-        state, metrics = compiled(state, data, root)
+        state, metrics = compiled(state, (), data, root)
         jax.block_until_ready((state, metrics))
     return measuring.Job(
         about={

@@ -19,7 +19,7 @@ from kdnet_jax import cli, compilation, inference, memory, model, optimizers, sh
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import reading
 from kdnet_jax.data import augment
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import heads, layers, networks, unet
 
 _STUDENT_CHANNELS = (1,)
@@ -40,13 +40,20 @@ def _optimizer() -> Any:
     return optimizers.make_optimizer(optimizers.OptimizerOptions(), 1000, 100)
 
 
-def _step_options(widths: Sequence[int], channels: tuple[int, ...]) -> dict[str, Any]:
-    return {
-        "network": _network(widths, channels),
-        "optimizer": _optimizer(),
-        "loss_options": steps.LossOptions(),
-        "augment_options": augment.choose("none"),
-    }
+def _step(
+    widths: Sequence[int], channels: tuple[int, ...], *, distil: bool = False
+) -> Callable[..., Any]:
+    student = _network(widths, channels)
+    return steps.jit_step(
+        sharding.make_mesh(),
+        student=student,
+        teacher=_network(widths, _ALL_CHANNELS) if distil else None,
+        loss=objective.of_options(
+            student.head, kd=distillation.DistillationOptions() if distil else None
+        ),
+        optimizer=_optimizer(),
+        plan=steps.Plan(augment.choose("none")),
+    )
 
 
 def _on_mesh(batch: int, edge: int) -> steps.Batch:
@@ -79,8 +86,8 @@ def _stepper(
 
 
 def _training(widths: Sequence[int], edge: int, batch: int, channels: tuple[int, ...]) -> Any:
-    step = steps.jit_supervised(sharding.make_mesh(), **_step_options(widths, channels))
-    return _stepper(step, widths, len(channels), _on_mesh(batch, edge))
+    step = _step(widths, channels)
+    return _stepper(step, widths, len(channels), (), _on_mesh(batch, edge))
 
 
 def training_step(widths: Sequence[int], edge: int, batch: int) -> Job:
@@ -95,14 +102,9 @@ def student_plain_step(widths: Sequence[int], edge: int, batch: int) -> Job:
 
 def distillation_step(widths: Sequence[int], edge: int, batch: int) -> Job:
     """The step of that network with a teacher of equal widths on every channel."""
-    mesh = sharding.make_mesh()
-    step = steps.jit_distillation(
-        mesh,
-        teacher=_network(widths, _ALL_CHANNELS),
-        options=distillation.DistillationOptions(),
-        **_step_options(widths, _STUDENT_CHANNELS),
-    )
-    teacher = jax.device_put(_params(widths, len(_ALL_CHANNELS), 5), sharding.replicated(mesh))
+    step = _step(widths, _STUDENT_CHANNELS, distil=True)
+    whole = sharding.replicated(sharding.make_mesh())
+    teacher = jax.device_put(_params(widths, len(_ALL_CHANNELS), 5), whole)
     return Job(*_stepper(step, widths, 1, teacher, _on_mesh(batch, edge)))
 
 

@@ -13,6 +13,7 @@ from kdnet_jax import flops, memory, optimizers, runs, sharding, steps
 from kdnet_jax import model as model_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import augment, placement
+from kdnet_jax.losses import objective
 from kdnet_jax.models import networks, unet
 
 Step = Callable[..., tuple[steps.TrainState, steps.Metrics]]
@@ -39,7 +40,7 @@ def compile_step(
         teacher: a student's teacher.
 
     Returns:
-        (state [donated], [teacher's parameters,] batch, root key) to (state, metrics), and a
+        (state [donated], teacher's parameters, batch, root key) to (state, metrics), and a
         sentence on its memory.
 
     Raises:
@@ -83,42 +84,30 @@ def _step(
 ) -> tuple[Any, tuple[Any, ...]]:
     """Returns the jitted step, and the shapes that the run calls it with."""
     student, modalities = model_lib.of_experiment(experiment), experiment.data.modalities
-    patch = experiment.loader.patch
-    options = {
-        "network": runs.as_network(student, modalities),
-        "optimizer": optimizer(experiment, cases),
-        "loss_options": experiment.loss,
-        "augment_options": experiment.augment,
-        "patch": patch,
-        "accumulate": experiment.train.accumulate,
-        "skip_nonfinite": experiment.train.nonfinite == "skip",
-    }
+    patch, update = experiment.loader.patch, optimizer(experiment, cases)
     state = jax.eval_shape(
-        lambda params: steps.init_state(params, options["optimizer"]), runs.expected_params(student)
+        lambda params: steps.init_state(params, update), runs.expected_params(student)
     )
-    options["state_sharding"] = sharding.state_sharding(mesh, state, experiment.mesh.state)
+    step = steps.jit_step(
+        mesh,
+        student=runs.as_network(student, modalities),
+        # It sees its sequences at their positions in this run's stack.
+        teacher=runs.as_network(teacher, modalities) if teacher else None,
+        loss=objective.of_options(experiment.head, experiment.loss, experiment.distillation),
+        optimizer=update,
+        plan=steps.Plan(
+            experiment.augment,
+            patch,
+            experiment.train.accumulate,
+            experiment.train.nonfinite == "skip",
+        ),
+        state_sharding=sharding.state_sharding(mesh, state, experiment.mesh.state),
+    )
+    teacher_params = runs.expected_params(teacher) if teacher else ()
     crop = augment.source_patch(patch, experiment.augment)
     batch = steps.batch_shapes(experiment.loader.batch, crop, len(modalities))
     root = jax.eval_shape(lambda: jax.random.key(0))
-    if teacher is None:
-        return steps.jit_supervised(mesh, **options), (state, batch, root)
-    step = steps.jit_distillation(
-        mesh,
-        # It sees its sequences at their positions in this run's stack.
-        teacher=runs.as_network(teacher, modalities),
-        options=experiment.distillation,
-        **options,
-    )
-    return step, (state, runs.expected_params(teacher), batch, root)
-
-
-def bind_teacher(step: Step, teacher_params: Any) -> Step:
-    """Returns a student's step as a function of (state, batch, root), as a baseline's is."""
-
-    def bound(state: steps.TrainState, batch: steps.Batch, root: jax.Array) -> Any:
-        return step(state, teacher_params, batch, root)
-
-    return bound
+    return step, (state, teacher_params, batch, root)
 
 
 @contextlib.contextmanager

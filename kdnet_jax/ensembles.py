@@ -6,23 +6,20 @@ One run is the ensemble of one; there is no other way from a run to a segmentati
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
-from kdnet_jax import inference, runs, sharding, teachers
+from kdnet_jax import inference, runs, teachers
 from kdnet_jax import model as model_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import familiarity, prepare
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import heads, networks
+from kdnet_jax.models import heads
 
 # Times a stage, such as "network": used as `with stage("network"):`.
 Stage = Callable[[str], contextlib.AbstractContextManager]
@@ -30,7 +27,7 @@ Stage = Callable[[str], contextlib.AbstractContextManager]
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What an ensemble says of a case.
+    """The prediction of a case.
 
     Attributes:
         classes: on the scan's own grid.
@@ -53,17 +50,11 @@ class Ensemble:
 
     Attributes:
         members: the runs.
-        mirror: average over the 8 mirror images.
-        window_batch: windows at once on each device (or on each group that shares their depth).
-        mesh: the devices; `None`: one.
-        whole: no windows: a scan in one pass.
+        predictor: of their models.
     """
 
     members: tuple[runs.Run, ...]
-    mirror: bool
-    window_batch: int = 1
-    mesh: Mesh | None = None
-    whole: bool = False
+    predictor: inference.Predictor
 
     @property
     def _model(self) -> model_lib.Model:
@@ -117,7 +108,7 @@ class Ensemble:
     @property
     def disagreeing(self) -> bool:
         """Whether a voxel has several answers wherever it lies."""
-        return self.mirror or len(self.members) > 1
+        return self.predictor.mirror or len(self.members) > 1
 
     def compile(self, *, uncertainty: bool = False) -> float:
         """Compiles what `segment` needs, once for scans of any size; returns the seconds.
@@ -125,70 +116,12 @@ class Ensemble:
         Whole scans are compiled for when the first of their size comes.
         """
         started = time.monotonic()
-        for member in self.members if not self.whole else ():
-            self._program(member.model.network, uncertainty, member.model.window)
+        self.predictor.compile(self._params, entropies=uncertainty)
         return time.monotonic() - started
-
-    @property
-    def _at_once(self) -> int:
-        return self.window_batch * (self.mesh.shape[sharding.DATA] if self.mesh else 1)
-
-    def window(self, shape: Sequence[int]) -> tuple[int, int, int]:
-        """Returns the window that a volume is segmented by."""
-        if not self.whole:
-            return self._model.window
-        every = [member.model.network.divisor for member in self.members]
-        d, h, w = (math.lcm(*axis) for axis in zip(*every, strict=True))
-        space = self.mesh.shape[sharding.SPACE] if self.mesh else 1
-        return inference.whole_window(shape, (d, h, w), space)
 
     @functools.cached_property
     def _params(self) -> list[Any]:
-        if self.mesh is None:
-            return [member.params for member in self.members]
-        everywhere = sharding.replicated(self.mesh)
-        return [jax.device_put(member.params, everywhere) for member in self.members]
-
-    @functools.cached_property
-    def _programs(self) -> dict[Any, Callable[[Any, Array], Array]]:
-        return {}
-
-    def _program(
-        self, network: networks.Network, entropies: bool, window: tuple[int, int, int]
-    ) -> Callable[[Any, Array], Array]:
-        """Returns the one program of a network: members of one form share it."""
-        key = (network, entropies, window)
-        if key not in self._programs:
-            member = next(each for each in self.members if each.model.network == network)
-            predict = inference.make_predict(
-                network.module().apply, self.head, self.mirror, entropies, self.mesh
-            )
-            shape = (self._at_once, *window, len(self.modalities))
-            windows = jax.ShapeDtypeStruct(shape, np.float32)
-            self._programs[key] = predict.lower(member.params, windows).compile()
-        return self._programs[key]
-
-    def _answers(
-        self, image: Float[np.ndarray, "d h w m"], entropies: bool, progress: bool
-    ) -> Float[np.ndarray, "d h w k"]:
-        """Returns the mean over members, mirror images and windows, in one pass over the volume."""
-        window = self.window(image.shape)
-        programs = [self._program(each.model.network, entropies, window) for each in self.members]
-
-        def predict(windows: Array) -> Array:
-            total = programs[0](self._params[0], windows)
-            for program, params in zip(programs[1:], self._params[1:], strict=True):
-                total = total + program(params, windows)
-            return total / len(self.members)
-
-        return inference.sliding_window(
-            predict,
-            image,
-            window,
-            self._model.overlap,
-            batch=self._at_once,
-            progress=progress,
-        )
+        return self.predictor.place([member.params for member in self.members])
 
     def segment(
         self,
@@ -209,19 +142,13 @@ class Ensemble:
         Raises:
             UserError: the case lacks a sequence.
         """
-        if absent := [name for name in self.modalities if name not in case.modalities]:
-            raise UserError(
-                f"{case.case_id}: has {', '.join(case.modalities)}, but the network needs "
-                f"{', '.join(absent)}."
-            )
-        channels = [case.modalities.index(name) for name in self.modalities]
         with stage("network"):
-            image = (
-                case.image
-                if channels == [*range(case.image.shape[-1])]
-                else (case.image[..., channels])
+            answers = self.predictor.probabilities(
+                self._params,
+                self.predictor.image(case),
+                entropies=uncertainty,
+                progress=progress,
             )
-            answers = self._answers(image, uncertainty, progress)
         with stage("back"):
             probs = answers[..., : len(self.outputs)]
             classes = runs.segmentation_on_scan(probs, self.head, case.geometry)
@@ -245,12 +172,7 @@ class Ensemble:
 
 def of_run(run: runs.Run) -> Ensemble:
     """Returns the ensemble of one run, which segments as its config says."""
-    return Ensemble(
-        (run,),
-        mirror=run.model.mirror,
-        mesh=runs.prediction_mesh(run.model),
-        whole=run.model.whole,
-    )
+    return Ensemble((run,), runs.predictor([run.model]))
 
 
 def load_ensemble(
@@ -271,7 +193,7 @@ def load_ensemble(
         space: devices that share its depth, or that of a window; see `runs.prediction_mesh`.
 
     Raises:
-        UserError: no folder, one that is no run or is there twice, runs that cannot be averaged,
+        UserError: no folder, one that is no run or is a duplicate, runs that cannot be averaged,
             or devices that cannot be divided so.
     """
     if not folders:
@@ -285,13 +207,14 @@ def load_ensemble(
                     f"{other.folder} and {member.folder} are the same network (equal parameters): "
                     "it would count twice. Name each run once."
                 )
-    if mirror is None:
-        mirror = members[0].model.mirror
-    if whole is None:
-        whole = members[0].model.whole
-    # Of each, so that every member's window is checked; they are the same.
-    meshes = [runs.prediction_mesh(each.model, whole, space) for each in members]
-    return Ensemble(members, mirror, window_batch, meshes[0], whole)
+    predictor = runs.predictor(
+        [member.model for member in members],
+        mirror=mirror,
+        whole=whole,
+        space=space,
+        window_batch=window_batch,
+    )
+    return Ensemble(members, predictor)
 
 
 def _check_agreement(

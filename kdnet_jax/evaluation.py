@@ -1,4 +1,4 @@
-"""Scores a network on whole scans, each on its own grid, and writes what it found."""
+"""Evaluation of a network on whole scans, each on its own grid, and the files that hold it."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -19,6 +19,7 @@ from kdnet_jax import (
     documents,
     ensembles,
     files,
+    inference,
     postprocessing,
     processes,
     provenance,
@@ -28,7 +29,6 @@ from kdnet_jax.data import labels, nifti, prepare, store
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap
-from kdnet_jax.models import heads
 
 FOLDER = "evaluation"
 PREDICTIONS = "predictions"
@@ -46,19 +46,25 @@ CASES_FILE, SUMMARY_FILE = "cases.csv", "summary.json"
 
 
 def dice_on_working_grid(
-    probabilities: Callable[[Any], Any],
-    head: heads.Head,
+    predictor: inference.Predictor,
+    params: Any,
     cases: Iterable[tuple[int, prepare.PreparedCase]],
-    channels: Sequence[int],
     cavity: str,
 ) -> list[tuple[int, dict[str, float]]]:
     """Returns the Dice of each region of each of the numbered cases: the validation in training.
 
     It is taken on the working grid, where it is fast; the final evaluation is on the scan's own.
+
+    Args:
+        predictor: of one network.
+        params: its parameters, on this process's own devices.
+        cases: each with its number.
+        cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
     """
+    head, placed = predictor.models[0].head, predictor.place([params])
     scores = []
     for place, case in cases:
-        predicted = head.decide(probabilities(case.image[..., list(channels)]))
+        predicted = head.decide(predictor.probabilities(placed, predictor.image(case)))
         reference = labels.map_cavity(case.label, cavity, task=head.task)
         dice = {
             region: overlap.dice(
@@ -87,8 +93,8 @@ def evaluate(
 
     `evaluation/` with `cases.csv`, `summary.json`, the same two after post-processing and the
     probabilities of the cases that the report shows, and `predictions/<case>.nii.gz` (without
-    post-processing) appear at the end. An interrupted evaluation leaves the former ones, and goes
-    on with the cases that were not done. Several processes share the cases.
+    post-processing) appear at the end. An interrupted evaluation leaves the earlier ones, and
+    resumes with the cases that are missing. Several processes share the cases.
 
     Args:
         network: what is scored.
@@ -98,8 +104,7 @@ def evaluate(
         cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
         convention: labels of the predictions' files.
         folder: the run's folder.
-        key: what the scores depend on; an interrupted evaluation of another key is not gone on
-            with.
+        key: what the scores depend on; an interrupted evaluation of another key is not resumed.
         about: what else identifies the evaluation, for the summary.
         description: what the progress bar says.
     """
@@ -210,7 +215,7 @@ def remove_unfinished(folder: pathlib.Path) -> None:
 
 
 class _Predicted(NamedTuple):
-    """A case, what the network says of it, and the reference on the scan's own grid."""
+    """A case, its prediction, and the reference on the scan's own grid."""
 
     case: prepare.PreparedCase
     prediction: ensembles.Prediction

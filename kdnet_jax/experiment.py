@@ -274,9 +274,7 @@ def _train(
     if experiment.profile and processes.is_first():
         flops = compilation.count_flops(experiment, mesh, taught_by)
         profiler = profiling.make_profiler(folder, experiment.profile, network, step_fn, flops)
-    if teacher:
-        teacher_params = sharding.replicate(teacher.params, mesh)
-        step_fn = compilation.bind_teacher(step_fn, teacher_params)
+    teacher_params = sharding.replicate(teacher.params, mesh) if teacher else ()
     identity = identity | {"random root": checksums.content_hash(jax.random.key_data(root))}
     teacher_path = os.fspath(teacher.folder) if teacher else ""
     batches = run_data.open_batches(experiment, data, mesh, folder)
@@ -293,6 +291,7 @@ def _train(
                 state,
                 start,
                 batches,
+                teacher_params=teacher_params,
                 root=root,
                 mesh=mesh,
                 validate=_validator(experiment, data),
@@ -306,15 +305,14 @@ def _train(
 
 def _validator(experiment: experiment_lib.Experiment, data: run_data.Data) -> train.Validate:
     """Returns what scores parameters on this process's share of the validation cases."""
-    predictor = runs.volume_predictor(model_lib.of_experiment(experiment))
+    predictor = runs.predictor([model_lib.of_experiment(experiment)])
     own = processes.share(list(enumerate(data.indices("validation"))))
 
     def validate(params: Any) -> list[tuple[int, dict[str, float]]]:
         return evaluation.dice_on_working_grid(
-            predictor(sharding.to_own_devices(params)),
-            experiment.head,
+            predictor,
+            sharding.to_own_devices(params),
             ((place, data.cases[index]) for place, index in own),
-            experiment.channels,
             experiment.data.resection_cavity,
         )
 

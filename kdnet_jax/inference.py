@@ -1,7 +1,9 @@
-"""Sliding-window prediction of a whole prepared case."""
+"""The predictor: probabilities of whole prepared cases, by windows or in one pass."""
 
+import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,12 +16,125 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from scipy import special
 
+from kdnet_jax import model as model_lib
 from kdnet_jax import sharding
-from kdnet_jax.models import heads
+from kdnet_jax.data import prepare
+from kdnet_jax.errors import UserError
+from kdnet_jax.models import heads, networks
 
 # (parameters, windows "b d h w m") -> probabilities "b d h w k"
 Predict = Callable[[Any, Array], Array]
 _FLIPS = np.array(list(itertools.product([False, True], repeat=3)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """Maps prepared cases to probabilities by one network or several, which are averaged.
+
+    Validation, evaluation and prediction share it. Parameters are an argument: a program is
+    compiled once for each form of network and window, of whole scans for each size.
+
+    Attributes:
+        models: the networks; they agree on sequences, outputs, window and overlap.
+        mesh: the devices.
+        mirror: average over the 8 mirror images.
+        whole: no windows: a scan in one pass.
+        window_batch: windows at once on each device (or on each group that shares their depth).
+    """
+
+    models: tuple[model_lib.Model, ...]
+    mesh: Mesh
+    mirror: bool
+    whole: bool
+    window_batch: int = 1
+
+    def place(self, params: Sequence[Any]) -> list[Any]:
+        """Returns the parameters of each network as `probabilities` takes them."""
+        everywhere = sharding.replicated(self.mesh)
+        return [jax.device_put(each, everywhere) for each in params]
+
+    def image(self, case: prepare.PreparedCase) -> Float[np.ndarray, "d h w m"]:
+        """Returns the sequences of a case that the networks see.
+
+        Raises:
+            UserError: the case lacks one.
+        """
+        needed = self.models[0].modalities
+        if absent := [name for name in needed if name not in case.modalities]:
+            raise UserError(
+                f"{case.case_id}: has {', '.join(case.modalities)}, but the network needs "
+                f"{', '.join(absent)}."
+            )
+        channels = [case.modalities.index(name) for name in needed]
+        every = channels == [*range(case.image.shape[-1])]
+        return case.image if every else case.image[..., channels]
+
+    def probabilities(
+        self,
+        params: Sequence[Any],
+        image: Float[np.ndarray, "d h w m"],
+        *,
+        entropies: bool = False,
+        progress: bool = False,
+    ) -> Float[np.ndarray, "d h w k"]:
+        """Returns the mean over networks, mirror images and windows, in one pass over the volume.
+
+        Args:
+            params: of each network, from `place`.
+            image: the sequences that they see.
+            entropies: one more channel holds the mean of the single answers' `entropy`.
+            progress: show a bar of windows on a terminal.
+        """
+        window = self.window(image.shape)
+        programs = self._programs(params, entropies, window)
+
+        def predict(windows: Array) -> Array:
+            total = programs[0](params[0], windows)
+            for program, each in zip(programs[1:], params[1:], strict=True):
+                total = total + program(each, windows)
+            return total / len(programs)
+
+        return sliding_window(
+            predict, image, window, self.models[0].overlap, batch=self._at_once, progress=progress
+        )
+
+    def window(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Returns the window that a volume is segmented by."""
+        if not self.whole:
+            return self.models[0].window
+        every = [model.network.divisor for model in self.models]
+        d, h, w = (math.lcm(*axis) for axis in zip(*every, strict=True))
+        return whole_window(shape, (d, h, w), self.mesh.shape[sharding.SPACE])
+
+    def compile(self, params: Sequence[Any], *, entropies: bool = False) -> None:
+        """Compiles what `probabilities` needs for scans of any size; not for whole scans."""
+        if not self.whole:
+            self._programs(params, entropies, self.models[0].window)
+
+    @property
+    def _at_once(self) -> int:
+        return self.window_batch * self.mesh.shape[sharding.DATA]
+
+    @functools.cached_property
+    def _compiled(self) -> dict[tuple[networks.Network, bool, tuple[int, int, int]], Predict]:
+        return {}
+
+    def _programs(
+        self, params: Sequence[Any], entropies: bool, window: tuple[int, int, int]
+    ) -> list[Predict]:
+        """Returns the program of each network: those of one form share it."""
+        shape = (self._at_once, *window, len(self.models[0].modalities))
+        windows = jax.ShapeDtypeStruct(shape, np.float32)
+        programs = []
+        for model, each in zip(self.models, params, strict=True):
+            key = (model.network, entropies, window)
+            if key not in self._compiled:
+                predict = make_predict(
+                    model.network.module().apply, model.head, self.mirror, entropies, self.mesh
+                )
+                self._compiled[key] = predict.lower(each, windows).compile()
+            programs.append(self._compiled[key])
+        return programs
 
 
 def make_predict(

@@ -129,8 +129,8 @@ def main(argv: list[str]) -> None:
     about = provenance.collect() | {
         "checkpoints": [str(run.folder) for run in ensemble.members],
         "parameters_sha256": [run.params_hash for run in ensemble.members],
-        "mirror": ensemble.mirror,
-        "whole": ensemble.whole,
+        "mirror": ensemble.predictor.mirror,
+        "whole": ensemble.predictor.whole,
     }
     chosen = {key: about[key] for key in ("parameters_sha256", "mirror", "whole")}
     mark = resuming_predictions.mark(chosen | {"labels": convention, "orientation": orientation})
@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
         seconds = ensemble.compile(uncertainty=_UNCERTAINTY.value)
         print(
             "whole scans in one pass: the network is compiled for each size of scan that comes"
-            if ensemble.whole
+            if ensemble.predictor.whole
             else f"network compiled in {seconds:.1f} s, once for scans of any size"
         )
     options = segmenting.Options(convention, orientation, _UNCERTAINTY.value, usual, about, mark)

@@ -1,9 +1,9 @@
-"""A trained network as others use it, from a run's folder or one that was handed over."""
+"""Trained networks, from a run's folder or a model folder."""
 
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -113,37 +113,36 @@ def prediction_mesh(
     return mesh
 
 
-def volume_predictor(
-    model: model_lib.Model,
-) -> Callable[[Any], Callable[[Float[np.ndarray, "d h w m"]], Float[np.ndarray, "d h w k"]]]:
-    """Returns parameters -> (whole volume -> probabilities), compiled once for all parameters.
+def predictor(
+    models: Sequence[model_lib.Model],
+    *,
+    mirror: bool | None = None,
+    whole: bool | None = None,
+    space: int | None = None,
+    window_batch: int = 1,
+) -> inference.Predictor:
+    """Returns what predicts by models that agree, on this process's own devices.
 
-    Where the model takes whole scans it is compiled for each size of scan.
+    Args:
+        models: the networks.
+        mirror: average over mirror images; `None` as the models say.
+        whole: a scan in one pass, without windows; `None` as the models say.
+        space: see `prediction_mesh`.
+        window_batch: windows at once on each device.
+
+    Raises:
+        UserError: see `prediction_mesh`.
     """
-    mesh = prediction_mesh(model)
-    predict = inference.make_predict(
-        model.network.module().apply, model.head, model.mirror, mesh=mesh
+    first = models[0]
+    # Of each, so that every network is checked; they are the same.
+    meshes = [prediction_mesh(each, whole, space) for each in models]
+    return inference.Predictor(
+        tuple(models),
+        meshes[0],
+        first.mirror if mirror is None else mirror,
+        first.whole if whole is None else whole,
+        window_batch,
     )
-    batch, space = mesh.shape[sharding.DATA], mesh.shape[sharding.SPACE]
-
-    def bind(params: Any) -> Callable[[Any], Any]:
-        placed = jax.device_put(params, sharding.replicated(mesh))
-
-        def answer(image: Float[np.ndarray, "d h w m"]) -> Float[np.ndarray, "d h w k"]:
-            window = model.window
-            if model.whole:
-                window = inference.whole_window(image.shape, model.network.divisor, space)
-            return inference.sliding_window(
-                lambda windows: predict(placed, windows),
-                image,
-                window,
-                model.overlap,
-                batch=batch,
-            )
-
-        return answer
-
-    return bind
 
 
 def as_network(seen: model_lib.Model, data_modalities: Sequence[str]) -> steps.Network:

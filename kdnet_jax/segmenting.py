@@ -1,4 +1,4 @@
-"""One scan from its files to its mask and whatever else was asked for, with what it took."""
+"""Prediction of scans, from their files to masks and the other requested outputs, with times."""
 
 import collections
 import contextlib
@@ -72,7 +72,7 @@ def segment_scans(
     done: Mapping[str, prediction_outputs.ScanVolumes | None],
     table: pathlib.Path | None,
 ) -> None:
-    """Segments one scan after the other, and goes on where one cannot be used.
+    """Segments one scan after the other, and skips those that cannot be used.
 
     Args:
         ensemble: what segments.
@@ -110,7 +110,7 @@ def segment_scans(
 def segment_scan(
     ensemble: ensembles.Ensemble, job: prediction_jobs.Job, options: Options
 ) -> prediction_outputs.ScanVolumes:
-    """Reads, segments and writes one scan, and says what it found.
+    """Reads, segments and writes one scan, and reports its volumes.
 
     Raises:
         UnusableScanError: a file cannot be used.
@@ -132,11 +132,10 @@ def segment_scan(
             f"{job.name}: the memory of the device is used up. Leave out --whole, give it more "
             "devices (--space), or lower --window_batch."
         ) from error
-    if ensemble.whole:
+    if ensemble.predictor.whole:
         shape = case.image.shape[:3]
-        print(
-            f"{job.name}: {_by(shape)} voxels in one pass, padded to {_by(ensemble.window(shape))}"
-        )
+        padded = ensemble.predictor.window(shape)
+        print(f"{job.name}: {_by(shape)} voxels in one pass, padded to {_by(padded)}")
     with clock.stage("write"):
         _write(job, case, prediction, ensemble, options)
     affine = case.geometry.affine

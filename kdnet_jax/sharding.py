@@ -108,7 +108,7 @@ def check_depth(
     raise UserError(
         f"{key} has depth {depth}, but the mesh has {space} devices on its space axis, so that "
         f"{space} x {divisor} must divide the depth: the network needs planes on each device that "
-        f"{divisor} divides. What would do: {key}={' or '.join(sizes)}{fewer} ({space_key})."
+        f"{divisor} divides. Possible: {key}={' or '.join(sizes)}{fewer} ({space_key})."
     )
 
 
@@ -183,7 +183,7 @@ def replicate_key(key: jax.Array, mesh: Mesh) -> jax.Array:
 
 
 def to_own_devices(tree: Any) -> Any:
-    """Returns whole copies of a tree's arrays that this process can use by itself."""
+    """Returns whole copies of a tree's arrays that this process can use alone."""
 
     def own(x: jax.Array) -> jax.Array:
         if not x.is_fully_replicated:

@@ -1,4 +1,4 @@
-"""The numbers of the steps between two rows of the log: fetched together, checked, averaged."""
+"""Metrics of the steps between two rows of the log: fetched together, checked, averaged."""
 
 import math
 
@@ -56,10 +56,10 @@ class Window:
             broken = [name for name, value in row.items() if not math.isfinite(value)]
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if broken else 0
             if broken:
-                self._tell_broken(step, broken, bar)
+                self._report_nonfinite(step, broken, bar)
             self.rows.append({} if broken else row)
 
-    def _tell_broken(self, step: int, broken: list[str], bar: progress_lib.Progress) -> None:
+    def _report_nonfinite(self, step: int, broken: list[str], bar: progress_lib.Progress) -> None:
         where = (
             f"step {step}: {', '.join(broken)} is not finite (patches of "
             f"{', '.join(self._batches.cases_of(step - 1))})"
@@ -67,7 +67,7 @@ class Window:
         if self._nonfinite == "stop":
             raise UserError(
                 f"{where}. Nothing of it was saved. Lower --config.optimizer.learning_rate or "
-                "--config.optimizer.clip, and train again in a new --workdir; or go on without "
+                "--config.optimizer.clip, and train again in a new --workdir; or continue without "
                 "the updates of such batches by --config.train.nonfinite=skip."
             )
         if self.skipped_in_a_row >= MOST_SKIPPED:

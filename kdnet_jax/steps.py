@@ -1,8 +1,11 @@
-"""Pure train steps, and their jitting over a mesh.
+"""The train step of every role, and its jitting over a mesh.
 
-A step is a function of (state, [teacher parameters,] batch, root key) to (state, metrics). The
-root key is never advanced: the step's own randomness is `fold_in(root, step)`, so a resumed run
-draws what an uninterrupted one draws.
+The step is a pure function of (state, teacher's parameters, batch, root key) to (state, metrics):
+
+    augment -> frozen teacher -> student -> loss -> gradient -> optimizer -> new state
+
+What the loss is made of stands in `losses/`. The root key is never advanced: the step's own
+randomness is `fold_in(root, step)`, so a resumed run draws what an uninterrupted one draws.
 """
 
 import functools
@@ -17,7 +20,7 @@ from jaxtyping import Array, Float, Integer, UInt8
 
 from kdnet_jax import sharding
 from kdnet_jax.data import augment
-from kdnet_jax.losses import distillation, segmentation
+from kdnet_jax.losses import objective, output
 from kdnet_jax.models import heads
 
 # (parameters, image "b d h w m") -> (logits "b d h w k", named features)
@@ -64,45 +67,157 @@ class Network(NamedTuple):
     channels: tuple[int, ...]
 
 
-class LossOptions(NamedTuple):
-    """The loss against the reference; see `segmentation.supervised_terms`."""
-
-    form: str = "dice_ce"
-    over_batch: bool = False
-
-
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def _select(image: Array, channels: tuple[int, ...]) -> Array:
+class Plan(NamedTuple):
+    """How a step works through its batch.
+
+    Attributes:
+        augment: what is drawn for each crop.
+        patch: size of the patches that the network sees, "d h w"; None: of the crops.
+        accumulate: number of parts that the batch is worked through in, one after another.
+        skip_nonfinite: leave out the update of a batch whose loss or gradient is not finite.
+        mesh: over which the batch is spread (set by `jit_step`); None: one device.
+    """
+
+    augment: augment.AugmentOptions
+    patch: tuple[int, int, int] | None = None
+    accumulate: int = 1
+    skip_nonfinite: bool = False
+    mesh: Mesh | None = None
+
+
+def train_step(
+    state: TrainState,
+    teacher_params: Any,
+    batch: Batch,
+    root: jax.Array,
+    *,
+    student: Network,
+    teacher: Network | None,
+    loss: objective.Loss,
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+) -> tuple[TrainState, Metrics]:
+    """One step of any role: the student against the reference and, where there is one, a teacher.
+
+    The teacher is frozen: its parameters are an argument that no gradient reaches. The augmentation
+    is drawn once, on the full stack of sequences, so student and teacher see the same patch.
+
+    Args:
+        state: what training changes.
+        teacher_params: the teacher's parameters; () without one.
+        batch: crops of `augment.source_patch` voxels.
+        root: the key of the run.
+        student: what is trained: the network of a teacher's or a baseline's run too.
+        teacher: the frozen network; None: the reference alone teaches.
+        loss: the weighted sum of terms.
+        optimizer: its rule.
+        plan: augmentation, patch and accumulation.
+
+    Returns:
+        The new state, and the metrics: "loss", each term of it and "gradient_norm".
+    """
+    learn = sharding.spread(student.apply, plan.mesh)
+    teach = sharding.spread(teacher.apply, plan.mesh) if teacher else None
+
+    # -- Augment: crops "b D H W m" and "b D H W" to patches "b d h w m" and "b d h w" -----------
+    # The whole batch at once: the draws do not depend on `accumulate`.
+    key = jax.random.fold_in(root, state.step)
+    with jax.named_scope(AUGMENT):
+        image, label = augment.augment(
+            key, batch["image"], batch["label"], plan.augment, plan.patch, plan.mesh
+        )
+
+    def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
+        # -- Reference: classes "b d h w" to channels "b d h w k"; voxels with a label "b d h w" --
+        y, where = student.head.targets(label), student.head.known(label)
+
+        # -- Teacher: its sequences "b d h w m" to logits "b d h w k" and features ---------------
+        taught = None
+        if teacher:
+            with jax.named_scope(TEACHER):
+                answer = jax.lax.stop_gradient(
+                    teach(teacher_params, _select(image, teacher.channels))
+                )
+            taught = output.Output(*answer, teacher.head)
+
+        # -- Student: likewise from its own sequences; then terms "b", and their mean over b -----
+        def loss_fn(params: Any) -> tuple[Array, Metrics]:
+            with jax.named_scope(NETWORK):
+                answer = learn(params, _select(image, student.channels))
+            terms = loss.terms(output.Output(*answer, student.head), taught, y, where)
+            return loss.total(terms).mean(), {name: each.mean() for name, each in terms.items()}
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+    if plan.accumulate == 1:
+        (value, terms), grads = gradients(image, label)
+    else:
+        (value, terms), grads = _mean_over_parts(gradients, image, label, plan)
+    return _update(state, optimizer, value, terms, grads, plan.skip_nonfinite)
+
+
+def jit_step(
+    mesh: Mesh,
+    *,
+    student: Network,
+    teacher: Network | None = None,
+    loss: objective.Loss,
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+    state_sharding: Any = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Jits `train_step` over `mesh`: (state [donated], teacher_params, batch, root).
+
+    The teacher's parameters are an argument, replicated and not donated: closed over, they would
+    become constants of the program.
+
+    Args:
+        mesh: the devices.
+        student: see `train_step`.
+        teacher: likewise.
+        loss: likewise.
+        optimizer: likewise.
+        plan: likewise; its mesh is set here.
+        state_sharding: how the state lies (`sharding.state_sharding`); None: replicated.
+    """
+    whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    state = state_sharding or whole
+    step = functools.partial(
+        train_step,
+        student=student,
+        teacher=teacher,
+        loss=loss,
+        optimizer=optimizer,
+        plan=plan._replace(mesh=mesh),
+    )
+    return jax.jit(
+        step,
+        in_shardings=(state, whole, batch, whole),
+        out_shardings=(state, whole),
+        donate_argnums=0,
+    )
+
+
+def _select(
+    image: Float[Array, "b d h w m"], channels: tuple[int, ...]
+) -> Float[Array, "b d h w c"]:
     # A static slice per channel: a gather would not fuse.
     return jnp.concatenate([image[..., c : c + 1] for c in channels], axis=-1)
-
-
-def _reference_loss(
-    answer: tuple[Array, dict[str, Array]],
-    label: Array,
-    y: Array,
-    head: heads.Head,
-    options: LossOptions,
-) -> dict[str, Array]:
-    logits, features = answer
-    chosen = {"head": head, "known": head.known(label), **options._asdict()}
-    terms = segmentation.supervised_terms(logits, y, **chosen)
-    coarse = segmentation.deep_supervision_loss(features, y, **chosen)
-    return terms if coarse is None else terms | {"gt_coarse": coarse}
 
 
 def _update(
     state: TrainState,
     optimizer: optax.GradientTransformation,
-    values: tuple[Array, Metrics],
+    loss: Float[Array, ""],
+    terms: Metrics,
     grads: Any,
     skip_nonfinite: bool,
 ) -> tuple[TrainState, Metrics]:
-    loss, terms = values
     with jax.named_scope(UPDATE):
         # `value` is read by the plateau schedule and ignored by the other transformations.
         updates, opt_state = optax.with_extra_args_support(optimizer).update(
@@ -121,46 +236,17 @@ def _update(
     return new, {"loss": loss, **terms, "gradient_norm": norm}
 
 
-class BatchOptions(NamedTuple):
-    """How a step works through its batch.
-
-    Attributes:
-        augment: what is drawn for each crop.
-        patch: size of the patches that the network sees, "d h w"; None: of the crops.
-        accumulate: parts that the batch is worked through in, one after another.
-        skip_nonfinite: leave out the update of a batch whose loss or gradient is not finite.
-        mesh: over which the batch is spread; None: one device.
-    """
-
-    augment: augment.AugmentOptions
-    patch: tuple[int, int, int] | None = None
-    accumulate: int = 1
-    skip_nonfinite: bool = False
-    mesh: Mesh | None = None
-
-
-def _augmented(batch: Batch, state: TrainState, root: jax.Array, options: BatchOptions) -> Any:
-    # The whole batch at once: the draws do not depend on `accumulate`.
-    key = jax.random.fold_in(root, state.step)
-    with jax.named_scope(AUGMENT):
-        return augment.augment(
-            key, batch["image"], batch["label"], options.augment, options.patch, options.mesh
-        )
-
-
 # (image, label) -> ((loss, terms), gradients), each a mean over the samples
 Gradients = Callable[[Array, Array], tuple[tuple[Array, Metrics], Any]]
 
 
-def _accumulated(gradients: Gradients, image: Array, label: Array, options: BatchOptions) -> Any:
+def _mean_over_parts(gradients: Gradients, image: Array, label: Array, plan: Plan) -> Any:
     """Returns the mean of `gradients` over equal parts of the batch, one after another.
 
     Only one part's activations exist at a time. Each device works through its own samples.
     """
-    if options.accumulate == 1:
-        return gradients(image, label)
-    devices = options.mesh.shape["data"] if options.mesh else 1
-    parts = [_in_parts(x, devices, options) for x in (image, label)]
+    # "b ..." to "accumulate part ..."
+    parts = [_in_parts(x, plan) for x in (image, label)]
 
     def add(total: Any, part: list[Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradients(*part)), None
@@ -168,158 +254,17 @@ def _accumulated(gradients: Gradients, image: Array, label: Array, options: Batc
     like = jax.eval_shape(gradients, *(part[0] for part in parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     total, _ = jax.lax.scan(add, zeros, parts)
-    return jax.tree.map(lambda x: x / options.accumulate, total)
+    return jax.tree.map(lambda x: x / plan.accumulate, total)
 
 
-def _in_parts(x: Array, devices: int, options: BatchOptions) -> Float[Array, "n part ..."]:
+def _in_parts(x: Array, plan: Plan) -> Array:
     """Cuts "b ..." so that part i holds the i-th share of every device's samples."""
-    n = options.accumulate
+    n, devices = plan.accumulate, plan.mesh.shape["data"] if plan.mesh else 1
     share = x.shape[0] // (devices * n)
     parts = x.reshape(devices, n, share, *x.shape[1:]).swapaxes(0, 1)
     parts = parts.reshape(n, devices * share, *x.shape[1:])
-    if options.mesh is None:
+    if plan.mesh is None:
         return parts
     # Without it the samples might be gathered on every device.
-    spec = jax.sharding.PartitionSpec(None, *sharding.batch_sharding(options.mesh).spec)
-    return jax.lax.with_sharding_constraint(parts, jax.sharding.NamedSharding(options.mesh, spec))
-
-
-def supervised_step(
-    state: TrainState,
-    batch: Batch,
-    root: jax.Array,
-    *,
-    network: Network,
-    optimizer: optax.GradientTransformation,
-    loss_options: LossOptions,
-    batch_options: BatchOptions,
-) -> tuple[TrainState, Metrics]:
-    """One step of a teacher or a baseline: the network against the reference.
-
-    Args:
-        state: what training changes.
-        batch: crops of `augment.source_patch` voxels.
-        root: the key of the run.
-        network: what is trained.
-        optimizer: its rule.
-        loss_options: of the loss against the reference.
-        batch_options: augmentation, patch and accumulation.
-    """
-    apply = sharding.spread(network.apply, batch_options.mesh)
-
-    def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
-        y = network.head.targets(label)
-
-        def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            with jax.named_scope(NETWORK):
-                answer = apply(params, _select(image, network.channels))
-            terms = _reference_loss(answer, label, y, network.head, loss_options)
-            return sum(terms.values()).mean(), _means(terms)
-
-        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-
-    image, label = _augmented(batch, state, root, batch_options)
-    accumulated = _accumulated(gradients, image, label, batch_options)
-    return _update(state, optimizer, *accumulated, batch_options.skip_nonfinite)
-
-
-def distillation_step(
-    state: TrainState,
-    teacher_params: Any,
-    batch: Batch,
-    root: jax.Array,
-    *,
-    network: Network,
-    teacher: Network,
-    optimizer: optax.GradientTransformation,
-    loss_options: LossOptions,
-    options: distillation.DistillationOptions,
-    batch_options: BatchOptions,
-) -> tuple[TrainState, Metrics]:
-    """One step of a student: the frozen teacher on all its sequences, the student on its own.
-
-    The augmentation is drawn once, before the split, so both see the same patch. The teacher's
-    forward pass lies before the gradient and behind `stop_gradient`.
-    """
-    apply, teach = (sharding.spread(each.apply, batch_options.mesh) for each in (network, teacher))
-
-    def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
-        y = network.head.targets(label)
-        with jax.named_scope(TEACHER):
-            teacher_logits, teacher_features = jax.lax.stop_gradient(
-                teach(teacher_params, _select(image, teacher.channels))
-            )
-
-        def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            with jax.named_scope(NETWORK):
-                logits, features = answer = apply(params, _select(image, network.channels))
-            terms = _reference_loss(answer, label, y, network.head, loss_options)
-            terms |= distillation.distillation_terms(
-                logits, teacher_logits, y, head=network.head, options=options
-            )
-            if options.latent_weight:  # else the bottlenecks need not be comparable
-                terms["kl"] = distillation.latent_divergence(
-                    features["bottleneck"], teacher_features["bottleneck"], options
-                )
-            return distillation.total(terms, options).mean(), _means(terms)
-
-        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-
-    image, label = _augmented(batch, state, root, batch_options)
-    accumulated = _accumulated(gradients, image, label, batch_options)
-    return _update(state, optimizer, *accumulated, batch_options.skip_nonfinite)
-
-
-def _means(terms: dict[str, Array]) -> Metrics:
-    return {name: value.mean() for name, value in terms.items()}
-
-
-def jit_supervised(
-    mesh: Mesh,
-    *,
-    augment_options: augment.AugmentOptions,
-    patch: tuple[int, int, int] | None = None,
-    accumulate: int = 1,
-    skip_nonfinite: bool = False,
-    state_sharding: Any = None,
-    **options: Any,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Jits `supervised_step` over `mesh`: (state [donated], batch, root).
-
-    `state_sharding` says how the state lies (`sharding.state_sharding`); None: replicated.
-    """
-    whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    state = state_sharding or whole
-    batch_options = BatchOptions(augment_options, patch, accumulate, skip_nonfinite, mesh)
-    return jax.jit(
-        functools.partial(supervised_step, batch_options=batch_options, **options),
-        in_shardings=(state, batch, whole),
-        out_shardings=(state, whole),
-        donate_argnums=0,
-    )
-
-
-def jit_distillation(
-    mesh: Mesh,
-    *,
-    augment_options: augment.AugmentOptions,
-    patch: tuple[int, int, int] | None = None,
-    accumulate: int = 1,
-    skip_nonfinite: bool = False,
-    state_sharding: Any = None,
-    **options: Any,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Jits `distillation_step` over `mesh`: (state [donated], teacher_params, batch, root).
-
-    The teacher's parameters are an argument and are not donated: closed over, they would become
-    constants of the program. `state_sharding` as for `jit_supervised`; the teacher is replicated.
-    """
-    whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    state = state_sharding or whole
-    batch_options = BatchOptions(augment_options, patch, accumulate, skip_nonfinite, mesh)
-    return jax.jit(
-        functools.partial(distillation_step, batch_options=batch_options, **options),
-        in_shardings=(state, whole, batch, whole),
-        out_shardings=(state, whole),
-        donate_argnums=0,
-    )
+    spec = jax.sharding.PartitionSpec(None, *sharding.batch_sharding(plan.mesh).spec)
+    return jax.lax.with_sharding_constraint(parts, jax.sharding.NamedSharding(plan.mesh, spec))

@@ -1,4 +1,4 @@
-"""The training loop: one function that reads from top to bottom."""
+"""The training loop, one function that reads from top to bottom."""
 
 import contextlib
 import dataclasses
@@ -103,6 +103,7 @@ def train(
     progress: Progress,
     batches: loader_lib.PatchIterator,
     *,
+    teacher_params: Any = (),
     root: jax.Array,
     mesh: Mesh,
     validate: Validate,
@@ -119,10 +120,11 @@ def train(
     saved.
 
     Args:
-        step_fn: (state, batch on the mesh, root key) to (state, metrics); donates the state.
+        step_fn: `steps.train_step` on the mesh; donates the state.
         state: the state at `progress`, see `resume`.
         progress: where the run is.
         batches: batches on the mesh, at their position.
+        teacher_params: of a student's teacher, on the mesh; () without one.
         root: the root key of all that is drawn inside the step.
         mesh: where state and batches lie.
         validate: scores of this process's share of the validation cases.
@@ -130,7 +132,7 @@ def train(
         options: budget and intervals.
         log: the run's metrics.
         description: what the progress bar says.
-        profiler: is told of each step.
+        profiler: notified of each step.
 
     Returns:
         The progress at the end.
@@ -142,7 +144,7 @@ def train(
     root = sharding.replicate_key(root, mesh)
     started = time.monotonic() - progress.seconds
     window = step_metrics.Window(log, progress, batches, options.nonfinite)
-    wishes = processes.Agreement(mesh, step_metrics.STEPS_AHEAD)
+    agreement = processes.Agreement(mesh, step_metrics.STEPS_AHEAD)
 
     with (
         stopping.Request() as stop,
@@ -179,7 +181,7 @@ def train(
                 with jax.transfer_guard("disallow"):
                     with bar.waiting():
                         batch = next(batches)
-                    state, metrics = step_fn(state, batch, root)
+                    state, metrics = step_fn(state, teacher_params, batch, root)
             except UserError:
                 # A case that cannot be read. Other processes do not know of it: no save then.
                 if step > progress.step and processes.count() == 1:
@@ -191,13 +193,13 @@ def train(
             step += 1
             window.add(step, metrics)
             bar.update()
-            if profiler and (told := profiler.after_step(metrics, bar.waited)):
-                bar.write(told)
+            if profiler and (summary := profiler.after_step(metrics, bar.waited)):
+                bar.write(summary)
 
             # -- Log, validate, save ---------------------------------------------------------
             due = _is_due(step, options)
             minutes = (time.monotonic() - last_save) / 60
-            stopped, saving = wishes.agree(stop.requested, minutes >= options.save_minutes)
+            stopped, saving = agreement.agree(stop.requested, minutes >= options.save_minutes)
             saving = saving or stopped or due or _is_multiple(step, options.save_steps)
             logging = due or step % options.log_every == 0
             if saving or logging:
@@ -213,14 +215,14 @@ def train(
                     progress, stopped = _validated(progress, state.params, validate, stop, log)
                 _save(checkpoints.save, state, progress, log)
             last_save = time.monotonic()
-            wishes.forget()
+            agreement.forget()
         checkpoints.wait()
         # One that came too late for the loop, or for the others' answer.
         stopped = max(processes.gather(int(stopped or stop.requested)))
     if stopped := stopped or stop.requested:
         raise stopping.Stopped(stopped, progress.step)
-    if profiler and (told := profiler.close()):
-        print(told)
+    if profiler and (summary := profiler.close()):
+        print(summary)
     return progress
 
 
@@ -285,11 +287,11 @@ def _place(row: Sequence[Any]) -> int:
 
 
 def _check_identity(saved: dict[str, str], current: dict[str, str], folder: Any) -> None:
-    # A run of before a part of the identity was noted has none. The config is compared key by key
-    # (`workdir.check`): another version may know keys that change nothing.
+    # Older runs lack some parts of the identity. The config is compared key by key
+    # (`workdir.check`): another version may have keys that change nothing.
     for key in sorted(saved.keys() & current.keys() - {"config"}):
         if saved[key] != current[key]:
             raise UserError(
                 f"{folder} was trained with {key} {saved[key]}, and now it is "
-                f"{current[key]}. Restore the former {key}, or give a new --workdir."
+                f"{current[key]}. Restore the earlier {key}, or give a new --workdir."
             )

@@ -21,7 +21,7 @@ from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.config import reading
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import networks, unet
 from tests.helpers import commands, glioma
 
@@ -35,25 +35,20 @@ MESHES = {"4x1": (2,), "2x2": (1, 2)}
 def compiled_step(mesh: Any, form: str, accumulate: int, batch: int, edge: int = EDGE) -> Any:
     """Compiles a step on crops of two sequences."""
     network = steps.Network(unet.UNet(CONFIG).apply, glioma.SOFTMAX, CHANNELS[form])
-    options = {
-        "network": network,
-        "optimizer": optimizer(),
-        "loss_options": steps.LossOptions(),
+    distil = form == "distillation"
+    kd = distillation.DistillationOptions(kd_voxels="balanced") if distil else None
+    step = steps.jit_step(
+        mesh,
+        student=network,
+        teacher=network._replace(channels=(0, 1)) if distil else None,
+        loss=objective.of_options(network.head, kd=kd),
+        optimizer=optimizer(),
         # Of the spatial and of the voxel-wise draws some.
-        "augment_options": augment.AugmentOptions(noise=0.1),
-        "accumulate": accumulate,
-    }
-    state, teacher = jax.eval_shape(lambda: (fresh_state(form), fresh_teacher()))
+        plan=steps.Plan(augment.AugmentOptions(noise=0.1), accumulate=accumulate),
+    )
+    state, teacher = jax.eval_shape(lambda: (fresh_state(form), fresh_teacher(form)))
     shapes = steps.batch_shapes(batch, (edge,) * 3, 2)
     root = jax.eval_shape(lambda: jax.random.key(0))
-    if form == "supervised":
-        return steps.jit_supervised(mesh, **options).lower(state, shapes, root).compile()
-    step = steps.jit_distillation(
-        mesh,
-        teacher=network._replace(channels=(0, 1)),
-        options=distillation.DistillationOptions(kd_voxels="balanced"),
-        **options,
-    )
     return step.lower(state, teacher, shapes, root).compile()
 
 
@@ -69,7 +64,9 @@ def fresh_state(form: str) -> steps.TrainState:
     return steps.init_state(params, optimizer())
 
 
-def fresh_teacher() -> Any:
+def fresh_teacher(form: str) -> Any:
+    if form == "supervised":
+        return ()
     return networks.init_params(CONFIG, 2, jax.random.key(1))
 
 
@@ -86,13 +83,12 @@ def outcome(mesh: Any, step: Any, form: str, batch: int) -> tuple[np.ndarray, np
     """Metrics and parameters after two steps."""
     whole = sharding.replicated(mesh)
     state, teacher, root = jax.device_put(
-        (fresh_state(form), fresh_teacher(), jax.random.key(2)), whole
+        (fresh_state(form), fresh_teacher(form), jax.random.key(2)), whole
     )
-    given = () if form == "supervised" else (teacher,)
     rows = []
     for seed in range(2):
         data = sharding.to_global(make_batch(batch, seed), mesh)
-        state, metrics = step(state, *given, data, root)
+        state, metrics = step(state, teacher, data, root)
         rows.append([float(metrics[name]) for name in sorted(metrics)])
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
     return np.array(rows), flat

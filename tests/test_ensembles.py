@@ -94,9 +94,16 @@ def _load(folder: pathlib.Path, *names: str, **options: Any) -> ensembles.Ensemb
 
 
 def _alone(folder: pathlib.Path, case: prepare.PreparedCase) -> np.ndarray:
-    """The run's own way of predicting, that its validation and its evaluation take."""
+    """The run's own answer, as the network's windows give it."""
     run = runs.load_run(folder)
-    return runs.volume_predictor(run.model)(run.params)(case.image[..., :1])
+    model = run.model
+    predict = inference.make_predict(model.network.module().apply, model.head, model.mirror)
+    return inference.sliding_window(
+        lambda windows: predict(run.params, windows),
+        case.image[..., :1],
+        model.window,
+        model.overlap,
+    )
 
 
 def test_the_average_is_that_of_the_members(
@@ -112,7 +119,7 @@ def test_the_average_is_that_of_the_members(
     np.testing.assert_array_equal(prediction.classes, expected)
     assert prediction.classes.shape == (14, 13, 12)
     assert prediction.entropy is None
-    assert len(ensemble._programs) == 2
+    assert len(ensemble.predictor._compiled) == 2
 
 
 def test_one_run_is_the_ensemble_of_one(folder: pathlib.Path, case: prepare.PreparedCase) -> None:

@@ -40,7 +40,8 @@ def answers(space: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
     # The same padding: zeros beside a scan count in the statistics of the norms.
     window = inference.whole_window(SCAN, divisor, 4) if whole else values.inference.patch
     one = inference.sliding_window(lambda windows: predict(params, windows), image, window)
-    return one, runs.volume_predictor(model.of_experiment(values))(params)(image)
+    predictor = runs.predictor([model.of_experiment(values)])
+    return one, predictor.probabilities(predictor.place([params]), image)
 
 
 def sent(convolutions: Any) -> list[list[str]]:

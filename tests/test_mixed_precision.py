@@ -16,7 +16,7 @@ from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.config import reading
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import layers, networks, unet
 from tests.helpers import glioma, jaxprs
 
@@ -31,14 +31,13 @@ DELICATE = ("reduce_sum", "rsqrt", "sqrt", "log", "log1p", "exp", "div", "logist
 
 def student_step(config: unet.UNetConfig) -> Any:
     network = steps.Network(unet.UNet(config).apply, glioma.SOFTMAX, (1,))
-    return steps.jit_distillation(
+    return steps.jit_step(
         sharding.make_mesh(),
-        network=network,
+        student=network,
         teacher=network._replace(channels=(0, 1)),
+        loss=objective.of_options(network.head, kd=distillation.DistillationOptions()),
         optimizer=optimizer(),
-        loss_options=steps.LossOptions(),
-        options=distillation.DistillationOptions(),
-        augment_options=augment.choose("none"),
+        plan=steps.Plan(augment.choose("none")),
     )
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdnet_jax import ensembles, files, model_folder, runs
+from kdnet_jax import files, model_folder, runs
 from kdnet_jax import model as model_lib
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
@@ -190,18 +190,10 @@ def test_networks_of_other_strides_share_a_pass_over_a_whole_scan() -> None:
         foreign_folders.PLAIN, strides=((1, 1, 1), (1, 3, 3), (1, 1, 1)), out_channels=4
     )
     kinds = (OWN, adapted.AdaptedConfig(threes, "softmax", (0, 1, 2, 3)))
-    members = tuple(
-        runs.Run(
-            pathlib.Path(),
-            model_lib.Model(task_lib.GLIOMA, "teacher", each, ("t1",), 1.0, (6,) * 3),
-            None,
-            0,
-            "",
-        )
-        for each in kinds
-    )
-    ensemble = ensembles.Ensemble(members, mirror=False, whole=True)
-    assert ensemble.window((7, 7, 7)) == (8, 12, 12)
+    models = [
+        model_lib.Model(task_lib.GLIOMA, "teacher", each, ("t1",), 1.0, (6,) * 3) for each in kinds
+    ]
+    assert runs.predictor(models, whole=True).window((7, 7, 7)) == (8, 12, 12)
 
 
 def test_whole_scans_of_a_foreign_network_are_not_split() -> None:

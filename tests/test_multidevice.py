@@ -19,7 +19,7 @@ import pytest
 from benchmarks import communication
 from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, objective, segmentation
 from kdnet_jax.models import networks, unet
 from tests.helpers import commands, glioma
 
@@ -57,15 +57,17 @@ def train_on(mesh: jax.sharding.Mesh, state_form: str) -> tuple[dict[str, Any], 
     )
     state = steps.init_state(networks.init_params(config, 1, jax.random.key(0)), optimizer)
     form = sharding.state_sharding(mesh, state, state_form)
-    step = steps.jit_distillation(
+    step = steps.jit_step(
         mesh,
-        network=network,
+        student=network,
         teacher=network._replace(channels=(0, 1)),
+        loss=objective.of_options(
+            network.head,
+            segmentation.LossOptions(over_batch=True),
+            distillation.DistillationOptions(kd_voxels="balanced"),
+        ),
         optimizer=optimizer,
-        loss_options=steps.LossOptions(over_batch=True),
-        options=distillation.DistillationOptions(kd_voxels="balanced"),
-        augment_options=AUGMENT[state_form],
-        patch=PATCH,
+        plan=steps.Plan(AUGMENT[state_form], PATCH),
         state_sharding=form,
     )
     teacher = networks.init_params(config, 2, jax.random.key(1))

@@ -23,6 +23,7 @@ from kdnet_jax import (
 )
 from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
+from kdnet_jax.losses import objective
 from kdnet_jax.models import networks
 
 
@@ -115,18 +116,17 @@ def test_the_parts_of_every_network_are_known(family: str) -> None:
     config.model.blocks = config.model.last_blocks = 2
     values = reading.read(config)
     optimizer = optax.sgd(1e-3)
-    step = steps.jit_supervised(
+    step = steps.jit_step(
         sharding.make_mesh(),
-        network=runs.as_network(model.of_experiment(values), values.data.modalities),
+        student=runs.as_network(model.of_experiment(values), values.data.modalities),
+        loss=objective.of_options(values.head, values.loss),
         optimizer=optimizer,
-        loss_options=values.loss,
-        augment_options=values.augment,
-        patch=values.loader.patch,
+        plan=steps.Plan(values.augment, values.loader.patch),
     )
     params = runs.expected_params(model.of_experiment(values))
     state = jax.eval_shape(lambda: steps.init_state(params, optimizer))
     batch = steps.batch_shapes(1, values.loader.patch, len(values.data.modalities))
-    lowered = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    lowered = step.lower(state, (), batch, jax.eval_shape(lambda: jax.random.key(0)))
     scopes = set(re.findall(r'loc\("([^"]+)"', lowered.as_text(debug_info=True)))
     for way in ("forward", "backward"):
         own = [scope for scope in scopes if trace.phase(scope) == f"network, {way}"]

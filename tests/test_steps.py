@@ -1,4 +1,4 @@
-"""The train steps: a frozen teacher, a student on its own sequence, and randomness by step."""
+"""The train step: a frozen teacher, a student on its own sequence, and randomness by step."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import pytest
 
 from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax.data import augment
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import heads, networks, unet
 from tests.helpers import glioma, made_up_tasks
 
@@ -53,11 +53,25 @@ def fresh_teacher() -> Any:
 
 def step_options(augment_options: augment.AugmentOptions) -> dict[str, Any]:
     return {
-        "network": network((STUDENT_CHANNEL,)),
+        "student": network((STUDENT_CHANNEL,)),
+        "teacher": None,
+        "loss": objective.of_options(glioma.SOFTMAX),
         "optimizer": optimizer(),
-        "loss_options": steps.LossOptions(),
-        "augment_options": augment_options,
+        "plan": steps.Plan(augment_options),
     }
+
+
+def distillation_options() -> dict[str, Any]:
+    return step_options(NO_AUGMENT) | {
+        "teacher": network((0, 1)),
+        "loss": objective.of_options(glioma.SOFTMAX, kd=distillation.DistillationOptions()),
+    }
+
+
+def supervised(options: dict[str, Any]) -> Callable[..., Any]:
+    """The step without a teacher as a function of (state, batch, root)."""
+    step = steps.jit_step(sharding.make_mesh(), **options)
+    return lambda state, batch, root: step(state, (), batch, root)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,22 +84,17 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def distil() -> Callable[..., Any]:
-    return steps.jit_distillation(
-        sharding.make_mesh(),
-        **step_options(NO_AUGMENT),
-        teacher=network((0, 1)),
-        options=distillation.DistillationOptions(),
-    )
+    return steps.jit_step(sharding.make_mesh(), **distillation_options())
 
 
 @pytest.fixture(scope="module")
 def supervise() -> Callable[..., Any]:
-    return steps.jit_supervised(sharding.make_mesh(), **step_options(augment.AugmentOptions()))
+    return supervised(step_options(augment.AugmentOptions()))
 
 
 @pytest.fixture(scope="module")
 def supervise_as_is() -> Callable[..., Any]:
-    return steps.jit_supervised(sharding.make_mesh(), **step_options(NO_AUGMENT))
+    return supervised(step_options(NO_AUGMENT))
 
 
 def equal(left: Any, right: Any) -> None:
@@ -134,18 +143,7 @@ def test_the_teacher_has_no_gradient_though_the_loss_depends_on_it() -> None:
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(teacher: Any) -> tuple[Any, Any]:
-        given = step_options(NO_AUGMENT)
-        del given["augment_options"]
-        new, metrics = steps.distillation_step(
-            state,
-            teacher,
-            batch,
-            ROOT,
-            **given,
-            batch_options=steps.BatchOptions(NO_AUGMENT),
-            teacher=network((0, 1)),
-            options=distillation.DistillationOptions(),
-        )
+        new, metrics = steps.train_step(state, teacher, batch, ROOT, **distillation_options())
         # Neither through the loss nor through the student's new parameters.
         moved = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(new.params))
         return metrics["loss"] + moved, metrics
@@ -234,9 +232,9 @@ def test_supervised_steps_lower_the_loss(supervise_as_is: Callable[..., Any]) ->
 def test_a_batch_that_nobody_labelled_teaches_nothing() -> None:
     head = heads.Head(made_up_tasks.HEART)
     options = step_options(NO_AUGMENT) | {
-        "network": network((STUDENT_CHANNEL,))._replace(head=head)
+        "student": network((STUDENT_CHANNEL,))._replace(head=head)
     }
-    step = steps.jit_supervised(sharding.make_mesh(), **options)
+    step = supervised(options)
     batch = make_batch()
     for value, teaches in ((made_up_tasks.HEART.ignore, False), (1, True)):
         labelled = dict(batch, label=jnp.full_like(batch["label"], value))

@@ -34,6 +34,7 @@ from kdnet_jax import (
 from kdnet_jax.config import reading
 from kdnet_jax.data import augment, cases, loader, prepare
 from kdnet_jax.errors import UserError
+from kdnet_jax.losses import objective
 from kdnet_jax.models import networks
 from kdnet_jax.reporting import progress
 from tests.helpers import stores
@@ -61,7 +62,7 @@ def _centre(case: prepare.PreparedCase) -> dict[str, jax.Array]:
     return batch
 
 
-def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tuple[Any, float]:
+def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = ()) -> tuple[Any, float]:
     """Trains one network on one case alone; returns its parameters and its worst Dice."""
     config = common.base_config(role, "smoke")
     config.model.widths = (8, 16)
@@ -70,34 +71,22 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = None) -> tup
     values = reading.read(config)
     mesh = sharding.make_mesh()
     optimizer = optax.adam(1e-2)
-    shared = {
-        "network": runs.as_network(model.of_experiment(values), values.data.modalities),
-        "optimizer": optimizer,
-        "loss_options": values.loss,
-        "augment_options": augment.AugmentOptions("", 0.0, 0.0, 0.0),
-    }
     params = networks.init_params(values.network, len(values.modalities), jax.random.key(0))
     state, batch, root = steps.init_state(params, optimizer), _centre(case), jax.random.key(1)
-    if teacher is None:
-        step = steps.jit_supervised(mesh, **shared)
-    else:
-        distil = steps.jit_distillation(
-            mesh,
-            teacher=runs.as_network(
-                model.of_experiment(values.teacher.to_train), values.data.modalities
-            ),
-            options=values.distillation,
-            **shared,
-        )
-        step = lambda state, batch, root: distil(state, teacher, batch, root)  # noqa: E731
+    taught_by = model.of_experiment(values.teacher.to_train) if teacher else None
+    step = steps.jit_step(
+        mesh,
+        student=runs.as_network(model.of_experiment(values), values.data.modalities),
+        teacher=runs.as_network(taught_by, values.data.modalities) if taught_by else None,
+        loss=objective.of_options(values.head, values.loss, values.distillation),
+        optimizer=optimizer,
+        plan=steps.Plan(augment.AugmentOptions("", 0.0, 0.0, 0.0)),
+    )
     for _ in range(80):
-        state, _ = step(state, batch, root)
+        state, _ = step(state, teacher, batch, root)
+    predictor = runs.predictor([model.of_experiment(values)])
     ((_, dice),) = evaluation.dice_on_working_grid(
-        runs.volume_predictor(model.of_experiment(values))(state.params),
-        values.head,
-        [(0, case)],
-        values.channels,
-        "background",
+        predictor, state.params, [(0, case)], "background"
     )
     return state.params, min(dice.values())
 
@@ -256,7 +245,7 @@ def test_the_loop_runs_ahead_and_fetches_only_what_it_logs(tmp_path: pathlib.Pat
     ):
         state = steps.init_state({"w": jnp.zeros(2)}, optax.sgd(0.1))
         train.train(
-            step,
+            lambda state, teacher_params, batch, root: step(state, batch, root),
             *train.resume(checkpoints, state, batches, {}),
             batches,
             root=jax.random.key(0),

@@ -16,6 +16,7 @@ import pytest
 
 from kdnet_jax import checkpoint, sharding, steps, train
 from kdnet_jax.data import augment, loader
+from kdnet_jax.losses import objective
 from kdnet_jax.reporting import progress
 from tests.helpers import commands, glioma, stores
 
@@ -27,12 +28,12 @@ PLACES = ("device", "host", "stream")
 def run(place: str, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> list[dict[str, float]]:
     """Trains a 1x1x1 convolution for six steps; returns the numbers of its log without times."""
     optimizer = optax.sgd(0.1)
-    step = steps.jit_supervised(
+    step = steps.jit_step(
         mesh,
-        network=steps.Network(lambda w, x: (x @ w, {}), glioma.SOFTMAX, (0, 1)),
+        student=steps.Network(lambda w, x: (x @ w, {}), glioma.SOFTMAX, (0, 1)),
+        loss=objective.of_options(glioma.SOFTMAX),
         optimizer=optimizer,
-        loss_options=steps.LossOptions(),
-        augment_options=augment.AugmentOptions(noise=0.1),
+        plan=steps.Plan(augment.AugmentOptions(noise=0.1)),
     )
     weights = jax.random.normal(jax.random.key(0), (2, 4))
     state = jax.device_put(steps.init_state(weights, optimizer), sharding.replicated(mesh))

@@ -1,4 +1,4 @@
-"""KD-Net's distillation loss, its open choices as options, every term by itself.
+"""Terms against a teacher: KD-Net's distillation loss, its open choices as options.
 
 Hu, Maillard et al., "Knowledge distillation from multi-modal to mono-modal segmentation networks",
 MICCAI 2020 (arXiv 2106.09564):
@@ -6,8 +6,8 @@ MICCAI 2020 (arXiv 2106.09564):
     L = lambda L_KD + (1 - lambda) L_GT + alpha L_KL
 
 L_KD compares the softened outputs of student and teacher (Dice + BCE), L_GT the student with the
-reference (Dice + cross-entropy), L_KL the two bottlenecks. `docs/distillation.md` says what the
-paper leaves open, what was tried and why the default is what it is.
+reference (`segmentation.py`), L_KL the two bottlenecks. `docs/distillation.md` says what the paper
+leaves open, what was tried and why the default is what it is.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdnet_jax.errors import UserError, check_choice
-from kdnet_jax.losses import channels, segmentation
+from kdnet_jax.losses import output, segmentation
 from kdnet_jax.models import heads
 
 
@@ -71,36 +71,61 @@ _CHOICES = {
 }
 
 
-def distillation_terms(
-    student: Float[Array, "b d h w k"],
-    teacher: Float[Array, "b d h w k"],
+def softened_dice_loss(
+    student: output.Output,
+    teacher: output.Output,
     y: Float[Array, "b d h w k"],
+    where: Float[Array, "b d h w"] | None,
     *,
-    head: heads.Head,
-    options: DistillationOptions,
-) -> dict[str, Float[Array, "b"]]:
-    """L_KD's two terms per sample: 1 - Dice(s, p) and BCE(s, p), s the teacher's softened output.
+    teacher_temperature: float,
+    student_temperature: float,
+    scale: float = 1.0,
+) -> Float[Array, "b"]:
+    """Term of L_KD: `1 - mean_k Dice(s_k, p_k)` over all channels (Hu et al., 2020).
 
     Args:
-        student: the student's logits.
-        teacher: the frozen teacher's logits; no gradient flows into them.
-        y: the reference, used only to balance the voxels.
-        head: what the channels of both are.
-        options: temperature, tempering, scale and voxel weights.
-
-    Returns:
-        {"kd_dice", "kd_bce"}; L_KD is their sum.
+        student: at its temperature p.
+        teacher: at its temperature the soft target s; no gradient flows into it.
+        y: not read.
+        where: not read: a teacher has an opinion on voxels without a label.
+        teacher_temperature: T of s.
+        student_temperature: T of p.
+        scale: factor of the term.
     """
-    t = options.temperature
-    soft_target = jax.lax.stop_gradient(channels.predict(teacher / t, head).p)
-    prediction = channels.predict(student / t if options.temper_student else student, head)
-    entropy = segmentation.binary_cross_entropy(prediction, soft_target)
-    weights = balance_weights(y, head) if options.kd_voxels == "balanced" else None
-    scale = t**2 if options.scale_by_temperature else 1.0
-    return {
-        "kd_dice": scale * (1 - segmentation.soft_dice(prediction.p, soft_target).mean(axis=-1)),
-        "kd_bce": scale * segmentation.weighted_mean(entropy, weights),
-    }
+    del y, where
+    s = jax.lax.stop_gradient(teacher.softened(teacher_temperature).p)
+    p = student.softened(student_temperature).p
+    return scale * (1 - segmentation.soft_dice(p, s).mean(axis=-1))
+
+
+def softened_cross_entropy_loss(
+    student: output.Output,
+    teacher: output.Output,
+    y: Float[Array, "b d h w k"],
+    where: Float[Array, "b d h w"] | None,
+    *,
+    teacher_temperature: float,
+    student_temperature: float,
+    scale: float = 1.0,
+    balanced: bool = False,
+) -> Float[Array, "b"]:
+    """Term of L_KD: BCE(s, p), a mean over voxels and channels (Hu et al., 2020).
+
+    Args:
+        student: see `softened_dice_loss`.
+        teacher: likewise.
+        y: the reference, used only to balance the voxels.
+        where: not read.
+        teacher_temperature: see `softened_dice_loss`.
+        student_temperature: likewise.
+        scale: likewise.
+        balanced: the mean has the weights of `balance_weights`.
+    """
+    del where
+    s = jax.lax.stop_gradient(teacher.softened(teacher_temperature).p)
+    entropy = segmentation.binary_cross_entropy(student.softened(student_temperature), s)
+    weights = balance_weights(y, student.head) if balanced else None
+    return scale * segmentation.weighted_mean(entropy, weights)
 
 
 def balance_weights(y: Float[Array, "b d h w k"], head: heads.Head) -> Float[Array, "b d h w"]:
@@ -117,38 +142,37 @@ def balance_weights(y: Float[Array, "b d h w k"], head: heads.Head) -> Float[Arr
 
 
 def latent_divergence(
-    student: Float[Array, "b d h w c"],
-    teacher: Float[Array, "b d h w c"],
-    options: DistillationOptions,
+    student: output.Output,
+    teacher: output.Output,
+    y: Float[Array, "b d h w k"],
+    where: Float[Array, "b d h w"] | None,
+    *,
+    direction: str = "teacher_student",
+    softmax: str = "channels",
+    reduction: str = "mean",
 ) -> Float[Array, "b"]:
-    """L_KL per sample: KL divergence of the two bottlenecks, each made a distribution by softmax.
+    """Term L_KL: `KL(teacher || student)` of the bottlenecks, each made a distribution by softmax.
 
     Args:
-        student: the student's bottleneck.
-        teacher: the teacher's, of the same shape; no gradient flows into it.
-        options: direction, what the softmax runs over, and the reduction.
+        student: its bottleneck "b d h w c" is compared.
+        teacher: its bottleneck, of the same shape; no gradient flows into it.
+        y: not read.
+        where: not read.
+        direction: see `DistillationOptions.kl_direction`.
+        softmax: see `DistillationOptions.latent_softmax`.
+        reduction: see `DistillationOptions.latent_reduction`.
     """
-    b, c = student.shape[0], student.shape[-1]
-    flat = (b, -1, c)
-    axis = -1 if options.latent_softmax == "channels" else 1
-    log_s = jax.nn.log_softmax(student.astype(jnp.float32).reshape(flat), axis=axis)
-    log_t = jax.lax.stop_gradient(
-        jax.nn.log_softmax(teacher.astype(jnp.float32).reshape(flat), axis=axis)
-    )
-    if options.kl_direction == "student_teacher":
+    del y, where
+    axis = -1 if softmax == "channels" else 1
+
+    def log_distribution(latent: Float[Array, "b d h w c"]) -> Float[Array, "b n c"]:
+        flat = latent.astype(jnp.float32).reshape(latent.shape[0], -1, latent.shape[-1])
+        return jax.nn.log_softmax(flat, axis=axis)
+
+    log_s = log_distribution(student.features["bottleneck"])
+    log_t = jax.lax.stop_gradient(log_distribution(teacher.features["bottleneck"]))
+    if direction == "student_teacher":
         log_s, log_t = log_t, log_s
     divergence = jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=axis)
-    reduce = jnp.mean if options.latent_reduction == "mean" else jnp.sum
+    reduce = jnp.mean if reduction == "mean" else jnp.sum
     return reduce(divergence, axis=-1)
-
-
-def total(terms: dict[str, Float[Array, "b"]], options: DistillationOptions) -> Float[Array, "b"]:
-    """L = lambda L_KD + (1 - lambda) L_GT + alpha L_KL from terms named kd_*, gt_* and kl.
-
-    Without weight (alpha 0) "kl" may be absent.
-    """
-    kd = sum(value for name, value in terms.items() if name.startswith("kd_"))
-    gt = sum(value for name, value in terms.items() if name.startswith("gt_"))
-    weight = options.kd_weight
-    loss = weight * kd + (1 - weight) * gt
-    return loss + options.latent_weight * terms["kl"] if options.latent_weight else loss

@@ -1,16 +1,32 @@
-"""Losses between a prediction and the reference (or a teacher's soft target): Dice, CE, BCE.
+"""Terms against the reference, and what they are made of: Dice, CE, BCE.
 
-Every function returns a value per sample (and per channel where it says so); what is averaged
-over what is decided by the caller. p is the prediction, y the target, both in [0, 1].
+Every function returns a value per sample (and per channel where it says so). p is the prediction, y
+the target, both in [0, 1]. What a term's four arguments are says `objective.py`.
 """
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdnet_jax.losses import channels
-from kdnet_jax.models import heads
+from kdnet_jax.losses import channels, output
 
 _SMOOTH = 1e-5
+
+
+class LossOptions(NamedTuple):
+    """The loss against the reference, L_GT.
+
+    Attributes:
+        form: "dice_ce" (Dice of all channels but the background + cross-entropy), or "dice_bce"
+            (Dice and binary cross-entropy of all channels, as KD-Net writes it). A regions head has
+            binary entropies in both.
+        over_batch: the Dice of the whole batch, not of each sample.
+    """
+
+    form: str = "dice_ce"
+    over_batch: bool = False
 
 
 def soft_dice(
@@ -71,75 +87,91 @@ def binary_cross_entropy(
     return -sum(terms) / len(terms)
 
 
-def supervised_terms(
-    logits: Float[Array, "b d h w k"],
+def dice_loss(
+    student: output.Output,
+    teacher: output.Output | None,
     y: Float[Array, "b d h w k"],
+    where: Float[Array, "b d h w"] | None,
     *,
-    head: heads.Head,
-    known: Float[Array, "b d h w"] | None = None,
-    form: str = "dice_ce",
+    background: bool = False,
     over_batch: bool = False,
-) -> dict[str, Float[Array, "b"]]:
-    """The two terms against the reference, per sample: 1 - Dice and an entropy.
+) -> Float[Array, "b"]:
+    """Term `1 - mean_k Dice(p_k, y_k)` (`soft_dice`); V-Net, Milletari et al., 2016.
 
     Args:
-        logits: the network's output.
-        y: one-hot classes or 0/1 regions (`Head.targets`).
-        head: what the channels of the logits are.
-        known: 1 for the voxels that have a label, 0 for those to ignore, which are in no sum
-            (`Head.known`); `None`: all count.
-        form: "dice_ce" (Dice over the tumour channels + cross-entropy), or "dice_bce" (Dice and
-            binary cross-entropy over all channels, as KD-Net writes L_GT). A regions head has
-            binary entropies in both.
+        student: its probabilities are p.
+        teacher: not read.
+        y: one-hot classes or 0/1 regions.
+        where: voxels that count.
+        background: the mean counts the background's channel too, as in KD-Net's L_GT.
         over_batch: batch Dice.
-
-    Returns:
-        {"gt_dice": 1 - mean Dice, "gt_ce" or "gt_bce"}; their sum is the loss.
     """
-    prediction, target = channels.predict(logits, head), channels.split(y)
-    if form == "dice_ce" and head.kind == "softmax":
-        name, entropy = "gt_ce", cross_entropy(prediction.log_p, target)
-    else:
-        name, entropy = "gt_bce", binary_cross_entropy(prediction, target)
-    counted = head.foreground if form == "dice_ce" else slice(None)
-    p = prediction.p[counted]
-    if known is not None:  # the target is 0 there already
-        p = tuple(channel * known for channel in p)
-    dice = soft_dice(p, target[counted], over_batch=over_batch)
-    return {"gt_dice": 1 - dice.mean(axis=-1), name: weighted_mean(entropy, known)}
+    del teacher
+    counted = slice(None) if background else student.head.foreground
+    p = student.prediction.p[counted]
+    if where is not None:  # the target is 0 there already
+        p = tuple(channel * where for channel in p)
+    return 1 - soft_dice(p, channels.split(y)[counted], over_batch=over_batch).mean(axis=-1)
 
 
-def deep_supervision_loss(
-    features: dict[str, Array],
+def cross_entropy_loss(
+    student: output.Output,
+    teacher: output.Output | None,
     y: Float[Array, "b d h w k"],
+    where: Float[Array, "b d h w"] | None,
+) -> Float[Array, "b"]:
+    """Term CE(y, p): mean over the voxels of `-sum_k y_k log p_k`; needs a softmax head."""
+    del teacher
+    return weighted_mean(cross_entropy(student.prediction.log_p, channels.split(y)), where)
+
+
+def binary_cross_entropy_loss(
+    student: output.Output,
+    teacher: output.Output | None,
+    y: Float[Array, "b d h w k"],
+    where: Float[Array, "b d h w"] | None,
+) -> Float[Array, "b"]:
+    """Term BCE(y, p): mean over voxels and channels of `-(y log p + (1 - y) log(1 - p))`.
+
+    That of L_GT in KD-Net (Hu et al., 2020), and of every regions head.
+    """
+    del teacher
+    return weighted_mean(binary_cross_entropy(student.prediction, channels.split(y)), where)
+
+
+def deep_supervision(
+    student: output.Output,
+    teacher: output.Output | None,
+    y: Float[Array, "b d h w k"],
+    where: Float[Array, "b d h w"] | None,
     *,
-    head: heads.Head,
-    known: Float[Array, "b d h w"] | None = None,
-    form: str,
-    over_batch: bool = False,
+    terms: Sequence[Callable[..., Float[Array, "b"]]],
 ) -> Float[Array, "b"] | None:
-    """The supervised loss of the coarser logits, level i with weight 1/2^i (the full one has 1).
+    """Term `sum_i (sum of terms at level i) / 2^i` over the coarser logits; the full ones have 1.
 
     The weights are not divided by their sum. The reference of a coarser voxel is that at its centre
-    (`_at_centres`). `None` where the network has no coarser logits. Isensee et al., nnU-Net, 2021.
+    (`_at_centres`). Isensee et al., nnU-Net, 2021.
+
+    Args:
+        student: its coarser logits are compared.
+        teacher: not read.
+        y: the reference at full resolution.
+        where: voxels that count, likewise.
+        terms: those against the reference.
+
+    Returns:
+        `None` where the network has no coarser logits.
     """
-    levels = sorted(int(name.removeprefix("logits_")) for name in features if "logits_" in name)
-    if not levels:
+    del teacher
+    if not student.coarse:
         return None
     total: Array = jnp.zeros(y.shape[0])
-    for level in levels:
-        logits = features[f"logits_{level}"]
-        shape = logits.shape[1:4]
-        coarse = None if known is None else _at_centres(known[..., None], shape)[..., 0]
-        terms = supervised_terms(
-            logits,
-            _at_centres(y, shape),
-            head=head,
-            known=coarse,
-            form=form,
-            over_batch=over_batch,
-        )
-        total = total + sum(terms.values()) / 2**level
+    for level, coarse in student.coarse.items():
+        # "b d h w k" to "b D H W k" of the level
+        shape = coarse.logits.shape[1:4]
+        counts = None if where is None else _at_centres(where[..., None], shape)[..., 0]
+        targets = _at_centres(y, shape)
+        total = total + sum(term(coarse, None, targets, counts) for term in terms) / 2**level
     return total
 
 

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the peer of the benchmarks needs torch")
 
 from benchmarks import made_data, peer_unet  # noqa: E402
-from kdnet_jax.losses import segmentation  # noqa: E402
+from kdnet_jax.losses import objective, output  # noqa: E402
 from kdnet_jax.models import networks, unet  # noqa: E402
 from tests.helpers import glioma  # noqa: E402
 
@@ -43,8 +43,9 @@ def _peer_outputs(peer, image, label) -> tuple[Any, Any]:
 def _our_loss(network, params, image, label) -> tuple[Any, Any]:
     logits, _ = network.apply(params, jnp.asarray(image))
     y = glioma.SOFTMAX.targets(jnp.asarray(label))
-    terms = segmentation.supervised_terms(logits, y, head=glioma.SOFTMAX)
-    return sum(terms.values()).mean(), logits
+    loss = objective.of_options(glioma.SOFTMAX)
+    terms = loss.terms(output.Output(logits, {}, glioma.SOFTMAX), None, y, None)
+    return loss.total(terms).mean(), logits
 
 
 def test_logits_loss_and_gradients_are_ours(both) -> None:

@@ -1,16 +1,41 @@
 """Losses against the reference: values by hand and by slow NumPy, extremes, gradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdnet_jax.losses import channels, segmentation
+from kdnet_jax.losses import channels, objective, output, segmentation
 from kdnet_jax.models import heads
 from tests.helpers import glioma, made_up_tasks
 
 SHAPE = (2, 2, 3, 2)
 SMOOTH = 1e-5
+
+
+def supervised_terms(
+    logits: jax.Array,
+    y: jax.Array,
+    *,
+    head: heads.Head,
+    known: jax.Array | None = None,
+    form: str = "dice_ce",
+    over_batch: bool = False,
+    features: dict[str, jax.Array] | None = None,
+) -> dict[str, jax.Array]:
+    """The terms of a run without a teacher."""
+    loss = objective.of_options(head, segmentation.LossOptions(form, over_batch))
+    return loss.terms(output.Output(logits, features or {}, head), None, y, known)
+
+
+def deep_supervision_loss(
+    features: dict[str, jax.Array], y: jax.Array, *, head: heads.Head, **chosen: Any
+) -> jax.Array | None:
+    """The term of the coarser levels; None where there are none."""
+    terms = supervised_terms(jnp.zeros_like(y), y, head=head, features=features, **chosen)
+    return terms.get("gt_coarse")
 
 
 def random_logits(channels: int, seed: int = 0) -> jax.Array:
@@ -138,7 +163,7 @@ def test_extreme_logits_have_finite_values_and_gradients(
     logits = size * jnp.sign(random_logits(y.shape[-1]))
 
     def loss(logits: jax.Array) -> jax.Array:
-        terms = segmentation.supervised_terms(logits, y, head=head, form=form)
+        terms = supervised_terms(logits, y, head=head, form=form)
         return sum(terms.values()).sum()
 
     value, gradient = jax.value_and_grad(loss)(logits)
@@ -151,13 +176,13 @@ def test_supervised_terms_by_name_and_value() -> None:
     p = np.asarray(glioma.SOFTMAX.probabilities(logits))
     flat_p, flat_y = p.reshape(2, -1, 4), np.asarray(y).reshape(2, -1, 4)
     dice = (2 * (flat_p * flat_y).sum(1) + SMOOTH) / ((flat_p**2 + flat_y**2).sum(1) + SMOOTH)
-    terms = segmentation.supervised_terms(logits, y, head=glioma.SOFTMAX)
+    terms = supervised_terms(logits, y, head=glioma.SOFTMAX)
     assert set(terms) == {"gt_dice", "gt_ce"}
     np.testing.assert_allclose(terms["gt_dice"], 1 - dice[:, 1:].mean(1), rtol=1e-4)
     entropy = -(flat_y * np.log(flat_p)).sum(-1).mean(1)
     np.testing.assert_allclose(terms["gt_ce"], entropy, rtol=1e-4)
     # KD-Net's form counts the background too.
-    terms = segmentation.supervised_terms(logits, y, head=glioma.SOFTMAX, form="dice_bce")
+    terms = supervised_terms(logits, y, head=glioma.SOFTMAX, form="dice_bce")
     assert set(terms) == {"gt_dice", "gt_bce"}
     np.testing.assert_allclose(terms["gt_dice"], 1 - dice.mean(1), rtol=1e-4)
 
@@ -165,7 +190,7 @@ def test_supervised_terms_by_name_and_value() -> None:
 @pytest.mark.parametrize("form", ["dice_ce", "dice_bce"])
 def test_a_regions_head_has_binary_entropies_in_both_forms(form: str) -> None:
     logits, y = random_logits(3), random_targets(glioma.REGIONS)
-    terms = segmentation.supervised_terms(logits, y, head=glioma.REGIONS, form=form)
+    terms = supervised_terms(logits, y, head=glioma.REGIONS, form=form)
     assert set(terms) == {"gt_dice", "gt_bce"}
     expected = binary_cross_entropy(logits, y, glioma.REGIONS).mean((1, 2, 3))
     np.testing.assert_allclose(terms["gt_bce"], expected, rtol=1e-6)
@@ -174,8 +199,8 @@ def test_a_regions_head_has_binary_entropies_in_both_forms(form: str) -> None:
 @glioma.each_head
 def test_a_sure_right_answer_costs_nothing_and_a_wrong_one_much(head: heads.Head) -> None:
     y = random_targets(head)
-    right = segmentation.supervised_terms(40 * (2 * y - 1), y, head=head)
-    wrong = segmentation.supervised_terms(-40 * (2 * y - 1), y, head=head)
+    right = supervised_terms(40 * (2 * y - 1), y, head=head)
+    wrong = supervised_terms(-40 * (2 * y - 1), y, head=head)
     np.testing.assert_allclose(sum(right.values()), 0, atol=1e-5)
     assert (sum(wrong.values()) > 10).all()
 
@@ -189,7 +214,7 @@ def test_deep_supervision_halves_the_weight_at_each_level() -> None:
         for level in (1, 2)
     }
     features = {f"logits_{level}": value for level, value in coarse.items()}
-    actual = segmentation.deep_supervision_loss(
+    actual = deep_supervision_loss(
         features | {"bottleneck": y}, y, head=glioma.SOFTMAX, form="dice_ce"
     )
 
@@ -197,7 +222,7 @@ def test_deep_supervision_halves_the_weight_at_each_level() -> None:
         stride = 2**level
         centre = slice(stride // 2, None, stride)
         nearest = glioma.SOFTMAX.targets(labels[:, centre, centre, centre])
-        terms = segmentation.supervised_terms(coarse[level], nearest, head=glioma.SOFTMAX)
+        terms = supervised_terms(coarse[level], nearest, head=glioma.SOFTMAX)
         return sum(terms.values())
 
     np.testing.assert_allclose(actual, loss(1) / 2 + loss(2) / 4, rtol=1e-5)
@@ -206,7 +231,7 @@ def test_deep_supervision_halves_the_weight_at_each_level() -> None:
 def deep_supervision_loss_of_sure_logits(y: jax.Array, level: int, target: jax.Array) -> float:
     """The loss of logits that are sure of `target` at a level: 0 if that is the level's target."""
     features = {f"logits_{level}": 40 * (2 * target - 1)}
-    loss = segmentation.deep_supervision_loss(features, y, head=glioma.SOFTMAX, form="dice_ce")
+    loss = deep_supervision_loss(features, y, head=glioma.SOFTMAX, form="dice_ce")
     return float(loss[0])
 
 
@@ -240,7 +265,7 @@ def test_deep_supervision_s_targets_are_pytorch_s_nearest_exact(strides: tuple[i
 def test_deep_supervision_of_a_network_without_it_is_none() -> None:
     y = random_targets(glioma.SOFTMAX)
     features = {"bottleneck": y, "decoder_0": y}
-    loss = segmentation.deep_supervision_loss(features, y, head=glioma.SOFTMAX, form="dice_ce")
+    loss = deep_supervision_loss(features, y, head=glioma.SOFTMAX, form="dice_ce")
     assert loss is None
 
 
@@ -274,14 +299,14 @@ def test_what_is_unknown_is_in_no_sum(kind: heads.Kind, form: str, over_batch: b
     logits = jnp.asarray(np.random.default_rng(4).normal(size=shape) * 2, jnp.float32)
     chosen = {"head": head, "form": form, "over_batch": over_batch}
     y = head.targets(labels)
-    part = segmentation.supervised_terms(logits[:, :4], y[:, :4], **chosen)
+    part = supervised_terms(logits[:, :4], y[:, :4], **chosen)
 
     def loss(logits: jax.Array) -> jax.Array:
-        terms = segmentation.supervised_terms(logits, y, known=head.known(labels), **chosen)
+        terms = supervised_terms(logits, y, known=head.known(labels), **chosen)
         return sum(terms.values()).sum()
 
     for unknown in (logits, logits.at[:, 4:].multiply(-1e4)):
-        terms = segmentation.supervised_terms(unknown, y, known=head.known(labels), **chosen)
+        terms = supervised_terms(unknown, y, known=head.known(labels), **chosen)
         assert terms.keys() == part.keys()
         for name, value in part.items():
             np.testing.assert_allclose(terms[name], value, rtol=1e-5)
@@ -297,7 +322,7 @@ def test_a_patch_that_nobody_labelled_costs_nothing(
     head, labels = heart(kind), jnp.full(SHAPE, made_up_tasks.HEART.ignore)
 
     def terms(logits: jax.Array) -> dict[str, jax.Array]:
-        return segmentation.supervised_terms(
+        return supervised_terms(
             logits,
             head.targets(labels),
             head=head,
@@ -325,7 +350,7 @@ def test_deep_supervision_looks_at_known_voxels_alone(kind: heads.Kind) -> None:
     }
 
     def loss(labels: jax.Array, features: dict[str, jax.Array]) -> jax.Array:
-        return segmentation.deep_supervision_loss(
+        return deep_supervision_loss(
             features, head.targets(labels), head=head, known=head.known(labels), form="dice_ce"
         )
 

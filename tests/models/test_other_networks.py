@@ -20,6 +20,7 @@ from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment
 from kdnet_jax.errors import UserError
+from kdnet_jax.losses import objective
 from kdnet_jax.models import heads, monai, networks, unet
 from tests.helpers import commands
 
@@ -84,16 +85,17 @@ def test_training_steps_lower_the_loss(name: str) -> None:
     optimizer = optimizers.make_optimizer(chosen, 100, 10)
     params = _init(config, batch["image"])
     before = jax.tree.map(np.asarray, params)
-    step = steps.jit_supervised(
+    head = heads.Head(task_lib.GLIOMA)
+    step = steps.jit_step(
         sharding.make_mesh(),
-        network=steps.Network(config.module().apply, heads.Head(task_lib.GLIOMA), (0, 1)),
+        student=steps.Network(config.module().apply, head, (0, 1)),
+        loss=objective.of_options(head),
         optimizer=optimizer,
-        loss_options=steps.LossOptions(),
-        augment_options=augment.AugmentOptions(flip_axes="", scale=0.0, shift=0.0),
+        plan=steps.Plan(augment.AugmentOptions(flip_axes="", scale=0.0, shift=0.0)),
     )
     state, losses = steps.init_state(params, optimizer), []
     for _ in range(8):
-        state, metrics = step(state, batch, jax.random.key(2))
+        state, metrics = step(state, (), batch, jax.random.key(2))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.9 * losses[0]
     moved = jax.tree.map(lambda old, new: bool((old != new).any()), before, state.params)

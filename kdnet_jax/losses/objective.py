@@ -1,0 +1,130 @@
+"""The loss of a run: a weighted sum of registered terms.
+
+A term compares the student's output with the reference or with the teacher's output:
+
+    (student, teacher, y, where) -> "b"
+
+student and teacher are `output.Output` (no teacher: `None`), y is the reference "b d h w k"
+(`Head.targets`), where "b d h w" is 1 for voxels with a label and 0 for those to ignore (`None`:
+all have one; `Head.known`), and the result has a value for each sample. The loss is
+
+    L = sum over roles r of weight_r * (sum of the terms of role r)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from jaxtyping import Array, Float
+
+from kdnet_jax.losses import distillation, output, segmentation
+from kdnet_jax.models import heads
+
+Values = dict[str, Float[Array, "b"]]
+# (student, teacher, y, where) -> "b"; `None`: the network gives nothing to compare.
+Function = Callable[..., Float[Array, "b"] | None]
+
+
+class Term(NamedTuple):
+    """A registered term.
+
+    Attributes:
+        function: of (student, teacher, y, where), and options by keyword.
+        role: which weight it has.
+    """
+
+    function: Function
+    role: str
+
+
+# By the name in `metrics.jsonl`.
+TERMS: Mapping[str, Term] = {
+    "gt_dice": Term(segmentation.dice_loss, "gt"),
+    "gt_ce": Term(segmentation.cross_entropy_loss, "gt"),
+    "gt_bce": Term(segmentation.binary_cross_entropy_loss, "gt"),
+    "gt_coarse": Term(segmentation.deep_supervision, "gt"),
+    "kd_dice": Term(distillation.softened_dice_loss, "kd"),
+    "kd_bce": Term(distillation.softened_cross_entropy_loss, "kd"),
+    "kl": Term(distillation.latent_divergence, "kl"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A weighted sum of terms.
+
+    Attributes:
+        functions: name to term, its options bound, in the order of computation.
+        weights: role to weight, in the order of the sum.
+    """
+
+    functions: Mapping[str, Function]
+    weights: Mapping[str, float]
+
+    def terms(
+        self,
+        student: output.Output,
+        teacher: output.Output | None,
+        y: Float[Array, "b d h w k"],
+        where: Float[Array, "b d h w"] | None,
+    ) -> Values:
+        """Returns the value of each term, without its weight."""
+        values = {name: term(student, teacher, y, where) for name, term in self.functions.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def total(self, terms: Values) -> Float[Array, "b"]:
+        """Returns the weighted sum of terms."""
+        return sum(
+            weight * sum(value for name, value in terms.items() if TERMS[name].role == role)
+            for role, weight in self.weights.items()
+        )
+
+
+def of_options(
+    head: heads.Head,
+    loss: segmentation.LossOptions | None = None,
+    kd: distillation.DistillationOptions | None = None,
+) -> Loss:
+    """Returns the loss that the options of a run describe.
+
+    Without a teacher it is L_GT; with one KD-Net's lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
+
+    Args:
+        head: what the student's channels are.
+        loss: the form of L_GT (the section `loss` of a config); `None`: its defaults.
+        kd: of a student (the section `distillation`); `None` without a teacher.
+    """
+    loss = loss or segmentation.LossOptions()
+    plain = loss.form == "dice_ce"
+    entropy = "gt_ce" if plain and head.kind == "softmax" else "gt_bce"
+    chosen = {
+        "gt_dice": _bound("gt_dice", background=not plain, over_batch=loss.over_batch),
+        entropy: _bound(entropy),
+    }
+    # The coarser levels have the two terms of the full one.
+    chosen["gt_coarse"] = _bound("gt_coarse", terms=tuple(chosen.values()))
+    if kd is None:
+        return Loss(chosen, {"gt": 1.0})
+    soft = {
+        "teacher_temperature": kd.temperature,
+        "student_temperature": kd.temperature if kd.temper_student else 1.0,
+        "scale": kd.temperature**2 if kd.scale_by_temperature else 1.0,
+    }
+    chosen["kd_dice"] = _bound("kd_dice", **soft)
+    chosen["kd_bce"] = _bound("kd_bce", balanced=kd.kd_voxels == "balanced", **soft)
+    weights = {"kd": kd.kd_weight, "gt": 1 - kd.kd_weight}
+    # Without weight it is not computed: the bottlenecks need not be comparable.
+    if kd.latent_weight:
+        chosen["kl"] = _bound(
+            "kl",
+            direction=kd.kl_direction,
+            softmax=kd.latent_softmax,
+            reduction=kd.latent_reduction,
+        )
+        weights["kl"] = kd.latent_weight
+    return Loss(chosen, weights)
+
+
+def _bound(name: str, **options: object) -> Function:
+    return functools.partial(TERMS[name].function, **options)

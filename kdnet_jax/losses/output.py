@@ -1,0 +1,50 @@
+"""The output of a network, as the terms of a loss read it."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+from jaxtyping import Array, Float
+
+from kdnet_jax.losses import channels
+from kdnet_jax.models import heads
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Output:
+    """What a network answers to a batch.
+
+    What several terms read is computed once and kept, so that they share its gradient too.
+
+    Attributes:
+        logits: of the classes or regions.
+        features: other arrays by name: "bottleneck", and "logits_<level>" of coarser levels where
+            they are supervised.
+        head: what the channels of the logits are.
+    """
+
+    logits: Float[Array, "b d h w k"]
+    features: Mapping[str, Array]
+    head: heads.Head
+    _softened: dict[float, channels.Prediction] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @functools.cached_property
+    def prediction(self) -> channels.Prediction:
+        """Its probabilities."""
+        return channels.predict(self.logits, self.head)
+
+    def softened(self, temperature: float) -> channels.Prediction:
+        """Returns its probabilities at a temperature T: softmax(z / T), or sigmoid(z / T)."""
+        if temperature not in self._softened:
+            self._softened[temperature] = channels.predict(self.logits / temperature, self.head)
+        return self._softened[temperature]
+
+    @property
+    def coarse(self) -> dict[int, "Output"]:
+        """Its logits of coarser levels as outputs, finest first; level i is 2^i times coarser."""
+        levels = sorted(
+            int(name.removeprefix("logits_")) for name in self.features if "logits_" in name
+        )
+        return {level: Output(self.features[f"logits_{level}"], {}, self.head) for level in levels}
