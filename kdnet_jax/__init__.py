@@ -1,5 +1,6 @@
 """KD-Net in JAX: a four-sequence teacher, distilled into a one-sequence student."""
 
+import logging
 from typing import Any
 
 from kdnet_jax import home
@@ -7,6 +8,8 @@ from kdnet_jax import home
 __version__ = "0.1.0"
 __all__ = ["load"]
 
+# Silent where it is imported; console.py shows what the commands say.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 # Before any library is imported that looks for it.
 home.ensure()
 

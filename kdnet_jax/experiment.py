@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import math
 import os
 import pathlib
@@ -38,6 +39,8 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, networks
 from kdnet_jax.reporting import figures, progress, run_report
+
+_LOG = logging.getLogger(__name__)
 
 
 def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
@@ -92,7 +95,7 @@ def _run(
     for folder, each in own.items():
         processes.first_does(functools.partial(workdir_lib.claim, folder, each, data))
         processes.together(functools.partial(workdir_lib.check_seen, folder))
-    print(
+    _LOG.info(
         f"{workdir}: {config.role} on {', '.join(values.modalities)}; "
         f"{len(data.split.train)} training, {len(data.split.validation)} validation and "
         f"{len(data.split.test)} test cases"
@@ -106,7 +109,7 @@ def _run(
         teachers.check_split(teacher.folder, data)
     elif config.role == "student":
         folder = workdir / teachers.OWN
-        print(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
+        _LOG.info(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
         # Whether the student's step fits is better known before the teacher's hours.
         compilation.compile_step(config, values, mesh, len(data.split.train), to_be)
         teacher = train_and_evaluate(own[folder], folder, data, None)
@@ -141,8 +144,8 @@ def _report(
         facts=_facts(config, data, workdir),
     )
     shown = {**others, config.role: workdir}
-    print(run_report.region_table({k: evaluation.read_summary(v) for k, v in shown.items()}))
-    print(f"Report: {report}")
+    _LOG.info(run_report.region_table({k: evaluation.read_summary(v) for k, v in shown.items()}))
+    _LOG.info(f"Report: {report}")
 
 
 def train_and_evaluate(
@@ -227,7 +230,7 @@ def evaluate(
     """Scores a run on the test cases, unless `folder` holds just that already."""
     key = _evaluation_key(run, data)
     if processes.first_does(lambda: _is_scored(folder, key) and evaluation.is_complete(folder)):
-        print(f"{folder}: already evaluated")
+        _LOG.info(f"{folder}: already evaluated")
         processes.first_does(lambda: evaluation.remove_unfinished(folder))
         return
     evaluation.evaluate(
@@ -269,7 +272,7 @@ def _train(
     optimizer = compilation.optimizer(config, values, len(training))
     taught_by = teacher.model if teacher else None
     step_fn, sentence = compilation.compile_step(config, values, mesh, len(training), taught_by)
-    print(sentence)
+    _LOG.info(sentence)
     params = networks.init_params(values.network, len(values.modalities), init_key)
     state = steps.init_state(params, optimizer)
     state = jax.device_put(state, sharding.state_sharding(mesh, state, values.state))
@@ -286,7 +289,7 @@ def _train(
     with checkpoint.RunCheckpoints(folder) as checkpoints, batches:
         state, start = train.resume(checkpoints, state, batches, identity, teacher_path)
         if start.step:
-            print(f"{folder}: resuming from step {start.step} of {values.train.steps}")
+            _LOG.info(f"{folder}: resuming from step {start.step} of {values.train.steps}")
         processes.first_does(
             lambda: _note_start(folder, data, batches, start.step, values.train.steps)
         )

@@ -5,6 +5,7 @@ the tool's files nor PyTorch.
 """
 
 import dataclasses
+import logging
 import pathlib
 
 from ml_collections import config_dict
@@ -12,6 +13,8 @@ from ml_collections import config_dict
 from kdnet_jax import checksums, files, model_folder, processes, runs, teachers
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import conversion, foreign
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,7 @@ def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Given:
             f"-m kdnet_jax.export --checkpoint={path}{chosen} --output=DIR"
         )
     found = conversion.convert(path, folds)
-    print(
+    _LOG.info(
         f"{path}: {found.about['made_by']}; {found.model.network.members} network(s) of "
         f"{', '.join(found.model.modalities)}, kept in {kept}"
     )

@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.scipy import special as jsp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from scipy import special
 
-from kdnet_jax import sharding
+from kdnet_jax import console, sharding
 from kdnet_jax.models import heads
 
 # (parameters, windows "b d h w m") -> probabilities "b d h w k"
@@ -187,7 +186,7 @@ def _blend(
     weight = gaussian_window(patch)[..., None]
     total, weights = None, np.zeros((*image.shape[:3], 1), np.float32)
     # `None`: no bar where standard error is no terminal.
-    bar = tqdm.tqdm(total=len(corners), unit="window", leave=False, disable=not progress or None)
+    bar = console.bar(total=len(corners), unit="window", leave=False, disable=not progress or None)
     with bar:
         for first in range(0, len(corners), batch):
             boxes = [_box(corner, patch) for corner in corners[first : first + batch]]

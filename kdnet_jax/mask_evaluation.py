@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import shutil
@@ -25,6 +26,8 @@ from kdnet_jax.data import (
 from kdnet_jax.errors import UserError, nearest
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import surface
+
+_LOG = logging.getLogger(__name__)
 
 # An evaluation may replace one that has the same of these in its summary.
 _INPUTS: Final = ("predictions", "references", "cases_asked")
@@ -126,10 +129,10 @@ def check_inputs(
     if listed:
         raise UserError(_listing(listed))
     for found, its in zip((predictions, references), taken, strict=True):
-        print(f"{found.folder}: labels of {its.convention} ({its.why})")
+        _LOG.info(f"{found.folder}: labels of {its.convention} ({its.why})")
     notes += _file_notes(pairs, contents, ignore_affine)
     for note in [*predictions.notes, *references.notes, *notes]:
-        print(f"note: {note}")
+        _LOG.info(f"note: {note}")
     return Inputs(pairs, *taken, left_out, ignore_affine, task)
 
 

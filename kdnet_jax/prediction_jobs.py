@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import os
 import pathlib
 import re
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, decathlon, labels, names, nifti, nifti_header
 from kdnet_jax.errors import UnknownLayoutError, UserError
+
+_LOG = logging.getLogger(__name__)
 
 _NIFTI = (".nii", ".nii.gz")
 _CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -106,12 +109,12 @@ def _scans_of_folder(
         if len(modalities) > 1 or not files:
             raise UserError(f"--input={folder}: {error}") from error
         _refuse_numbered_channels(folder, files, modalities[0])
-        print(f"{folder}: no known layout; each of its {len(files)} files is taken as a scan")
+        _LOG.info(f"{folder}: no known layout; each of its {len(files)} files is taken as a scan")
         for path in files:
             _warn_of_name(path, modalities[0], task)
         return [(stem(path), {modalities[0]: path}) for path in files]
     for note in cohort.notes:
-        print(f"note: {note}")
+        _LOG.info(f"note: {note}")
     return [
         (case.case_id, {name: case.images[name] for name in modalities}) for case in cohort.cases
     ]
@@ -145,7 +148,7 @@ def _numbered(
                 "the others, as in nnU-Net's imagesTs."
             )
     listed = ", ".join(f"_{number:04d} as {name}" for name, number in wanted.items())
-    print(f"{folder}: {len(by_case)} cases in nnU-Net's names; {listed}")
+    _LOG.info(f"{folder}: {len(by_case)} cases in nnU-Net's names; {listed}")
     return [
         (case, {name: channels[number] for name, number in wanted.items()})
         for case, channels in sorted(by_case.items())
@@ -172,13 +175,13 @@ def _warn_of_name(path: pathlib.Path, modality: str, task: task_lib.Task) -> Non
     name = names.read(stem(path), path.absolute().parent.name)
     says = name.sequence or name.aside or (name.doubt and f"one that {name.doubt}")
     if says and says != modality:
-        print(
+        _LOG.info(
             f"warning: {path} is named as {says}, but the network was trained on {modality}. "
             "Its mask means nothing if it is."
         )
     alike = [] if says else _SEQUENCE_LIKE.findall(stem(path))
     if unknown := [word for word in alike if names.SEQUENCES.get(word.lower()) != modality]:
-        print(
+        _LOG.info(
             f"warning: {path}: it is not understood what {unknown[0]!r} in its name says; the "
             f"network was trained on {modality}. Its mask means nothing if it is another image."
         )

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import logging
 import pathlib
 import socket
 
@@ -12,6 +13,8 @@ from kdnet_jax import processes, settings, sharding
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, building, loader, placement, skipping, splits, store
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ def open_data(config: config_dict.ConfigDict, values: settings.Settings) -> Data
         splits.load_split(config.split.file)  # What is wrong with it, before hours of building.
     cases = _build(config, values)
     for note in cases.notes:
-        print(f"note: {note}")
+        _LOG.info(f"note: {note}")
     split = _split(config, cases)
     empty = [part for part, ids in split.parts.items() if not ids]
     if empty:
@@ -183,7 +186,7 @@ def open_batches(
     asked = given.pop("cache", "auto")  # runs of before the key have none
     free = _agreed_memory(placement.free_memory(mesh))
     chosen = placement.choose(asked, data.cases, training, mesh=mesh, free=free)
-    print(chosen.sentence)
+    _LOG.info(chosen.sentence)
     data.cases.cache_bytes = chosen.cache_bytes
     batches = loader.make_loader(
         data.cases,
@@ -199,7 +202,7 @@ def open_batches(
         **given,
     )
     for note in batches.notes:
-        print(f"note: {note}")
+        _LOG.info(f"note: {note}")
     return batches
 
 

@@ -12,10 +12,9 @@ from concurrent.futures import process
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import tqdm
 from jaxtyping import Integer
 
-from kdnet_jax import postprocessing
+from kdnet_jax import console, postprocessing
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
@@ -128,7 +127,7 @@ def map_cases(
         UserError: as `function` raises it, or a process was ended from outside.
         RuntimeError: `function` raised anything else; the case is named.
     """
-    with tqdm.tqdm(total=total, desc=description, unit=unit) as bar, _pool(workers) as submit:
+    with console.bar(total=total, desc=description, unit=unit) as bar, _pool(workers) as submit:
         pending: collections.deque[tuple[str, futures.Future[_Result]]] = collections.deque()
         for item in items:
             pending.append((case_id(item), submit(function, item)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 
 import jax
@@ -12,6 +13,8 @@ from kdnet_jax import task as task_lib
 from kdnet_jax import workdir as workdir_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import run_report, study_report
+
+_LOG = logging.getLogger(__name__)
 
 # The order in which the parts of a fold and seed are run: the student needs its teacher.
 ROLES = settings.ROLES
@@ -97,9 +100,9 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         values = settings.read_settings(part.config)
         workdir_lib.check(part.folder, part.config, values.task)
     for number, part in enumerate(planned, 1):
-        print(f"--- {number} of {len(planned)}: {part.folder}")
+        _LOG.info(f"--- {number} of {len(planned)}: {part.folder}")
         if processes.first_does(functools.partial(is_finished, part)):
-            print(f"{part.folder}: finished")
+            _LOG.info(f"{part.folder}: finished")
             continue
         experiment.run(part.config, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
@@ -120,7 +123,7 @@ def _report(
         facts=_facts(config, planned),
         synthetic=not config.data.data_dir,
     )
-    print("\n\n".join(["", *verdict, f"Report: {report}"]))
+    _LOG.info("\n\n".join(["", *verdict, f"Report: {report}"]))
 
 
 def is_finished(part: Part) -> bool:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -20,6 +21,8 @@ from kdnet_jax import files, run_data, saved_checkpoints, settings
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 CONFIG, SPLIT = "config.json", "split.json"
 LOCK = ".lock"
@@ -114,7 +117,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
                 raise
-            print(f"note: {path.parent} cannot be locked here ({error.strerror}): start one only")
+            _LOG.info(
+                f"note: {path.parent} cannot be locked here ({error.strerror}): start one only"
+            )
         try:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {_now()}")

@@ -357,14 +357,15 @@ def test_masks_of_several_channels_are_scored_where_these_are_named(tiny_cohort,
 
 
 def test_predictions_in_another_order_of_voxels_score_the_same(
-    tiny_cohort, tmp_path, capsys
+    tiny_cohort, tmp_path, caplog
 ) -> None:
+    caplog.set_level("INFO")
     folder = _write_predictions(tiny_cohort, tmp_path / "tool", "brats2021")
     for path in folder.iterdir():
         image = nib.as_closest_canonical(nib.load(path))
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine), path)
     inputs = _checked(folder, tiny_cohort)
-    assert "stored in another order: turned: BraTS2021_00001" in capsys.readouterr().out
+    assert "stored in another order: turned: BraTS2021_00001" in caplog.text
     assert _same(_score(inputs), _expected(tiny_cohort))
 
 

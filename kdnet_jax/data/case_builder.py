@@ -21,10 +21,10 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
-import tqdm
 from google.protobuf import json_format
 from tensorflow_datasets.core import dataset_info
 
+from kdnet_jax import console
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import prepare, store
 from kdnet_jax.errors import UserError
@@ -137,7 +137,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _examples(self, jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
         results = ordered_map(_run, jobs, self._workers)
-        bar = tqdm.tqdm(
+        bar = console.bar(
             results, total=len(jobs), desc="preparing", unit="case", disable=not self._progress
         )
         for result in bar:

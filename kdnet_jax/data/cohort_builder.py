@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 
+from kdnet_jax import console
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import (
     case_builder,
@@ -107,7 +107,7 @@ class CohortBuilder(case_builder.CaseBuilder, skip_registration=True):
         check = functools.partial(check_files, task=self.task)
         checked = case_builder.ordered_map(check, self._cohort.cases, self._workers)
         count = len(self._cohort.cases)
-        for _ in tqdm.tqdm(checked, "checking", count, unit="case", disable=not self._progress):
+        for _ in console.bar(checked, "checking", count, unit="case", disable=not self._progress):
             pass
 
     def _content(self) -> dict[str, Any]:

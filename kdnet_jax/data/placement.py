@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
-import tqdm
 from jax.sharding import Mesh
 
+from kdnet_jax import console
 from kdnet_jax.data import resident, store
 from kdnet_jax.errors import UserError
 
@@ -90,7 +90,7 @@ def choose(
     """
     free = free or free_memory(mesh)
     noted = all(cases.summaries[index].shape for index in training)
-    bar = tqdm.tqdm(training, desc="measuring cases", unit="case", disable=noted)
+    bar = console.bar(training, desc="measuring cases", unit="case", disable=noted)
     shape = resident.padded_shape([cases.shape(index) for index in bar])
     device_bytes = resident.need_bytes(len(training), len(cases.modalities), shape)
     # On the CPU backend the copies of all devices lie in the host's memory.

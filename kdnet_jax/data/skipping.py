@@ -2,16 +2,17 @@
 
 import contextlib
 import json
+import logging
 import pathlib
-import sys
 import threading
 import time
 from typing import Final
 
-import tqdm
-
+from kdnet_jax import console
 from kdnet_jax.data import records
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 STOP, SKIP = "stop", "skip"
 CHOICES: Final = (STOP, SKIP)
@@ -89,7 +90,8 @@ class Unreadable:
 
     def _tell(self, error: records.UnreadableCaseError, about: str) -> None:
         said = f"warning: {about} It is left out of training; other cases are trained on instead."
-        tqdm.tqdm.write(said, file=sys.stderr)
+        with console.clear_of_bars():
+            _LOG.warning(said)
         row = {
             "case_id": error.case_id,
             "file": str(error.path),

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
+import logging
 import os
 import pathlib
 import platform
@@ -20,6 +21,8 @@ import jax
 import jaxlib
 
 from kdnet_jax import home
+
+_LOG = logging.getLogger(__name__)
 
 SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
 # oneDNN's wheels: the library built on GNU OpenMP, and its headers.
@@ -127,7 +130,7 @@ def _cache_folder() -> pathlib.Path:
 
 
 def _compile(command: list[str], target: pathlib.Path) -> None:
-    print("Compiling the CPU kernels, once on this machine (about 5 s) ...", file=sys.stderr)
+    _LOG.warning("Compiling the CPU kernels, once on this machine (about 5 s) ...")
     # Beside the target and then renamed: two processes may compile at once.
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:

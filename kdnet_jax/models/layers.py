@@ -6,8 +6,8 @@ slower than the same arithmetic in other forms (openxla/xla#34273, jax-ml/jax#31
 """
 
 import functools
+import logging
 import math
-import sys
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 from kdnet_jax.errors import UserError
 from kdnet_jax.kernels import build, ops
 from kdnet_jax.models import halo
+
+_LOG = logging.getLogger(__name__)
 
 # How a convolution is computed, see `convolve`.
 Form = Literal["native", "onednn", "planes", "blocks"]
@@ -72,10 +74,9 @@ def _reason_against_onednn(backend: str) -> str:
 
 @functools.cache
 def _note(reason: str) -> None:
-    print(
+    _LOG.warning(
         f"Note: convolutions take their slower form, two to three times the time, because oneDNN's "
-        f"cannot be had: {reason}.",
-        file=sys.stderr,
+        f"cannot be had: {reason}."
     )
 
 

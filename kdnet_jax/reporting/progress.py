@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -14,8 +15,10 @@ from typing import Any, Final, Literal, SupportsFloat, TextIO
 import tensorboardX
 import tqdm
 
-from kdnet_jax import files
+from kdnet_jax import console, files
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 METRICS_FILE: Final = "metrics.jsonl"
 # The rate is that of the last steps: the first step compiles and would spoil a mean over all.
@@ -44,7 +47,7 @@ class Progress:
       initial: Steps done by an earlier, resumed run.
       description: The word before the bar.
       file: Where it writes, standard error if None.
-      quiet: Write nothing.
+      quiet: Write nothing; so it is without `file` where no messages are shown (console.py).
       clock: Seconds that only grow.
     """
 
@@ -58,7 +61,8 @@ class Progress:
         quiet: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._file, self._clock, self._quiet = file or sys.stderr, clock, quiet
+        self._file, self._clock = file or sys.stderr, clock
+        self._quiet = quiet or (file is None and not console.is_shown())
         self._total, self._step, self._description = total, initial, description
         self._loss: float | None = None
         self._waited = self._paused = 0.0
@@ -66,7 +70,7 @@ class Progress:
         self._first_mark: tuple[float, int] | None = None
         self._last_line = -math.inf
         self._bar = None
-        if self._file.isatty() and not quiet:
+        if self._file.isatty() and not self._quiet:
             self._bar = tqdm.tqdm(
                 total=total,
                 initial=initial,
@@ -195,10 +199,9 @@ class MetricsLog:
             )
         self.rows = _drop_later_rows(path, resume_step, keep) if path.exists() else 0
         if keep is not None and self.rows < keep:
-            print(
+            _LOG.warning(
                 f"WARNING: {path} held {keep} rows at step {resume_step}, and now {self.rows}: the "
-                "others were lost, and are missing from the curves",
-                file=sys.stderr,
+                "others were lost, and are missing from the curves"
             )
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard itself hides the events of earlier files from the purge step on.
