@@ -15,7 +15,7 @@ home.ensure()
 
 
 def __getattr__(name: str) -> Any:
-    # Not at once: JAX takes seconds, and commands tell mistakes in their flags before.
+    # Imported late: JAX takes seconds, and commands report mistakes in their flags first.
     if name == "load":
         from kdnet_jax import api
 

@@ -1,4 +1,4 @@
-"""Segments the cases of a labelled cohort with one or several runs, to be scored as any tool's."""
+"""Segmentation of a labelled cohort with one or several runs, to be scored as any tool's."""
 
 import contextlib
 import dataclasses

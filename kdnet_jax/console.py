@@ -39,7 +39,7 @@ def is_shown() -> bool:
     return _PACKAGE.isEnabledFor(logging.INFO)
 
 
-def bar(*args: Any, **options: Any) -> "tqdm.tqdm[Any]":
+def bar(*args: Any, **options: Any) -> "tqdm.tqdm":
     """Returns a tqdm bar of these arguments, hidden where no messages are shown."""
     # Imported here: the start of several processes sets what tqdm reads when it is imported.
     import tqdm

@@ -8,6 +8,7 @@ from concurrent import futures
 from typing import Final
 
 import numpy as np
+from jaxtyping import Shaped
 from matplotlib import figure as mpl_figure
 
 from kdnet_jax import console, files
@@ -104,8 +105,10 @@ def _sheet_row(
     orientation: str,
     task: task_lib.Task,
 ) -> contact_sheet.Row:
-    def spl(volume: np.ndarray) -> np.ndarray:
-        return geometry.orient(volume, reading.affine, orientation)
+    affine = np.eye(4) if reading.affine is None else reading.affine
+
+    def spl(volume: Shaped[np.ndarray, "x y z"]) -> Shaped[np.ndarray, "d h w"]:
+        return geometry.orient(volume, affine, orientation)
 
     return contact_sheet.make_row(
         reading.case.case_id,
@@ -113,8 +116,8 @@ def _sheet_row(
         [_short(row) for row in sorted(rows, key=lambda row: row.severity)],
         {name: spl(volume) for name, volume in reading.scores.items()},
         None if reading.classes is None else spl(reading.classes),
-        (1.0,) * 3 if reading.affine is None else geometry.spacing_spl(reading.affine, orientation),
-        task=task_lib.DEFAULT,
+        geometry.spacing_spl(affine, orientation),
+        task=task,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from kdnet_jax import inference, runs, settings, sharding, teachers
+from kdnet_jax import dataset_json, inference, runs, settings, sharding, teachers
 from kdnet_jax import model as model_lib
 from kdnet_jax.data import familiarity, prepare
 from kdnet_jax.errors import UserError
@@ -314,7 +314,7 @@ def _spacing_text(spacing: settings.Spacing) -> str:
 def _must_agree(run: runs.Run, mirror: bool | None, whole: bool | None) -> dict[str, str]:
     model = run.model
     agree = {
-        "tasks": f"{model.task.name} ({model.task.fingerprint})",
+        "tasks": f"{model.task.name} ({dataset_json.fingerprint(model.task)})",
         "sequences (model.modalities)": ", ".join(model.modalities),
         "spacings (data.spacing)": _spacing_text(model.spacing),
         "outputs (model.head)": ", ".join(model.outputs),

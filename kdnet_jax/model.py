@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from ml_collections import config_dict
 
-from kdnet_jax import config_values, settings
+from kdnet_jax import config_values, dataset_json, settings
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry, labels
 from kdnet_jax.errors import UserError, check_choice
@@ -110,7 +110,7 @@ def to_json(model: Model) -> dict[str, Any]:
     plain = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     return plain | {
         "network": networks.to_json(model.network),
-        "task": task_lib.to_json(model.task),
+        "task": dataset_json.to_json(model.task),
     }
 
 
@@ -125,7 +125,7 @@ def from_json(values: Mapping[str, Any]) -> Model:
     tuples = {key: tuple(values[key]) for key in keys if isinstance(values.get(key), list)}
     parts = {
         "network": networks.from_json(values["network"]),
-        "task": task_lib.from_json(values["task"], "its task"),
+        "task": dataset_json.from_json(values["task"], "its task"),
     }
     model = Model(**{**values, **tuples, **parts})
     _check(model)

@@ -1,4 +1,4 @@
-"""Scores many cases on several processes."""
+"""Scoring of many cases on several processes."""
 
 import collections
 import contextlib
@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import process
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Integer
@@ -57,7 +57,7 @@ class Scored(NamedTuple):
 
 def default_workers() -> int:
     """Returns the number of cores that this process may use, 8 at most."""
-    # macOS and Windows cannot tell which cores a process may use.
+    # macOS and Windows do not say which cores a process may use.
     known = hasattr(os, "sched_getaffinity")
     return min(8, len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1)
 
@@ -153,7 +153,7 @@ def _pool(workers: int) -> Iterator[Callable[..., futures.Future]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _submit_here(function: Callable[..., Any], *args: Any) -> futures.Future:
+def _submit_here(function: Callable[..., object], *args: object) -> futures.Future:
     future: futures.Future = futures.Future()
     try:
         future.set_result(function(*args))

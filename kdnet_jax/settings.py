@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from kdnet_jax import config_values, documents, optimizers, sharding, steps, train
+from kdnet_jax import config_values, dataset_json, documents, optimizers, sharding, steps, train
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, geometry, labels, layouts, placement, skipping, splits
 from kdnet_jax.errors import UserError, check_choice
@@ -86,7 +86,7 @@ def completed(
     """
     values = config.to_dict()
     config_values.check(_flat(values))
-    task = task or task_lib.read(values["task"])
+    task = task or dataset_json.read(values["task"])
     data, model = values["data"], values["model"]
     data["modalities"] = data["modalities"] or ",".join(task.modalities)
     if "teacher" in values:
@@ -138,7 +138,7 @@ def read_settings(config: config_dict.ConfigDict, task: task_lib.Task | None = N
     """
     config_values.check(_flat(config.to_dict()))
     check_choice("role", config.role, ROLES)
-    task = task or task_lib.read(config.task)
+    task = task or dataset_json.read(config.task)
     config = completed(config, task)
     data_modalities = task.read_modalities(config.data.modalities, "data.modalities")
     modalities = task.read_modalities(config.model.modalities, "model.modalities")
@@ -282,10 +282,10 @@ def read_task(run: pathlib.Path) -> task_lib.Task:
     Raises:
         UserError: its file is damaged.
     """
-    path = run / task_lib.TASK_FILE
+    path = run / dataset_json.TASK_FILE
     if not path.is_file():
         return task_lib.DEFAULT
-    return task_lib.from_dataset_json(documents.read_object(path), str(path))
+    return dataset_json.parse(documents.read_object(path), str(path))
 
 
 def read_run(run: pathlib.Path) -> tuple[config_dict.ConfigDict, Settings]:

@@ -8,8 +8,15 @@ import pathlib
 import jax
 from ml_collections import config_dict
 
-from kdnet_jax import config_values, evaluation, experiment, processes, provenance, settings
-from kdnet_jax import task as task_lib
+from kdnet_jax import (
+    config_values,
+    dataset_json,
+    evaluation,
+    experiment,
+    processes,
+    provenance,
+    settings,
+)
 from kdnet_jax import workdir as workdir_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import run_report, study_report
@@ -119,7 +126,7 @@ def _report(
     report, verdict = study_report.write(
         workdir,
         sides,
-        noun=task_lib.read(config.task).noun,
+        noun=dataset_json.read(config.task).noun,
         facts=_facts(config, planned),
         synthetic=not config.data.data_dir,
     )

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from ml_collections import config_dict
 
-from kdnet_jax import files, run_data, saved_checkpoints, settings
+from kdnet_jax import dataset_json, files, run_data, saved_checkpoints, settings
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError
@@ -159,9 +159,9 @@ def claim(folder: pathlib.Path, config: config_dict.ConfigDict, data: run_data.D
     if (folder / SPLIT).exists():
         splits.check_same_split(splits.load_split(folder / SPLIT), split)
     # Before the config, which says that the folder is a run's.
-    if task != task_lib.DEFAULT and not (folder / task_lib.TASK_FILE).exists():
-        text = json.dumps(task.to_dataset_json(), indent=1) + "\n"
-        _write(folder / task_lib.TASK_FILE, text)
+    if task != task_lib.DEFAULT and not (folder / dataset_json.TASK_FILE).exists():
+        text = json.dumps(dataset_json.describe(task), indent=1) + "\n"
+        _write(folder / dataset_json.TASK_FILE, text)
     if not (folder / CONFIG).exists():
         _write(folder / CONFIG, settings.to_json(config))
     if not (folder / SPLIT).exists():

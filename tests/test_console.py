@@ -1,11 +1,9 @@
 """What the package says: nothing where it is imported, and everything in a command."""
 
-import os
-import pathlib
+import subprocess
+import sys
 
 import pytest
-
-from tests.helpers import forks
 
 _SPEAK = """
 import logging
@@ -32,10 +30,9 @@ list(console.bar([1], "a bar", unit="case"))
     ],
     ids=["imported", "command", "asked for"],
 )
-def test_messages_and_bars(
-    tmp_path: pathlib.Path, before: str, out: str, err: tuple[str, ...]
-) -> None:
-    ended = forks.python(["-c", before + _SPEAK], cwd=tmp_path, env=os.environ, limit_s=60)
-    assert (ended.code, ended.out) == (0, out)
-    assert all(text in ended.err for text in err)
-    assert err or not ended.err
+def test_messages_and_bars(before: str, out: str, err: tuple[str, ...]) -> None:
+    words = [sys.executable, "-c", before + _SPEAK]
+    ended = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert ended.stdout == out
+    assert all(text in ended.stderr for text in err)
+    assert err or not ended.stderr

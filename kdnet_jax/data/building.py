@@ -1,4 +1,4 @@
-"""Builds the datasets that training reads, once, and opens what is already there.
+"""Building of the datasets that training reads, once, and opening of those that exist.
 
 Every different content has its own folder under a root:
 `<root>/<builder>/<config with a fingerprint>/<version>/`. TFDS writes into a temporary folder

@@ -1,4 +1,4 @@
-"""Where the training cases lie: on the device, in host memory, or on disk; chosen by memory."""
+"""Placement of the training cases: on the device, in host memory, or on disk."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Placement:
 def free_memory(mesh: Mesh) -> Memory:
     """Measures what is free on this process's devices of the mesh, and on its host.
 
-    A device that does not tell its limit (as under XLA's platform allocator) counts as full.
+    A device that does not report its limit (as under XLA's platform allocator) counts as full.
     """
     host = store.available_memory()
     if mesh.local_devices[0].platform == "cpu":

@@ -78,7 +78,7 @@ class ResidentCases:
         """
         held = self._send()
         shape = (self._source.batch, *self._source.crop)
-        parts = self._sharding.addressable_devices_indices_map(shape)
+        parts = sharding.parts_of(self._sharding, shape)
         for number in itertools.count(first):
             cut = [self._cut(held[device], number, part) for device, part in parts.items()]
             image, label = (list(arrays) for arrays in zip(*cut, strict=True))

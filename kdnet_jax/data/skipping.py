@@ -1,4 +1,4 @@
-"""Training cases that cannot be read: the run stops, or goes on without them and says so."""
+"""Unreadable training cases: the run stops, or continues without them and says so."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ class Unreadable:
         return index in self._found
 
     def add(self, error: records.UnreadableCaseError) -> None:
-        """Notes a case and tells of it, or stops.
+        """Records a case and reports it, or stops.
 
         Raises:
             UserError: cases are not to be skipped, or too many are unreadable.
@@ -74,7 +74,8 @@ class Unreadable:
         remedy = records.rebuild(error.path.parent)
         if self.choice == STOP:
             raise UserError(
-                f"{about} {remedy} To go on without such cases: --config.data.on_read_error=skip."
+                f"{about} {remedy} To continue without such cases: "
+                "--config.data.on_read_error=skip."
             ) from error
         with self._lock:
             if error.index in self._found:

@@ -1,4 +1,4 @@
-"""Compiles `kernels.cc` against oneDNN on first use, and registers it with XLA.
+"""Compilation of `kernels.cc` against oneDNN on first use, and its registration with XLA.
 
 The compiled library is kept in the user's cache folder, under a name made of all that it depends
 on: the source, the compiler's flags, jaxlib, oneDNN and the processor.
@@ -18,7 +18,6 @@ import sys
 import tempfile
 
 import jax
-import jaxlib
 
 from kdnet_jax import home
 
@@ -43,8 +42,8 @@ TARGETS = (
 )
 
 
-class Unavailable(Exception):  # noqa: N818 - a reason, told to the user where it matters
-    """The kernels cannot be had on this machine; the message says why, and what would help."""
+class Unavailable(Exception):  # noqa: N818 - a reason, shown to the user where it matters
+    """The kernels are unavailable on this machine; the message says why, and what would help."""
 
 
 @functools.cache
@@ -68,7 +67,7 @@ def load() -> None:
 
 @functools.cache
 def reason_against() -> str:
-    """Returns why the kernels cannot be had here, or an empty text if they can."""
+    """Returns why the kernels are unavailable, or an empty text."""
     try:
         load()
     except Unavailable as reason:
@@ -89,7 +88,9 @@ def _compiled() -> pathlib.Path:
         os.fspath(library),
         f"-Wl,-rpath,{library.parent}",
     ]
-    key = "\n".join([SOURCE.read_text("utf-8"), *command, jaxlib.__version__, _processor()])
+    key = "\n".join(
+        [SOURCE.read_text("utf-8"), *command, importlib.metadata.version("jaxlib"), _processor()]
+    )
     folder = _cache_folder()
     target = folder / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not target.is_file():

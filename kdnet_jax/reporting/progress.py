@@ -1,4 +1,4 @@
-"""What a training says while it runs: the progress bar, `metrics.jsonl` and TensorBoard events."""
+"""Progress of a training: the bar, `metrics.jsonl` and TensorBoard events."""
 
 import collections
 import contextlib
@@ -10,12 +10,12 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Literal, SupportsFloat, TextIO
+from typing import Final, Literal, SupportsFloat, TextIO
 
 import tensorboardX
 import tqdm
 
-from kdnet_jax import console, files
+from kdnet_jax import console, files, typed
 from kdnet_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -173,8 +173,8 @@ class MetricsLog:
 
     Args:
       folder: The run's folder; it is created.
-      resume_step: The step that the run goes on from, 0 for one that starts anew in a folder that
-        was used before: later rows are dropped, so that none stands there twice.
+      resume_step: The step that the run resumes from, 0 for one that starts anew in a folder that
+        was used before: later rows are dropped, so that none is duplicated.
       keep: Rows that belong to the run so far; None keeps all up to `resume_step`.
 
     Attributes:
@@ -255,7 +255,7 @@ class Unwritten:
         """Does nothing."""
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike) -> list[typed.Json]:
     """Reads the rows of `metrics.jsonl`; null becomes NaN.
 
     A last line that a killed run left unfinished is skipped.
@@ -278,7 +278,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-def _parse(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
+def _parse(path: pathlib.Path, number: int, line: str) -> typed.Json:
     try:
         row = json.loads(line)
         row["step"], row["split"]
@@ -290,7 +290,7 @@ def _parse(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in row.items()}
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: typed.JsonView) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 

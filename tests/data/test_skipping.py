@@ -218,7 +218,7 @@ def test_by_default_the_stream_stops_and_its_threads_end(
     assert "array_record-000" in text
     assert "the training case BraTS2021_" in text
     assert f"Delete {cases.folder} and start again" in text
-    assert text.endswith("To go on without such cases: --config.data.on_read_error=skip.")
+    assert text.endswith("To continue without such cases: --config.data.on_read_error=skip.")
     deadline = time.monotonic() + 20
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         time.sleep(0.01)
