@@ -34,7 +34,8 @@ _MODULES = {
     "SegResNet": "monai",
 }
 _ONLY = flags.DEFINE_list("only", None, "Classes; by default all.")
-_JSON = flags.DEFINE_string("json", None, "Also write the rows here.")
+# Tests import this file beside another benchmark that defines the same flag.
+_JSON = flags.DEFINE_string("json", None, "Also write the rows here.", allow_override=True)
 _QUICK = flags.DEFINE_bool("quick", False, "Leave the networks of full width out.")
 _ROUNDING = flags.DEFINE_bool("rounding", False, "Also PyTorch's own rounding; slow.")
 _FORM = flags.DEFINE_string("convolutions", "auto", "See model.convolutions.")

@@ -1,5 +1,6 @@
 """KD-Net in JAX: a four-sequence teacher, distilled into a one-sequence student."""
 
+import logging
 from typing import Any
 
 from kdnet_jax import home
@@ -7,12 +8,14 @@ from kdnet_jax import home
 __version__ = "0.1.0"
 __all__ = ["load"]
 
+# Silent where it is imported; console.py shows what the commands say.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 # Before any library is imported that looks for it.
 home.ensure()
 
 
 def __getattr__(name: str) -> Any:
-    # Not at once: JAX takes seconds, and commands tell mistakes in their flags before.
+    # Imported late: JAX takes seconds, and commands report mistakes in their flags first.
     if name == "load":
         from kdnet_jax import api
 

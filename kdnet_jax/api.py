@@ -1,5 +1,6 @@
 """Segmentation from Python: `kdnet_jax.load(path).segment(scan)`.
 
+from kdnet_jax import typed
 import kdnet_jax
 
 model = kdnet_jax.load("exports/student")  # or the folder of a run
@@ -14,20 +15,20 @@ import numbers
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Num, UInt8
+from nibabel import spatialimages
 
-from kdnet_jax import ensembles, prediction_outputs, segmenting
+from kdnet_jax import ensembles, prediction_outputs, segmenting, typed
 from kdnet_jax.data import geometry, nifti, prepare, spaces
 from kdnet_jax.data import labels as label_values
 from kdnet_jax.errors import UserError, check_choice
 
 Path = str | os.PathLike[str]
 # A file, an image of nibabel, or intensities alone.
-Scan = Path | nib.spatialimages.SpatialImage | Num[np.ndarray, "x y z"]
+Scan = Path | spatialimages.SpatialImage | Num[np.ndarray, "x y z"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,7 +93,7 @@ class Model:
     """
 
     ensemble: ensembles.Ensemble
-    usual: Mapping[str, Any] | None
+    usual: typed.JsonView | None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -155,11 +156,12 @@ class Model:
     def _by_name(self, scan: Scan | Mapping[str, Scan]) -> Mapping[str, Scan]:
         needed = self.modalities
         if not isinstance(scan, Mapping):
-            if len(needed) > 1:
+            first, *others = needed
+            if others:
                 raise UserError(
                     f"the model needs {', '.join(needed)}: give a dictionary with a scan for each."
                 )
-            return {needed[0]: scan}
+            return {first: scan}
         if set(scan) != set(needed):
             raise UserError(
                 f"scans are given for {', '.join(map(str, scan)) or 'nothing'}, but the model "
@@ -194,8 +196,8 @@ def _read(scan: Scan, name: str, spacing: Sequence[float] | None, axes: str | No
         space = spaces.Space(_affine(spacing, axes))
         return nifti.from_memory(scan, space, f"the array of {name}")
     if spacing is not None or axes is not None:
-        raise UserError(f"spacing and axes are for arrays; {name} says by itself where it lies.")
-    if isinstance(scan, nib.spatialimages.SpatialImage):
+        raise UserError(f"spacing and axes are for arrays; {name} itself says where it lies.")
+    if isinstance(scan, spatialimages.SpatialImage):
         source = scan.get_filename() or f"the image of {name}"
         return nifti.from_memory(np.asanyarray(scan.dataobj), spaces.of_image(scan), source)
     if isinstance(scan, str | os.PathLike):

@@ -5,7 +5,7 @@ r"""Builds the dataset that training reads, from scans or from synthetic cases.
     python -m kdnet_jax.build_data --phantom [--cases=60] [--seed=0] [--spacing=3.0]
     python -m kdnet_jax.build_data --phantom --scans=DIR    # NIfTI scans instead of a dataset
 
-Training builds what it needs by itself; building first shows early which scan is bad.
+Training builds what it needs; building first shows early which scan is bad.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ import pathlib
 from absl import flags
 
 from data_builders.brats_phantom import phantom
-from kdnet_jax import cli
+from kdnet_jax import cli, dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import building, geometry, prepare, store
 from kdnet_jax.errors import UserError
@@ -57,15 +57,16 @@ def main(argv: list[str]) -> None:
     if _PHANTOM.value and _TASK.value != task_lib.DEFAULT.name:
         raise UserError(f"--task={_TASK.value}: the phantom is of {task_lib.DEFAULT.name} alone")
     if _SCANS.value:
-        _write_scans()
+        _write_scans(pathlib.Path(_SCANS.value))
+    elif _DATA_DIR.value:
+        _report(_build_scans(pathlib.Path(_DATA_DIR.value)))
     else:
-        _report(_build_phantom() if _PHANTOM.value else _build_scans())
+        _report(_build_phantom())
 
 
-def _write_scans() -> None:
+def _write_scans(folder: pathlib.Path) -> None:
     if not _PHANTOM.value:
         raise UserError("--scans: needs --phantom; it writes synthetic scans")
-    folder = pathlib.Path(_SCANS.value)
     phantom.write_scans(folder, cases=_CASES.value, seed=_SEED.value, spacing=_phantom_spacing())
     print(f"{_CASES.value} synthetic cases are in {folder}")
 
@@ -87,14 +88,14 @@ def _phantom_spacing() -> float:
     return spacing
 
 
-def _build_scans() -> store.CaseStore:
-    task = task_lib.read(_TASK.value)
+def _build_scans(scans: pathlib.Path) -> store.CaseStore:
+    task = dataset_json.read(_TASK.value)
     wanted = None
     if _MODALITIES.value is not None:
         wanted = task.read_modalities(_MODALITIES.value, "--modalities")
     return building.build_scans(
         pathlib.Path(_OUTPUT.value),
-        pathlib.Path(_DATA_DIR.value),
+        scans,
         release=_RELEASE.value,
         task=task,
         modalities=wanted,

@@ -3,7 +3,7 @@
     python -m kdnet_jax.check_data --data_dir=DIR [--task=DATASET.json] [--release=auto]
         [--output=CASES.csv] [--problems=PROBLEMS.csv] [--figure=SHEET.png]
 
-Exits with 0 if nothing has to be mended (warnings may stand), with 1 if something has, and with 2
+Exits with 0 if nothing has to be fixed (there may be warnings), with 1 if something has, and with 2
 if the command cannot be run as it was given.
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 
 from absl import flags
 
-from kdnet_jax import cli, data_survey
+from kdnet_jax import cli, data_survey, dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, geometry, labels, layouts, problems
 from kdnet_jax.errors import UserError
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     """Checks the data that the flags name."""
     cli.refuse_arguments(argv)
     geometry.check_orientation(_ORIENTATION.value)
-    task = task_lib.read(_TASK.value)
+    task = dataset_json.read(_TASK.value)
     _check_outputs(
         {"--output": _OUTPUT.value, "--problems": _PROBLEMS.value, "--figure": _FIGURE.value}
     )
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     if _PROBLEMS.value:
         columns = [field.name for field in dataclasses.fields(problems.Problem)]
         data_survey.write_csv(
-            columns, map(dataclasses.astuple, rows), _PROBLEMS.value, "--problems"
+            columns, [dataclasses.astuple(row) for row in rows], _PROBLEMS.value, "--problems"
         )
     if _FIGURE.value and cohort.cases:
         title = f"{cohort.release}: {_DATA_DIR.value}"

@@ -1,23 +1,22 @@
-"""What names the content of a tree of arrays: a quick checksum, and a hash.
+"""Checksum and hash of the content of a tree of arrays.
 
 The checksum does not depend on where the arrays lie: it is computed on the devices as part of a
 save, whatever the mesh, and again from what was read.
 """
 
 import hashlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, PyTree, UInt32
 
 # Odd, so that a changed bit never vanishes in the sum modulo 2^32; one for each axis.
 _STRIDES = (2654435761, 2246822519, 3266489917, 668265263, 374761393, 2869860233)
 
 
-def checksum(tree: Any) -> int:
+def checksum(tree: PyTree) -> int:
     """Returns the sum over all leaves of their 32-bit patterns, weighted by position, mod 2^32.
 
     Sums of integers are exact in any order, so the result is that of one device on any mesh. Every
@@ -52,7 +51,7 @@ def _sum_on_host(x: np.ndarray) -> np.uint32:
         return np.sum(bits * weight, dtype=np.uint32)
 
 
-def content_hash(params: Any) -> str:
+def content_hash(params: PyTree) -> str:
     """Returns a SHA-256 over names, shapes, types and values of a tree of arrays."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from ml_collections import config_flags
 
-from kdnet_jax import errors, home
+from kdnet_jax import console, errors, home
 
 _CONFIG_KEY = re.compile(r"--?(config[\w.]*)")
 # The configs that come with the package: beside it in a checkout and where it is installed.
@@ -46,6 +46,7 @@ def _refuse(message: str) -> NoReturn:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it is one message on standard error and exit 2."""
+    console.show()
     # The libraries' own notes, warnings of Orbax's included; --verbosity=0 brings them back.
     logging.set_verbosity(logging.ERROR)
     try:

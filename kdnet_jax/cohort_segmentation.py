@@ -1,19 +1,20 @@
-"""Segments the cases of a labelled cohort with one or several runs, to be scored as any tool's."""
+"""Segmentation of a labelled cohort with one or several runs, to be scored as any tool's."""
 
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 
-import tqdm
-
-from kdnet_jax import ensembles, prediction_jobs, workdir
+from kdnet_jax import console, ensembles, prediction_jobs, workdir
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, labels, layouts, nifti, patients, prepare
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 FOLDER = "predictions"
 # Beside the masks: who made them. A folder without it belongs to somebody else.
@@ -56,7 +57,7 @@ def segment(
     task = model.task
     prediction_jobs.check_headers((case.images for case in chosen), task)
     with _beside(output) as beside:
-        for case in tqdm.tqdm(chosen, "segmenting", unit="case"):
+        for case in console.bar(chosen, "segmenting", unit="case"):
             # The reference is read where it is scored, with the labels that are asked for there.
             prepared, notes = prepare.prepare_case(
                 dataclasses.replace(case, label=None),
@@ -66,7 +67,8 @@ def segment(
                 allow_skull=model.allow_skull,
             )
             for note in notes:
-                tqdm.tqdm.write(f"note: {note}")
+                with console.clear_of_bars():
+                    _LOG.info(f"note: {note}")
             classes = ensemble.segment(prepared).classes
             nifti.write_mask(
                 beside / f"{case.case_id}.nii.gz",
@@ -127,7 +129,7 @@ def _refuse_seen(
     seen: dict[str, pathlib.Path] = {}
     for folder, its in ensemble.known_cases().items():
         if not its.complete:
-            print(
+            _LOG.info(
                 f"note: {folder} does not say on all cases that it, or its teacher, was "
                 "trained on. If some of these are among them, its scores are too good."
             )

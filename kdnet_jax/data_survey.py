@@ -8,10 +8,10 @@ from concurrent import futures
 from typing import Final
 
 import numpy as np
-import tqdm
+from jaxtyping import Shaped
 from matplotlib import figure as mpl_figure
 
-from kdnet_jax import files
+from kdnet_jax import console, files
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import case_checks, cases, cohort_checks, geometry, problems
 from kdnet_jax.errors import UserError
@@ -43,7 +43,7 @@ def check_cases(
         return data_summary.describe(reading, task), reading.problems, content
 
     with futures.ThreadPoolExecutor(workers) as pool:
-        checked = list(tqdm.tqdm(pool.map(check, found), "checking", len(found), unit="case"))
+        checked = list(console.bar(pool.map(check, found), "checking", len(found), unit="case"))
     reports = [report for report, _, _ in checked]
     rows = list(itertools.chain.from_iterable(own for _, own, _ in checked))
     rows += cohort_checks.doubled([content for _, _, content in checked], task=task)
@@ -90,7 +90,7 @@ def sheet(
         return _sheet_row(reading, own[case.case_id], orientation, task)
 
     with futures.ThreadPoolExecutor(workers) as pool:
-        drawn = list(tqdm.tqdm(pool.map(draw, ordered), "drawing", len(ordered), unit="case"))
+        drawn = list(console.bar(pool.map(draw, ordered), "drawing", len(ordered), unit="case"))
     names = [name for name in task.modalities if any(name in c.images for c in found)]
     return contact_sheet.draw(drawn, names, len(found), title, task=task)
 
@@ -105,8 +105,10 @@ def _sheet_row(
     orientation: str,
     task: task_lib.Task,
 ) -> contact_sheet.Row:
-    def spl(volume: np.ndarray) -> np.ndarray:
-        return geometry.orient(volume, reading.affine, orientation)
+    affine = np.eye(4) if reading.affine is None else reading.affine
+
+    def spl(volume: Shaped[np.ndarray, "x y z"]) -> Shaped[np.ndarray, "d h w"]:
+        return geometry.orient(volume, affine, orientation)
 
     return contact_sheet.make_row(
         reading.case.case_id,
@@ -114,8 +116,8 @@ def _sheet_row(
         [_short(row) for row in sorted(rows, key=lambda row: row.severity)],
         {name: spl(volume) for name, volume in reading.scores.items()},
         None if reading.classes is None else spl(reading.classes),
-        (1.0,) * 3 if reading.affine is None else geometry.spacing_spl(reading.affine, orientation),
-        task=task_lib.DEFAULT,
+        geometry.spacing_spl(affine, orientation),
+        task=task,
     )
 
 

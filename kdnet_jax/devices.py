@@ -1,4 +1,4 @@
-"""The devices that JAX was told to use, or one plain message on why there are none."""
+"""The devices that JAX is set to use, or one message on why there are none."""
 
 import jax
 
@@ -14,11 +14,11 @@ def check() -> None:
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:  # an assertion: "cuda", and no NVIDIA GPU
-        asked = jax.config.jax_platforms
-        told = f"JAX_PLATFORMS is {asked!r}, but " if asked else ""
+        asked = jax.config.values["jax_platforms"]
+        setting = f"JAX_PLATFORMS is {asked!r}, but " if asked else ""
         lines = str(error).partition("(set JAX_PLATFORMS")[0].strip().splitlines()
         reason = lines[0].rstrip(". ") if lines else "no such device was found"
         raise UserError(
-            f"{told}JAX cannot start: {reason}. Set JAX_PLATFORMS=cpu, or name a device of this "
+            f"{setting}JAX cannot start: {reason}. Set JAX_PLATFORMS=cpu, or name a device of this "
             "machine for which JAX is installed (for an NVIDIA GPU: pip install 'jax[cuda12]')."
         ) from error

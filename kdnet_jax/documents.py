@@ -5,6 +5,7 @@ import os
 import pathlib
 from typing import Any
 
+from kdnet_jax import typed
 from kdnet_jax.errors import UserError
 
 
@@ -21,7 +22,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_object(path: str | os.PathLike[str]) -> typed.Json:
     """Returns the object that a JSON file holds.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from kdnet_jax import inference, runs, teachers
+from kdnet_jax import dataset_json, inference, runs, teachers
 from kdnet_jax import model as model_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import familiarity, prepare
@@ -238,7 +238,7 @@ def _spacing_text(spacing: experiment_lib.Spacing) -> str:
 def _must_agree(run: runs.Run, mirror: bool | None, whole: bool | None) -> dict[str, str]:
     model = run.model
     agree = {
-        "tasks": f"{model.task.name} ({model.task.fingerprint})",
+        "tasks": f"{model.task.name} ({dataset_json.fingerprint(model.task)})",
         "sequences (model.modalities)": ", ".join(model.modalities),
         "spacings (data.spacing)": _spacing_text(model.spacing),
         "outputs (model.head)": ", ".join(model.outputs),

@@ -1,8 +1,11 @@
-"""The one exception that means "the user can mend this", and how a command reports it."""
+"""The exception for mistakes that the user can fix, and how a command reports it."""
 
 import difflib
 import sys
 from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+_Choice = TypeVar("_Choice", bound=str)
 
 EXIT_USER_ERROR = 2
 
@@ -25,13 +28,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
-    """Raises UserError unless the value of a config's `key` is one of `choices`."""
+def check_choice(key: str, value: object, choices: Iterable[_Choice]) -> _Choice:
+    """Returns the value of `key`; raises UserError unless it is one of `choices`."""
     choices = tuple(choices)
     if value not in choices:
         raise UserError(
             f"{key} is {value!r}: choose one of {', '.join(choices)}{nearest(str(value), choices)}"
         )
+    return choices[choices.index(value)]
 
 
 def exit_on_user_error(command: Callable[[], None]) -> None:

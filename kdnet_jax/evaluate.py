@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from absl import flags
 
-from kdnet_jax import cli, mask_evaluation, postprocessing, run_folders, scoring
+from kdnet_jax import cli, dataset_json, mask_evaluation, postprocessing, run_folders, scoring
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import label_recognition, labels, layouts, segmentations
 from kdnet_jax.errors import UserError, check_choice
@@ -47,7 +47,7 @@ _REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for evaluation/.", required=True)
 _LABELS_HELP: Final = (
     f"one of {', '.join(_CONVENTIONS)}, or the channels of masks that have several, such as "
-    "TC,WT,ET. Of other tasks they are the numbers in its dataset.json."
+    "TC,WT,ET. Of other tasks auto: the numbers in its dataset.json; or the channels likewise."
 )
 _PREDICTION_LABELS = flags.DEFINE_string(
     "prediction_labels", label_recognition.AUTO, f"Label values of the predictions: {_LABELS_HELP}"
@@ -108,18 +108,18 @@ def main(argv: list[str]) -> None:
             f"--{flag.name}", flag.value, auto=(label_recognition.AUTO,), task=task
         )
     output = pathlib.Path(_OUTPUT.value)
-    references = segmentations.find_masks(_REFERENCES.value, "--references")
+    references = segmentations.find_masks(_REFERENCES.value, "--references", task)
     about = {
         "predictions": _named(_PREDICTIONS.value, _CHECKPOINT.value),
         "references": os.fspath(references.folder),
         "cases_asked": _CASES.value,
     }
     mask_evaluation.check_output(output, about)
-    masks, prediction_labels = _PREDICTIONS.value, _PREDICTION_LABELS.value
+    masks, prediction_labels = pathlib.Path(_PREDICTIONS.value or ""), _PREDICTION_LABELS.value
     if ensemble:
         masks, prediction_labels, members = segment(ensemble, output, wanted)
         about |= {"members": members, "seen_cases_allowed": _ALLOW_SEEN.value}
-    predictions = segmentations.find_masks(masks, "--predictions")
+    predictions = segmentations.find_masks(masks, "--predictions", task)
     workers = _WORKERS.value or scoring.default_workers()
     inputs = mask_evaluation.check_inputs(
         predictions,
@@ -154,7 +154,7 @@ def main(argv: list[str]) -> None:
 
 
 def _task() -> task_lib.Task:
-    return task_lib.read(_TASK.value) if _TASK.value else task_lib.DEFAULT
+    return dataset_json.read(_TASK.value) if _TASK.value else task_lib.DEFAULT
 
 
 def _rules(task: task_lib.Task) -> postprocessing.Rules:
@@ -182,7 +182,9 @@ def _named(predictions: str | None, checkpoints: list[str] | None) -> str | list
     """Returns the folders that were given, in one form whichever way they were written."""
     if predictions:
         return os.path.abspath(os.path.expanduser(predictions))
-    return [os.path.abspath(folder) for folder in run_folders.expand("checkpoint", checkpoints)]
+    return [
+        os.path.abspath(folder) for folder in run_folders.expand("checkpoint", checkpoints or [])
+    ]
 
 
 def _ensemble() -> "ensembles.Ensemble":
@@ -194,7 +196,7 @@ def _ensemble() -> "ensembles.Ensemble":
     # Imported here: the worker processes import this file, and need no JAX.
     from kdnet_jax import ensembles
 
-    found = ensembles.load_ensemble(run_folders.expand("checkpoint", _CHECKPOINT.value))
+    found = ensembles.load_ensemble(run_folders.expand("checkpoint", _CHECKPOINT.value or []))
     task = found.members[0].model.task
     if _TASK.value and _task().difference(task):
         raise UserError(

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-import tqdm
 from jaxtyping import Float, UInt8
 
 from kdnet_jax import (
+    console,
     documents,
     ensembles,
     files,
@@ -117,7 +117,7 @@ def evaluate(
         """Yields this process's cases that are not done; `done/<case>.*` says that it is."""
         finished = processes.first_does(lambda: [path.stem for path in done.iterdir()])
         own = processes.share(part)
-        bar = tqdm.tqdm(
+        bar = console.bar(
             own, f"{description}: {what}", unit="case", disable=not processes.is_first()
         )
         for index in bar:

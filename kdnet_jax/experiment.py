@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import math
 import os
 import pathlib
@@ -37,6 +38,8 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, networks
 from kdnet_jax.reporting import figures, progress, run_report
+
+_LOG = logging.getLogger(__name__)
 
 
 def run(experiment: experiment_lib.Experiment, workdir: pathlib.Path) -> None:
@@ -91,7 +94,7 @@ def _run(
     for folder, each in own.items():
         processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))
         processes.together(functools.partial(workdir_lib.check_seen, folder))
-    print(
+    _LOG.info(
         f"{workdir}: {experiment.role} on {', '.join(experiment.modalities)}; "
         f"{len(data.split.train)} training, {len(data.split.validation)} validation and "
         f"{len(data.split.test)} test cases"
@@ -105,7 +108,7 @@ def _run(
         teachers.check_split(teacher.folder, data)
     elif to_be:
         folder = workdir / teachers.OWN
-        print(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
+        _LOG.info(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
         # Check that the student's step fits in memory before spending hours on the teacher.
         compilation.compile_step(experiment, mesh, len(data.split.train), to_be)
         teacher = train_and_evaluate(own[folder], folder, data, None)
@@ -139,8 +142,8 @@ def _report(
         facts=_facts(experiment, data, workdir),
     )
     shown = {**others, experiment.role: workdir}
-    print(run_report.region_table({k: evaluation.read_summary(v) for k, v in shown.items()}))
-    print(f"Report: {report}")
+    _LOG.info(run_report.region_table({k: evaluation.read_summary(v) for k, v in shown.items()}))
+    _LOG.info(f"Report: {report}")
 
 
 def train_and_evaluate(
@@ -224,7 +227,7 @@ def evaluate(
     """Scores a run on the test cases, unless `folder` holds just that already."""
     key = _evaluation_key(run, data)
     if processes.first_does(lambda: _is_scored(folder, key) and evaluation.is_complete(folder)):
-        print(f"{folder}: already evaluated")
+        _LOG.info(f"{folder}: already evaluated")
         processes.first_does(lambda: evaluation.remove_unfinished(folder))
         return
     evaluation.evaluate(
@@ -265,7 +268,7 @@ def _train(
     optimizer = compilation.optimizer(experiment, len(training))
     taught_by = teacher.model if teacher else None
     step_fn, sentence = compilation.compile_step(experiment, mesh, len(training), taught_by)
-    print(sentence)
+    _LOG.info(sentence)
     network = experiment.network
     params = networks.init_params(network, len(experiment.modalities), init_key)
     state = steps.init_state(params, optimizer)
@@ -281,7 +284,7 @@ def _train(
     with checkpoint.RunCheckpoints(folder) as checkpoints, batches:
         state, start = train.resume(checkpoints, state, batches, identity, teacher_path)
         if start.step:
-            print(f"{folder}: resuming from step {start.step} of {experiment.train.steps}")
+            _LOG.info(f"{folder}: resuming from step {start.step} of {experiment.train.steps}")
         processes.first_does(
             lambda: _note_start(folder, data, batches, start.step, experiment.train.steps)
         )

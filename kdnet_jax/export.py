@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value)
     if output.exists():
         raise UserError(f"--output={output} is there already: give a new folder.")
-    # Imported here: a mistake in the flags is told before the seconds that this takes.
+    # Imported here: mistakes in the flags are reported before the seconds that this takes.
     from kdnet_jax.exporting import hand_over
 
     for name in _FORMATS.value:

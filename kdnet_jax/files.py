@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files written atomically, and errors of the disk as messages."""
 
 import contextlib
 import csv
@@ -9,7 +9,6 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from kdnet_jax.errors import UserError
 
@@ -84,7 +83,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         beside.write_text(text, encoding="utf-8", newline="")
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Returns a table as CSV, one line per row."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

@@ -5,12 +5,15 @@ the tool's files nor PyTorch.
 """
 
 import dataclasses
+import logging
 import pathlib
 
 from kdnet_jax import checksums, files, model_folder, processes, runs, teachers
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import conversion, foreign
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,7 @@ def load(teacher: experiment_lib.Teacher, workdir: pathlib.Path) -> Given:
             f"-m kdnet_jax.export --checkpoint={path}{chosen} --output=DIR"
         )
     found = conversion.convert(path, folds)
-    print(
+    _LOG.info(
         f"{path}: {found.about['made_by']}; {found.model.network.members} network(s) of "
         f"{', '.join(found.model.modalities)}, kept in {kept}"
     )

@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.scipy import special as jsp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from scipy import special
 
+from kdnet_jax import console, sharding
 from kdnet_jax import model as model_lib
-from kdnet_jax import sharding
 from kdnet_jax.data import prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads, networks
@@ -302,7 +301,7 @@ def _blend(
     weight = gaussian_window(patch)[..., None]
     total, weights = None, np.zeros((*image.shape[:3], 1), np.float32)
     # `None`: no bar where standard error is no terminal.
-    bar = tqdm.tqdm(total=len(corners), unit="window", leave=False, disable=not progress or None)
+    bar = console.bar(total=len(corners), unit="window", leave=False, disable=not progress or None)
     with bar:
         for first in range(0, len(corners), batch):
             boxes = [_box(corner, patch) for corner in corners[first : first + batch]]

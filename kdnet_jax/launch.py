@@ -5,6 +5,7 @@ were asked to do, and start jax.distributed. From then on each learns at once wh
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -22,6 +23,8 @@ from ml_collections import config_dict
 
 from kdnet_jax import errors, own_streams, places, roll_call
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -77,7 +80,7 @@ def start(
         yield
         return
     own_streams.separate(place.process)
-    print(
+    _LOG.info(
         f"{place.processes} processes, by {place.told_by}; this is process {place.process}, on "
         f"{socket.gethostname()}. Waiting for all at {place.host}:{place.port}, at most "
         f"{options.start_timeout:g} s"
@@ -212,7 +215,7 @@ def _check_devices(member: roll_call.Member) -> None:
             f"the processes have different devices ({listed}). Give each as many of one kind."
         )
     multihost_utils.sync_global_devices("kdnet_jax start")
-    print(f"All are there: {len(all_devices)} x {own} devices")
+    _LOG.info(f"All are there: {len(all_devices)} x {own} devices")
 
 
 class _Company:

@@ -1,15 +1,16 @@
-"""Scores two folders of masks: all checks first, then the scores, then the files and the table."""
+"""Scores of two folders of masks: all checks first, then the scores, files and table."""
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 # What imports JAX is imported where it is used: the worker processes import this file too.
-from kdnet_jax import postprocessing, scoring
+from kdnet_jax import postprocessing, scoring, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import (
     grids,
@@ -25,6 +26,8 @@ from kdnet_jax.data import (
 from kdnet_jax.errors import UserError, nearest
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import surface
+
+_LOG = logging.getLogger(__name__)
 
 # An evaluation may replace one that has the same of these in its summary.
 _INPUTS: Final = ("predictions", "references", "cases_asked")
@@ -114,23 +117,23 @@ def check_inputs(
     pairs, left_out, listed, notes = segmentations.match(
         references, predictions, wanted, allow_missing=allow_missing
     )
-    contents = read_contents(pairs, workers)
+    contents = read_contents(pairs, workers, task)
     listed += mask_checks.check_pairs(pairs, contents, ignore_affine=ignore_affine)
-    taken = [
+    of_predictions, of_references = (
         _recognised(found, side, asked, pairs, contents, listed, task)
         for found, side, asked in (
             (predictions, "prediction", prediction_labels),
             (references, "reference", reference_labels),
         )
-    ]
-    if listed:
+    )
+    if listed or of_predictions is None or of_references is None:
         raise UserError(_listing(listed))
-    for found, its in zip((predictions, references), taken, strict=True):
-        print(f"{found.folder}: labels of {its.convention} ({its.why})")
+    for found, its in ((predictions, of_predictions), (references, of_references)):
+        _LOG.info(f"{found.folder}: labels of {its.convention} ({its.why})")
     notes += _file_notes(pairs, contents, ignore_affine)
     for note in [*predictions.notes, *references.notes, *notes]:
-        print(f"note: {note}")
-    return Inputs(pairs, *taken, left_out, ignore_affine, task)
+        _LOG.info(f"note: {note}")
+    return Inputs(pairs, of_predictions, of_references, left_out, ignore_affine, task)
 
 
 def _file_notes(
@@ -164,7 +167,7 @@ def _recognised(
     listed: list[problems.Problem],
     task: task_lib.Task,
 ) -> label_recognition.Recognised | None:
-    """Returns the labels of one side, or adds to `listed` why they cannot be told."""
+    """Returns the labels of one side, or adds to `listed` why they are unknown."""
     paths = [getattr(pair, side) for pair in pairs]
     held = {path: contents[path].values for path in paths if not contents[path].problem}
     if not held:
@@ -173,11 +176,11 @@ def _recognised(
     if odd := mask_checks.channel_problems(asked, flag, contents, held, task):
         listed += odd
         return None
+    if labels.channel_names(asked, task):
+        return label_recognition.Recognised(asked, f"as {flag} says")
     if not labels.is_brats(task):
         listed += mask_checks.foreign_values(held, side, task)
         return label_recognition.Recognised(labels.TASK, f"the numbers of the task {task.name}")
-    if labels.channel_names(asked):
-        return label_recognition.Recognised(asked, f"as {flag} says")
     try:
         release = segmentations.release_of(found) if side == "reference" else None
         return label_recognition.recognise(asked, flag, found.folder, held, release)
@@ -187,12 +190,12 @@ def _recognised(
 
 
 def read_contents(
-    pairs: Sequence[segmentations.Pair], workers: int
+    pairs: Sequence[segmentations.Pair], workers: int, task: task_lib.Task
 ) -> dict[pathlib.Path, mask_checks.Content]:
     """Reads every mask once."""
     paths = [path for pair in pairs for path in (pair.reference, pair.prediction)]
     contents = scoring.map_cases(
-        mask_checks.read_content,
+        functools.partial(mask_checks.read_content, task=task),
         paths,
         case_id=os.fspath,
         workers=min(workers, max(len(paths), 1)),
@@ -212,7 +215,7 @@ def _listing(listed: Sequence[problems.Problem]) -> str:
     return "\n  ".join([f"{count} with the masks; nothing was computed", *rows])
 
 
-def check_output(output: pathlib.Path, about: Mapping[str, Any]) -> None:
+def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
     """Refuses a folder that holds something else than an evaluation of the same inputs.
 
     Raises:
@@ -254,8 +257,20 @@ def job(pair: segmentations.Pair, inputs: Inputs, cavity: str) -> scoring.Job:
     return scoring.Job(pair.case_id, load)
 
 
-def _load(*arguments: Any, task: task_lib.Task) -> scoring.Masks:
-    return scoring.Masks(*mask_checks.read_pair(*arguments, task=task))
+def _load(
+    pair: segmentations.Pair,
+    reference_labels: str,
+    prediction_labels: str,
+    cavity: str,
+    ignore_affine: bool,
+    *,
+    task: task_lib.Task,
+) -> scoring.Masks:
+    return scoring.Masks(
+        *mask_checks.read_pair(
+            pair, reference_labels, prediction_labels, cavity, ignore_affine, task=task
+        )
+    )
 
 
 # ------------------------------------------------------------------------- what it leaves
@@ -265,7 +280,7 @@ def write(
     output: pathlib.Path,
     scored: scoring.Scored,
     rules: postprocessing.Rules,
-    about: Mapping[str, Any],
+    about: typed.JsonView,
     *,
     task: task_lib.Task,
 ) -> None:
@@ -330,7 +345,7 @@ def table(scored: scoring.Scored, rules: postprocessing.Rules, *, task: task_lib
     return "\n".join([head, *padded])
 
 
-def _cell(statistics: Mapping[str, Any]) -> str:
+def _cell(statistics: typed.JsonView) -> str:
     if statistics["mean"] is None:
         return "undefined"
     return f"{statistics['mean']:.3f} ({statistics['median']:.3f})"

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
+from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import keys, values
@@ -107,7 +108,7 @@ def to_json(model: Model) -> dict[str, Any]:
     plain = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     return plain | {
         "network": networks.to_json(model.network),
-        "task": task_lib.to_json(model.task),
+        "task": dataset_json.to_json(model.task),
     }
 
 
@@ -122,7 +123,7 @@ def from_json(plain: Mapping[str, Any]) -> Model:
     tuples = {key: tuple(plain[key]) for key in listed if isinstance(plain.get(key), list)}
     parts = {
         "network": networks.from_json(plain["network"]),
-        "task": task_lib.from_json(plain["task"], "its task"),
+        "task": dataset_json.from_json(plain["task"], "its task"),
     }
     model = Model(**{**plain, **tuples, **parts})
     _check(model)

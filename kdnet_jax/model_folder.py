@@ -11,21 +11,20 @@ mesh; to read them neither a config nor the tool that trained them is needed.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
-from kdnet_jax import checksums, documents, files, saved_checkpoints
+from jaxtyping import PyTree
+
+from kdnet_jax import checksums, dataset_json, documents, files, saved_checkpoints, typed
 from kdnet_jax import model as model_lib
-from kdnet_jax import task as task_lib
 from kdnet_jax.data import familiarity, intensities
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers
 
-FILE, PARAMS = task_lib.MODEL_FILE, "params"
+FILE, PARAMS = dataset_json.MODEL_FILE, "params"
 _FORMAT, _VERSION = "kdnet_jax model", 1
 _AXES = "b d h w m: depth grows to superior, height to posterior, width to the left"
 _INTENSITIES = {
-    "zscore_nonzero": "each sequence by itself: (x - mean) / standard deviation over its voxels "
+    "zscore_nonzero": "each sequence separately: (x - mean) / standard deviation over its voxels "
     f"that are not background, cut at +-{intensities.MAX_Z:g}; 0 in the background",
     "zscore": "(x - mean) / standard deviation over all voxels of the box that holds what is not "
     f"0, cut at +-{intensities.MAX_Z:g}",
@@ -35,7 +34,7 @@ _INTENSITIES = {
 }
 
 
-def _input(model: model_lib.Model) -> dict[str, Any]:
+def _input(model: model_lib.Model) -> typed.Json:
     """Returns what the network expects of its input, in words."""
     kinds = {name: model.task.channel(name).normalisation for name in model.modalities}
     words = {name: _INTENSITIES[kind] for name, kind in kinds.items()}
@@ -59,7 +58,7 @@ class About:
     step: int
     params_hash: str
     known: model_lib.KnownCases
-    document: dict[str, Any]
+    document: typed.Json
 
 
 def is_model(folder: pathlib.Path) -> bool:
@@ -70,12 +69,12 @@ def is_model(folder: pathlib.Path) -> bool:
 def fill(
     folder: pathlib.Path,
     model: model_lib.Model,
-    params: Any,
+    params: PyTree,
     *,
     step: int,
     known: model_lib.KnownCases,
-    about: Mapping[str, Any],
-    training_data: Mapping[str, Any] | None = None,
+    about: typed.JsonView,
+    training_data: typed.JsonView | None = None,
 ) -> None:
     """Writes a model into an empty folder (see `files.new_folder`).
 
@@ -123,8 +122,6 @@ def read(folder: pathlib.Path) -> About:
                 f"it is of the format {document['format']!r}, version {document['version']!r}; "
                 f"expected {_FORMAT!r}, {_VERSION}. Use the version of kdnet_jax that wrote it."
             )
-        # Older models name none.
-        document.setdefault("task", task_lib.to_json(task_lib.DEFAULT))
         names = [field.name for field in dataclasses.fields(model_lib.Model)]
         known = model_lib.KnownCases(
             tuple(map(str, document["known_cases"])), bool(document["known_cases_complete"])
@@ -142,7 +139,7 @@ def read(folder: pathlib.Path) -> About:
         raise UserError(f"{path} is damaged ({error!r}). Export the model again.") from error
 
 
-def read_params(folder: pathlib.Path, about: About, like: Any) -> Any:
+def read_params(folder: pathlib.Path, about: About, like: PyTree) -> PyTree:
     """Reads the parameters, onto this process's first device.
 
     Args:

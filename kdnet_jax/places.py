@@ -1,10 +1,13 @@
 """Which of a run's processes this is: by flags, or by what Slurm, Kubernetes or a TPU pod says."""
 
 import dataclasses
+import logging
 import os
 from typing import Any
 
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 MODES = ("auto", "off", "slurm", "kubernetes", "tpu", "flags")
 _KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
@@ -129,7 +132,7 @@ def _place_by_environment(options: Options) -> Place | None:
             if options.mode in ("auto", "tpu") and cluster.is_env_present():
                 return _place_by_cluster(cluster, "the TPU pod", None)
         except (OSError, ImportError) as error:
-            print(f"This TPU machine cannot say whether it belongs to a pod ({error}).")
+            _LOG.info(f"This TPU machine cannot say whether it belongs to a pod ({error}).")
     if options.mode != "auto":
         what = {"slurm": "the variables that srun sets", "tpu": "a TPU machine"}[options.mode]
         raise UserError(
@@ -137,7 +140,7 @@ def _place_by_environment(options: Options) -> Place | None:
             "--distributed=off for one process."
         )
     if _KUBERNETES_INDEX in os.environ:
-        print(
+        _LOG.info(
             f"{_KUBERNETES_INDEX} is set, but no --coordinator is given: this is a run of its own."
         )
     return None

@@ -1,4 +1,4 @@
-"""What is done to a segmentation after the network: an explicit step, off unless asked for."""
+"""Post-processing of a segmentation: an explicit step, off by default."""
 
 import dataclasses
 import math
@@ -7,19 +7,17 @@ from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Integer
-from scipy import ndimage
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
-from kdnet_jax.metrics import lesions, overlap
+from kdnet_jax.metrics import labelling, lesions, overlap
 
 # The thresholds that `choose` tries, ml. 0.05 are the 50 voxels below which BraTS 2023's
 # lesion-wise scores ignore a lesion.
 SMALL_REGION_CANDIDATES_ML: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
 MIN_COMPONENT_CANDIDATES_ML: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _MM3_PER_ML: Final = 1000.0
-_NEIGHBOURS_26: Final = np.ones((3, 3, 3), bool)
 
 Spacing = tuple[float, float, float]
 # Of one case, by component threshold: lesion-wise Dice, and by region with a fallback its Dice by
@@ -57,23 +55,24 @@ class Rules:
         parts = []
         if self.min_component_ml:
             parts.append(f"{task.noun} components below {self.min_component_ml:g} ml are removed")
-        for region in _replaceable(task):
+        for region, fallback in _replaceable(task):
             if ml := self.small_region_ml.get(region.name):
-                fallback = task.classes[region.fallback]
-                parts.append(f"{region.name} below {ml:g} ml in total becomes {fallback}")
+                name = task.classes[fallback]
+                parts.append(f"{region.name} below {ml:g} ml in total becomes {name}")
         return "; ".join(parts) or "none"
 
 
-def _replaceable(task: task_lib.Task) -> list[task_lib.Region]:
-    """Returns the regions that have a fallback, what is painted last first."""
+def _replaceable(task: task_lib.Task) -> list[tuple[task_lib.Region, int]]:
+    """Returns the regions that have a fallback, and it; what is painted last comes first."""
     painted = [task.regions[place] for place in reversed(task.painting)]
-    return [region for region in painted if region.fallback is not None]
+    return [(region, region.fallback) for region in painted if region.fallback is not None]
 
 
 def chosen_text(task: task_lib.Task) -> str:
     """Returns what `choose` chooses, in words; the thresholds themselves are a run's own."""
     small = [
-        f"small {region.name} to {task.classes[region.fallback]}" for region in _replaceable(task)
+        f"small {region.name} to {task.classes[fallback]}"
+        for region, fallback in _replaceable(task)
     ]
     parts = ", ".join(["small components removed", *small])
     return f"{parts}; thresholds chosen on validation cases"
@@ -81,7 +80,7 @@ def chosen_text(task: task_lib.Task) -> str:
 
 def small_regions(task: task_lib.Task, ml: float) -> dict[str, float]:
     """Returns one threshold for every region of the task that has a fallback."""
-    return {region.name: ml for region in _replaceable(task)}
+    return {region.name: ml for region, _ in _replaceable(task)}
 
 
 def apply(
@@ -101,20 +100,20 @@ def apply(
     voxel_ml = math.prod(spacing) / _MM3_PER_ML
     if rules.min_component_ml:
         classes = _without_small_components(classes, voxel_ml, rules.min_component_ml, task)
-    for region in _replaceable(task):
+    for region, fallback in _replaceable(task):
         mask = task.mask(classes, region.name)
         if np.count_nonzero(mask) * voxel_ml < rules.small_region_ml.get(region.name, 0.0):
-            classes = np.where(mask, classes.dtype.type(region.fallback), classes)
+            classes = np.where(mask, classes.dtype.type(fallback), classes)
     return classes
 
 
 def _without_small_components(
     classes: Integer[np.ndarray, "x y z"], voxel_ml: float, min_ml: float, task: task_lib.Task
 ) -> Integer[np.ndarray, "x y z"]:
-    components, count = ndimage.label(task.hull_mask(classes), _NEIGHBOURS_26)
-    small = np.bincount(components.ravel(), minlength=count + 1) * voxel_ml < min_ml
+    parts = labelling.label(task.hull_mask(classes), corners=True)
+    small = np.bincount(parts.ravel()) * voxel_ml < min_ml
     small[0] = False  # the background
-    return np.where(small[components], classes.dtype.type(0), classes)
+    return np.where(small[parts], classes.dtype.type(0), classes)
 
 
 def choose(tables: Sequence[Table]) -> Rules:
@@ -190,11 +189,13 @@ def _scores(
     ml = {
         region.name: np.count_nonzero(task.mask(predicted, region.name))
         * (math.prod(spacing) / _MM3_PER_ML)
-        for region in _replaceable(task)
+        for region, _ in _replaceable(task)
     }
     both = case_metrics.labelled(reference, predicted, task)
-    masks = {name: [task.mask(each, name) for each in both] for name in task.region_names}
-    by_lesion = [lesions.score(*pair, spacing).dice for pair in masks.values()]
+    masks = {
+        name: (task.mask(both[0], name), task.mask(both[1], name)) for name in task.region_names
+    }
+    by_lesion = [lesions.score(a, b, spacing).dice for a, b in masks.values()]
     dice = {name: _thresholded_dice(*masks[name], ml[name]) for name in ml}
     return float(np.mean(by_lesion)), dice
 

@@ -4,12 +4,15 @@
 """
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from kdnet_jax import cli, run_folders
+from kdnet_jax import cli, run_folders, typed
 from kdnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from kdnet_jax import ensembles
 
 _CHECKPOINT = flags.DEFINE_multi_string(
     "checkpoint",
@@ -80,7 +83,7 @@ _SPACE = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
     """Predicts every scan that the flags name."""
-    # Imported here: a mistake in the flags is told before the seconds that this takes.
+    # Imported here: mistakes in the flags are reported before the seconds that this takes.
     from kdnet_jax import (
         ensembles,
         prediction_jobs,
@@ -151,7 +154,7 @@ def main(argv: list[str]) -> None:
     segmenting.segment_scans(ensemble, jobs, options, done, volumes)
 
 
-def _orientation(ensemble: Any) -> str:
+def _orientation(ensemble: "ensembles.Ensemble") -> str:
     """Returns the orientation that the networks were trained with, and says it if it is special."""
     orientation = ensemble.orientation
     if orientation != "header":
@@ -162,7 +165,7 @@ def _orientation(ensemble: Any) -> str:
     return orientation
 
 
-def _training_data(ensemble: Any) -> dict[str, Any] | None:
+def _training_data(ensemble: "ensembles.Ensemble") -> typed.Json | None:
     """Returns what the first member that kept it knows of its training data, or says that none."""
     from kdnet_jax.data import familiarity
 

@@ -1,7 +1,8 @@
-"""Which scans `predict` segments, and where each of its files goes: settled before the first."""
+"""Jobs of `predict`: its scans and the place of each output, settled before the first."""
 
 import dataclasses
 import itertools
+import logging
 import os
 import pathlib
 import re
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, decathlon, labels, names, nifti, nifti_header
 from kdnet_jax.errors import UnknownLayoutError, UserError
+
+_LOG = logging.getLogger(__name__)
 
 _NIFTI = (".nii", ".nii.gz")
 _CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -66,10 +69,11 @@ def find_scans(
         UserError: for a missing path, an empty folder, or one file where several are needed.
     """
     found = []
+    first, *others = modalities
     for path in inputs:
         if path.is_dir():
             found += _scans_of_folder(path, modalities, task)
-        elif len(modalities) > 1:
+        elif others:
             raise UserError(
                 f"{path}: this network needs {', '.join(modalities)} of each case. Give the folder "
                 "of the case, or of the cases."
@@ -77,8 +81,8 @@ def find_scans(
         elif not os.path.lexists(path):
             raise UserError(f"--input={path}: there is no such file or folder.")
         else:
-            _warn_of_name(path, modalities[0], task)
-            found.append((stem(path), {modalities[0]: path}))
+            _warn_of_name(path, first, task)
+            found.append((stem(path), {first: path}))
     names = [name for name, _ in found]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
@@ -103,15 +107,16 @@ def _scans_of_folder(
         )
         if not labels.is_brats(task) and (found := _numbered(folder, files, modalities, task)):
             return found
-        if len(modalities) > 1 or not files:
+        first, *others = modalities
+        if others or not files:
             raise UserError(f"--input={folder}: {error}") from error
-        _refuse_numbered_channels(folder, files, modalities[0])
-        print(f"{folder}: no known layout; each of its {len(files)} files is taken as a scan")
+        _refuse_numbered_channels(folder, files, first)
+        _LOG.info(f"{folder}: no known layout; each of its {len(files)} files is taken as a scan")
         for path in files:
-            _warn_of_name(path, modalities[0], task)
-        return [(stem(path), {modalities[0]: path}) for path in files]
+            _warn_of_name(path, first, task)
+        return [(stem(path), {first: path}) for path in files]
     for note in cohort.notes:
-        print(f"note: {note}")
+        _LOG.info(f"note: {note}")
     return [
         (case.case_id, {name: case.images[name] for name in modalities}) for case in cohort.cases
     ]
@@ -130,8 +135,8 @@ def _numbered(
     Raises:
         UserError: a case lacks a channel that the network sees.
     """
-    parts = [_CHANNEL_NUMBER.fullmatch(stem(path)) for path in files]
-    if not files or not all(parts):
+    parts = [part for path in files if (part := _CHANNEL_NUMBER.fullmatch(stem(path)))]
+    if not files or len(parts) < len(files):
         return []
     by_case: dict[str, dict[int, pathlib.Path]] = {}
     for path, part in zip(files, parts, strict=True):
@@ -145,7 +150,7 @@ def _numbered(
                 "the others, as in nnU-Net's imagesTs."
             )
     listed = ", ".join(f"_{number:04d} as {name}" for name, number in wanted.items())
-    print(f"{folder}: {len(by_case)} cases in nnU-Net's names; {listed}")
+    _LOG.info(f"{folder}: {len(by_case)} cases in nnU-Net's names; {listed}")
     return [
         (case, {name: channels[number] for name, number in wanted.items()})
         for case, channels in sorted(by_case.items())
@@ -172,13 +177,13 @@ def _warn_of_name(path: pathlib.Path, modality: str, task: task_lib.Task) -> Non
     name = names.read(stem(path), path.absolute().parent.name)
     says = name.sequence or name.aside or (name.doubt and f"one that {name.doubt}")
     if says and says != modality:
-        print(
+        _LOG.info(
             f"warning: {path} is named as {says}, but the network was trained on {modality}. "
             "Its mask means nothing if it is."
         )
     alike = [] if says else _SEQUENCE_LIKE.findall(stem(path))
     if unknown := [word for word in alike if names.SEQUENCES.get(word.lower()) != modality]:
-        print(
+        _LOG.info(
             f"warning: {path}: it is not understood what {unknown[0]!r} in its name says; the "
             f"network was trained on {modality}. Its mask means nothing if it is another image."
         )
@@ -216,8 +221,9 @@ def plan(
         raise UserError(
             f"--output={output} is one file, but there are {len(scans)} inputs. Give a folder."
         )
-    one_picture = overlay is not None and (single or overlay.suffix.lower() == ".png")
-    if one_picture and (len(scans) > 1 or overlay.suffix.lower() != ".png"):
+    picture = overlay is not None and overlay.suffix.lower() == ".png"
+    one_picture = overlay is not None and (single or picture)
+    if one_picture and (len(scans) > 1 or not picture):
         raise UserError(
             f"--overlay={overlay}: give a name that ends in .png for one scan, or a folder for "
             "several."

@@ -1,4 +1,4 @@
-"""What `predict` writes besides the mask: probability maps, and the table of volumes.
+"""Outputs of `predict` besides the mask: probability maps, and the table of volumes.
 
 Every file is written beside and renamed.
 """
@@ -9,13 +9,12 @@ import gzip
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from kdnet_jax import files
+from kdnet_jax import files, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry as geometry_lib
 from kdnet_jax.data import spaces
@@ -114,7 +113,7 @@ def volumes_ml(
     }
 
 
-def write_volumes(path: pathlib.Path, rows: Sequence[ScanVolumes], about: dict[str, Any]) -> None:
+def write_volumes(path: pathlib.Path, rows: Sequence[ScanVolumes], about: typed.Json) -> None:
     """Writes the table as .json, or as .csv with what `about` holds in every row.
 
     Raises:

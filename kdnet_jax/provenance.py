@@ -1,4 +1,4 @@
-"""What a reader needs to repeat a number: versions, commit, machine."""
+"""Provenance of a number: the versions, commit and machine that repeat it."""
 
 import importlib.metadata
 import json

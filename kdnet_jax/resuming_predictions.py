@@ -1,19 +1,18 @@
-"""What an interrupted `predict` has finished: which masks, and their rows of the table."""
+"""Finished parts of an interrupted `predict`: masks, and their rows of the table."""
 
 import csv
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from kdnet_jax import documents, prediction_jobs, prediction_outputs
+from kdnet_jax import documents, prediction_jobs, prediction_outputs, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import nifti_header
 from kdnet_jax.errors import UserError
 
 
-def mark(choices: Mapping[str, Any]) -> str:
+def mark(choices: typed.JsonView) -> str:
     """Returns the text that masks made with these choices hold in their header."""
     text = json.dumps(choices, sort_keys=True)
     return f"kdnet_jax {hashlib.sha256(text.encode()).hexdigest()[:32]}"
@@ -42,7 +41,7 @@ def finished(
         if job.output.exists() and nifti_header.read(job.output).description != made_by:
             raise UserError(
                 f"{job.output}: is there, and was not made by these checkpoints with these flags, "
-                "so --resume cannot go on from it. Remove it, or give another --output."
+                "so --resume cannot continue from it. Remove it, or give another --output."
             )
     done = [job for job in jobs if all(path.is_file() for path in job.outputs)]
     if table is None:
@@ -69,7 +68,7 @@ def read_volumes(
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(
             f"--volumes={path}: is no table of volumes ({type(error).__name__}: {error}), so "
-            "--resume cannot go on with it. Remove it, or give another name."
+            "--resume cannot continue it. Remove it, or give another name."
         ) from error
 
 

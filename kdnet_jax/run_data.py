@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import logging
 import pathlib
 import socket
 
@@ -12,6 +13,8 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import augment, building, loader, placement, skipping, splits, store
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ def open_data(experiment: experiment_lib.Experiment) -> Data:
         splits.load_split(experiment.split.file)  # What is wrong with it, before hours of building.
     cases = _build(experiment)
     for note in cases.notes:
-        print(f"note: {note}")
+        _LOG.info(f"note: {note}")
     split = _split(experiment.split, cases)
     empty = [part for part, ids in split.parts.items() if not ids]
     if empty:
@@ -174,7 +177,7 @@ def open_batches(
     sharding.check_batch(mesh, given["batch"], crop)
     free = _agreed_memory(placement.free_memory(mesh))
     chosen = placement.choose(given.pop("cache"), data.cases, training, mesh=mesh, free=free)
-    print(chosen.sentence)
+    _LOG.info(chosen.sentence)
     data.cases.cache_bytes = chosen.cache_bytes
     batches = loader.make_loader(
         data.cases,
@@ -190,7 +193,7 @@ def open_batches(
         **given,
     )
     for note in batches.notes:
-        print(f"note: {note}")
+        _LOG.info(f"note: {note}")
     return batches
 
 

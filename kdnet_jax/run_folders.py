@@ -1,4 +1,4 @@
-"""From the words on a command line to folders of runs."""
+"""Folders of runs, from the words on a command line."""
 
 import glob
 import pathlib

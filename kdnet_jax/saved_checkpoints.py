@@ -11,8 +11,8 @@ a checksum of each tree, and what is read is compared with it.
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from orbax.checkpoint import v1 as ocp
 
 from kdnet_jax import checksums, memory, processes
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 PARAMS, OPTIMIZER = "params", "optimizer"
@@ -260,7 +262,7 @@ def listed(run: pathlib.Path, faults: dict[int, str]) -> str:
 
 def warn(text: str) -> None:
     """Prints a warning."""
-    print(f"WARNING: {text}", file=sys.stderr)
+    _LOG.warning(f"WARNING: {text}")
 
 
 def shapes(tree: Any) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Scores many cases on several processes."""
+"""Scoring of many cases on several processes."""
 
 import collections
 import contextlib
@@ -9,13 +9,12 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import process
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import tqdm
 from jaxtyping import Integer
 
-from kdnet_jax import postprocessing
+from kdnet_jax import console, postprocessing
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
@@ -58,7 +57,7 @@ class Scored(NamedTuple):
 
 def default_workers() -> int:
     """Returns the number of cores that this process may use, 8 at most."""
-    # macOS and Windows cannot tell which cores a process may use.
+    # macOS and Windows do not say which cores a process may use.
     known = hasattr(os, "sched_getaffinity")
     return min(8, len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1)
 
@@ -128,7 +127,7 @@ def map_cases(
         UserError: as `function` raises it, or a process was ended from outside.
         RuntimeError: `function` raised anything else; the case is named.
     """
-    with tqdm.tqdm(total=total, desc=description, unit=unit) as bar, _pool(workers) as submit:
+    with console.bar(total=total, desc=description, unit=unit) as bar, _pool(workers) as submit:
         pending: collections.deque[tuple[str, futures.Future[_Result]]] = collections.deque()
         for item in items:
             pending.append((case_id(item), submit(function, item)))
@@ -154,7 +153,7 @@ def _pool(workers: int) -> Iterator[Callable[..., futures.Future]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _submit_here(function: Callable[..., Any], *args: Any) -> futures.Future:
+def _submit_here(function: Callable[..., object], *args: object) -> futures.Future:
     future: futures.Future = futures.Future()
     try:
         future.set_result(function(*args))

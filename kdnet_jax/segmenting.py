@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import cases, familiarity, geometry, intensities, labels, nifti, prepare, spaces
 from kdnet_jax.errors import UserError
 from kdnet_jax.reporting import figures
+
+_LOG = logging.getLogger(__name__)
 
 
 class UnusableScanError(UserError):
@@ -93,7 +96,7 @@ def segment_scans(
             rows[job.name] = segment_scan(ensemble, job, options)
         except UnusableScanError as error:
             failed.append(str(error))
-            print(f"{job.name}: NOT SEGMENTED")
+            _LOG.info(f"{job.name}: NOT SEGMENTED")
             continue
         if table:  # after each scan: an interrupted command keeps what is finished
             ordered = [rows[each.name] for each in jobs if each.name in rows]
@@ -135,15 +138,15 @@ def segment_scan(
     if ensemble.predictor.whole:
         shape = case.image.shape[:3]
         padded = ensemble.predictor.window(shape)
-        print(f"{job.name}: {_by(shape)} voxels in one pass, padded to {_by(padded)}")
+        _LOG.info(f"{job.name}: {_by(shape)} voxels in one pass, padded to {_by(padded)}")
     with clock.stage("write"):
         _write(job, case, prediction, ensemble, options)
     affine = case.geometry.affine
     task = ensemble.head.task
     volumes = prediction_outputs.volumes_ml(prediction.classes, affine, task=task)
     found = ", ".join(f"{region} {volume:.1f} ml" for region, volume in volumes.items())
-    print(f"{job.name}: {found if any(volumes.values()) else _nothing(task)} -> {job.output}")
-    print(f"  {clock.text()}")
+    _LOG.info(f"{job.name}: {found if any(volumes.values()) else _nothing(task)} -> {job.output}")
+    _LOG.info(f"  {clock.text()}")
     spacing = tuple(nib.affines.voxel_sizes(affine).tolist())
     return prediction_outputs.ScanVolumes(job.name, volumes, spacing, str(job.output), warnings)
 
@@ -177,9 +180,9 @@ def _prepare(
             usual=options.usual,
         )
     for note in notes:
-        print(f"note: {note}")
+        _LOG.info(f"note: {note}")
     for warning in warnings:
-        print(f"WARNING: {job.name}: {warning}")
+        _LOG.info(f"WARNING: {job.name}: {warning}")
     return case, warnings
 
 

@@ -191,3 +191,11 @@ def to_own_devices(tree: Any) -> Any:
         return x if x.is_fully_addressable else x.addressable_data(0)
 
     return jax.tree.map(own, tree)
+
+
+def parts_of(
+    sharding: jax.sharding.Sharding, shape: tuple[int, ...]
+) -> dict[jax.Device, tuple[slice, ...]]:
+    """Returns which part of an array of this shape lies on each device of this process."""
+    parts = sharding.addressable_devices_indices_map(shape)
+    return {device: part for device, part in parts.items() if part is not None}

@@ -1,4 +1,4 @@
-"""SIGTERM and ^C: an exception where there is nothing to save, a wish while a training runs.
+"""SIGTERM and ^C: an exception where there is nothing to save, a request while a training runs.
 
 Queues (Slurm, Kubernetes, spot machines) send SIGTERM and wait for some seconds before they kill.
 A command ends with 128 + the signal's number then: 143, or 130 after ^C.
@@ -65,7 +65,7 @@ class AtOnce(_Handlers):
 
 
 class Request(_Handlers):
-    """Turns the first signal into a wish that a loop reads when it can save.
+    """Turns the first signal into a request that a loop reads when it can save.
 
     A second signal of the kind acts as before, for a loop that hangs.
 

@@ -1,6 +1,7 @@
 """A study: teacher, baseline and student over folds and seeds, each a run of its own."""
 
 import functools
+import logging
 import pathlib
 
 import jax
@@ -9,6 +10,8 @@ from kdnet_jax import evaluation, experiment, processes, provenance
 from kdnet_jax import workdir as workdir_lib
 from kdnet_jax.config import keys, study
 from kdnet_jax.reporting import run_report, study_report
+
+_LOG = logging.getLogger(__name__)
 
 
 def run(planned: list[study.Part], workdir: pathlib.Path) -> None:
@@ -25,9 +28,9 @@ def run(planned: list[study.Part], workdir: pathlib.Path) -> None:
     for part in planned:
         workdir_lib.check(part.folder, part.experiment)
     for number, part in enumerate(planned, 1):
-        print(f"--- {number} of {len(planned)}: {part.folder}")
+        _LOG.info(f"--- {number} of {len(planned)}: {part.folder}")
         if processes.first_does(functools.partial(is_finished, part)):
-            print(f"{part.folder}: finished")
+            _LOG.info(f"{part.folder}: finished")
             continue
         experiment.run(part.experiment, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
@@ -43,7 +46,7 @@ def _report(planned: list[study.Part], workdir: pathlib.Path) -> None:
         facts=_facts(planned),
         synthetic=not first.data.data_dir,
     )
-    print("\n\n".join(["", *verdict, f"Report: {report}"]))
+    _LOG.info("\n\n".join(["", *verdict, f"Report: {report}"]))
 
 
 def is_finished(part: study.Part) -> bool:

@@ -1,5 +1,6 @@
 """Teacher of a student: where it lies, and whether it can teach this student on these cases."""
 
+import logging
 import pathlib
 
 from kdnet_jax import model as model_lib
@@ -10,6 +11,8 @@ from kdnet_jax.config import reading
 from kdnet_jax.data import patients, splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
+
+_LOG = logging.getLogger(__name__)
 
 _ITS_TASK = (
     "Give a teacher of the same task, or the teacher's own task: --config.task=DIR with the folder "
@@ -117,7 +120,7 @@ def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
     """
     known = known_cases(teacher)
     if not known.complete:
-        print(
+        _LOG.info(
             f"note: {teacher} does not say on all cases that it, or its own teacher, was trained "
             "on. If this run's test cases are among them, the teacher's scores, and perhaps the "
             "student's, are too good."
@@ -125,7 +128,7 @@ def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
     patient = {summary.case_id: summary.patient_id for summary in data.cases.summaries}
     seen = {patient.get(name, patients.patient_of(name)) for name in known.ids}
     if seen and not seen & set(patient.values()):
-        print(
+        _LOG.info(
             f"note: none of the {len(known.ids)} cases that {teacher} was trained or selected on "
             "has the name of a case of this run. If they are the same patients under other names, "
             "the scores on the test cases are too good."

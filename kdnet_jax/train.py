@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from kdnet_jax.data import loader as loader_lib
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.reporting import progress as progress_lib
 from kdnet_jax.saved_checkpoints import Progress
+
+_LOG = logging.getLogger(__name__)
 
 # (parameters) -> of this process's share of the validation cases: place in the list of all of them,
 # and Dice of each region
@@ -222,7 +225,7 @@ def train(
     if stopped := stopped or stop.requested:
         raise stopping.Stopped(stopped, progress.step)
     if profiler and (summary := profiler.close()):
-        print(summary)
+        _LOG.info(summary)
     return progress
 
 

@@ -7,18 +7,21 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
 import time
 from collections.abc import Iterator
 
-from kdnet_jax import files, saved_checkpoints
+from kdnet_jax import dataset_json, files, saved_checkpoints
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 CONFIG, SPLIT = reading.CONFIG, "split.json"
 LOCK = ".lock"
@@ -74,7 +77,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
                 raise
-            print(f"note: {path.parent} cannot be locked here ({error.strerror}): start one only")
+            _LOG.info(
+                f"note: {path.parent} cannot be locked here ({error.strerror}): start one only"
+            )
         try:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {_now()}")
@@ -114,9 +119,9 @@ def claim(folder: pathlib.Path, experiment: experiment_lib.Experiment, split: sp
         splits.check_same_split(splits.load_split(folder / SPLIT), split)
     # Before the config, which says that the folder is a run's.
     task = experiment.task
-    if task != task_lib.DEFAULT and not (folder / task_lib.TASK_FILE).exists():
-        text = json.dumps(task.to_dataset_json(), indent=1) + "\n"
-        _write(folder / task_lib.TASK_FILE, text)
+    if task != task_lib.DEFAULT and not (folder / dataset_json.TASK_FILE).exists():
+        text = json.dumps(dataset_json.describe(task), indent=1) + "\n"
+        _write(folder / dataset_json.TASK_FILE, text)
     if not (folder / CONFIG).exists():
         _write(folder / CONFIG, experiment.to_json())
     if not (folder / SPLIT).exists():

@@ -157,7 +157,7 @@ def test_counts_and_odd_header(data: pathlib.Path) -> None:
     assert "LPS (3), RAS (1)" in text
     assert "without ET            1 (BraTS2021_00001)" in text
     assert "ET below 50 voxels    1 (BraTS2021_00002)" in text
-    assert "0 problems to mend (errors), 1 to look at (warnings)" in text
+    assert "0 problems to fix (errors), 1 to look at (warnings)" in text
 
 
 def test_an_orientation_that_is_given_overrides_headers(data: pathlib.Path) -> None:
@@ -357,7 +357,7 @@ def test_a_case_id_in_two_folders(tmp_path: pathlib.Path) -> None:
     write_case(tmp_path / "b", 0)
     rows = checked(tmp_path)
     assert [row.severity for row in rows] == ["error", "warning", "warning"]
-    assert "is there twice" in rows[0].finding
+    assert "is duplicate" in rows[0].finding
     assert "the same content" in rows[1].finding
 
 

@@ -170,7 +170,7 @@ def test_a_replacement_that_is_interrupted_keeps_the_former(
 
 
 def test_a_deletion_that_is_interrupted_leaves_no_half_of_a_checkpoint(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stop_halfway(folder: pathlib.Path, **options: Any) -> None:
         if (folder / "_CHECKPOINT_METADATA").exists():
@@ -189,7 +189,7 @@ def test_a_deletion_that_is_interrupted_leaves_no_half_of_a_checkpoint(
     _save(tmp_path, (6, None))
     assert _kept(tmp_path) == {"2", "5", "6"}
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
-    assert "damaged" not in capfd.readouterr().err
+    assert "damaged" not in caplog.text
 
 
 def test_saves_leave_no_thread_and_no_open_file(tmp_path: pathlib.Path) -> None:

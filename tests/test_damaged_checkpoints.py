@@ -107,14 +107,14 @@ def _name(damage: Callable[[pathlib.Path], None]) -> str:
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=_name)
 def test_a_training_goes_on_from_the_last_whole_one(
-    run: pathlib.Path, capsys: pytest.CaptureFixture, damage: Callable[[pathlib.Path], None]
+    run: pathlib.Path, caplog: pytest.LogCaptureFixture, damage: Callable[[pathlib.Path], None]
 ) -> None:
     damage(run / "checkpoints" / "2")
     with checkpoint.RunCheckpoints(run) as checkpoints:
         state, progress = checkpoints.restore(_state(0))
         assert progress.step == 1
         np.testing.assert_array_equal(state.params["w"], _state(1).params["w"])
-        told = capsys.readouterr().err
+        (told,) = caplog.messages
         assert told.startswith("WARNING: damaged checkpoint: ")
         assert str(run / "checkpoints" / "2") in told
         assert "step 1 is used" in told
@@ -128,14 +128,14 @@ def test_a_training_goes_on_from_the_last_whole_one(
     "damage", [_cut, _flip, _no_description, _cut_description, _empty, _a_file], ids=_name
 )
 def test_a_prediction_takes_the_next_best(
-    run: pathlib.Path, capsys: pytest.CaptureFixture, damage: Callable[[pathlib.Path], None]
+    run: pathlib.Path, caplog: pytest.LogCaptureFixture, damage: Callable[[pathlib.Path], None]
 ) -> None:
     (run / "checkpoints" / "3").mkdir()  # another that is no checkpoint
     damage(run / "checkpoints" / "1")
     params, step = saved_checkpoints.load_params(run, _state(0).params)
     assert step == 2
     np.testing.assert_array_equal(params["w"], _state(2).params["w"])
-    assert str(run / "checkpoints" / "1") in capsys.readouterr().err
+    assert str(run / "checkpoints" / "1") in caplog.text
     # Reading changes nothing.
     assert saved_checkpoints.saved_steps(run) == [1, 2, 3]
 

@@ -10,7 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kdnet_jax import cohort_segmentation, evaluation, mask_evaluation, postprocessing, scoring
+from kdnet_jax import (
+    cohort_segmentation,
+    dataset_json,
+    evaluation,
+    mask_evaluation,
+    postprocessing,
+    scoring,
+)
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, label_recognition, labels, segmentations, splits
 from kdnet_jax.errors import UserError
@@ -131,7 +138,7 @@ def test_all_problems_come_in_one_list_before_anything_is_computed(
         "an identity affine",
         "no whole numbers",
         f"{paths[5]}: ",
-        "cannot be told",
+        "is ambiguous",
     ):
         assert text in done.stderr
     assert not (tmp_path / "out").exists()
@@ -223,7 +230,11 @@ def test_real_cases_score_alike_in_any_convention(sample_dir, tmp_path, conventi
 
 
 def _checked(
-    predictions: pathlib.Path, references: pathlib.Path, **options: Any
+    predictions: pathlib.Path,
+    references: pathlib.Path,
+    *,
+    task: task_lib.Task = GLIOMA,
+    **options: Any,
 ) -> mask_evaluation.Inputs:
     given = {
         "prediction_labels": label_recognition.AUTO,
@@ -232,11 +243,11 @@ def _checked(
         "allow_missing": False,
         "ignore_affine": False,
         "workers": 1,
-        "task": GLIOMA,
+        "task": task,
     }
     return mask_evaluation.check_inputs(
-        segmentations.find_masks(predictions, "--predictions"),
-        segmentations.find_masks(references, "--references"),
+        segmentations.find_masks(predictions, "--predictions", task),
+        segmentations.find_masks(references, "--references", task),
         **given | options,
     )
 
@@ -357,14 +368,15 @@ def test_masks_of_several_channels_are_scored_where_these_are_named(tiny_cohort,
 
 
 def test_predictions_in_another_order_of_voxels_score_the_same(
-    tiny_cohort, tmp_path, capsys
+    tiny_cohort, tmp_path, caplog
 ) -> None:
+    caplog.set_level("INFO")
     folder = _write_predictions(tiny_cohort, tmp_path / "tool", "brats2021")
     for path in folder.iterdir():
         image = nib.as_closest_canonical(nib.load(path))
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine), path)
     inputs = _checked(folder, tiny_cohort)
-    assert "stored in another order: turned: BraTS2021_00001" in capsys.readouterr().out
+    assert "stored in another order: turned: BraTS2021_00001" in caplog.text
     assert _same(_score(inputs), _expected(tiny_cohort))
 
 
@@ -378,7 +390,7 @@ def test_masks_of_another_task_are_scored(
         (tmp_path / folder).mkdir()
         data = np.broadcast_to(np.array(row, np.uint8), (2, 2, len(row)))
         nib.save(nib.Nifti1Image(data, affine), tmp_path / folder / "heart_01.nii.gz")
-    (tmp_path / "dataset.json").write_text(json.dumps(task.to_dataset_json()))
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset_json.describe(task)))
     out = tmp_path / "out"
 
     words = (f"--task={tmp_path}", "--workers=1")
@@ -406,3 +418,32 @@ def test_masks_of_another_task_are_scored(
     )
     assert small.returncode == 2
     assert "the task heart has no region with a fallback" in small.stderr
+
+
+def test_masks_in_the_task_s_own_format_are_scored_against_nifti_channels(
+    tmp_path: pathlib.Path,
+) -> None:
+    itk = pytest.importorskip("SimpleITK")
+    document = dataset_json.describe(made_up_tasks.HEART) | {"file_ending": ".nrrd"}
+    task = dataset_json.parse(document, "heart/dataset.json")
+    classes = np.broadcast_to(np.array([1, 2, 3, 0, 4, 4, 2, 0], np.uint8), (2, 2, 8))
+    for folder in ("labels", "masks"):
+        (tmp_path / folder).mkdir()
+    image = itk.GetImageFromArray(classes.T)
+    itk.WriteImage(image, str(tmp_path / "labels/heart_01.nrrd"))
+    channels = np.stack([np.isin(classes, each) for each in ((3,), (1, 2), (2, 3))], -1)
+    # ITK's axes run left and posterior.
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    nifti = nib.Nifti1Image(channels.astype(np.uint8), affine)
+    nib.save(nifti, tmp_path / "masks/heart_01.nii.gz")
+
+    inputs = _checked(
+        tmp_path / "masks", tmp_path / "labels", task=task, prediction_labels="clot,wall,scar"
+    )
+
+    masks = mask_evaluation.job(inputs.pairs[0], inputs, "background").load()
+    np.testing.assert_array_equal(masks.prediction, np.where(classes == 4, 0, classes))
+    np.testing.assert_array_equal(masks.reference, classes)
+    with pytest.raises(UserError, match="expected one label map") as caught:
+        _checked(tmp_path / "masks", tmp_path / "labels", task=task)
+    assert "such as background,wall,scar,clot or background,class 1" in str(caught.value)

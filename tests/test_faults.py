@@ -16,6 +16,7 @@ from ml_collections import config_dict
 
 from configs import common
 from kdnet_jax import ensembles, evaluation, experiment, saved_checkpoints, stopping
+from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
 from tests.helpers import commands

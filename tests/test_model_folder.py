@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdnet_jax import files, model_folder, runs
+from kdnet_jax import dataset_json, files, model_folder, runs
 from kdnet_jax import model as model_lib
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
@@ -80,7 +80,7 @@ def test_nothing_but_jax_and_orbax_reads_the_parameters(tmp_path: pathlib.Path) 
 
 
 def test_a_model_of_another_task_comes_back_with_it(tmp_path: pathlib.Path) -> None:
-    task = task_lib.from_dataset_json(LESION, "lesions")
+    task = dataset_json.parse(LESION, "lesions")
     model = model_lib.Model(
         task,
         "baseline",

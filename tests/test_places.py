@@ -113,11 +113,12 @@ def test_a_pod_of_an_indexed_job(monkeypatch: pytest.MonkeyPatch, mode: str) -> 
 
 
 def test_an_indexed_job_of_independent_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     _set(monkeypatch, JOB_COMPLETION_INDEX="2")
     assert places.find_place(places.Options()) is None
-    assert "a run of its own" in capsys.readouterr().out
+    assert "a run of its own" in caplog.text
 
 
 def test_a_tpu_pod_on_kubernetes() -> None:

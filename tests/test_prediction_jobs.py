@@ -29,15 +29,15 @@ from tests.bad_input import scans
     ],
 )
 def test_a_scan_of_another_name_is_warned_of(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], name: str, warned: str
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, name: str, warned: str
 ) -> None:
+    caplog.set_level("INFO")
     path = tmp_path / f"{name}.nii.gz"
     path.touch()
     assert prediction_jobs.find_scans([path], ("t1ce",), task_lib.GLIOMA) == [
         (name, {"t1ce": path})
     ]
-    out = capsys.readouterr().out
-    assert warned in out if warned else not out
+    assert warned in caplog.text if warned else not caplog.text
 
 
 def test_the_numbered_channels_of_nnunet_are_not_scans_of_one_sequence(
@@ -56,14 +56,14 @@ def test_the_numbered_channels_of_nnunet_are_not_scans_of_one_sequence(
 
 
 def test_in_a_folder_of_unknown_names_those_like_a_sequence_are_warned_of(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     for name in ("anna_T2x", "bob"):
         (tmp_path / f"{name}.nii.gz").touch()
     assert len(prediction_jobs.find_scans([tmp_path], ("t1ce",), task_lib.GLIOMA)) == 2
-    out = capsys.readouterr().out
-    assert "what 'T2x' in its name says" in out
-    assert out.count("warning") == 1
+    assert "what 'T2x' in its name says" in caplog.text
+    assert caplog.text.count("warning") == 1
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3])

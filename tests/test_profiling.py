@@ -48,8 +48,12 @@ def _params(folder: pathlib.Path) -> Any:
 
 
 def test_a_profiled_run_is_the_same_run_with_a_page_that_adds_up(
-    config: config_dict.ConfigDict, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    config: config_dict.ConfigDict,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     plain = run(config, tmp_path / "plain", 0)
     assert not (tmp_path / "plain" / "profile").exists()
     profiled = run(config, tmp_path / "profiled", 4)
@@ -73,10 +77,11 @@ def test_a_profiled_run_is_the_same_run_with_a_page_that_adds_up(
 
 
 def test_a_training_too_short_says_so_and_leaves_nothing(
-    config: config_dict.ConfigDict, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    config: config_dict.ConfigDict, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     run(config, tmp_path, 50)
-    assert "5 + 50 steps were asked for, and this training had 12" in capsys.readouterr().out
+    assert "5 + 50 steps were asked for, and this training had 12" in caplog.text
     assert not (tmp_path / "profile").exists()
 
 

@@ -52,9 +52,10 @@ def test_the_place_is_said_and_changes_no_batch(
     tiny_cohort: pathlib.Path,
     built: pathlib.Path,
     tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     place: str,
 ) -> None:
+    caplog.set_level("INFO")
     config = _config(tiny_cohort, built)
     config.loader.cache = place
     config.augment.preset = "nnunet"
@@ -62,8 +63,7 @@ def test_the_place_is_said_and_changes_no_batch(
     data, mesh = run_data.open_data(values), sharding.make_mesh()
     with run_data.open_batches(values, data, mesh, tmp_path) as batches:
         found = jax.device_get(list(itertools.islice(batches, 2)))
-    said = capsys.readouterr().out
-    assert f"loader.cache={place}: " in said
+    assert f"loader.cache={place}: " in caplog.text
     # Rotated patches are taken from larger crops, whose middle they are before they are rotated.
     crop = augment.source_patch(values.loader.patch, values.augment)
     assert found[0]["image"].shape == (1, *crop, 4)
@@ -79,14 +79,15 @@ def test_a_patch_larger_than_every_case_is_noted(
     tiny_cohort: pathlib.Path,
     built: pathlib.Path,
     tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     config = _config(tiny_cohort, built)
     config.loader.patch = (64, 16, 16)
     values = reading.read(config)
     data = run_data.open_data(values)
     run_data.open_batches(values, data, sharding.make_mesh(), tmp_path).close()
-    assert "patch of 64 x 16 x 16 is larger along some axis than every" in capsys.readouterr().out
+    assert "patch of 64 x 16 x 16 is larger along some axis than every" in caplog.text
 
 
 def _config(cohort: pathlib.Path, built: pathlib.Path) -> config_dict.ConfigDict:

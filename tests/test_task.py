@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from tests.helpers import made_tasks
@@ -19,26 +20,28 @@ WHERE = "prostate/dataset.json"
 
 @pytest.mark.parametrize("document", [made_tasks.PLAIN, made_tasks.REGIONS, PLAIN])
 def test_a_task_is_read_back_as_it_was_written(document: dict[str, Any]) -> None:
-    task = task_lib.from_dataset_json(document, WHERE)
-    written = json.loads(json.dumps(task.to_dataset_json()))
-    assert task_lib.from_dataset_json(written, "elsewhere/dataset.json") == task
+    task = dataset_json.parse(document, WHERE)
+    written = json.loads(json.dumps(dataset_json.describe(task)))
+    assert dataset_json.parse(written, "elsewhere/dataset.json") == task
 
 
 def test_the_glioma_is_read_back_as_it_was_written() -> None:
-    written = json.loads(json.dumps(task_lib.GLIOMA.to_dataset_json()))
-    assert task_lib.from_dataset_json(written, WHERE) == task_lib.GLIOMA
+    written = json.loads(json.dumps(dataset_json.describe(task_lib.GLIOMA)))
+    assert dataset_json.parse(written, WHERE) == task_lib.GLIOMA
 
 
 def test_a_fingerprint_is_of_all_that_a_task_says() -> None:
-    task = task_lib.from_dataset_json(PLAIN, WHERE)
+    task = dataset_json.parse(PLAIN, WHERE)
     other = dataclasses.replace(task, noun="prostate")
-    assert task.fingerprint != other.fingerprint
-    assert task_lib.from_dataset_json(PLAIN, WHERE).fingerprint == task.fingerprint
+    assert dataset_json.fingerprint(task) != dataset_json.fingerprint(other)
+    assert dataset_json.fingerprint(dataset_json.parse(PLAIN, WHERE)) == dataset_json.fingerprint(
+        task
+    )
 
 
 def test_plain_labels_are_a_region_for_each_class() -> None:
     labels = {"background": 0, "TZ": 2, "PZ": 1}
-    task = task_lib.from_dataset_json(PLAIN | {"labels": labels}, WHERE)
+    task = dataset_json.parse(PLAIN | {"labels": labels}, WHERE)
     assert task.name == "prostate"  # the folder's, where the file has none
     assert task.modalities == ("t2", "adc")
     assert task.classes == ("background", "PZ", "TZ")
@@ -48,7 +51,7 @@ def test_plain_labels_are_a_region_for_each_class() -> None:
 
 
 def test_regions_overlap_and_are_painted_in_the_order_of_the_labels() -> None:
-    task = task_lib.from_dataset_json(made_tasks.REGIONS, WHERE)
+    task = dataset_json.parse(made_tasks.REGIONS, WHERE)
     assert task.region_names == ("organ", "sick", "vessel")
     assert [region.paint for region in task.regions] == [1, 2, 3]
     assert task.hull == (1, 2, 3, 4)
@@ -58,14 +61,14 @@ def test_regions_overlap_and_are_painted_in_the_order_of_the_labels() -> None:
 
 def test_reserved_names_choose_the_normalisation() -> None:
     names = {"0": "CT", "1": "T1", "2": "noNorm", "3": "rescale_to_0_1"}
-    task = task_lib.from_dataset_json(PLAIN | {"channel_names": names}, WHERE)
+    task = dataset_json.parse(PLAIN | {"channel_names": names}, WHERE)
     found = [channel.normalisation for channel in task.channels]
     assert found == ["ct", "zscore", "none", "rescale"]
 
 
 def test_the_decathlon_s_spelling_is_read() -> None:
     document = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"}}
-    task = task_lib.from_dataset_json(document, WHERE)
+    task = dataset_json.parse(document, WHERE)
     assert (task.modalities, task.classes) == (("ct",), ("background", "liver"))
 
 
@@ -104,21 +107,21 @@ def test_the_decathlon_s_spelling_is_read() -> None:
 )
 def test_what_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        task_lib.from_dataset_json(PLAIN | change, WHERE)
+        dataset_json.parse(PLAIN | change, WHERE)
     assert WHERE in str(error.value)
 
 
 def test_a_task_is_named_by_its_file_or_by_its_folder(tmp_path: pathlib.Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(PLAIN))
-    task = task_lib.read(tmp_path)
-    assert task == task_lib.read(tmp_path / "dataset.json")
-    assert task_lib.read("glioma") is task_lib.GLIOMA
+    task = dataset_json.read(tmp_path)
+    assert task == dataset_json.read(tmp_path / "dataset.json")
+    assert dataset_json.read("glioma") is task_lib.GLIOMA
     with pytest.raises(UserError, match="neither glioma nor a file"):
-        task_lib.read(tmp_path / "none.json")
+        dataset_json.read(tmp_path / "none.json")
 
 
 def test_channels_are_chosen_in_the_task_s_order() -> None:
-    task = task_lib.from_dataset_json(PLAIN, WHERE)
+    task = dataset_json.parse(PLAIN, WHERE)
     assert task.read_modalities("ADC, t2", "key") == ("t2", "adc")
     with pytest.raises(UserError, match="key holds 'acd'; did you mean 'adc'"):
         task.read_modalities("acd", "key")
@@ -127,10 +130,10 @@ def test_channels_are_chosen_in_the_task_s_order() -> None:
 
 
 def test_own_files_hold_the_glioma_by_name_and_other_tasks_whole() -> None:
-    other = task_lib.from_dataset_json(made_tasks.REGIONS, WHERE)
-    assert task_lib.to_json(task_lib.GLIOMA) == "glioma"
+    other = dataset_json.parse(made_tasks.REGIONS, WHERE)
+    assert dataset_json.to_json(task_lib.GLIOMA) == "glioma"
     for task in (task_lib.GLIOMA, other):
-        written = json.loads(json.dumps(task_lib.to_json(task)))
-        assert task_lib.from_json(written, "its task") == task
+        written = json.loads(json.dumps(dataset_json.to_json(task)))
+        assert dataset_json.from_json(written, "its task") == task
     with pytest.raises(UserError, match="its task is 'prostate'; expected an object"):
-        task_lib.from_json("prostate", "its task")
+        dataset_json.from_json("prostate", "its task")

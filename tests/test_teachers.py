@@ -48,7 +48,7 @@ def test_another_visit_of_a_test_patient_is_a_leak(tmp_path: pathlib.Path, part:
 
 
 def test_what_cannot_be_told_of_a_leak_is_said(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = reading.read(common.base_config("teacher", "smoke")).to_json()
     (tmp_path / "config.json").write_text(text, "utf-8")
@@ -56,9 +56,8 @@ def test_what_cannot_be_told_of_a_leak_is_said(
         text = f'{{"train": ["{name}"], "validation": [], "test": []}}'
         (tmp_path / "split.json").write_text(text, "utf-8")
         teachers.check_split(tmp_path, _data([VISITS[2]]))
-        printed = capsys.readouterr().out
-        assert said in printed
-        assert bool(printed) == bool(said)
+        assert said in caplog.text
+        assert bool(caplog.text) == bool(said)
 
 
 def _model_folder(folder: pathlib.Path, known: model.KnownCases) -> pathlib.Path:
@@ -71,8 +70,9 @@ def _model_folder(folder: pathlib.Path, known: model.KnownCases) -> pathlib.Path
 
 
 def test_a_student_s_known_cases_end_where_its_teacher_s_do(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     teacher = _model_folder(tmp_path / "teacher", model.KnownCases((VISITS[0],), complete=False))
     config = common.base_config("student", "smoke")
     config.teacher.checkpoint = str(teacher)
@@ -84,7 +84,7 @@ def test_a_student_s_known_cases_end_where_its_teacher_s_do(
     # What is known of them still counts.
     with pytest.raises(UserError, match="1 patients of this run's test cases"):
         teachers.check_split(teacher, _data([VISITS[1]]))
-    assert f"{teacher} does not say on all cases" in capsys.readouterr().out
+    assert f"{teacher} does not say on all cases" in caplog.text
     shutil.rmtree(teacher)
     assert teachers.known_cases(run) == model.KnownCases(("a", "b"), complete=False)
 

@@ -361,7 +361,9 @@ def test_a_batch_with_a_nan_is_skipped_and_told(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     _poison(monkeypatch, (4,))
     config.train.nonfinite = "skip"
     _run(config, tmp_path)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ml_collections import config_dict
 
-from kdnet_jax import documents, optimizers, steps, train
+from kdnet_jax import dataset_json, documents, optimizers, steps, train
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys
@@ -75,10 +75,10 @@ def read_task(run: pathlib.Path) -> task_lib.Task:
     Raises:
         UserError: its file is damaged.
     """
-    path = run / task_lib.TASK_FILE
+    path = run / dataset_json.TASK_FILE
     if not path.is_file():
         return task_lib.DEFAULT
-    return task_lib.from_dataset_json(documents.read_object(path), str(path))
+    return dataset_json.parse(documents.read_object(path), str(path))
 
 
 def of_document(
@@ -97,7 +97,7 @@ def of_document(
     flat_keys.check(flat)
     check_choice("role", flat.get("role", ""), keys.ROLES)
     flat_keys.check_complete(flat, flat["role"])
-    task = task or task_lib.read(flat["task"])
+    task = task or dataset_json.read(flat["task"])
     document = _completed(flat, task)
     data = _data(document["data"], task)
     loader = experiment_lib.Loader(**document["loader"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from kdnet_jax import task as task_lib
+from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys, reading
 from kdnet_jax.errors import UserError
@@ -48,7 +48,7 @@ def parts(config: config_dict.ConfigDict, workdir: pathlib.Path) -> list[Part]:
         raise UserError(
             f"study.folds is {count}: give 2 or more, or 0 for the one split of --config.split."
         )
-    task = task_lib.read(flat["task"])
+    task = dataset_json.read(flat["task"])
     return [
         Part(
             fold=fold,

@@ -18,14 +18,14 @@ program.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
-from kdnet_jax import sharding
+from kdnet_jax import sharding, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment_draws, augment_spatial, intensities
 from kdnet_jax.errors import UserError, check_choice
@@ -173,7 +173,7 @@ PRESETS: Final = {
 }
 
 
-def choose(preset: str = "plain", **changes: Any) -> AugmentOptions:
+def choose(preset: str = "plain", **changes: object) -> AugmentOptions:
     """Returns a preset's options with those of `changes` that are not None.
 
     Raises:
@@ -210,7 +210,9 @@ def source_patch(patch: tuple[int, int, int], options: AugmentOptions) -> tuple[
     """Returns the size of the crops to cut, so that few resampled patches reach beyond one."""
     return augment_spatial.source_patch(
         patch,
-        *(options.chances[name] for name in ("rotation", "zoom_out", "elastic")),
+        options.chances["rotation"],
+        options.chances["zoom_out"],
+        options.chances["elastic"],
         options.spacing,
     )
 
@@ -247,7 +249,7 @@ def augment(
         patch: the size that is returned, from the middle of the crops; by default theirs.
         mesh: the devices over which the batch is spread; each then works on its own samples.
     """
-    patch = tuple(patch or image.shape[1:4])
+    patch = patch or typed.triple(image.shape[1:4])
     samples, sequences = image.shape[0], image.shape[-1]
     if len(options.zero_is_background or range(sequences)) != sequences:
         raise ValueError(f"{sequences} channels, options of {options.zero_is_background}")

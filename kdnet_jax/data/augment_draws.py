@@ -1,13 +1,14 @@
-"""The numbers that are drawn for the samples of a batch, and what one sample becomes by its own."""
+"""Random numbers of the augmentation of a batch, and their application to one sample."""
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray, PyTree
 
+from kdnet_jax import typed
 from kdnet_jax.data import augment_intensity, augment_spatial
 
 Chances = Mapping[str, augment_spatial.Chance]
@@ -43,7 +44,7 @@ class Draws(NamedTuple):
 
     keys: PRNGKeyArray
     geometry: augment_spatial.Geometry | None
-    parts: dict[str, tuple[Bool[Array, "*b"] | None, Any]]
+    parts: dict[str, tuple[Bool[Array, "*b"] | None, PyTree]]
     flips: Bool[Array, "*b 3"]
 
     @property
@@ -69,7 +70,7 @@ def draw(
     # One table: every call of the generator costs a tenth of a second of compilation.
     table = jax.random.uniform(jax.random.fold_in(key, _NUMBERS), (len(_ROWS), *shape, 3))
     numbers = dict(zip(_ROWS, table, strict=True))
-    parts: dict[str, Any] = {"brightness": (None, _brightness(brightness_key, numbers, chances))}
+    parts: typed.Json = {"brightness": (None, _brightness(brightness_key, numbers, chances))}
     for name, value in _values(numbers, chances).items():
         if chances[name].probability:
             parts[name] = (_whether(name, numbers, chances), value)
@@ -165,7 +166,7 @@ def apply(
         geometry = augment_spatial.in_voxels(geometry, spacing)
     image, label = augment_spatial.place(image, label, geometry, patch, zero_is_background)
     brain = augment_spatial.not_background(image, zero_is_background)
-    in_order: dict[str, Callable[[Array, Any], Array]] = {
+    in_order: dict[str, Callable[[Array, PyTree], Array]] = {
         "noise": lambda x, value: augment_intensity.noise(x, draws.keys, value),
         "blur": lambda x, value: augment_intensity.blur(x, value, largest_blur),
         "brightness": lambda x, value: x * value[0] + value[1],
@@ -182,7 +183,11 @@ def apply(
 
 
 def _where_drawn(
-    image: Array, brain: Array, part: Callable[[Array, Any], Array], drawn: Array | None, value: Any
+    image: Array,
+    brain: Array,
+    part: Callable[[Array, PyTree], Array],
+    drawn: Array | None,
+    value: PyTree,
 ) -> Array:
     def within_the_brain(x: Array) -> Array:
         return jnp.where(brain, part(x, value), 0)

@@ -1,4 +1,4 @@
-"""What is done to the intensities of one sample: noise, blur, contrast, low resolution, gamma.
+"""Augmentation of the intensities of one sample: noise, blur, contrast, low resolution, gamma.
 
 Every function takes an image "d h w m", and most a value for each sequence. Statistics are those of
 a sequence's brain within the patch, whatever share of it is background.
@@ -100,6 +100,7 @@ def _coarse_map(edge: int, scale: PerSequence) -> Float[Array, "m x y"]:
 
 def _along_axes(image: Image, maps: list[Float[Array, "m x y"]]) -> Image:
     """Applies a linear map along each axis: matrix products, fast on every kind of device."""
+    # "d h w m" -> "m d h w", one einsum an axis, and back
     volume = jnp.moveaxis(image, -1, 0)
     equations = ("mxd,mdhw->mxhw", "mxh,mdhw->mdxw", "mxw,mdhw->mdhx")
     for equation, along in zip(equations, maps, strict=True):

@@ -1,4 +1,4 @@
-"""Where each voxel of a patch is taken from: rotation, zoom and bending in one resampling; flips.
+"""Spatial augmentation: rotation, zoom and bending in one resampling; flips.
 
 Coordinates are voxels; rotations are drawn in space (`in_voxels`).
 """
@@ -158,16 +158,19 @@ def resample(
     where `zero_is_background` is None) is background where background has at least half of the
     weight in its mean: otherwise the brain's rim would be a ramp of values that are neither.
     """
+    # Places in the crop: three arrays "d h w", one for each axis.
     where = _coordinates(label.shape, matrix, bend, patch)
+    # "D H W m" -> "(D H W) m": one index takes all channels of a voxel.
     flat = image.reshape(-1, image.shape[-1])
     value, brain = 0.0, 0.0
     lows = [jnp.floor(c) for c in where]
     # One gather per corner takes all sequences; XLA fuses the eight and their sums into one loop.
     for corner in np.ndindex(2, 2, 2):
         at = [low + step for low, step in zip(lows, corner, strict=True)]
-        weight = 1.0
+        weight = jnp.ones(())
         for c, a, size in zip(where, at, label.shape, strict=True):
-            weight *= jnp.where((a >= 0) & (a < size), 1 - jnp.abs(c - a), 0)
+            weight = weight * jnp.where((a >= 0) & (a < size), 1 - jnp.abs(c - a), 0)
+        # weight "d h w", voxel "d h w m"
         voxel = flat[_flat_index(at, label.shape)]
         value += weight[..., None] * voxel.astype(jnp.float32)
         brain += weight[..., None] * (voxel != 0)
@@ -180,6 +183,7 @@ def resample(
 def _coordinates(
     size: Sequence[int], matrix: Array, bend: Array | None, patch: Sequence[int]
 ) -> list[Float[Array, "d h w"]]:
+    # From the patch's middle: "d 1 1", "1 h 1" and "1 1 w"; bent, each is "d h w".
     offsets = list(
         jnp.meshgrid(*(jnp.arange(e) - (e - 1) / 2 for e in patch), indexing="ij", sparse=True)
     )
@@ -187,10 +191,8 @@ def _coordinates(
         moves = displacement(bend, patch)
         offsets = [offset + moves[..., axis] for axis, offset in enumerate(offsets)]
     # Sums of products, not a matrix product: that may be rounded to fewer digits.
-    return [
-        sum(matrix[axis, other] * offsets[other] for other in range(3)) + (edge - 1) / 2
-        for axis, edge in enumerate(size)
-    ]
+    rows = [[matrix[axis, other] * offsets[other] for other in range(3)] for axis in range(3)]
+    return [a + b + c + (edge - 1) / 2 for (a, b, c), edge in zip(rows, size, strict=True)]
 
 
 def _flat_index(at: Sequence[Array], size: Sequence[int]) -> Integer[Array, "d h w"]:
@@ -216,6 +218,7 @@ def displacement(bend: Float[Array, "i j k 3"], patch: Sequence[int]) -> Float[A
     It is nowhere larger than the largest of those (Rueckert et al., "Nonrigid registration using
     free-form deformations", IEEE TMI 1999, equation 2).
     """
+    # "i j k 3" -> "d j k 3" -> "d h k 3" -> "d h w 3"
     for axis, edge in enumerate(patch):
         basis = jnp.asarray(_spline_basis(edge), jnp.float32)
         moved = jnp.tensordot(basis, bend, (1, axis), precision=jax.lax.Precision.HIGHEST)

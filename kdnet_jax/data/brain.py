@@ -1,4 +1,4 @@
-"""Which voxels of a scan are not background, also where interpolation blurred the background.
+"""Background of a scan, also where interpolation blurred it.
 
 A skull-stripped scan that is resampled by B-splines or a windowed sinc rings around the brain: its
 background is no longer one value, but small values of either sign that fade with the distance.
@@ -9,6 +9,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float, Num
 from scipy import ndimage
+
+from kdnet_jax.metrics import labelling
 
 # The share of the border that must be 0, or one other value, for that value to be the background.
 # 0 needs less because a field of view may cut through the brain.
@@ -97,8 +99,8 @@ def _faint(distance: Float[np.ndarray, "x y z"], level: float) -> Bool[np.ndarra
 
 def joined_to_border(faint: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
     """Returns what of `faint` is joined to the border."""
-    parts, count = ndimage.label(faint)
-    joined = np.zeros(count + 1, bool)
+    parts = labelling.label(faint, corners=False)
+    joined = np.zeros(parts.max(initial=0) + 1, bool)
     joined[np.unique(_border(parts))] = True
     joined[0] = False
     return joined[parts]
@@ -106,12 +108,13 @@ def joined_to_border(faint: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y 
 
 def _fades(distance: Float[np.ndarray, "x y z"], outside: Bool[np.ndarray, "x y z"]) -> bool:
     """Whether nearly all that is not quite the background lies close to one solid brain."""
-    core = ndimage.minimum_filter(~outside, size=3)  # Noise is no core, but specks beside it.
-    specks = np.count_nonzero(~outside & ~ndimage.maximum_filter(core, size=3))
+    # Noise is no core, but specks beside it.
+    core = np.asarray(ndimage.minimum_filter(~outside, size=3), bool)
+    specks = np.count_nonzero(~outside & ~np.asarray(ndimage.maximum_filter(core, size=3), bool))
     left = np.where(outside, np.abs(distance), 0)
     if specks > _SPECKS * np.count_nonzero(left):
         return False
-    near = ndimage.maximum_filter(core, size=2 * _REACH + 3)
+    near = np.asarray(ndimage.maximum_filter(core, size=2 * _REACH + 3), bool)
     return bool(left[~near].sum(dtype=np.float64) <= _FAR * left.sum(dtype=np.float64))
 
 

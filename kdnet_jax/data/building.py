@@ -1,4 +1,4 @@
-"""Builds the datasets that training reads, once, and opens what is already there.
+"""Building of the datasets that training reads, once, and opening of those that exist.
 
 Every different content has its own folder under a root:
 `<root>/<builder>/<config with a fingerprint>/<version>/`. TFDS writes into a temporary folder
@@ -8,6 +8,7 @@ beside it and renames that at the end, so a folder with this name is finished.
 import contextlib
 import fcntl
 import functools
+import logging
 import pathlib
 import shutil
 import tempfile
@@ -30,6 +31,8 @@ from kdnet_jax.data import (
     store,
 )
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 # Where built datasets lie unless the user says otherwise; relative to the current folder.
 DEFAULT_ROOT = pathlib.Path("datasets")
@@ -193,7 +196,7 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{folder}: waiting for another process that builds this dataset")
+            _LOG.info(f"{folder}: waiting for another process that builds this dataset")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -1,4 +1,4 @@
-"""What the TFDS builders of this project share: prepare cases in parallel, write them in order.
+"""Base of this project's TFDS builders: cases are prepared in parallel and written in order.
 
 TFDS's `GeneratorBasedBuilder` shuffles through temporary files, for which it needs TensorFlow as
 soon as a dataset exceeds 1 GB. `ShardBasedBuilder` streams: a case is prepared, written and freed.
@@ -21,10 +21,10 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
-import tqdm
 from google.protobuf import json_format
 from tensorflow_datasets.core import dataset_info
 
+from kdnet_jax import console, dataset_json, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import prepare, store
 from kdnet_jax.errors import UserError
@@ -56,7 +56,7 @@ class _Failed:
     error: UserError
 
 
-def fingerprint(content: Mapping[str, Any]) -> str:
+def fingerprint(content: typed.JsonView) -> str:
     """Returns 12 hexadecimal digits that name `content` (JSON) and the version of the records."""
     text = json.dumps([RECORD_VERSION, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -119,7 +119,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """The cases to prepare, in the order of the records."""
 
     @abc.abstractmethod
-    def _content(self) -> dict[str, Any]:
+    def _content(self) -> typed.Json:
         """What the records are made of, as JSON; its `fingerprint` names the dataset."""
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -127,7 +127,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
-    ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
+    ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[str, typed.Json]]]]]:
         jobs = self._jobs(dl_manager)
         # One stream through all shards, so that the workers do not pause between two of them. The
         # last shard takes all that is left, which brings the stream to its proper end.
@@ -135,9 +135,9 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         full = functools.partial(itertools.islice, examples, CASES_PER_SHARD)
         return {store.SPLIT: [full] * ((len(jobs) - 1) // CASES_PER_SHARD) + [lambda: examples]}
 
-    def _examples(self, jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _examples(self, jobs: Sequence[Job]) -> Iterator[tuple[str, typed.Json]]:
         results = ordered_map(_run, jobs, self._workers)
-        bar = tqdm.tqdm(
+        bar = console.bar(
             results, total=len(jobs), desc="preparing", unit="case", disable=not self._progress
         )
         for result in bar:
@@ -174,13 +174,13 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         path = pathlib.Path(self.data_dir) / store.METADATA_FILE
         path.write_text(json.dumps(self._metadata(), indent=1) + "\n", encoding="utf-8")
 
-    def _metadata(self) -> dict[str, Any]:
+    def _metadata(self) -> typed.Json:
         content = self._content()
         packages = ("kdnet-jax", "tensorflow-datasets", "array-record", "numpy", "scipy")
         return {
             "fingerprint": fingerprint(content),
             "record_version": RECORD_VERSION,
-            "task": task_lib.to_json(self.task),
+            "task": dataset_json.to_json(self.task),
             "modalities": list(self.modalities),
             "label_convention": self.label_convention,
             "notes": self._notes,
@@ -240,7 +240,7 @@ def ordered_map(
 
 
 def check_free_space(folder: pathlib.Path, need: int) -> None:
-    """Refuses to go on where `folder`'s disk has not `need` bytes and a reserve.
+    """Refuses to continue where `folder`'s disk has not `need` bytes and a reserve.
 
     Raises:
         UserError: the disk is too full.

@@ -1,4 +1,4 @@
-"""Reads all files of one case and lists everything that is wrong with them.
+"""Checks of one case: everything that is wrong with its files.
 
 `prepare.prepare_case`, which training uses, stops at the first problem. What it refuses is an error
 here, found by the same functions; what it repairs or takes as it is, is a warning.
@@ -97,7 +97,7 @@ def read_case(
 ) -> Reading:
     """Reads a case, however broken it is; the other arguments are as in `prepare_case`."""
     book = _Notebook(case.case_id)
-    if not case.images:  # It lacks all wanted sequences, which finding it has told.
+    if not case.images:  # It lacks all wanted sequences, which was reported when it was found.
         return Reading(case, [])
     volumes = _read_images(case, task, book)
     label = _read_label(case, book)
@@ -243,7 +243,7 @@ def _check_in_brain(
     book: _Notebook,
 ) -> None:
     """Looks whether the label of a tumour lies in the brain."""
-    if classes is None or not classes.any() or not scores:
+    if case.label is None or classes is None or not classes.any() or not scores:
         return
     brain = np.logical_or.reduce([volume != 0 for volume in scores.values()])
     voxel_ml = spaces.voxel_ml(space.affine)
@@ -314,19 +314,19 @@ def content(
 
     What makes two scans one was measured on skull-stripped brains, so other channels do not count.
     """
-    way = (reading.affine, orientation)
-    prints = {}
-    for modality, scores in reading.scores.items():
-        if task.channel(modality).normalisation != "zscore_nonzero":
-            continue
-        turned = cohort_checks.fingerprint(geometry.orient(scores, *way))
-        stored = geometry.unorient(turned, turned.shape, *way)
-        prints[modality] = np.stack([turned.ravel(), stored.ravel()])
-    keys = set()
-    if reading.classes is not None:
-        both = (geometry.orient(reading.classes, *way), reading.classes)
-        keys = {cohort_checks.label_key(classes) for classes in both}
-    case = reading.case
+    case, affine = reading.case, reading.affine
+    prints, keys = {}, []
+    if affine is not None:
+        for modality, scores in reading.scores.items():
+            if task.channel(modality).normalisation != "zscore_nonzero":
+                continue
+            turned = cohort_checks.fingerprint(geometry.orient(scores, affine, orientation))
+            stored = geometry.unorient(turned, turned.shape, affine, orientation)
+            prints[modality] = np.stack([turned.ravel(), stored.ravel()])
+        if reading.classes is not None:
+            both = (geometry.orient(reading.classes, affine, orientation), reading.classes)
+            keys = [cohort_checks.label_key(classes) for classes in both]
+    labels_held = frozenset(key for key in keys if key is not None)
     return cohort_checks.Content(
-        case.case_id, case.patient_id, str(folder_of(case)), prints, frozenset(keys - {None})
+        case.case_id, case.patient_id, str(folder_of(case)), prints, labels_held
     )

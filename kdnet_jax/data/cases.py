@@ -1,4 +1,4 @@
-"""Finds the cases of a release, or of a user's own collection, by folder and file names alone.
+"""Cases of a release, or of a user's own collection, found by folder and file names alone.
 
 No image is opened, so a release of 1251 cases takes well under a second. What the names cannot
 tell (labels, grids) is checked when a case is read (`prepare.py`). `docs/data.md` shows the
@@ -51,7 +51,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """The cases of one release, by case id, and what a command should tell about them.
+    """The cases of one release, by case id, and notes on them.
 
     `left_aside` are the notes on masks that are no segmentation by their names.
     """
@@ -86,7 +86,7 @@ def find_cases(
 
     Raises:
         UserError: nothing usable is there, several releases are, a case lacks a sequence or is
-            there twice, or an argument is not known.
+            duplicate, or an argument is unknown.
     """
     modalities = task.modalities if modalities is None else modalities
     _check_arguments(release, modalities, label_convention, task)
@@ -107,7 +107,7 @@ def survey_cases(
 ) -> tuple[Cohort, list[problems.Problem]]:
     """Finds all that looks like a case, of all releases, and lists what `find_cases` would refuse.
 
-    A case may lack sequences or its segmentation, or stand there twice.
+    A case may lack sequences or its segmentation, or be duplicate.
 
     Raises:
         UserError: there is no such folder, nothing in it is recognised, or an argument is wrong.
@@ -190,7 +190,7 @@ def _unknown(files: Sequence[layouts.File], root: pathlib.Path, task: task_lib.T
     known = layouts.UNKNOWN
     if not labels.is_brats(task):
         known = (
-            f"has a name that tells its channel ({', '.join(task.modalities)}, and seg), such as "
+            f"has a name that says its channel ({', '.join(task.modalities)}, and seg), such as "
             f"{layouts.shown([file.path.name for file in files[:1]])}. Rename them, or name the "
             'words of their names in "aliases" under "kdnet" in the dataset.json.'
         )
@@ -216,7 +216,7 @@ def _left_aside(files: Sequence[layouts.File], task: task_lib.Task) -> list[str]
 def _check_doubts(
     files: Sequence[layouts.File], task: task_lib.Task, report: problems.Report
 ) -> None:
-    """Refuses images whose names do not tell which sequence they are."""
+    """Refuses images whose names do not say which sequence they are."""
     listed = ", ".join(task.modalities[:-1])
     listed += f"{' or ' * bool(listed)}{task.modalities[-1]}"
     for file in files:

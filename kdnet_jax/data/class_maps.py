@@ -12,6 +12,7 @@ loses a seventh of its volume, even if ties are shared fairly. Here
 Both grids share their centre, and voxels are boxes of their spacing (the half-pixel convention).
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -85,7 +86,7 @@ def _counts(
 def _lengths(size: int, source: float, target: float, count: int) -> Float[np.ndarray, "n"]:
     """Returns how much of the target axis each source voxel covers, in target voxels.
 
-    Beyond its end an axis goes on as its last voxel, as in `_taps`.
+    Beyond its end an axis continues as its last voxel, as in `_taps`.
     """
     half = count * target / 2
     borders = np.clip((np.arange(size + 1) - size / 2) * source, -half, half)
@@ -127,7 +128,7 @@ def _decide(
             best = first[planes]
             lead[planes] = share - np.where(share == best, second[planes], best)
         lead[~free] = _NEVER
-        taken = _largest(lead, min(counts[value], np.count_nonzero(free)))
+        taken = _largest(lead, min(counts[value], int(np.count_nonzero(free))))
         result[taken] = value
         free[taken] = False
     return result
@@ -182,10 +183,11 @@ def _along(
     """Interpolates along one axis."""
     sides = [1, 1, 1]
     sides[axis] = -1
-    return sum(
+    parts = (
         np.take(volume, index, axis) * weight.reshape(sides)
         for index, weight in zip(*taps, strict=True)
     )
+    return functools.reduce(np.add, parts)
 
 
 def _taps(size: int, source: float, target: float, count: int, aside: float) -> Taps:

@@ -1,4 +1,4 @@
-"""What the TFDS builders of scans on disk share: a cohort, and how its cases are prepared."""
+"""Base of the TFDS builders of scans on disk: a cohort, and how its cases are prepared."""
 
 import dataclasses
 import functools
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 
+from kdnet_jax import console, dataset_json, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import (
     case_builder,
@@ -65,27 +65,38 @@ class CohortBuilder(case_builder.CaseBuilder, skip_registration=True):
     @property
     def modalities(self) -> tuple[str, ...]:
         """The channels of every image."""
-        return tuple(self.builder_config.modalities)
+        return tuple(self._config.modalities)
 
     @property
     def label_convention(self) -> str:
         """That of the cohort's own segmentations."""
-        return self._cohort.cases[0].convention
+        return self._found.cases[0].convention
+
+    @property
+    def _config(self) -> CohortConfig:
+        assert isinstance(self.builder_config, CohortConfig)
+        return self.builder_config
+
+    @property
+    def _found(self) -> cases.Cohort:
+        assert self._cohort is not None, "it is found when the dataset is built"
+        return self._cohort
 
     def _jobs(self, dl_manager: tfds.download.DownloadManager) -> list[case_builder.Job]:
-        config = self.builder_config
-        if self._cohort is None:
-            self._cohort = cases.find_cases(
+        config = self._config
+        cohort = self._cohort
+        if cohort is None:
+            self._cohort = cohort = cases.find_cases(
                 pathlib.Path(dl_manager.manual_dir),
                 config.release,
                 config.modalities,
                 task=self.task,
             )
-        self._notes += self._cohort.notes
+        self._notes += cohort.notes
         if not labels.is_brats(self.task) and not self._skip_bad_cases:
             self._check_files()
         self.task = ct_statistics.measure(
-            self._cohort.cases,
+            cohort.cases,
             self.task,
             orientation=config.orientation,
             skip_bad_cases=self._skip_bad_cases,
@@ -98,20 +109,19 @@ class CohortBuilder(case_builder.CaseBuilder, skip_registration=True):
             allow_skull=config.allow_skull,
         )
         return [
-            case_builder.Job(case.case_id, functools.partial(run, case))
-            for case in self._cohort.cases
+            case_builder.Job(case.case_id, functools.partial(run, case)) for case in cohort.cases
         ]
 
     def _check_files(self) -> None:
         """Refuses files that contradict the task, before the first case is prepared."""
         check = functools.partial(check_files, task=self.task)
-        checked = case_builder.ordered_map(check, self._cohort.cases, self._workers)
-        count = len(self._cohort.cases)
-        for _ in tqdm.tqdm(checked, "checking", count, unit="case", disable=not self._progress):
+        checked = case_builder.ordered_map(check, self._found.cases, self._workers)
+        count = len(self._found.cases)
+        for _ in console.bar(checked, "checking", count, unit="case", disable=not self._progress):
             pass
 
-    def _content(self) -> dict[str, Any]:
-        return describe(self._cohort, self.builder_config, self._asked)
+    def _content(self) -> typed.Json:
+        return describe(self._found, self._config, self._asked)
 
 
 def check_files(case: cases.Case, *, task: task_lib.Task) -> None:
@@ -161,13 +171,17 @@ def _triple_text(spacing: float | Sequence[float]) -> str:
     return "x".join(f"{length:g}" for length in np.atleast_1d(spacing))
 
 
-def describe(cohort: cases.Cohort, config: CohortConfig, task: task_lib.Task) -> dict[str, Any]:
+def describe(cohort: cases.Cohort, config: CohortConfig, task: task_lib.Task) -> typed.Json:
     """Returns what the records of a cohort are made of, as JSON.
 
     The folder's own path is left out: a cohort that was moved or copied is the same cohort.
     """
     brats = labels.is_brats(task)
-    own = {"dataset": "brats"} if brats else {"dataset": "task_cohort", "task": task.fingerprint}
+    own = (
+        {"dataset": "brats"}
+        if brats
+        else {"dataset": "task_cohort", "task": dataset_json.fingerprint(task)}
+    )
     return own | {
         "release": cohort.release,
         "modalities": list(config.modalities),
@@ -178,7 +192,7 @@ def describe(cohort: cases.Cohort, config: CohortConfig, task: task_lib.Task) ->
     }
 
 
-def _describe_case(case: cases.Case, brats: bool) -> dict[str, Any]:
+def _describe_case(case: cases.Case, brats: bool) -> typed.Json:
     sources = case.images.items()
     files = {path.name: _stamp(path) for path in _files(case)}
     if not brats:  # CASE.nii.gz may be the name of an image and of a label.

@@ -1,4 +1,4 @@
-"""What only a look at the intensities tells: a patient who is there twice, sequences mixed up.
+"""Checks of a cohort's intensities: duplicate patients, and sequences mixed up.
 
 Pure functions of arrays and small records; `case_checks.py` reads the files. `docs/data.md` states
 what the thresholds were measured on.
@@ -21,7 +21,7 @@ EDGE: Final = 16  # cells per axis of a fingerprint: about 1 cm of a brain
 # Correlation of two fingerprints: from here on the same scan, or so alike that one must look.
 # Scans of different patients reached 0.73, copies of other type or spacing fell to 0.98.
 SAME, ALIKE = 0.98, 0.90
-# By how much another naming of the sequences must fit better before it is told (see `swapped`).
+# By how much another naming of the sequences must fit better before it is reported (see `swapped`).
 SWAP_MARGIN: Final = 0.5
 # A label map of fewer voxels may be like another one by chance.
 MIN_LABEL_VOXELS: Final = 50
@@ -60,7 +60,7 @@ def _cell_weights(size: int) -> Float32[np.ndarray, "e n"]:
 
 
 def label_key(classes: UInt8[np.ndarray, "d h w"]) -> str | None:
-    """Returns a hash of the tumour within its bounding box; None where it is too small to tell."""
+    """Returns a hash of the tumour within its bounding box; None where it is too small."""
     if np.count_nonzero(classes) < MIN_LABEL_VOXELS:
         return None
     tumour = classes[_bounding_box(classes > 0)]

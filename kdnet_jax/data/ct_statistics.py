@@ -73,6 +73,8 @@ def _sample(
     """Returns intensities of foreground voxels, the same voxels in every channel."""
     sources = {name: case.images[name] for name in names if name in case.images}
     files = prepare.read_files(dataclasses.replace(case, images=sources), task=task)
+    if files.reference is None:
+        return {}
     grid = grids.common_grid(
         files.images | {grids.LABEL: files.reference},
         stored_alike=orientation != geometry.HEADER,

@@ -1,4 +1,4 @@
-"""Which channel of the Decathlon's four-channel files is which sequence."""
+"""Order of the sequences in the Decathlon's four-channel files."""
 
 import pathlib
 from collections.abc import Sequence
@@ -37,7 +37,9 @@ def read_channels(folder: pathlib.Path, notes: list[str]) -> dict[str, int]:
             f'{path}: "labels" says that 1 is {edema!r}; expected edema, as in Task01_BrainTumour'
         )
     if found != ["flair", "t1", "t1ce", "t2"]:
-        notes.append(f"{path}: the channels are {', '.join(found)}, not the published order")
+        notes.append(
+            f"{path}: the channels are {', '.join(map(str, found))}, not the published order"
+        )
     return {modality: found.index(modality) for modality in task_lib.GLIOMA.modalities}
 
 
@@ -57,7 +59,7 @@ def check_channels(path: pathlib.Path, shape: Sequence[int], task: task_lib.Task
     if found == expected:
         return
     finding = (
-        f"{path}: has {found} channel(s); dataset.json lists {expected}, so it cannot be told "
+        f"{path}: has {found} channel(s); dataset.json lists {expected}, so it is unknown "
         "which sequence is which"
     )
     if not labels.is_brats(task):

@@ -1,9 +1,9 @@
-"""Does a scan look as the scans that a network was trained on?
+"""Similarity of a scan to the scans that a network was trained on.
 
 `measure` keeps what is usual in a cohort: voxel sizes, the brain's volume and extent, and for each
 sequence the z-scores inside the brain (their quantiles, and their means at three depths below the
-brain's surface). `compare` says in plain words where a scan departs from it. It can tell a scan of
-another kind; it cannot tell that a usual-looking scan will be segmented well.
+brain's surface). `compare` says in plain words where a scan departs from it. It recognises a scan
+of another kind; it cannot predict that a usual-looking scan will be segmented well.
 
 In tasks whose scans are not skull-stripped, all that has data stands for the brain, and its volume
 is not compared: it is a matter of the field of view.
@@ -12,14 +12,13 @@ is not compared: it is a matter of the field of view.
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from kdnet_jax import documents, files
+from kdnet_jax import documents, files, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import intensities, prepare
 from kdnet_jax.errors import UserError
@@ -55,7 +54,7 @@ STRIP = "Strip the skull with HD-BET or SynthStrip and run again; else treat the
 
 def measure(
     cases: Iterable[prepare.PreparedCase], *, task: task_lib.Task = task_lib.DEFAULT
-) -> dict[str, Any]:
+) -> typed.Json:
     """Returns what is usual in `cases`, as values that JSON holds; about 0.3 s a case.
 
     Give a sample of at most `SAMPLE` training cases. Of channels without a common scale ("rescale",
@@ -86,12 +85,12 @@ def measure(
     }
 
 
-def _range(values: list[Any]) -> list[Any]:
+def _range(values: Sequence[object]) -> list[object]:
     array = np.round(np.array(values, np.float64), 3)
     return [array.min(axis=0).tolist(), array.max(axis=0).tolist()]
 
 
-def _usual(rows: Float[np.ndarray, "n f"]) -> dict[str, Any] | None:
+def _usual(rows: Float[np.ndarray, "n f"]) -> typed.Json | None:
     """Returns mean and deviation of each feature, and the distance that 9 of 10 keep below.
 
     Each case's distance is taken from the others.
@@ -111,7 +110,7 @@ def _moments(rows: Float[np.ndarray, "n f"]) -> dict[str, Float[np.ndarray, " f"
     return {"mean": rows.mean(axis=0), "deviation": rows.std(axis=0, ddof=1)}
 
 
-def _distance(features: Float[np.ndarray, " f"], usual: Mapping[str, Any]) -> float:
+def _distance(features: Float[np.ndarray, " f"], usual: typed.JsonView) -> float:
     """Returns the root mean square of the features' departures, in deviations of the cohort."""
     deviation = np.maximum(usual["deviation"], _LEAST_DEVIATION)
     return float(np.sqrt(np.mean(((features - usual["mean"]) / deviation) ** 2)))
@@ -134,7 +133,7 @@ def _features(case: prepare.PreparedCase, modality: str) -> Float[np.ndarray, " 
 def _depth_mm(
     brain: Bool[np.ndarray, "d h w"], spacing: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "d h w"]:
-    padded = ndimage.distance_transform_edt(np.pad(brain, 1), sampling=spacing)
+    padded = np.asarray(ndimage.distance_transform_edt(np.pad(brain, 1), sampling=spacing))
     return padded[1:-1, 1:-1, 1:-1]
 
 
@@ -153,7 +152,7 @@ def _extent_mm(case: prepare.PreparedCase) -> list[float]:
 
 def compare(
     case: prepare.PreparedCase,
-    statistics: Mapping[str, Any],
+    statistics: typed.JsonView,
     *,
     task: task_lib.Task = task_lib.DEFAULT,
 ) -> list[str]:
@@ -223,7 +222,7 @@ def _compare_extent(
 
 
 def _compare_intensities(
-    case: prepare.PreparedCase, statistics: Mapping[str, Any], task: task_lib.Task
+    case: prepare.PreparedCase, statistics: typed.JsonView, task: task_lib.Task
 ) -> list[str]:
     if statistics["cases"] < MIN_CASES:
         return [
@@ -261,7 +260,7 @@ def _intensity_words(
         f"the brightness of the {'brain' if stripped else 'scan'} is unlike {_shown(modality)} in "
         f"training (distance {distance:.1f}; 9 of 10 training scans keep below {usual:.1f})"
     )
-    nearest = min(others, key=others.get, default=None)
+    nearest = min(others, key=others.__getitem__, default=None)
     if nearest is not None and others[nearest] <= _OTHER_SEQUENCE * distance:
         words += f": it looks more like {_shown(nearest)}"
     if task.channel(modality).normalisation == "ct":
@@ -289,12 +288,12 @@ def _interval(low: str, high: str) -> str:
 # -------------------------------------------------------------------------------- the file
 
 
-def write(folder: pathlib.Path, statistics: Mapping[str, Any]) -> None:
+def write(folder: pathlib.Path, statistics: typed.JsonView) -> None:
     """Writes the statistics into a run's folder, whole or not at all."""
     files.write_text(folder / FILE, json.dumps(statistics, indent=1) + "\n")
 
 
-def read(folder: pathlib.Path) -> dict[str, Any] | None:
+def read(folder: pathlib.Path) -> typed.Json | None:
     """Returns the statistics of a run's training data, None for a run that kept none.
 
     Raises:
@@ -321,7 +320,7 @@ def read(folder: pathlib.Path) -> dict[str, Any] | None:
     return statistics
 
 
-def _check(statistics: Mapping[str, Any]) -> None:
+def _check(statistics: typed.JsonView) -> None:
     """Raises KeyError, TypeError or ValueError unless all is there that `measure` writes."""
     shapes = {"spacing_mm": (2, 3), "extent_mm": (2, 3), "brain_ml": (2,)}
     for key, shape in shapes.items():

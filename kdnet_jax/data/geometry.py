@@ -1,4 +1,4 @@
-"""From a scan's own voxel grid to the working grid of the network, and back.
+"""Geometry of a case: from the scan's voxel grid to the network's working grid, and back.
 
 The way there: reorder the axes to SPL, crop to a box, resample to the working spacing. The way back
 undoes each step. Without resampling nothing is interpolated, so a mask comes back bit for bit.
@@ -10,16 +10,15 @@ half-pixel convention): no resampling shifts the anatomy.
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-import nibabel as nib
 import numpy as np
 from jaxtyping import Bool, Float, Num, Shaped, UInt8
-from nibabel import orientations
+from nibabel import affines, orientations
 from numpy.typing import DTypeLike
 from scipy import ndimage
 
+from kdnet_jax import typed
 from kdnet_jax.data import class_maps, spaces
 from kdnet_jax.errors import UserError
 
@@ -53,12 +52,12 @@ class Geometry:
     spacing: Triple
     working_shape: Shape
     orientation: str = HEADER
-    stored: Mapping[str, Any] | None = None
+    stored: typed.JsonView | None = None
 
     @property
     def box_shape(self) -> Shape:
         """The shape of the crop before resampling, in SPL voxels."""
-        return tuple(stop - start for start, stop in self.box)
+        return typed.triple(stop - start for start, stop in self.box)
 
     @property
     def native_spacing(self) -> Triple:
@@ -77,7 +76,7 @@ class Geometry:
         return cls(
             shape=tuple(fields["shape"]),
             affine=np.array(fields["affine"], np.float64),
-            box=tuple((start, stop) for start, stop in fields["box"]),
+            box=typed.triple((start, stop) for start, stop in fields["box"]),
             spacing=tuple(fields["spacing"]),
             working_shape=tuple(fields["working_shape"]),
             orientation=fields["orientation"],
@@ -116,17 +115,17 @@ def make_geometry(
     native = spacing_spl(affine, orientation)
     if box is None:
         spl_shape = orient(np.broadcast_to(False, shape), affine, orientation).shape
-        box = tuple((0, size) for size in spl_shape)
+        box = typed.triple((0, size) for size in spl_shape)
     wanted = native if spacing is None else _wanted_spacing(spacing, native)
     sizes = [stop - start for start, stop in box]
     # The grid covers the box; the small tolerance keeps 100 * 1.0 / 2.0 from becoming 51 voxels.
     cover = [np.ceil(n * s / t - 1e-3) for n, s, t in zip(sizes, native, wanted, strict=True)]
     return Geometry(
-        shape=tuple(int(size) for size in shape),
+        shape=typed.triple(int(size) for size in shape),
         affine=np.array(affine, np.float64),
-        box=tuple((int(start), int(stop)) for start, stop in box),
+        box=typed.triple((int(start), int(stop)) for start, stop in box),
         spacing=wanted,
-        working_shape=tuple(max(1, int(size)) for size in cover),
+        working_shape=typed.triple(max(1, int(size)) for size in cover),
         orientation=orientation,
         stored=space.stored,
     )
@@ -141,7 +140,7 @@ def _wanted_spacing(spacing: float | Sequence[float], native: Triple) -> Triple:
         )
     wanted = np.broadcast_to(values, 3)
     keep = np.abs(wanted - native) <= SAME_SPACING_MM
-    return tuple(np.where(keep, native, wanted).tolist())
+    return typed.triple(np.where(keep, native, wanted).tolist())
 
 
 # ------------------------------------------------------------------------------- orientation
@@ -200,11 +199,11 @@ def unorient(
 
 def spacing_spl(affine: Num[np.ndarray, "4 4"], orientation: str = HEADER) -> Triple:
     """Returns the voxel spacing in mm per SPL axis."""
-    sizes = nib.affines.voxel_sizes(affine)
+    sizes = affines.voxel_sizes(affine)
     places = _axes_to_spl(affine, orientation)[:, 0].astype(int)
     spacing = np.empty(3)
     spacing[places] = sizes
-    return tuple(spacing.tolist())
+    return typed.triple(spacing.tolist())
 
 
 # -------------------------------------------------------------------------------- resampling
@@ -227,6 +226,7 @@ def _resample_slabs(
     volume: Shaped[np.ndarray, "d h w"], source: Triple, target: Triple, shape: Shape
 ) -> Iterator[tuple[slice, Float[np.ndarray, "s H W"]]]:
     """Yields (planes, values there) of what `_resample` returns: bounded memory on a large grid."""
+    # Along each axis, source voxels per target voxel.
     factor = np.divide(target, source)
     smooth = np.asarray(volume, np.float32)
     if np.any(factor > 1):
@@ -266,6 +266,7 @@ def to_working(
     """
     if volume.shape != geometry.shape:
         raise ValueError(f"volume of shape {volume.shape}, geometry of {geometry.shape}")
+    # Stored axes "x y z" -> SPL -> the box "D H W" -> the working grid "d h w".
     inside = tuple(slice(start, stop) for start, stop in geometry.box)
     cropped = orient(volume, geometry.affine, geometry.orientation)[inside]
     if geometry.native_spacing == geometry.spacing:
@@ -289,6 +290,7 @@ def back_to_scan(
     Returns:
         Classes on the scan's own voxel grid; 0 outside of the box.
     """
+    # The working grid "d h w" (k) -> the box's own voxels "D H W" -> stored axes "x y z".
     _check_working(array, geometry)
     soft = array.ndim == 4
     if geometry.native_spacing == geometry.spacing:

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import nibabel as nib
 import numpy as np
+from nibabel import affines
 
 from kdnet_jax.data import nifti, spaces
 from kdnet_jax.errors import UserError
@@ -22,10 +23,12 @@ class Placed(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """In voxels."""
+        ...
 
     @property
     def space(self) -> spaces.Space:
         """Where they lie."""
+        ...
 
 
 def turn_onto(placed: Placed, onto: Placed, stored_alike: bool = False) -> spaces.Turn | None:
@@ -183,7 +186,7 @@ def _settled(
     apart, bent = (
         spaces.displacement(affine, grid.affine, grid.shape) for affine in (volume.affine, moved)
     )
-    half_voxel = min(nib.affines.voxel_sizes(grid.affine)) / 2
+    half_voxel = min(affines.voxel_sizes(grid.affine)) / 2
     same_directions = bent < half_voxel or stored_alike
     if (name == LABEL and same_directions) or (backers >= _MAJORITY and apart < half_voxel):
         return (

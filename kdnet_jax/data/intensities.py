@@ -1,4 +1,4 @@
-"""From the intensities of a scan to what the networks see, by the normalisation of its channel.
+"""Normalisation of a scan's intensities, by that of its channel.
 
 Every channel is treated separately: its background, mean, deviation and range come from its own
 voxels. So a channel looks the same to the networks whether or not the others were acquired.
@@ -174,7 +174,7 @@ def find_brain(
     if not allow_skull:
         raise UserError(
             f"{name}: {reason}: {SKULL_ON}. Expected a skull-stripped scan: strip it "
-            "with HD-BET or SynthStrip, or go on as it is with --allow_skull "
+            "with HD-BET or SynthStrip, or continue as it is with --allow_skull "
             "(--config.data.allow_skull=true)"
         )
     return mask, [*notes, f"{name}: {reason}: {SKULL_ON}. The scan was used as it is"]

@@ -1,15 +1,18 @@
-"""Reads NRRD and MetaImage files by SimpleITK, with the checks of a NIfTI file."""
+"""NRRD and MetaImage files, read by SimpleITK with the checks of a NIfTI file."""
 
 import importlib
 import pathlib
 import types
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Num
 
 from kdnet_jax.data import nifti_header, spaces
 from kdnet_jax.errors import UserError
+
+_T = TypeVar("_T")
 
 
 def read_header(path: pathlib.Path, channels: bool) -> nifti_header.Header:
@@ -55,7 +58,7 @@ def _library(path: pathlib.Path) -> types.ModuleType:
         ) from error
 
 
-def _load(read_part: Any, path: pathlib.Path) -> Any:
+def _load(read_part: Callable[[], _T], path: pathlib.Path) -> _T:
     try:
         return read_part()
     except RuntimeError as error:

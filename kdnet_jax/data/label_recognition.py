@@ -1,13 +1,13 @@
-"""Recognises what the values of a folder of masks mean, or says why it cannot be told."""
+"""Recognition of what the values of a folder of masks mean."""
 
 import dataclasses
 import json
 import pathlib
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import Final
 
-from kdnet_jax import documents
+from kdnet_jax import documents, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import labels, layouts
 from kdnet_jax.errors import UserError
@@ -119,9 +119,9 @@ def _from_values(
         return Recognised("brats2021", f"{held}: 4 and no 3, as BraTS wrote them until 2021")
     if not fitting:
         raise UserError(_unknown_values(folder, masks, values))
-    why = f"{folder}: {held}, so their convention cannot be told"
-    told = "; ".join(f"{flag}={name} if {_described(name)}" for name in meanings.values())
-    raise UserError(f"{why}. Set {told}")
+    why = f"{folder}: {held}, so their convention is ambiguous"
+    choices = "; ".join(f"{flag}={name} if {_described(name)}" for name in meanings.values())
+    raise UserError(f"{why}. Set {choices}")
 
 
 def _fits(convention: str, values: Collection[int]) -> bool:
@@ -187,7 +187,7 @@ def _from_dataset_json(path: pathlib.Path, flag: str) -> str:
     )
 
 
-def read_label_table(content: Mapping[str, Any]) -> dict[int, int] | None:
+def read_label_table(content: typed.JsonView) -> dict[int, int] | None:
     """Returns value -> class of a dataset.json, None where it is not understood.
 
     The Decathlon and nnU-Net 1 write {"1": "edema"}, nnU-Net 2 {"edema": 1}, and for
@@ -209,20 +209,23 @@ def read_label_table(content: Mapping[str, Any]) -> dict[int, int] | None:
     return {int(number): _CLASS_OF[name] for name, number in numbers.items()}
 
 
-def _region_table(named: Mapping[str, Any], order: Any) -> dict[int, int] | None:
+def _region_table(named: typed.JsonView, order: object) -> dict[int, int] | None:
     """Returns value -> class of nested regions; None where the two ways to read them differ."""
     regions = {name: value for name, value in named.items() if name != "background"}
-    numbers = order if isinstance(order, list) else []
-    if tuple(regions) != ("WT", "TC", "ET") or [*map(type, numbers)] != [int] * 3:
+    given = order if isinstance(order, list) else []
+    numbers = [number for number in given if type(number) is int]
+    if tuple(regions) != ("WT", "TC", "ET") or len(numbers) != 3 or len(given) != 3:
         return None
     whole, core, enhancing = (set(_as_list(value)) for value in regions.values())
     by_sets = (whole - core, core - enhancing, enhancing)
-    if not core < whole or not enhancing < core or by_sets != tuple({value} for value in order):
+    if not core < whole or not enhancing < core or by_sets != tuple({value} for value in numbers):
         return None
-    return {0: 0} | dict(zip(order, (_CLASS_OF[name] for name in ("ED", "NCR", "ET")), strict=True))
+    return {0: 0} | dict(
+        zip(numbers, (_CLASS_OF[name] for name in ("ED", "NCR", "ET")), strict=True)
+    )
 
 
-def _as_list(value: Any) -> list[Any]:
+def _as_list(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 

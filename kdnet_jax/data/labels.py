@@ -1,4 +1,4 @@
-"""What the values of label maps mean: those of each BraTS release, and those of any other task."""
+"""Label conventions: the values in label maps of each BraTS release, and of any other task."""
 
 import itertools
 from collections.abc import Collection, Mapping
@@ -30,13 +30,6 @@ LABEL_CONVENTIONS: Final[dict[str, dict[int, int]]] = {
     "decathlon": {0: 0, 1: _ED, 2: _NCR, 3: _ET},
     "kdnet": {0: 0, 1: _NCR, 2: _ED, 3: _ET},
 }
-# The channels of a mask that has several, in the order in which they are painted.
-_PAINTED: Final = {"WT": _ED, "ED": _ED, "TC": _NCR, "NCR": _NCR, "ET": _ET}
-_WHOLE: Final = tuple(
-    {*names, *background}
-    for names in (("WT", "TC", "ET"), ("ED", "NCR", "ET"))
-    for background in ((), ("background",))
-)
 
 
 def conventions_of(task: task_lib.Task) -> Mapping[str, Mapping[int, int]]:
@@ -121,28 +114,41 @@ def check_convention(
         key: the flag, for messages.
         convention: its value.
         auto: what else is allowed.
-        task: what was segmented; masks with channels are known of the glioma alone.
+        task: what was segmented.
 
     Raises:
         UserError: it is neither.
     """
-    if "," not in convention or not is_brats(task):
+    if "," not in convention:
         check_choice(key, convention, (*auto, *conventions_of(task)))
         return
-    names = channel_names(convention)
-    if len(set(names)) < len(names) or set(names) not in _WHOLE:
+    names = channel_names(convention, task)
+    foreground, regions = task.classes[1:], task.region_names
+    if len(set(names)) < len(names) or {*names} - {task.classes[0]} not in (
+        {*foreground},
+        {*regions},
+    ):
+        choices = [", ".join(each) for each in dict.fromkeys((regions, foreground))]
         raise UserError(
-            f"{key} is {convention!r}: name each channel of the masks once, in their order: TC, WT "
-            "and ET, or NCR, ED and ET, with or without background, such as TC,WT,ET"
+            f"{key} is {convention!r}: name each channel of the masks once, in their order: "
+            f"{'; or '.join(choices)}, with or without {task.classes[0]}, such as "
+            f"{','.join(regions)}"
         )
 
 
-def channel_names(convention: str) -> tuple[str, ...]:
+def channel_names(convention: str, task: task_lib.Task) -> tuple[str, ...]:
     """Returns the channels that a convention such as "TC,WT,ET" lists; none for a known one."""
-    glioma = task_lib.GLIOMA
-    known = {name.lower(): name for name in (*glioma.classes, *glioma.region_names)}
+    known = {name.lower(): name for name in (*task.classes, *task.region_names)}
     parts = convention.split(",") if "," in convention else []
     return tuple(known.get(part.strip().lower(), part) for part in parts)
+
+
+def _painted(names: Collection[str], task: task_lib.Task) -> dict[str, tuple[frozenset[int], int]]:
+    """Returns channel -> the classes that it covers and the one that it gets, in painting order."""
+    regions = {each.name: each for each in (task.regions[place] for place in task.painting)}
+    if {*regions} <= {*names}:
+        return {each.name: (frozenset(each.members), each.paint) for each in regions.values()}
+    return {name: (frozenset({i}), i) for i, name in enumerate(task.classes) if i}
 
 
 def classes_of(
@@ -156,16 +162,16 @@ def classes_of(
 
     Args:
         values: as stored.
-        convention: a key of `conventions_of(task)`, or the channels' names (`channel_names`). Of
-            regions the innermost counts.
+        convention: a key of `conventions_of(task)`, or the channels' names (`channel_names`).
+            Regions are painted in the task's order.
         path: names the file in messages.
         task: what was segmented.
 
     Raises:
-        UserError: as `to_classes`, or the channels are others than those named: regions that do
-            not lie in one another, classes that overlap.
+        UserError: as `to_classes`, or the channels are others than those named: a region lies
+            outside of one that contains it, or classes overlap.
     """
-    names = channel_names(convention)
+    names = channel_names(convention, task)
     if not names:
         return to_classes(values, convention, path, task=task)
     if values.shape[3:] != (len(names),) or not np.isin(values, (0, 1)).all():
@@ -173,11 +179,14 @@ def classes_of(
             f"{path}: is no mask of the {len(names)} channels {convention} with 0 and 1 in each; "
             "probabilities must be thresholded first"
         )
-    classes = np.zeros(values.shape[:3], np.uint8)
-    inner = [name for name in _PAINTED if name in names]
-    masks = {name: values[..., names.index(name)] == 1 for name in inner}
-    nested = "WT" in names
-    for outer, name in itertools.combinations(inner, 2):
+    painted = _painted(names, task)
+    # "x y z c" -> a mask "x y z" for each channel that is painted.
+    masks = {name: values[..., names.index(name)] == 1 for name in painted}
+    for outer, name in itertools.combinations(painted, 2):
+        (around, _), (members, _) = painted[outer], painted[name]
+        nested = members < around
+        if not nested and members & around:
+            continue  # Regions that share classes may overlap.
         odd = np.count_nonzero(
             masks[name] & ~masks[outer] if nested else masks[name] & masks[outer]
         )
@@ -187,8 +196,9 @@ def classes_of(
                 f"{path}: {odd} voxels of {name} lie {where}, if its channels are {convention}. Is "
                 "their order right?"
             )
+    classes = np.zeros(values.shape[:3], np.uint8)
     for name, mask in masks.items():
-        classes[mask] = _PAINTED[name]
+        classes[mask] = painted[name][1]
     return classes
 
 

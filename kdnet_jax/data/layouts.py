@@ -1,4 +1,4 @@
-"""Recognises releases by their layout: folder and file names, and nothing else."""
+"""Layouts of releases, recognised by folder and file names alone."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ GRADES: Final = ("HGG", "LGG")
 _SIBLINGS: Final = {"brats2023": "brats2024", "brats2024": "brats2023"}  # names of one form
 _MAX_DEPTH: Final = 5  # folders below the root that are looked into
 SHOWN: Final = 5  # names in a message
-UNKNOWN: Final = "has a name that tells its sequence (t1, t1ce, t2, flair, and seg)."
+UNKNOWN: Final = "has a name that says its sequence (t1, t1ce, t2, flair, and seg)."
 
 LAYOUTS: Final = """Known layouts:
   BraTS 2018, 2019   {HGG,LGG}/Brats18_X_1/Brats18_X_1_{flair,t1,t1ce,t2,seg}.nii.gz
@@ -91,19 +91,25 @@ def check_folder(data_dir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def list_files(
-    root: pathlib.Path, report: problems.Report, *, task: task_lib.Task = task_lib.DEFAULT
+    root: pathlib.Path,
+    report: problems.Report,
+    *,
+    task: task_lib.Task = task_lib.DEFAULT,
+    endings: Sequence[str] = (),
 ) -> tuple[list[File], list[str]]:
     """Returns the images under `root`, each once, with a note on those that are doubled.
 
     Args:
         root: the folder.
-        report: told of what cannot be read.
+        report: called for what cannot be read.
         task: gives the ending of the files (NIfTI may be compressed or not), and reads their names.
+        endings: other endings that they may have.
 
     Raises:
         UserError: there is none.
     """
-    stem_of = functools.partial(_stem, pattern=_pattern(task.file_ending))
+    patterns = dict.fromkeys(map(_pattern, (*endings, task.file_ending)))
+    stem_of = functools.partial(_stem, pattern=f"(?:{'|'.join(patterns)})")
     files: dict[tuple[pathlib.Path, str], File] = {}
     doubled = []
     for entry in _walk(root, 0, set(), report, stem_of):
@@ -118,7 +124,7 @@ def list_files(
         files[key] = File(inner, *key, task_names.read(stem, path.parent.name, task))
     if not files:
         raise UserError(_nothing(root, task))
-    notes = [f"there as .nii and as .nii.gz, the latter is used: {shown(doubled)}"]
+    notes = [f"stored in two formats, of which this one is used: {shown(doubled)}"]
     return _without_holes(files.values()), notes if doubled else []
 
 
@@ -275,9 +281,9 @@ def _is_2024(match: re.Match[str], folder: pathlib.Path, root: pathlib.Path) -> 
 def choose_release(
     release: str, files: Sequence[File], root: pathlib.Path, report: problems.Report
 ) -> tuple[dict[str, Groups], list[str]]:
-    """Returns release -> its files by case, and what to tell about the choice.
+    """Returns release -> its files by case, and notes on the choice.
 
-    More than one release is there only where `report` lets the search go on.
+    More than one release is there only where `report` lets the search continue.
 
     Raises:
         UserError: the release asked for is not there.
@@ -368,7 +374,7 @@ def check_unique(groups: Groups, report: problems.Report) -> None:
     for case_id, folder in groups:
         if case_id in folders:
             message = (
-                f"case {case_id} is there twice: in {folders[case_id]} and in {folder}. Remove one "
+                f"case {case_id} is duplicate: in {folders[case_id]} and in {folder}. Remove one "
                 "or give the folder of one copy. The files of a case belong in one folder; where "
                 "these are several patients, the folder or the files need the name of the case"
             )

@@ -8,7 +8,7 @@ batches of a seed are the same, bit for bit, whichever way they come.
 import contextlib
 import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import grain
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
-from kdnet_jax import sharding
+from kdnet_jax import sharding, typed
 from kdnet_jax.data import patches, prepare, resident, skipping, store
 from kdnet_jax.errors import UserError
 
@@ -70,8 +70,8 @@ class PatchIterator(Iterator[Batch]):
             self._first = next(self._iterator)
 
     def __next__(self) -> Batch:
-        self.start()
-        batch, self._first = self._first, None
+        batch = next(self._iterator) if self._first is None else self._first
+        self._first = None
         self._batches += 1
         return batch
 
@@ -79,7 +79,7 @@ class PatchIterator(Iterator[Batch]):
         """Yields training cases by their indices in the store, but for those that are skipped."""
         return (case for index in indices if (case := self._source.read(index)) is not None)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> typed.Json:
         """Returns the position and the stream it belongs to, as JSON.
 
         The position counts global batches that were handed out, so it serves any number of
@@ -87,7 +87,7 @@ class PatchIterator(Iterator[Batch]):
         """
         return {"batches": self._batches, "stream": self._source.settings}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: typed.Json) -> None:
         """Goes to the position that `get_state` returned.
 
         Raises:
@@ -199,7 +199,7 @@ def make_loader(
 
 def _share(mesh: Mesh, batch: int) -> tuple[int, ...]:
     """Returns the elements of a batch of which this process's devices hold some of the depth."""
-    parts = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch, mesh.size))
+    parts = sharding.parts_of(sharding.batch_sharding(mesh), (batch, mesh.size))
     return tuple(sorted({each for part in parts.values() for each in range(batch)[part[0]]}))
 
 
@@ -213,9 +213,11 @@ def _read(
     """Yields the batches from number `first` on: cut by Grain's threads, sent by one of its own."""
 
     def send(batch: patches.Patch) -> Batch:
-        sent = {key: _to_mesh(value, share, source.batch, mesh) for key, value in batch.items()}
+        image, label = (
+            _to_mesh(each, share, source.batch, mesh) for each in (batch["image"], batch["label"])
+        )
         # A batch is handed out when it has arrived, so that a slow transfer counts as waiting.
-        return jax.block_until_ready(sent)
+        return jax.block_until_ready(Batch(image=image, label=label))
 
     sent = (
         grain.MapDataset.source(_Part(source, share, first))
@@ -244,7 +246,7 @@ def _to_mesh(
         first = share.index(elements.start)
         return own[first : first + len(elements), *index[1:]]
 
-    parts = wanted.addressable_devices_indices_map(shape)
+    parts = sharding.parts_of(wanted, shape)
     arrays = [jax.device_put(part(index), device) for device, index in parts.items()]
     return jax.make_array_from_single_device_arrays(shape, wanted, arrays)
 

@@ -1,4 +1,4 @@
-"""Reads the masks of cases, and says what is wrong with them before anything is computed."""
+"""Checks of the masks of cases, before anything is computed."""
 
 import dataclasses
 import pathlib
@@ -8,36 +8,45 @@ from typing import Final
 import nibabel as nib
 import numpy as np
 from jaxtyping import Num, UInt8
+from nibabel import affines
 
 from kdnet_jax import task as task_lib
+from kdnet_jax import typed
 from kdnet_jax.data import grids, labels, nifti, problems, segmentations, spaces
 from kdnet_jax.errors import UserError
 
-# A mask with more values, or larger ones, is none.
+# A mask with larger values, or with more than these and the task's, is none.
 _MOST_VALUES: Final = 16
 _LARGEST: Final = 255
 
 
+_NOWHERE: Final = spaces.Space(np.eye(4))
+
+
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What was read in a file: its grid, values and channels, notes, or its problem."""
+    """What was read in a file: its grid, values and channels, notes, or its problem.
+
+    Where it could not be read at all, the shape is empty, and the space means nothing.
+    """
 
     shape: tuple[int, ...] = ()
-    space: spaces.Space | None = None
+    space: spaces.Space = _NOWHERE
     values: frozenset[int] = frozenset()
     channels: int = 0
     notes: tuple[str, ...] = ()
     problem: str | None = None
 
 
-def read_content(path: pathlib.Path) -> Content:
+def read_content(path: pathlib.Path, *, task: task_lib.Task) -> Content:
     """Reads a mask and says what it holds; a mistake in the file becomes its `problem`."""
     try:
         volume = nifti.read_labels(path, channels=True)
     except UserError as error:
         return Content(problem=str(error))
     values, counts = np.unique(volume.data, return_counts=True)
-    problem = _not_labels(values, counts)
+    most = max(_MOST_VALUES, *map(len, labels.conventions_of(task).values()))
+    problem = _not_labels(values, counts, most)
     if problem:
         return Content(volume.shape, volume.space, problem=f"{path}: {problem}")
     held = frozenset(map(int, values.tolist()))
@@ -45,7 +54,9 @@ def read_content(path: pathlib.Path) -> Content:
     return Content(volume.shape, volume.space, held, channels, volume.notes)
 
 
-def _not_labels(values: Num[np.ndarray, " n"], counts: Num[np.ndarray, " n"]) -> str | None:
+def _not_labels(
+    values: Num[np.ndarray, " n"], counts: Num[np.ndarray, " n"], most: int
+) -> str | None:
     broken = ~np.isfinite(values) | (values != np.round(values))
     if broken.any():
         some = ", ".join(f"{value:.4g}" for value in values[broken][:3])
@@ -56,9 +67,9 @@ def _not_labels(values: Num[np.ndarray, " n"], counts: Num[np.ndarray, " n"]) ->
         )
     if values[0] < 0 or values[-1] > _LARGEST:
         odd = values[0] if values[0] < 0 else values[-1]
-        return f"holds the value {odd:.4g}. Expected a label map of tumour classes"
-    if len(values) > _MOST_VALUES:
-        return f"holds {len(values)} different values. Expected a label map of tumour classes"
+        return f"holds the value {odd:.4g}. Expected a label map"
+    if len(values) > most:
+        return f"holds {len(values)} different values. Expected a label map"
     return None
 
 
@@ -118,7 +129,7 @@ def _check_grid(
 
 
 def _grid(content: Content) -> str:
-    sizes = nib.affines.voxel_sizes(content.space.affine)
+    sizes = affines.voxel_sizes(content.space.affine)
     return f"{spaces.times(content.shape)} of {spaces.times(sizes)} mm"
 
 
@@ -130,7 +141,7 @@ def _place(content: Content) -> str:
         return "a header without orientation"
     axes = "".join(nib.aff2axcodes(affine))
     origin = ", ".join(f"{mm:g}" for mm in affine[:3, 3].round(2) + 0.0)
-    return f"{axes}, {spaces.times(nib.affines.voxel_sizes(affine))} mm, origin {origin}"
+    return f"{axes}, {spaces.times(affines.voxel_sizes(affine))} mm, origin {origin}"
 
 
 # ------------------------------------------------------------------------- labels
@@ -144,14 +155,15 @@ def channel_problems(
     task: task_lib.Task,
 ) -> list[problems.Problem]:
     """Returns a row for each mask that has other channels than the flag names."""
-    names = labels.channel_names(asked)
+    names = labels.channel_names(asked, task)
     expected = f"{len(names)} channels of 0 and 1, as {flag} names" if names else "one label map"
-    remedy = "Write one label map a case, with the task's numbers"
-    if labels.is_brats(task):
-        remedy = (
-            f"If they are of one region or class each, {flag} names them in their order, such as "
-            "TC,WT,ET or background,NCR,ED,ET; probabilities must be thresholded first"
-        )
+    examples = (("TC", "WT", "ET"), task.classes)
+    if not labels.is_brats(task):
+        examples = dict.fromkeys((("background", *task.region_names), task.classes))
+    remedy = (
+        f"If they are of one region or class each, {flag} names them in their order, such as "
+        f"{' or '.join(map(','.join, examples))}; probabilities must be thresholded first"
+    )
     return [
         problems.Problem(
             "",
@@ -217,11 +229,14 @@ def read_pair(
     )
     if not ignore_affine:
         prediction = grids.turned(prediction, reference)
-    classes = [
-        labels.map_cavity(
-            labels.classes_of(volume.data, convention, volume.path, task=task), cavity, task=task
-        )
-        for volume, convention in ((reference, reference_labels), (prediction, prediction_labels))
-    ]
-    spacing = tuple(nib.affines.voxel_sizes(reference.affine).tolist())
-    return (*classes, spacing)
+
+    def classes(volume: nifti.Volume, convention: str) -> UInt8[np.ndarray, "x y z"]:
+        found = labels.classes_of(volume.data, convention, volume.path, task=task)
+        return labels.map_cavity(found, cavity, task=task)
+
+    spacing = typed.triple(affines.voxel_sizes(reference.affine).tolist())
+    return (
+        classes(reference, reference_labels),
+        classes(prediction, prediction_labels),
+        spacing,
+    )

@@ -1,4 +1,4 @@
-"""Reads a scan's file name: which sequence it is, or whether it is a tumour's segmentation.
+"""File names of scans: which sequence one is, or whether it is a tumour's segmentation.
 
 A name is cut into words, at `_`, `-`, `.` and blanks. What stands before `to`, `in` or `reg`
 counts; what stands behind is the grid that the file was brought to. Of names in the form of BIDS
@@ -103,7 +103,7 @@ class Name:
         secondary: the same image with other intensities, or a mask that nobody corrected: where
             there is one that is not, that one is taken.
         aside: what else it is, where it is a mask or an image that is not looked for.
-        doubt: why it cannot be told which sequence it is.
+        doubt: why its sequence is unknown.
         tumour: whether it says that it is about a tumour.
     """
 

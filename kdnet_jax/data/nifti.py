@@ -1,4 +1,4 @@
-"""Reads one image file, or says plainly what is wrong with it; writes masks and images as NIfTI.
+"""Image files: reading with plain messages on what is wrong, and writing as NIfTI.
 
 Files of NRRD and MetaImage are read too (`itk_files.py`), with the same checks.
 """
@@ -9,14 +9,16 @@ import io
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Num, UInt8
+from nibabel import arrayproxy
+from numpy.typing import ArrayLike
 
-from kdnet_jax import files
+from kdnet_jax import files, typed
 from kdnet_jax.data import itk_files, nifti_header, spaces
 from kdnet_jax.errors import UserError
 
@@ -55,14 +57,14 @@ class Volume:
 
 
 def read_header(path: str | os.PathLike[str], *, channels: bool = False) -> nifti_header.Header:
-    """Reads and checks all that can be told without the voxels, of any file that can be read.
+    """Reads and checks everything but the voxels, of any file that can be read.
 
     Args:
         path: a `.nii` or `.nii.gz` file, or `.nrrd` or `.mha`.
         channels: whether a fourth axis is allowed.
 
     Raises:
-        UserError: as `read_volume`, but for what only the voxels tell.
+        UserError: as `read_volume`, but for what concerns the voxels.
     """
     path = nifti_header.check_file(path)
     if nifti_header.is_itk(path):
@@ -156,7 +158,7 @@ def read_labels(path: str | os.PathLike[str], *, channels: bool = False) -> Volu
 def _read(
     path: str | os.PathLike[str],
     channels: bool,
-    load: Callable[[Any], Num[np.ndarray, "..."]],
+    load: Callable[[ArrayLike], Num[np.ndarray, "..."]],
 ) -> Volume:
     """Checks the name and the header, and only then reads the voxels with `load`."""
     path = nifti_header.check_file(path)
@@ -166,7 +168,7 @@ def _read(
     with nifti_header.opened(path) as file:
         header = nifti_header.parse(file, path, channels)
         # nibabel holds an open file's lock while it reads; a map of the file would outlive it.
-        stored = nib.arrayproxy.ArrayProxy(file, header.layout, mmap=False)
+        stored = arrayproxy.ArrayProxy(file, header.layout, mmap=False)
         data = load(stored).reshape(header.shape)
         _read_to_end(file, path)
     return Volume(data, header.space, path)
@@ -186,7 +188,7 @@ def write_mask(
     mask: UInt8[np.ndarray, "x y z"],
     affine: Affine,
     *,
-    stored: Mapping[str, Any] | None = None,
+    stored: typed.JsonView | None = None,
     description: str = "",
 ) -> None:
     """Writes a mask as uint8 NIfTI; whole or not at all.
@@ -209,7 +211,7 @@ def write_mask(
 def mask_image(
     mask: UInt8[np.ndarray, "x y z"],
     affine: Affine,
-    stored: Mapping[str, Any] | None = None,
+    stored: typed.JsonView | None = None,
     description: str = "",
 ) -> nib.Nifti1Image:
     """Returns what `write_mask` writes."""
@@ -221,7 +223,7 @@ def write_image(
     data: Num[np.ndarray, "x y z"],
     affine: Affine,
     *,
-    stored: Mapping[str, Any] | None = None,
+    stored: typed.JsonView | None = None,
 ) -> None:
     """Writes intensities in their own type, as `write_mask` does.
 
@@ -234,7 +236,7 @@ def write_image(
 def _image(
     data: Num[np.ndarray, "x y z"],
     affine: Affine,
-    stored: Mapping[str, Any] | None,
+    stored: typed.JsonView | None,
     description: str = "",
 ) -> nib.Nifti1Image:
     header = nib.Nifti1Header()
@@ -255,7 +257,7 @@ def save(path: str | os.PathLike[str], image: nib.Nifti1Image) -> None:
         with files.replacing(path, suffix) as beside:
             nib.save(image, beside)
     except OSError as error:
-        raise UserError(_cannot_write(path, image.dataobj.nbytes, error)) from error
+        raise UserError(_cannot_write(path, np.asanyarray(image.dataobj).nbytes, error)) from error
 
 
 def _cannot_write(path: pathlib.Path, size: int, error: OSError) -> str:

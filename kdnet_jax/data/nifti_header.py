@@ -11,10 +11,10 @@ import pathlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel import affines, filebasedimages, spatialimages
 
 from kdnet_jax.data import spaces
 from kdnet_jax.errors import UserError
@@ -30,7 +30,7 @@ _MEBI = 2**20
 # Bytes that may lie before and behind the voxels: what a compressed file holds there takes time.
 _MAX_BEFORE, MAX_BEHIND = 16 * _MEBI, 64 * _MEBI
 _FARTHEST_MM = 1e5
-# nibabel tells of what it repairs on standard error.
+# nibabel reports what it repairs on standard error.
 _SILENT = logging.Logger("headers", logging.CRITICAL + 1)
 
 Affine = spaces.Affine
@@ -49,19 +49,19 @@ class Header:
 
     shape: tuple[int, ...]
     space: spaces.Space
-    layout: tuple[Any, ...]
+    layout: tuple[tuple[int, ...], np.dtype, int, float, float] | tuple[()]
     description: str
 
 
 def read(path: str | os.PathLike[str], *, channels: bool = False) -> Header:
-    """Reads and checks all that can be told without the voxels.
+    """Reads and checks everything but the voxels.
 
     Args:
         path: a `.nii` or `.nii.gz` file.
         channels: whether a fourth axis is allowed.
 
     Raises:
-        UserError: as `read_volume`, but for what only the voxels tell.
+        UserError: as `read_volume`, but for what concerns the voxels.
     """
     path = check_file(path)
     with opened(path) as file:
@@ -134,7 +134,7 @@ def parse(file: io.BufferedIOBase, path: pathlib.Path, channels: bool) -> Header
     slope, inter = fields.get_slope_inter()
     offset = fields.get_data_offset()
     layout = (shape, dtype, offset, 1.0 if slope is None else slope, inter or 0.0)
-    description = fields["descrip"].item().decode(errors="replace")
+    description = bytes(fields["descrip"].item()).decode(errors="replace")
     return Header(shape, space, layout, description)
 
 
@@ -145,7 +145,7 @@ def _fields(start: bytes) -> nib.Nifti1Header:
         sizes = (size.to_bytes(4, "little"), size.to_bytes(4, "big"))
         if len(start) >= size and start[:4] in sizes and kind.may_contain_header(start):
             return kind(start[:size], check=False)
-    raise nib.filebasedimages.ImageFileError("it has no NIfTI header")
+    raise filebasedimages.ImageFileError("it has no NIfTI header")
 
 
 def _check_fields(fields: nib.Nifti1Header, path: pathlib.Path) -> None:
@@ -161,7 +161,7 @@ def _check_fields(fields: nib.Nifti1Header, path: pathlib.Path) -> None:
         raise damaged(path, f"its header says that the voxels begin at byte {offset:g}")
     if math.isinf(slope):
         raise damaged(path, "its header scales the voxels by infinity")
-    if fields["sform_code"] <= 0 and not np.all(fields["pixdim"][1:4] != 0):
+    if int(fields["sform_code"]) <= 0 and not np.all(fields["pixdim"][1:4] != 0):
         raise UserError(
             f"{path}: its header gives voxels of {spaces.times(fields['pixdim'][1:4])} mm. Repair "
             "the header, or export the scan again"
@@ -215,7 +215,7 @@ def _check_affine(affine: Affine, path: pathlib.Path) -> None:
             f"{path}: its affine {np.round(affine, 4).tolist()} cannot be inverted, so the place "
             "of the voxels is unknown. Repair the header (sform or qform) or export it again"
         )
-    sizes = nib.affines.voxel_sizes(affine)
+    sizes = affines.voxel_sizes(affine)
     if not (sizes.min() >= spaces.FINEST_MM and sizes.max() <= spaces.COARSEST_MM):
         raise UserError(
             f"{path}: its header gives voxels of {spaces.times(sizes)} mm; expected "
@@ -255,13 +255,13 @@ def _plain_errors(path: pathlib.Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise UserError(f"{path}: may not be read ({error.strerror})") from error
-    except nib.filebasedimages.ImageFileError as error:
+    except filebasedimages.ImageFileError as error:
         raise UserError(
             f"{path}: is not a NIfTI file, whatever its name says ({error}). Convert it, for "
             "instance with dcm2niix, or download it again"
         ) from error
     except (
         *(EOFError, OSError, OverflowError, ValueError, zlib.error),
-        nib.spatialimages.HeaderDataError,
+        spatialimages.HeaderDataError,
     ) as error:
         raise damaged(path, error) from error

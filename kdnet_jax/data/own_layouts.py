@@ -1,4 +1,4 @@
-"""Which files of a folder that is no release are of one case: by folder, by prefix, or by BIDS."""
+"""Cases in a folder that is no release: files grouped by folder, by prefix, or by BIDS."""
 
 import dataclasses
 import pathlib
@@ -51,7 +51,7 @@ def group(files: Iterable["File"], root: pathlib.Path, report: problems.Report) 
 def leave_untold(groups: "Groups") -> "Groups":
     """Leaves out masks that are called by something that is neither their case nor a tumour.
 
-    Which words are the case's tell its own name, its folder's, and the names of its images.
+    Which words are the case's follows from its own name, its folder's, and the names of its images.
     """
     return {
         (case, folder): [_untold(file) if _is_untold(file, case, files) else file for file in files]
@@ -91,7 +91,7 @@ def _holds_several(
     if apart and len({file.sequence for file in images}) > 1:
         message = (
             f"{folder}: of {', '.join(file.path.name for file in images[:5])} no two begin alike, "
-            "so it cannot be told which are of one case, and several are of one sequence. Name "
+            "so it is unknown which are of one case, and several are of one sequence. Name "
             "them CASE_SEQUENCE, or give each case a folder with one file of each sequence"
         )
         report(UserError(message), folder.name, folder)

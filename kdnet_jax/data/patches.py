@@ -25,12 +25,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Final, Literal, NamedTuple, TypedDict
+from typing import Final, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Float16, Integer, Shaped, UInt8
 
 from kdnet_jax import task as task_lib
+from kdnet_jax import typed
 from kdnet_jax.data import labels, prepare, records, skipping, store
 from kdnet_jax.errors import UserError
 
@@ -169,13 +170,13 @@ class PatchSource:
     def _stored(self, case: prepare.PreparedCase) -> UInt8[np.ndarray, "d h w"]:
         if case.label is not None:
             return case.label
-        return np.broadcast_to(np.uint8(self._task.ignore), case.image.shape[:3])
+        return np.broadcast_to(np.uint8(self._task.ignore or 0), case.image.shape[:3])
 
     def _trained(self, label: UInt8[np.ndarray, "d h w"]) -> UInt8[np.ndarray, "d h w"]:
         return labels.map_cavity(label, self._cavity, task=self._task)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> typed.Json:
         """All that the stream depends on, as JSON."""
         ids = "\n".join(self._cases.summaries[index].case_id for index in self.indices)
         digest = hashlib.sha256(f"{self._cases.fingerprint}\n{ids}".encode()).hexdigest()
@@ -204,7 +205,7 @@ class PatchSource:
                 "them): no term of the loss that needs a label counts their voxels"
             )
         known = [each for each in training if each.class_voxels is not None]
-        empty = [each.case_id for each in known if not any(each.class_voxels)]
+        empty = [each.case_id for each in known if not any(each.class_voxels or ())]
         if empty:
             notes.append(
                 f"{len(empty)} of {len(training)} training cases hold no {self._task.noun} "

@@ -1,4 +1,4 @@
-"""Patients and grades of cases, as far as names and tables tell them."""
+"""Patients and grades of cases, as far as names and tables hold them."""
 
 import csv
 import dataclasses
@@ -28,7 +28,7 @@ def with_patients(
     *,
     task: task_lib.Task,
 ) -> list["Case"]:
-    """Fills in the patient and the grade, as far as names and tables tell them."""
+    """Fills in the patient and the grade, as far as names and tables hold them."""
     if release == "user" or not labels.is_brats(task):
         return _from_patients_csv(found, root, notes, task)
     grades = _name_mapping(found, release, root) if release in layouts.NAMES else {}
@@ -41,7 +41,7 @@ def with_patients(
 
 
 def patient_of(case_id: str) -> str:
-    """Returns the patient that a case's name tells, without the visit, or the whole name.
+    """Returns the patient that a case's name holds, without the visit, or the whole name.
 
     Known are BraTS 2023, BIDS, and the public sets in whose names a date or visit follows.
     """

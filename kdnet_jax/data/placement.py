@@ -1,12 +1,12 @@
-"""Where the training cases lie: on the device, in host memory, or on disk; chosen by memory."""
+"""Placement of the training cases: on the device, in host memory, or on disk."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
-import tqdm
 from jax.sharding import Mesh
 
+from kdnet_jax import console
 from kdnet_jax.data import resident, store
 from kdnet_jax.errors import UserError
 
@@ -55,7 +55,7 @@ class Placement:
 def free_memory(mesh: Mesh) -> Memory:
     """Measures what is free on this process's devices of the mesh, and on its host.
 
-    A device that does not tell its limit (as under XLA's platform allocator) counts as full.
+    A device that does not report its limit (as under XLA's platform allocator) counts as full.
     """
     host = store.available_memory()
     if mesh.local_devices[0].platform == "cpu":
@@ -90,7 +90,7 @@ def choose(
     """
     free = free or free_memory(mesh)
     noted = all(cases.summaries[index].shape for index in training)
-    bar = tqdm.tqdm(training, desc="measuring cases", unit="case", disable=noted)
+    bar = console.bar(training, desc="measuring cases", unit="case", disable=noted)
     shape = resident.padded_shape([cases.shape(index) for index in bar])
     device_bytes = resident.need_bytes(len(training), len(cases.modalities), shape)
     # On the CPU backend the copies of all devices lie in the host's memory.

@@ -1,4 +1,4 @@
-"""From the files of a case to what the networks see: checked, SPL, cropped, normalised, resampled.
+"""Preparation of a case: its files checked, turned to SPL, cropped, normalised and resampled.
 
 Every channel is normalised separately (`intensities`); only the crop depends on all of them.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Num, UInt8
 
 from kdnet_jax import task as task_lib
+from kdnet_jax import typed
 from kdnet_jax.data import (
     cases,
     copies,
@@ -54,7 +55,7 @@ class PreparedCase:
             `Task.ignore`), or None.
         reference: the same on the scan's own grid, untouched by crop and resampling, or None.
         geometry: the way from the scan's own grid to the working grid, and back.
-        foreground: where the scan has data, on the working grid; None where `image` tells.
+        foreground: where the scan has data, on the working grid; None where `image` shows it.
     """
 
     case_id: str
@@ -70,7 +71,7 @@ class PreparedCase:
     @property
     def inside(self) -> Bool[np.ndarray, "d h w"]:
         """Where the scan has data: what is foreground in any channel."""
-        return self.image.any(axis=-1) if self.foreground is None else self.foreground
+        return np.any(self.image, axis=-1) if self.foreground is None else self.foreground
 
 
 def prepare_arrays(
@@ -119,7 +120,7 @@ def prepare_case(
         spacing: mm, one number or one per SPL axis; None keeps the scan's own.
         orientation: "header", or three letters such as "LPS": how the voxels are stored, where the
             header is known to be wrong. Masks still go back onto the file's own grid and affine.
-        allow_skull: go on with a scan that seems to have its skull on, in a channel whose
+        allow_skull: accept a scan that seems to have its skull on, in a channel whose
             normalisation is that of skull-stripped scans ("zscore_nonzero").
 
     Returns:
@@ -321,7 +322,7 @@ def _prepare_images(
     way = geometry.make_geometry(
         union.shape,
         space,
-        box=tuple((side.start, side.stop) for side in box),
+        box=typed.triple((side.start, side.stop) for side in box),
         spacing=spacing,
         orientation=orientation,
     )

@@ -8,6 +8,7 @@ and a file that was removed is read on as long as it is open.
 
 import bisect
 import functools
+import importlib
 import itertools
 import os
 import pathlib
@@ -15,10 +16,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from google.protobuf import message
+from tensorflow_datasets.core import decode
 
+from kdnet_jax import typed
 from kdnet_jax.errors import UserError
+
+# A compiled module without types.
+_ARRAY_RECORD = importlib.import_module("array_record.python.array_record_module")
 
 
 class UnreadableCaseError(UserError):
@@ -35,8 +40,8 @@ class UnreadableCaseError(UserError):
         self.index, self.case_id, self.path, self.finding = index, case_id, path, finding
         super().__init__(
             f"{path}: the case {case_id} cannot be read: {finding}. {rebuild(path.parent)} (Only "
-            "training can go on without such cases, by data.on_read_error=skip: a score over fewer "
-            "cases would be another score.)"
+            "training can continue without such cases, by data.on_read_error=skip: a score over "
+            "fewer cases would be another score.)"
         )
 
 
@@ -44,12 +49,12 @@ def rebuild(folder: pathlib.Path) -> str:
     """Returns what to do about a damaged dataset."""
     return (
         f"Delete {folder} and start again: the dataset is then built anew from the scans, and a "
-        "training goes on from its newest checkpoint. If only a disk or network was away, start "
+        "training resumes from its newest checkpoint. If only a disk or network was away, start "
         "again as it is."
     )
 
 
-class RecordFiles(Sequence[dict[str, Any]]):
+class RecordFiles(Sequence[typed.Json]):
     """Decoded records by index; thread safe.
 
     Args:
@@ -67,7 +72,7 @@ class RecordFiles(Sequence[dict[str, Any]]):
         self._case_ids = tuple(case_ids)
         info = builder.info.splits.get(split)
         found = info.num_examples if info else 0
-        if found != len(self._case_ids):
+        if info is None or found != len(self._case_ids):
             folder = pathlib.Path(builder.data_dir)
             raise UserError(
                 f"{folder}: this built dataset is damaged: dataset_info.json names {found} records "
@@ -76,21 +81,23 @@ class RecordFiles(Sequence[dict[str, Any]]):
         self._paths = [pathlib.Path(path) for path in info.filepaths]
         self._counts = list(info.shard_lengths)
         self._ends = list(itertools.accumulate(self._counts))
-        self._features = builder.info.features
-        raw = tfds.core.decode.DeserializeMethod.RAW_BYTES
-        self._open = functools.partial(builder.as_data_source, split, deserialize_method=raw)
-        self._records = self._open()
+        features = builder.info.features
+        assert isinstance(features, tfds.features.FeaturesDict)
+        self._features = features
+        raw = decode.DeserializeMethod.RAW_BYTES
+        self._open = functools.partial(builder.as_data_source, split=split, deserialize_method=raw)
+        self._records: Any = self._open()
 
     def __len__(self) -> int:
         return len(self._case_ids)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> typed.Json:
         """Decodes a record.
 
         Raises:
             UnreadableCaseError: its file is missing or damaged.
         """
-        path = self._paths[self._file_of(index)]
+        path, raw = self._paths[self._file_of(index)], b""
         try:
             # An open file can be read on after it was removed, but not at the next start.
             size = path.stat().st_size
@@ -109,7 +116,7 @@ class RecordFiles(Sequence[dict[str, Any]]):
             finding = "its record is of another dataset"
         raise UnreadableCaseError(index, self._case_ids[index], path, finding)
 
-    def _decode(self, raw: bytes) -> dict[str, Any]:
+    def _decode(self, raw: bytes) -> typed.Json:
         """Returns a record, or nothing where bytes that are as written make up no such record."""
         try:
             return self._features.deserialize_example_np(raw)
@@ -134,11 +141,11 @@ class RecordFiles(Sequence[dict[str, Any]]):
 
 
 def _inspect(path: pathlib.Path, count: int) -> str:
-    """Returns what is wrong with a file as far as its end tells, or an empty text."""
+    """Returns what is wrong with a file as far as its end shows, or an empty text."""
     try:
         # The reader takes a file that it may not open for an empty one.
         path.open("rb").close()
-        reader = array_record_module.ArrayRecordReader(os.fspath(path), "readahead_buffer_size:0")
+        reader = _ARRAY_RECORD.ArrayRecordReader(os.fspath(path), "readahead_buffer_size:0")
         try:
             found = reader.num_records()
         finally:

@@ -14,11 +14,10 @@ from typing import Final, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float16, Int32, Shaped, UInt8
 
-from kdnet_jax import sharding
+from kdnet_jax import console, sharding
 from kdnet_jax.data import case_builder, patches, prepare, store
 
 # Of a voxel: its class, and each of its sequences.
@@ -79,7 +78,7 @@ class ResidentCases:
         """
         held = self._send()
         shape = (self._source.batch, *self._source.crop)
-        parts = self._sharding.addressable_devices_indices_map(shape)
+        parts = sharding.parts_of(self._sharding, shape)
         for number in itertools.count(first):
             cut = [self._cut(held[device], number, part) for device, part in parts.items()]
             image, label = (list(arrays) for arrays in zip(*cut, strict=True))
@@ -110,7 +109,7 @@ class ResidentCases:
         read = case_builder.ordered_map(
             functools.partial(self._source.read, keep=False), indices, self._threads
         )
-        bar = tqdm.tqdm(read, total=len(indices), desc="cases to the device", unit="case")
+        bar = console.bar(read, total=len(indices), desc="cases to the device", unit="case")
         held: dict[jax.Device, dict[int, _Held]] = {device: {} for device in self._devices}
         for index, case in zip(indices, bar, strict=True):
             if case is None:

@@ -1,4 +1,4 @@
-"""Finds the masks of two folders, made by any tool, and matches them by case.
+"""Masks of two folders, made by any tool, matched by case.
 
 Names alone tell the case; `docs/evaluation.md` has the rules. What the files hold is the matter
 of `mask_checks.py`.
@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from kdnet_jax.data import layouts, names, nifti_header, own_layouts, problems
+from kdnet_jax import task as task_lib
+from kdnet_jax.data import layouts, names, nifti_header, own_layouts, problems, task_names
 from kdnet_jax.errors import UserError, nearest
 
 # What tools also write behind the name of the case; "trans" is the default of MONAI's SaveImage.
@@ -53,12 +54,15 @@ class Pair:
 # ------------------------------------------------------------------------- finding
 
 
-def find_masks(folder: str | os.PathLike[str], flag: str) -> Found:
+def find_masks(folder: str | os.PathLike[str], flag: str, task: task_lib.Task) -> Found:
     """Finds the masks of a folder and the case of each, by names.
+
+    They have the task's file ending, or are NIfTI files.
 
     Args:
         folder: with masks at any depth; of a run's folder, its predictions are taken.
         flag: the option that named it, for messages.
+        task: what they are masks of.
 
     Raises:
         UserError: there is no such folder, or no mask in it.
@@ -69,19 +73,21 @@ def find_masks(folder: str | os.PathLike[str], flag: str) -> Found:
         raise UserError(f"{flag}={folder}: {what}; expected a folder with masks")
     if (root / "config.json").is_file() and (root / "predictions").is_dir():
         root = root / "predictions"
-    files, doubled = layouts.list_files(root, problems.refuse)
+    files, doubled = layouts.list_files(
+        root, problems.refuse, task=task, endings=nifti_header.SUFFIXES
+    )
     chosen, left = _masks_among(files)
     masks: dict[str, list[pathlib.Path]] = {}
     for file in chosen:
-        masks.setdefault(_case_id(file, root), []).append(file.path)
+        masks.setdefault(_case_id(file, root, task), []).append(file.path)
     if not masks:
         aside = [f"{file.path.name} is {file.name.aside}" for file in files if file.name.aside]
         why = f" ({aside[0]} by its name)" if aside else ""
         raise UserError(
-            f"{flag}={root}: none of its {len(files)} NIfTI files is a mask by its name{why}; "
+            f"{flag}={root}: none of its {len(files)} images is a mask by its name{why}; "
             "expected CASE.nii.gz, CASE_seg.nii.gz or CASE/seg.nii.gz"
         )
-    left += [path for path in sorted(root.iterdir()) if _is_foreign(path)]
+    left += [path for path in sorted(root.iterdir()) if _is_foreign(path, task)]
     notes = [f"{root}: no masks, left aside: {layouts.shown([path.name for path in left])}"]
     return Found(root, masks, chosen, doubled + (notes if left else []))
 
@@ -114,14 +120,14 @@ def _case_folders(files: Sequence[layouts.File]) -> set[pathlib.Path]:
     return scans & {file.folder for file in files if file.sequence == names.LABEL}
 
 
-def _case_id(file: layouts.File, root: pathlib.Path) -> str:
+def _case_id(file: layouts.File, root: pathlib.Path, task: task_lib.Task) -> str:
     if any(pattern.fullmatch(file.folder.name) for pattern in layouts.NAMES.values()):
         return file.folder.name  # a file in it may be misnamed (BraTS20_Training_355)
     stem, sep, ending = _split_name(file.stem)
     if ending in _MASK_ENDINGS:
         if not sep:
             return own_layouts.case_of_bare(file, root)
-        name = names.read(stem, file.folder.name)
+        name = task_names.read(stem, file.folder.name, task)
         # MONAI names its result after the first image: CASE_flair_trans.
         return name.prefix or file.folder.name if name.sequence else stem
     return file.prefix or own_layouts.case_of_bare(file, root) if file.sequence else file.stem
@@ -133,11 +139,11 @@ def _split_name(stem: str) -> tuple[str, str, str]:
     return (match[1], match[2], match[3].lower()) if match else ("", "", stem.lower())
 
 
-def _is_foreign(path: pathlib.Path) -> bool:
+def _is_foreign(path: pathlib.Path, task: task_lib.Task) -> bool:
     return (
         path.is_file()
         and not path.name.startswith(".")
-        and not path.name.lower().endswith(nifti_header.SUFFIXES)
+        and not path.name.lower().endswith((*nifti_header.SUFFIXES, task.file_ending))
     )
 
 

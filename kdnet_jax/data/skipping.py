@@ -1,17 +1,18 @@
-"""Training cases that cannot be read: the run stops, or goes on without them and says so."""
+"""Unreadable training cases: the run stops, or continues without them and says so."""
 
 import contextlib
 import json
+import logging
 import pathlib
-import sys
 import threading
 import time
 from typing import Final
 
-import tqdm
-
+from kdnet_jax import console
 from kdnet_jax.data import records
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 STOP, SKIP = "stop", "skip"
 CHOICES: Final = (STOP, SKIP)
@@ -63,7 +64,7 @@ class Unreadable:
         return index in self._found
 
     def add(self, error: records.UnreadableCaseError) -> None:
-        """Notes a case and tells of it, or stops.
+        """Records a case and reports it, or stops.
 
         Raises:
             UserError: cases are not to be skipped, or too many are unreadable.
@@ -73,7 +74,8 @@ class Unreadable:
         remedy = records.rebuild(error.path.parent)
         if self.choice == STOP:
             raise UserError(
-                f"{about} {remedy} To go on without such cases: --config.data.on_read_error=skip."
+                f"{about} {remedy} To continue without such cases: "
+                "--config.data.on_read_error=skip."
             ) from error
         with self._lock:
             if error.index in self._found:
@@ -89,7 +91,8 @@ class Unreadable:
 
     def _tell(self, error: records.UnreadableCaseError, about: str) -> None:
         said = f"warning: {about} It is left out of training; other cases are trained on instead."
-        tqdm.tqdm.write(said, file=sys.stderr)
+        with console.clear_of_bars():
+            _LOG.warning(said)
         row = {
             "case_id": error.case_id,
             "file": str(error.path),

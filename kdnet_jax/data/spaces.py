@@ -1,13 +1,16 @@
-"""Where the voxels of an image lie: as its header says, and in the header's own words."""
+"""Space of an image: where its voxels lie, as its header says."""
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Float
+from nibabel import affines, spatialimages
+
+from kdnet_jax import typed
 
 # Headers that place every voxel alike to within this are one: float32 rounding stays far below.
 SAME_PLACE_MM: Final = 0.05
@@ -54,7 +57,7 @@ class Space:
     """
 
     affine: Affine
-    stored: Mapping[str, Any] | None = None
+    stored: typed.JsonView | None = None
     is_known: bool = True
     doubts: tuple[str, ...] = ()
 
@@ -65,10 +68,10 @@ def of_fields(fields: nib.Nifti1Header) -> Space:
     Lengths in metres or micrometres become mm; where that cannot be right, the numbers are taken
     as mm. The sform counts before the qform, and both before pixdim.
     """
-    affine = fields.get_best_affine()
+    affine = np.array(fields.get_best_affine())
     unit, doubts = _unit(fields, affine)
     affine[:3] *= unit
-    oriented = bool(fields["sform_code"] > 0 or fields["qform_code"] > 0)
+    oriented = bool(int(fields["sform_code"]) > 0 or int(fields["qform_code"]) > 0)
     if not oriented:
         doubts.append(_no_orientation(affine, "sform_code and qform_code are 0"))
     doubts += _lost(affine) + _other_sizes(fields, unit) + _mirrored(fields)
@@ -102,7 +105,7 @@ def of_itk(spacing: Sequence[float], origin: Sequence[float], direction: Sequenc
     return Space(affine, None, False, (f"{doubt} {_SAY_HOW}",))
 
 
-def of_image(image: nib.spatialimages.SpatialImage) -> Space:
+def of_image(image: spatialimages.SpatialImage) -> Space:
     """Returns the space of an image of nibabel, of any format.
 
     Analyze files, and SPM's without their .mat, know no orientation: nibabel guesses.
@@ -139,7 +142,7 @@ def _unit(fields: nib.Nifti1Header, affine: Affine) -> tuple[float, list[str]]:
     if code not in _UNITS:
         return 1.0, []
     name, unit = _UNITS[code]
-    sizes = nib.affines.voxel_sizes(affine)
+    sizes = affines.voxel_sizes(affine)
     if sizes.min() * unit >= FINEST_MM and sizes.max() * unit <= COARSEST_MM:
         return unit, [f"{ODD_UNIT} {name}: they were converted to mm"]
     return 1.0, [
@@ -150,9 +153,9 @@ def _unit(fields: nib.Nifti1Header, affine: Affine) -> tuple[float, list[str]]:
 
 def _other_sizes(fields: nib.Nifti1Header, unit: float) -> list[str]:
     pixdim = np.abs(fields["pixdim"][1:4].astype(np.float64))
-    if fields["sform_code"] <= 0 or not np.all(np.isfinite(pixdim) & (pixdim > 0)):
+    if int(fields["sform_code"]) <= 0 or not np.all(np.isfinite(pixdim) & (pixdim > 0)):
         return []
-    sizes = nib.affines.voxel_sizes(fields.get_sform())
+    sizes = affines.voxel_sizes(np.array(fields.get_sform()))
     if np.all(np.abs(sizes / pixdim - 1) <= _SAME_SIZE):
         return []
     return [
@@ -164,11 +167,11 @@ def _other_sizes(fields: nib.Nifti1Header, unit: float) -> list[str]:
 
 def _mirrored(fields: nib.Nifti1Header) -> list[str]:
     """Says where sform and qform are mirror images, which no registration makes of them."""
-    if fields["sform_code"] <= 0 or fields["qform_code"] <= 0:
+    if int(fields["sform_code"]) <= 0 or int(fields["qform_code"]) <= 0:
         return []
     # A quaternion turns; the sign of pixdim[0] alone mirrors.
     qform = -1 if fields["pixdim"][0] < 0 else 1
-    if np.linalg.det(fields.get_sform()[:3, :3]) * qform >= 0:
+    if np.linalg.det(np.array(fields.get_sform())[:3, :3]) * qform >= 0:
         return []
     return [
         f"{CONTRADICTION}: its sform and its qform are mirror images of each other. The sform was "
@@ -176,7 +179,7 @@ def _mirrored(fields: nib.Nifti1Header) -> list[str]:
     ]
 
 
-def times(numbers: Any) -> str:
+def times(numbers: Iterable[object]) -> str:
     """Returns such as "240 x 240 x 155"."""
     return " x ".join(f"{n}" if isinstance(n, int) else f"{n:.4g}" for n in numbers)
 
@@ -184,7 +187,7 @@ def times(numbers: Any) -> str:
 # -------------------------------------------------------------------------- for what is written
 
 
-def write(header: nib.Nifti1Header, affine: Affine, stored: Mapping[str, Any] | None) -> None:
+def write(header: nib.Nifti1Header, affine: Affine, stored: typed.JsonView | None) -> None:
     """Places the voxels of a new image as those of its scan, for every reader.
 
     Readers differ in which of sform, qform and pixdim they follow, so all are taken over, with
@@ -200,7 +203,8 @@ def write(header: nib.Nifti1Header, affine: Affine, stored: Mapping[str, Any] | 
         header.set_xyzt_units("mm")
         header.set_sform(affine, code="scanner")
         header.set_qform(affine, code="scanner")
-        if displacement(header.get_qform(), affine, header.get_data_shape()[:3]) > SAME_PLACE_MM:
+        written = np.array(header.get_qform())
+        if displacement(written, affine, header.get_data_shape()[:3]) > SAME_PLACE_MM:
             header.set_qform(None, code="unknown")
         return
     for name in _PLACING:
@@ -225,7 +229,7 @@ def voxel_ml(affine: Affine) -> float:
 def displacement(first: Affine, second: Affine, shape: tuple[int, ...]) -> float:
     """Returns by how many mm two affines place a voxel apart, at the worst corner."""
     corners = np.array(list(itertools.product(*((0, size - 1) for size in shape))))
-    apart = nib.affines.apply_affine(first - second, corners)
+    apart = affines.apply_affine(first - second, corners)
     return float(np.linalg.norm(apart, axis=1).max())
 
 

@@ -10,11 +10,11 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
-from kdnet_jax import documents, files
+from kdnet_jax import documents, files, typed
 from kdnet_jax.errors import UserError
 
 PARTS: Final = ("train", "validation", "test")
@@ -27,10 +27,12 @@ class Summary(Protocol):
     @property
     def case_id(self) -> str:
         """The name of the visit."""
+        ...
 
     @property
     def patient_id(self) -> str:
         """The name of the patient."""
+        ...
 
     @property
     def grade(self) -> str | None:
@@ -61,7 +63,7 @@ def make_split(
     fold: int | None = None,
     validation_fraction: float = 0.1,
 ) -> Split:
-    """Divides cases by patient; each grade, and the unknown one, is divided by itself.
+    """Divides cases by patient; each grade, and the unknown one, is divided separately.
 
     Args:
         summaries: the cases.
@@ -73,7 +75,7 @@ def make_split(
         validation_fraction: with folds, the share of the other patients that validate.
 
     Raises:
-        UserError: wrong arguments, too few patients, or a case that is there twice.
+        UserError: wrong arguments, too few patients, or a duplicate case.
     """
     strata = _strata(summaries)
     rng = np.random.default_rng(seed)
@@ -81,7 +83,7 @@ def make_split(
     count = sum(map(len, ordered.values()))
     if fractions is not None and folds is None and fold is None:
         check_fractions(fractions)
-        wanted = dict(zip(PARTS, fractions, strict=True))
+        wanted: dict[str, float] = dict(zip(PARTS, fractions, strict=True))
         part_of = _by_shares(ordered, wanted)
     elif fractions is None and folds is not None and fold is not None:
         check_folds(folds, fold, validation_fraction, count)
@@ -118,7 +120,7 @@ def _strata(summaries: Iterable[Summary]) -> dict[str, list[str]]:
     seen: set[str] = set()
     for summary in summaries:
         if summary.case_id in seen:
-            raise UserError(f"split: case {summary.case_id} is there twice; expected it once")
+            raise UserError(f"split: case {summary.case_id} is duplicate; expected it once")
         seen.add(summary.case_id)
         grades[summary.patient_id].add(summary.grade or "")
     strata: defaultdict[str, list[str]] = defaultdict(list)
@@ -249,7 +251,7 @@ def load_split(path: str | os.PathLike[str], summaries: Sequence[Summary] | None
     return split
 
 
-def _read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def _read_json(path: str | os.PathLike[str]) -> typed.Json:
     try:
         content = documents.read_json(path)
     except FileNotFoundError as error:
@@ -265,7 +267,7 @@ def _read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def _ids(content: Mapping[str, Any], part: str, path: str | os.PathLike[str]) -> list[str]:
+def _ids(content: typed.JsonView, part: str, path: str | os.PathLike[str]) -> list[str]:
     ids = content.get(part)
     if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
         raise UserError(f'{path}: "{part}" is {ids!r:.80}; expected a list of case ids')
@@ -301,7 +303,7 @@ def _check_members(
 
 
 def check_same_split(saved: Split, current: Split) -> None:
-    """Refuses to go on with another split than the saved one.
+    """Refuses to continue with another split than the saved one.
 
     Raises:
         UserError: they differ; the message counts and names the cases.

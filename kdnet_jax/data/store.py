@@ -11,13 +11,13 @@ import json
 import pathlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import psutil
 import tensorflow_datasets as tfds
 
+from kdnet_jax import dataset_json, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry as geometry_lib
 from kdnet_jax.data import intensities, prepare, records
@@ -29,7 +29,10 @@ SPLIT = "cases"
 METADATA_FILE = "build.json"
 # What each description of a built dataset must hold: this project's, and that of TFDS.
 _DESCRIPTIONS = {
-    METADATA_FILE: ("modalities", "cases", "fingerprint", "notes", "label_convention", "skipped"),
+    METADATA_FILE: (
+        *("modalities", "cases", "fingerprint", "notes", "label_convention", "skipped"),
+        "task",
+    ),
     "dataset_info.json": ("name", "splits", "version"),
 }
 
@@ -45,7 +48,7 @@ def features(
 
     `label` is on the working grid, `reference` on the scan's own; a case without a reference
     holds a few zeros for them and `has_reference` false. `geometry` is JSON, `grade` may be empty.
-    `foreground`, 0 or 1, is there for tasks whose images do not tell it.
+    `foreground`, 0 or 1, is there for tasks whose images do not show it.
     """
     volume = tfds.features.Tensor(shape=(None, None, None), dtype=np.uint8, encoding="bytes")
     image_shape = (None, None, None, len(modalities))
@@ -65,7 +68,7 @@ def features(
     )
 
 
-def to_record(case: prepare.PreparedCase) -> dict[str, Any]:
+def to_record(case: prepare.PreparedCase) -> typed.Json:
     """Returns the case as the values of `features` for its channels and its task."""
     has_reference = case.label is not None and case.reference is not None
     more = {} if case.foreground is None else {"foreground": case.foreground.astype(np.uint8)}
@@ -82,7 +85,7 @@ def to_record(case: prepare.PreparedCase) -> dict[str, Any]:
     }
 
 
-def from_record(record: Mapping[str, Any], modalities: Sequence[str]) -> prepare.PreparedCase:
+def from_record(record: typed.JsonView, modalities: Sequence[str]) -> prepare.PreparedCase:
     """Returns the case of a decoded record; its arrays are read-only views of the record."""
     has_reference = bool(record["has_reference"])
     return prepare.PreparedCase(
@@ -148,7 +151,7 @@ class CaseStore:
         task: what is segmented, with the statistics of its "ct" channels.
         summaries: one per case, in the order of the indices.
         fingerprint: names the content: equal fingerprints mean equal cases and preparation.
-        notes: what the build had to tell about the cases.
+        notes: what the build reported about the cases.
         label_convention: label values of files that are written for these cases.
         folder: where the records lie, None for records in memory.
         cache_bytes: decoded cases are kept up to this size, the longest unused is dropped first.
@@ -167,7 +170,7 @@ class CaseStore:
 
     def __init__(
         self,
-        source: Sequence[Mapping[str, Any]],
+        source: Sequence[typed.JsonView],
         modalities: Sequence[str],
         *,
         task: task_lib.Task = task_lib.DEFAULT,
@@ -222,15 +225,16 @@ class CaseStore:
         Raises:
             records.UnreadableCaseError: a file is missing or was cut off.
         """
-        if self.folder is not None:
+        if isinstance(self._source, records.RecordFiles):
             self._source.check(indices)
 
     def shape(self, index: int) -> tuple[int, int, int]:
         """Returns the size of a case on the working grid; decodes it once if no build noted it."""
-        if self.summaries[index].shape is None:
-            found = self.read(index).image.shape[:3]
-            self.summaries[index] = dataclasses.replace(self.summaries[index], shape=found)
-        return self.summaries[index].shape
+        known = self.summaries[index].shape
+        if known is None:
+            known = typed.triple(self.read(index).image.shape[:3])
+            self.summaries[index] = dataclasses.replace(self.summaries[index], shape=known)
+        return known
 
     @property
     def decoded_bytes(self) -> int:
@@ -281,7 +285,7 @@ def open_store(
     opened = CaseStore(
         source,
         metadata["modalities"],
-        task=_task(metadata, folder),
+        task=dataset_json.from_json(metadata["task"], f"{folder / METADATA_FILE}: 'task'"),
         summaries=[_summary_from_json(row) for row in metadata["cases"]],
         fingerprint=metadata["fingerprint"],
         notes=metadata["notes"],
@@ -294,7 +298,7 @@ def open_store(
     return opened
 
 
-def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
+def read_metadata(folder: pathlib.Path) -> typed.Json:
     """Reads the description beside the records of a built dataset; looks at that of TFDS too.
 
     Raises:
@@ -303,7 +307,7 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
     return {name: _read_description(folder, name) for name in _DESCRIPTIONS}[METADATA_FILE]
 
 
-def _read_description(folder: pathlib.Path, name: str) -> dict[str, Any]:
+def _read_description(folder: pathlib.Path, name: str) -> typed.Json:
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
         missing = [key for key in _DESCRIPTIONS[name] if key not in found]
@@ -319,17 +323,9 @@ def _read_description(folder: pathlib.Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _task(metadata: Mapping[str, Any], folder: pathlib.Path) -> task_lib.Task:
-    # Older datasets, all of the default task, lack the key.
-    given = metadata.get("task", task_lib.GLIOMA_NAME)
-    return task_lib.from_json(given, f"{folder / METADATA_FILE}: 'task'")
-
-
-def _summary_from_json(row: dict[str, Any]) -> CaseSummary:
-    # JSON has no tuples. Older datasets have the class counts under "tumour_voxels".
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-    if "tumour_voxels" in values:
-        values["class_voxels"] = values.pop("tumour_voxels")
+def _summary_from_json(row: typed.Json) -> CaseSummary:
+    # JSON has no tuples.
+    values: typed.Json = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
     return CaseSummary(**values)
 
 

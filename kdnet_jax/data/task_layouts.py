@@ -1,4 +1,4 @@
-"""Recognises how the files of a task lie: as in nnU-Net, the Decathlon, BIDS, or as one likes."""
+"""Layouts of a task's files: nnU-Net's, the Decathlon's, BIDS, or one's own."""
 
 import dataclasses
 import pathlib
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from kdnet_jax import documents
+from kdnet_jax import dataset_json, documents
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import layouts, names, own_layouts, problems
 from kdnet_jax.errors import UnknownLayoutError, UserError
@@ -22,7 +22,7 @@ def choose(
     task: task_lib.Task,
     report: problems.Report,
 ) -> tuple[dict[str, layouts.Groups], list[str]]:
-    """Returns the layout's name -> its files by case, and what to tell about the choice.
+    """Returns the layout's name -> its files by case, and notes on the choice.
 
     Raises:
         UserError: nothing is recognised, or what is there contradicts the task.
@@ -70,7 +70,7 @@ def _own(
 def _only_dataset(
     images: Iterable[layouts.File], root: pathlib.Path, report: problems.Report
 ) -> pathlib.Path:
-    """Returns the folder that holds imagesTr; the first one where `report` goes on."""
+    """Returns the folder that holds imagesTr; the first one where `report` returns."""
     datasets = list(dict.fromkeys(file.folder.parent for file in images))
     if len(datasets) > 1:
         message = (
@@ -105,8 +105,8 @@ def _of_channels(
     channels = {number: name for name, number in order.items()}
     found = []
     for file in files:
-        case_id, digits = _NUMBERED.fullmatch(file.stem).groups()
-        number = int(digits)
+        match = _NUMBERED.fullmatch(file.stem)
+        case_id, number = (match[1], int(match[2])) if match else ("", -1)
         if number in channels:
             found.append(_renamed(file, case_id, channels[number]))
         elif number > max(channels):
@@ -133,7 +133,7 @@ def channel_order(dataset: pathlib.Path, task: task_lib.Task, notes: list[str]) 
     path = dataset / _DATASET_JSON
     if not path.is_file():
         return {name: number for number, name in enumerate(task.modalities)}
-    described = task_lib.from_dataset_json(documents.read_object(path), str(path))
+    described = dataset_json.parse(documents.read_object(path), str(path))
     order = {
         channel.name: described.modalities.index(name)
         for channel in task.channels

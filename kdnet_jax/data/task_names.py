@@ -1,4 +1,4 @@
-"""Reads a file name for a task: which of its channels the file is, or whether it is the label.
+"""File names of a task: which of its channels a file is, or whether it is the label.
 
 A channel is recognised by its name or an alias as the last words of a name, in any spelling with or
 without separators; what is known to be said of any image (registered, corrected, the grid that it
@@ -87,7 +87,8 @@ def read(stem: str, folder: str, task: task_lib.Task) -> names.Name:
     match, other = _match(texts, vocabulary)
     sequence = names.SEQUENCES.get(match.spelling) if match else None
     # A name of several words, such as "t1 post", is the task's own; of one, "t1" is the native T1.
-    if sequence and match.stop - match.start == 1 and found.sequence != sequence:
+    one_word = match is not None and match.stop - match.start == 1
+    if sequence and one_word and found.sequence != sequence:
         match = None
     if match is None or vocabulary.sequences.get(found.sequence or "") == match.channel:
         channel = vocabulary.sequences.get(found.sequence or "")

@@ -1,4 +1,4 @@
-"""Refuses a "tumour" that is as large as the brain: a mask of the brain in the label's place."""
+"""Check for a "tumour" as large as the brain: a mask of the brain in the label's place."""
 
 import os
 from typing import Final

@@ -16,13 +16,12 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from kdnet_jax import files, inference
 from kdnet_jax.models import heads, networks
@@ -33,7 +32,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def write(
     path: pathlib.Path,
     network: networks.Network,
-    params: Any,
+    params: PyTree,
     *,
     head: heads.Head,
     modalities: int,
@@ -67,7 +66,7 @@ def write(
 @contextlib.contextmanager
 def _without_source_paths() -> Iterator[None]:
     """Keeps out of the program where the code lay: names of users and folders of this machine."""
-    limit = jax.config.jax_traceback_in_locations_limit
+    limit = jax.config.values["jax_traceback_in_locations_limit"]
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
         yield
@@ -79,4 +78,4 @@ def run(
     path: str | os.PathLike[str], windows: Float[Array, "b d h w m"]
 ) -> Float[Array, "b d h w k"]:
     """Returns the probabilities of windows by an artifact."""
-    return export.deserialize(pathlib.Path(path).read_bytes()).call(windows)
+    return export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call(windows)

@@ -1,10 +1,10 @@
-"""What `export` writes: a model folder, its card, and the model in other programs' forms."""
+"""Export of a model: its folder, its card, and the model in other programs' forms."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from kdnet_jax import (
@@ -16,6 +16,7 @@ from kdnet_jax import (
     provenance,
     runs,
     teachers,
+    typed,
 )
 from kdnet_jax import model as model_lib
 from kdnet_jax.config import reading
@@ -54,23 +55,23 @@ class Package:
     name: str
     run: runs.Run
     known: model_lib.KnownCases
-    about: dict[str, Any]
-    training_data: Mapping[str, Any] | None = None
+    about: typed.Json
+    training_data: typed.JsonView | None = None
 
 
 def gather(
     path: pathlib.Path, folds: Sequence[str], licence: str, formats: Sequence[str]
 ) -> Package:
-    """Reads what is to be handed over, and checks that it can be had in all `formats`.
+    """Reads what is to be handed over, and checks that all `formats` are possible.
 
     Args:
         path: a run, a model folder, or what nnU-Net or MONAI trained.
         folds: of nnU-Net's or MONAI's.
-        licence: of the parameters; empty: as the model says by itself.
+        licence: of the parameters; empty: as the model itself says.
         formats: of `FORMATS`.
 
     Raises:
-        UserError: it is none of these, or cannot be had so.
+        UserError: it is none of these, or a format is impossible.
     """
     if not model_folder.is_model(path) and foreign.is_foreign(path):
         package = _foreign(path, folds)
@@ -115,7 +116,7 @@ def _run(path: pathlib.Path) -> Package:
     data_dir = experiment.data.data_dir
     split = splits.load_split(path / "split.json")
     summary = evaluation.read_summary(path)
-    about: dict[str, Any] = {
+    about: typed.Json = {
         "licence": "" if data_dir else "Apache-2.0",
         "training": {
             "cases": len(split.train),
@@ -142,12 +143,12 @@ def _run(path: pathlib.Path) -> Package:
     return Package(path.name, run, teachers.known_cases(path), about, familiarity.read(path))
 
 
-def _shareable(about: Mapping[str, Any]) -> dict[str, Any]:
+def _shareable(about: typed.JsonView) -> typed.Json:
     """Leaves out the command, which names folders of whoever gave it."""
     return {key: value for key, value in about.items() if key != "command"}
 
 
-def _teacher(path: pathlib.Path) -> Mapping[str, Any] | None:
+def _teacher(path: pathlib.Path) -> typed.JsonView | None:
     for folder in (path / "teacher_evaluation", path / teachers.OWN):
         if folder.is_dir() and (summary := evaluation.read_summary(folder)):
             return summary
@@ -204,7 +205,7 @@ def _write_artifact(run: runs.Run, path: pathlib.Path) -> str:
     artifact.write(path, model.network, run.params, head=model.head, modalities=channels)
     # Two windows, so that the norms have more than one voxel where the network is coarsest.
     windows = np.random.default_rng(0).normal(size=(2, *edges, channels))
-    windows = windows.astype(np.float32)
+    windows = jnp.asarray(windows, jnp.float32)
     network = networks.portable(model.network)
     predict = inference.make_predict(network.module().apply, model.head, mirror=False)
     difference = np.abs(
@@ -220,6 +221,7 @@ def _write_artifact(run: runs.Run, path: pathlib.Path) -> str:
 
 def _write_pytorch(package: Package, folder: pathlib.Path) -> list[str]:
     run, network = package.run, package.run.model.network
+    assert isinstance(network, adapted.AdaptedConfig), "writing.check refuses others"
     members = [run.params["params"][f"member_{i}"] for i in range(network.members)]
     given = foreign_model.ForeignModel(
         source=package.name,

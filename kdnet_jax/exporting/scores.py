@@ -1,9 +1,10 @@
 """The scores on a run's test cases as `model.json` and the model card have them."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
+from kdnet_jax import typed
 from kdnet_jax.metrics import cases
 from kdnet_jax.reporting import score_tables
 
@@ -13,9 +14,9 @@ _METRICS: Final = {"dice": 1.0, "nsd": 1.0, "hd95_mm": math.inf}
 
 def collect(
     scores: Sequence[cases.RegionScore],
-    summary: Mapping[str, Any],
-    teacher: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+    summary: typed.JsonView,
+    teacher: typed.JsonView | None,
+) -> typed.Json:
     """Returns means with 95 % intervals over the cases, JSON.
 
     Args:
@@ -39,7 +40,7 @@ def collect(
     return found
 
 
-def _region(scores: Sequence[cases.RegionScore], row: Mapping[str, Any]) -> dict[str, Any]:
+def _region(scores: Sequence[cases.RegionScore], row: typed.JsonView) -> typed.Json:
     """Returns a region's row of the summary with intervals, and how often it was missed."""
     intervals = {
         key: row[key] | _interval([getattr(each, key) for each in scores], largest)

@@ -4,12 +4,12 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from kdnet_jax import devices, model_folder
+from kdnet_jax import devices, model_folder, typed
 from kdnet_jax import model as model_lib
 from kdnet_jax.interop import foreign, json_files
 from kdnet_jax.models import adapted
@@ -27,9 +27,9 @@ class Converted:
     """
 
     model: model_lib.Model
-    params: Any
+    params: PyTree
     known: model_lib.KnownCases
-    about: dict[str, Any]
+    about: typed.Json
 
 
 def convert(path: pathlib.Path, folds: Sequence[str] = ()) -> Converted:
@@ -77,7 +77,7 @@ def spacing_from_spl(spacing: json_files.Spacing | None, axes: str) -> json_file
     return adapted.from_spl(spacing, axes) if isinstance(spacing, tuple) else spacing
 
 
-def source(path: pathlib.Path, folds: Sequence[str]) -> dict[str, Any]:
+def source(path: pathlib.Path, folds: Sequence[str]) -> typed.Json:
     """Returns where a model comes from, as `model.json` notes it."""
     return {"path": os.fspath(path.absolute()), "folds": list(folds)}
 

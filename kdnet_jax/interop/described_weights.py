@@ -11,10 +11,10 @@ For a network that somebody trained with a script of their own, and for what is 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
-from kdnet_jax import documents, model
+from kdnet_jax import dataset_json, documents, model, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
@@ -77,7 +77,7 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
     where = weights[0].parent / FILE
     if not where.is_file():
         raise UserError(
-            f"{where} is missing, so the network of {weights[0].name} cannot be told. {HOW}"
+            f"{where} is missing, so the network of {weights[0].name} is unknown. {HOW}"
         )
     given = _checked(documents.read_object(where), where)
     kind = network_kinds.of_class(str(given["class"]), f"{where}: class")
@@ -133,7 +133,7 @@ def _choose(path: pathlib.Path, folds: Sequence[str]) -> list[pathlib.Path]:
 
 
 def _segmented(
-    given: Mapping[str, Any], where: pathlib.Path
+    given: typed.JsonView, where: pathlib.Path
 ) -> tuple[task_lib.Task, tuple[str, ...], vocabulary.Outputs]:
     """Returns the task, the modalities by its names, and the outputs."""
     keys = f"{where}: channels", f"{where}: outputs"
@@ -143,7 +143,7 @@ def _segmented(
             vocabulary.modalities(given["channels"], keys[0]),
             vocabulary.outputs(given["outputs"], keys[1]),
         )
-    task = task_lib.from_dataset_json(given["task"], f"{where}: task")
+    task = dataset_json.parse(given["task"], f"{where}: task")
     return (
         task,
         vocabulary.channels_of(task, given["channels"], keys[0]),
@@ -151,7 +151,7 @@ def _segmented(
     )
 
 
-def _checked(given: Mapping[str, Any], where: pathlib.Path) -> Mapping[str, Any]:
+def _checked(given: typed.JsonView, where: pathlib.Path) -> typed.JsonView:
     missing = [key for key in _REQUIRED if key not in given]
     if not any(key in given for key in _NORMALISED):
         missing.append("normalisation or task")
@@ -195,9 +195,9 @@ def describe(given: foreign_model.ForeignModel) -> str:
         network = dataclasses.replace(network, deep_supervision=False)
     ours = heads.Head(given.task, given.head).outputs
     about = dict(given.about)
-    normalised: dict[str, Any] = {"normalisation": NORMALISATION}
+    normalised: typed.Json = {"normalisation": NORMALISATION}
     if given.task != task_lib.GLIOMA:
-        normalised = {"task": given.task.to_dataset_json()}
+        normalised = {"task": dataset_json.describe(given.task)}
     values = {
         "class": f"{kind.module}.{kind.name}",
         "arguments": kind.write(network, len(given.modalities)),

@@ -1,10 +1,11 @@
-"""What is known of a model that another tool trained, once its files have been read."""
+"""Model of another tool, as its files describe it."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-from kdnet_jax import model
+from jaxtyping import PyTree
+
+from kdnet_jax import model, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import json_files
@@ -35,7 +36,7 @@ class ForeignModel:
 
     source: str
     network: adapted.RawConfig
-    members: tuple[Any, ...]
+    members: tuple[PyTree, ...]
     task: task_lib.Task
     modalities: tuple[str, ...]
     head: heads.Kind
@@ -46,7 +47,7 @@ class ForeignModel:
     overlap: float
     mirror: bool
     known: model.KnownCases
-    about: dict[str, Any]
+    about: typed.Json
 
 
 def join(models: Sequence[ForeignModel], names: Sequence[str]) -> ForeignModel:

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final, TypeVar
 
+from kdnet_jax import typed
 from kdnet_jax.errors import UserError
+
+_T = TypeVar("_T")
 
 # One edge of a voxel in mm, or three along the axes.
 Spacing = float | tuple[float, float, float]
@@ -18,7 +21,7 @@ _NAMES: Final = {
 }
 
 
-def need(content: Mapping[str, Any], key: str, where: object, kind: type = object) -> Any:
+def need(content: typed.JsonView, key: str, where: object, kind: type[_T]) -> _T:
     """Returns the value of a key.
 
     Args:
@@ -37,7 +40,7 @@ def need(content: Mapping[str, Any], key: str, where: object, kind: type = objec
     return expect(content[key], kind, f"{where}: {key}")
 
 
-def expect(value: Any, kind: type, where: str) -> Any:
+def expect(value: object, kind: type[_T], where: str) -> _T:
     """Returns a value that is of a kind.
 
     Raises:
@@ -48,52 +51,52 @@ def expect(value: Any, kind: type, where: str) -> Any:
     return value
 
 
-def by_number(table: Any, where: str) -> list[str]:
+def by_number(table: object, where: str) -> list[str]:
     """Returns the values of {"0": ..., "1": ...} in the order of their numbers.
 
     Raises:
         UserError: it is no such table.
     """
-    good = isinstance(table, Mapping) and sorted(map(str, table)) == sorted(
-        map(str, range(len(table)))
-    )
-    if not good or not all(isinstance(value, str) for value in table.values()):
+    given = {str(key): value for key, value in table.items()} if isinstance(table, Mapping) else {}
+    names = [given.get(str(number)) for number in range(len(given))]
+    texts = [name for name in names if isinstance(name, str)]
+    if not isinstance(table, Mapping) or len(texts) < len(names):
         raise UserError(f'{where} is {table!r}; expected {{"0": "name", "1": "name", ...}}.')
-    return [value for _, value in sorted(table.items(), key=lambda item: int(item[0]))]
+    return texts
 
 
-def edges(values: Any, where: str) -> tuple[int, int, int]:
+def edges(values: object, where: str) -> tuple[int, int, int]:
     """Returns three positive edges.
 
     Raises:
         UserError: they are none.
     """
-    good = isinstance(values, list | tuple) and len(values) == 3
-    if not good or not all(type(value) is int and value > 0 for value in values):
+    given = values if isinstance(values, list | tuple) else ()
+    found = [value for value in given if type(value) is int and value > 0]
+    if len(given) != 3 or len(found) != 3:
         raise UserError(f"{where} is {values!r}; expected three positive whole numbers.")
-    a, b, c = values
-    return a, b, c
+    return typed.triple(found)
 
 
-def spacing(values: Any, where: str) -> Spacing:
+def spacing(values: object, where: str) -> Spacing:
     """Returns the edges of a voxel, mm, from one number or three; one if they agree within 1 %.
 
     Raises:
         UserError: they are no lengths.
     """
-    found = values if isinstance(values, list | tuple) else [values] * 3
-    good = all(type(each) in (int, float) and 0 < each < math.inf for each in found)
-    if len(found) != 3 or not good:
+    given = values if isinstance(values, list | tuple) else [values] * 3
+    numbers = [float(each) for each in given if type(each) is int or type(each) is float]
+    found = [each for each in numbers if 0 < each < math.inf]
+    if len(given) != 3 or len(found) != 3:
         raise UserError(
             f"{where} is {values!r}; expected the edge of a voxel in mm, or one for each axis."
         )
     if max(found) <= 1.01 * min(found):
         return round(sum(found) / 3, 6)
-    a, b, c = (round(float(each), 6) for each in found)
-    return a, b, c
+    return typed.triple(round(each, 6) for each in found)
 
 
-def axes(letters: Any, where: str) -> str:
+def axes(letters: object, where: str) -> str:
     """Returns the three letters to which axes grow.
 
     Raises:
@@ -106,12 +109,12 @@ def axes(letters: Any, where: str) -> str:
     return str(letters)
 
 
-def share(value: Any, where: str) -> float:
+def share(value: object, where: str) -> float:
     """Returns a number from 0 to below 1.
 
     Raises:
         UserError: it is none.
     """
-    if type(value) not in (int, float) or not 0 <= value < 1:
+    if not (type(value) is int or type(value) is float) or not 0 <= value < 1:
         raise UserError(f"{where} is {value!r}; expected a share from 0 to below 1.")
     return float(value)

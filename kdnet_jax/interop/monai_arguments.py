@@ -1,7 +1,8 @@
 """The arguments of MONAI's network classes as raw network configs, and back."""
 
-from typing import Any, Final
+from typing import Final
 
+from kdnet_jax import typed
 from kdnet_jax.interop import arguments
 from kdnet_jax.models import monai
 
@@ -38,9 +39,7 @@ def read_dynunet(given: arguments.Arguments) -> monai.DynUNetConfig:
     )
 
 
-def _norm(
-    key: str, name: str, options: dict[str, Any], given: arguments.Arguments
-) -> tuple[int, bool]:
+def _norm(key: str, name: str, options: typed.Json, given: arguments.Arguments) -> tuple[int, bool]:
     """Returns the groups, 0 for an instance norm, and whether there are scales."""
     rest = given.inside(key, options)
     if name not in ("instance", "group"):
@@ -90,7 +89,7 @@ def read_segresnet(given: arguments.Arguments) -> monai.SegResNetConfig:
     )
 
 
-def write_dynunet(config: monai.DynUNetConfig, channels: int) -> dict[str, Any]:
+def write_dynunet(config: monai.DynUNetConfig, channels: int) -> typed.Json:
     """Returns the arguments that make a network of `channels` input channels."""
     norm = {"affine": config.norm_affine}
     return {
@@ -112,7 +111,7 @@ def write_dynunet(config: monai.DynUNetConfig, channels: int) -> dict[str, Any]:
     }
 
 
-def write_segresnet(config: monai.SegResNetConfig, channels: int) -> dict[str, Any]:
+def write_segresnet(config: monai.SegResNetConfig, channels: int) -> typed.Json:
     """Returns the arguments that make a network of `channels` input channels."""
     return {
         "spatial_dims": 3,

@@ -14,10 +14,10 @@ averaged; here z-scores end at +-10.
 
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
-from kdnet_jax import documents, model
+from kdnet_jax import dataset_json, documents, model, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
@@ -30,7 +30,7 @@ from kdnet_jax.interop import (
     torch_files,
     vocabulary,
 )
-from kdnet_jax.models import heads
+from kdnet_jax.models import adapted, heads
 
 _METADATA: Final = pathlib.Path("configs", "metadata.json")
 _WEIGHTS: Final = "model.pt"
@@ -115,13 +115,13 @@ def _read(bundle: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignMo
     )
 
 
-def _names(metadata: Mapping[str, Any], path: pathlib.Path) -> tuple[list[str], list[str]]:
+def _names(metadata: typed.JsonView, path: pathlib.Path) -> tuple[list[str], list[str]]:
     """Returns the names of the input and output channels, in the model's order."""
     data = json_files.need(metadata, "network_data_format", path, dict)
     key = f"{path}: network_data_format"
     tables = []
     for side in ("inputs", "outputs"):
-        images = json_files.need(data, side, key)
+        images = json_files.need(data, side, key, object)
         image = next(iter(images.values()), None) if isinstance(images, dict) else None
         table = image.get("channel_def") if isinstance(image, dict) else None
         names = json_files.by_number(table, f"{key}.{side}: channel_def")
@@ -198,7 +198,7 @@ def _own(
             "statistics": {name: list(values) for name, values in statistics.items()},
         },
     }
-    task = task_lib.from_dataset_json(document, str(bundle / _METADATA))
+    task = dataset_json.parse(document, str(bundle / _METADATA))
     head: heads.Kind = "softmax" if softmax else "regions"
     return task, task.modalities, head, tuple(range(len(outputs)))
 
@@ -218,11 +218,11 @@ def _is_softmax(config: monai_config.Config, bundle: pathlib.Path) -> bool:
 
 
 def _network(
-    definition: Any, channels: int, outputs: int, where: str
-) -> tuple[network_kinds.Kind, Any]:
+    definition: object, channels: int, outputs: int, where: str
+) -> tuple[network_kinds.Kind, adapted.RawConfig]:
     if not isinstance(definition, dict) or monai_config.is_off(definition, where):
         raise UserError(f"{where} is no definition of a network.")
-    target = str(json_files.need(definition, "_target_", where))
+    target = str(json_files.need(definition, "_target_", where, object))
     kind = network_kinds.of_class(target, f"{where}._target_")
     network, inputs = network_kinds.read(kind, monai_config.arguments(definition), where)
     if (inputs, network.out_channels) != (channels, outputs):
@@ -238,7 +238,7 @@ def _window(
 ) -> tuple[tuple[int, int, int], float]:
     for path, each in config.objects("SlidingWindowInferer", "SlidingWindowInfererAdapt"):
         where = f"{path}: {monai_config.class_name(each)}"
-        given = config.resolve(path, monai_config.arguments(each), where)
+        given = config.resolve_object(path, monai_config.arguments(each), where)
         window = json_files.edges(given.get("roi_size"), f"{where}.roi_size")
         return window, json_files.share(given.get("overlap", 0.25), f"{where}.overlap")
     raise UserError(
@@ -268,10 +268,10 @@ def _weights(bundle: pathlib.Path, folds: Sequence[str]) -> list[pathlib.Path]:
 
 def _about(
     bundle: pathlib.Path,
-    metadata: Mapping[str, Any],
+    metadata: typed.JsonView,
     weights: Sequence[pathlib.Path],
     prepared: monai_preparation.Preparation,
-) -> dict[str, Any]:
+) -> typed.Json:
     wanted = "version monai_version pytorch_version copyright data_source intended_use eval_metrics"
     licences = sorted(each.name for each in bundle.rglob("*") if "license" in each.name.lower())
     return {

@@ -1,15 +1,15 @@
-"""What a config of a MONAI bundle says, of its plain values: no code in it is ever run."""
+"""Configs of a MONAI bundle, read as plain values: no code in them is ever run."""
 
 import ast
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
-from kdnet_jax import documents
+from kdnet_jax import documents, typed
 from kdnet_jax.errors import UserError
 
-# "@network_def", "$@network_def": the value of a key; "::" or "#" goes on into it.
+# "@network_def", "$@network_def": the value of a key; "::" or "#" leads into it.
 _REFERENCE: Final = re.compile(r"\$?@([\w:#]+)")
 _TARGET: Final = "_target_"
 _DISABLED: Final = "_disabled_"
@@ -32,7 +32,7 @@ class Config:
         }
         self._folder = folder
 
-    def find(self, key: str) -> tuple[pathlib.Path, Any]:
+    def find(self, key: str) -> tuple[pathlib.Path, object]:
         """Returns the first file that has a key, and its value.
 
         Raises:
@@ -47,7 +47,15 @@ class Config:
             "read: write them as JSON."
         )
 
-    def resolve(self, path: pathlib.Path, value: Any, where: str, depth: int = 0) -> Any:
+    def resolve_object(self, path: pathlib.Path, given: typed.JsonView, where: str) -> typed.Json:
+        """Returns an object with the references of its values replaced; see `resolve`."""
+        return {
+            key: self.resolve(path, each, f"{where}.{key}")
+            for key, each in given.items()
+            if key not in _REMARKS
+        }
+
+    def resolve(self, path: pathlib.Path, value: object, where: str, depth: int = 0) -> object:
         """Returns a value with its references replaced by what they name.
 
         Raises:
@@ -71,8 +79,8 @@ class Config:
             return self.resolve(path, found, where, depth + 1)
         return _literal(value, where)
 
-    def _follow(self, path: pathlib.Path, reference: str, where: str) -> Any:
-        found: Any = self.files[path]
+    def _follow(self, path: pathlib.Path, reference: str, where: str) -> object:
+        found: object = self.files[path]
         for part in re.split("::|#", reference):
             if isinstance(found, Mapping) and part in found:
                 found = found[part]
@@ -82,7 +90,7 @@ class Config:
                 raise UserError(f"{where} is '@{reference}', which {path.name} does not have.")
         return found
 
-    def objects(self, *targets: str) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
+    def objects(self, *targets: str) -> Iterator[tuple[pathlib.Path, typed.Json]]:
         """Yields the objects of all files that make one of these classes, inference's first.
 
         Those that are off ("_disabled_") are left out, and what is in them.
@@ -95,7 +103,7 @@ class Config:
                 if class_name(each) in targets:
                     yield path, each
 
-    def transforms(self) -> tuple[pathlib.Path, list[dict[str, Any]]]:
+    def transforms(self) -> tuple[pathlib.Path, list[typed.Json]]:
         """Returns the transforms before the network, of the first file that lists them.
 
         Raises:
@@ -113,21 +121,21 @@ class Config:
                         return path, [dict(each) for each in chain]
         raise UserError(
             f"{self._folder}: no config lists the transforms before the network (preprocessing), "
-            "so its normalisation cannot be told."
+            "so its normalisation is unknown."
         )
 
 
-def class_name(definition: Mapping[str, Any]) -> str:
+def class_name(definition: typed.JsonView) -> str:
     """Returns the last part of an object's "_target_", "" without one."""
     return str(definition.get(_TARGET, "")).rpartition(".")[2]
 
 
-def arguments(definition: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(definition: typed.JsonView) -> typed.Json:
     """Returns what an object passes to its class."""
     return {key: value for key, value in definition.items() if not re.fullmatch(r"_\w+_", key)}
 
 
-def is_off(definition: Mapping[str, Any], where: object) -> bool:
+def is_off(definition: typed.JsonView, where: object) -> bool:
     """Returns whether an object is switched off ("_disabled_"), as MONAI then leaves it out.
 
     Raises:
@@ -142,7 +150,7 @@ def is_off(definition: Mapping[str, Any], where: object) -> bool:
     return str(off).lower() == "true"
 
 
-def _literal(value: str, where: str) -> Any:
+def _literal(value: str, where: str) -> object:
     """Returns the value of "$None" or "$(1, 2)"; `ast` reads it and runs nothing."""
     try:
         return ast.literal_eval(value[1:].strip() if value[0] == "$" else value)
@@ -153,7 +161,7 @@ def _literal(value: str, where: str) -> Any:
         ) from error
 
 
-def _objects(value: Any, path: pathlib.Path, depth: int = 0) -> Iterator[dict[str, Any]]:
+def _objects(value: object, path: pathlib.Path, depth: int = 0) -> Iterator[typed.Json]:
     if depth > _DEPTH:
         return
     if isinstance(value, dict):
@@ -167,7 +175,7 @@ def _objects(value: Any, path: pathlib.Path, depth: int = 0) -> Iterator[dict[st
             yield from _objects(each, path, depth + 1)
 
 
-def _values(value: Any, key: str, depth: int = 0) -> Iterator[Any]:
+def _values(value: object, key: str, depth: int = 0) -> Iterator[object]:
     """Yields the values of a key, outermost first."""
     if isinstance(value, dict) and depth <= _DEPTH:
         if key in value:

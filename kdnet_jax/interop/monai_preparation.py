@@ -1,10 +1,10 @@
-"""What a MONAI bundle does to a scan before its network sees it."""
+"""Preparation of a scan by a MONAI bundle, before its network sees it."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final, NoReturn
 
 from kdnet_jax import task as task_lib
+from kdnet_jax import typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import json_files, monai_config
 from kdnet_jax.models import adapted
@@ -76,7 +76,7 @@ def read(config: monai_config.Config, *, channels: int, is_glioma: bool) -> Prep
             where += f", {name}"
             if normalised:
                 raise UserError(f"{where} comes after another normalisation; only one is taken.")
-            given = config.resolve(path, monai_config.arguments(each), where)
+            given = config.resolve_object(path, monai_config.arguments(each), where)
             normalised = _READERS[name](given, channels, where, is_glioma)
         else:
             raise UserError(
@@ -104,7 +104,7 @@ def _turned(
 _Normalised = tuple[task_lib.Normalisation, tuple[float, float, float, float] | None]
 
 
-def _zscore(given: Mapping[str, Any], channels: int, where: str, is_glioma: bool) -> _Normalised:
+def _zscore(given: typed.JsonView, channels: int, where: str, is_glioma: bool) -> _Normalised:
     fixed = [key for key in ("subtrahend", "divisor") if given.get(key) is not None]
     nonzero, separate = given.get("nonzero") is True, given.get("channel_wise") is True
     if is_glioma and (not nonzero or not separate or fixed):
@@ -116,20 +116,20 @@ def _zscore(given: Mapping[str, Any], channels: int, where: str, is_glioma: bool
     return ("zscore_nonzero" if nonzero else "zscore"), None
 
 
-def _window(given: Mapping[str, Any], channels: int, where: str, is_glioma: bool) -> _Normalised:
+def _window(given: typed.JsonView, channels: int, where: str, is_glioma: bool) -> _Normalised:
     """A fixed range to another and cut: (x - mean) / deviation, the mean being what becomes 0."""
     edges = [given.get(key) for key in ("a_min", "a_max", "b_min", "b_max")]
-    numbers = all(type(edge) in (int, float) for edge in edges)
-    if not numbers or given.get("clip") is not True:
+    numbers = [float(edge) for edge in edges if type(edge) is int or type(edge) is float]
+    if len(numbers) < len(edges) or given.get("clip") is not True:
         _refuse(given, where, "a_min, a_max, b_min and b_max as numbers, with clip=true,")
-    low, high, bottom, top = map(float, edges)
+    low, high, bottom, top = numbers
     if not (low < high and bottom < top):
         _refuse(given, where, "a_min below a_max and b_min below b_max")
     deviation = (high - low) / (top - bottom)
     return "ct", (low, high, low - bottom * deviation, deviation)
 
 
-def _rescale(given: Mapping[str, Any], channels: int, where: str, is_glioma: bool) -> _Normalised:
+def _rescale(given: typed.JsonView, channels: int, where: str, is_glioma: bool) -> _Normalised:
     separate = channels == 1 or given.get("channel_wise") is True
     unit = (given.get("minv", 0), given.get("maxv", 1), given.get("factor")) == (0, 1, None)
     if not separate or not unit:
@@ -140,6 +140,6 @@ def _rescale(given: Mapping[str, Any], channels: int, where: str, is_glioma: boo
 _READERS: Final = {_NORMALISE: _zscore, _WINDOW: _window, _RESCALE: _rescale}
 
 
-def _refuse(given: Mapping[str, Any], where: str, expected: str) -> None:
+def _refuse(given: typed.JsonView, where: str, expected: str) -> NoReturn:
     shown = {key: value for key, value in given.items() if key != "keys"}
     raise UserError(f"{where} is {shown}; only {expected} can be taken here.")

@@ -1,10 +1,9 @@
 """The weights of MONAI's networks under the names of `monai.networks.nets` 1.5 and 1.6."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Num, PyTree
 
 from kdnet_jax.interop import weights
 from kdnet_jax.models import monai
@@ -14,7 +13,7 @@ Config = monai.DynUNetConfig | monai.SegResNetConfig
 _SKIP = "skip_layers"
 
 
-def from_torch(config: Config, state: weights.State, channels: int) -> Any:
+def from_torch(config: Config, state: weights.State, channels: int) -> PyTree:
     """Returns parameters for `config.module()`, which sees so many channels, from a state dict.
 
     Raises:
@@ -23,7 +22,7 @@ def from_torch(config: Config, state: weights.State, channels: int) -> Any:
     return weights.from_torch(config, entries(config, channels), state, channels)
 
 
-def to_torch(config: Config, params: Any) -> dict[str, Num[np.ndarray, "..."]]:
+def to_torch(config: Config, params: PyTree) -> dict[str, Num[np.ndarray, "..."]]:
     """Returns the state dict of the PyTorch class, all of its keys."""
     tree = params["params"]
     channels = tree["input_block"]["conv1"]["kernel"].shape[3] if "input_block" in tree else 1

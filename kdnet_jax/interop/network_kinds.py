@@ -1,12 +1,14 @@
 """The network classes of nnU-Net and MONAI, and what stands for each of them here."""
 
 import dataclasses
+import types
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Num, PyTree
 
+from kdnet_jax import typed
 from kdnet_jax.errors import UserError, nearest
 from kdnet_jax.interop import (
     arguments,
@@ -36,9 +38,9 @@ class Kind:
     module: str
     config: type
     channels: tuple[str, int | None]
-    read: Callable[[arguments.Arguments], Any]
-    write: Callable[[Any, int], dict[str, Any]]
-    weights: Any
+    read: Callable[[arguments.Arguments], adapted.RawConfig]
+    write: Callable[..., typed.Json]
+    weights: types.ModuleType
 
 
 _DNA: Final = "dynamic_network_architectures.architectures.unet"
@@ -101,12 +103,12 @@ def of_class(name: str, where: str) -> Kind:
     return known[last]
 
 
-def of_config(config: Any) -> Kind | None:
-    """Returns the kind of a raw config; `None` for the project's own network."""
-    return next((kind for kind in KINDS if isinstance(config, kind.config)), None)
+def of_config(config: adapted.RawConfig) -> Kind:
+    """Returns the kind of a raw config."""
+    return next(kind for kind in KINDS if isinstance(config, kind.config))
 
 
-def read(kind: Kind, given: Mapping[str, Any], where: str) -> tuple[adapted.RawConfig, int]:
+def read(kind: Kind, given: typed.JsonView, where: str) -> tuple[adapted.RawConfig, int]:
     """Returns the raw config that a class's arguments stand for, and its input channels.
 
     Args:
@@ -122,8 +124,8 @@ def read(kind: Kind, given: Mapping[str, Any], where: str) -> tuple[adapted.RawC
     try:
         config = kind.read(found)
     except UserError as error:
-        told = str(error)
-        raise UserError(told if told.startswith(where) else f"{where}: {told}") from error
+        message = str(error)
+        raise UserError(message if message.startswith(where) else f"{where}: {message}") from error
     except (TypeError, ValueError, LookupError) as error:
         raise UserError(f"{where}: not the arguments of a {kind.name} ({error}).") from error
     found.finish()
@@ -134,8 +136,12 @@ def read(kind: Kind, given: Mapping[str, Any], where: str) -> tuple[adapted.RawC
 
 
 def params(
-    kind: Kind, config: Any, state: Mapping[str, Num[np.ndarray, "..."]], channels: int, where: str
-) -> Any:
+    kind: Kind,
+    config: adapted.RawConfig,
+    state: Mapping[str, Num[np.ndarray, "..."]],
+    channels: int,
+    where: str,
+) -> PyTree:
     """Returns the parameters {"params": ...} of a state dict.
 
     Args:

@@ -1,7 +1,8 @@
 """The arguments of nnU-Net's network classes as raw network configs, and back."""
 
-from typing import Any, Final
+from typing import Final
 
+from kdnet_jax import typed
 from kdnet_jax.interop import arguments
 from kdnet_jax.models import nnunet
 
@@ -24,7 +25,7 @@ def read_residual(given: arguments.Arguments) -> nnunet.ResidualEncoderConfig:
     return nnunet.ResidualEncoderConfig(**_fields(given, "n_blocks_per_stage"), stem_features=stem)
 
 
-def _fields(given: arguments.Arguments, blocks: str) -> dict[str, Any]:
+def _fields(given: arguments.Arguments, blocks: str) -> typed.Json:
     layers = {"conv_op": "Conv3d", "norm_op": "InstanceNorm3d", "nonlin": "LeakyReLU"}
     for name, only in layers.items():
         value = given.need(name)
@@ -64,7 +65,7 @@ def _fields(given: arguments.Arguments, blocks: str) -> dict[str, Any]:
     return fields
 
 
-def write(config: nnunet.PlainConvConfig, channels: int) -> dict[str, Any]:
+def write(config: nnunet.PlainConvConfig, channels: int) -> typed.Json:
     """Returns the arguments that make a network of `channels` input channels."""
     residual = isinstance(config, nnunet.ResidualEncoderConfig)
     stem = {"stem_channels": config.stem_features} if residual and config.stem_features else {}

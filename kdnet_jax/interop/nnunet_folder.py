@@ -21,9 +21,9 @@ skull-stripped and stored one way:
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-from kdnet_jax import documents, model
+from kdnet_jax import documents, model, typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     archives,
@@ -150,7 +150,7 @@ def _checkpoint(fold: pathlib.Path) -> pathlib.Path | None:
     return next((fold / name for name in _CHECKPOINTS if (fold / name).is_file()), None)
 
 
-def _checkpoint_content(file: pathlib.Path) -> dict[str, Any]:
+def _checkpoint_content(file: pathlib.Path) -> typed.Json:
     content = torch_files.read(file)
     if not isinstance(content, dict) or "trainer_name" not in content:
         raise UserError(f"{file} is no checkpoint of nnU-Net v2: trainer_name is missing.")
@@ -159,7 +159,7 @@ def _checkpoint_content(file: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _configuration(content: Any, file: pathlib.Path) -> str:
+def _configuration(content: typed.JsonView, file: pathlib.Path) -> str:
     try:
         return str(content["init_args"]["configuration"])
     except (KeyError, TypeError) as error:
@@ -168,7 +168,7 @@ def _configuration(content: Any, file: pathlib.Path) -> str:
         ) from error
 
 
-def _mirroring(content: Mapping[str, Any]) -> tuple[bool, list[str]]:
+def _mirroring(content: typed.JsonView) -> tuple[bool, list[str]]:
     """Returns whether nnU-Net mirrors along all axes, and a note where along some only."""
     axes = content.get("inference_allowed_mirroring_axes")
     if not axes or sorted(axes) == _ALL_AXES:
@@ -177,7 +177,7 @@ def _mirroring(content: Mapping[str, Any]) -> tuple[bool, list[str]]:
 
 
 def _known_cases(folder: pathlib.Path, folds: Sequence[str]) -> model.KnownCases:
-    """Returns the cases of the folds' training and validation, as far as they can be told."""
+    """Returns the cases of the folds' training and validation, as far as they are known."""
     dataset = documents.read_object(folder / "dataset.json")
     for place in (folder, folder.parent):
         if (path := place / "splits_final.json").is_file():
@@ -226,9 +226,9 @@ def _of_validations(folder: pathlib.Path, ending: str) -> set[str]:
 def _about(
     folder: pathlib.Path,
     configuration: str,
-    contents: Mapping[pathlib.Path, Any],
+    contents: Mapping[pathlib.Path, typed.JsonView],
     notes: list[str],
-) -> dict[str, Any]:
+) -> typed.Json:
     dataset = documents.read_object(folder / "dataset.json")
     first = next(iter(contents.values()))
     return {

@@ -1,12 +1,11 @@
-"""What nnU-Net's plans.json and dataset.json say of a network and of what it sees."""
+"""nnU-Net's plans.json and dataset.json: the network, and what it sees."""
 
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from kdnet_jax import documents
+from kdnet_jax import documents, typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import json_files, network_kinds, nnunet_task
 from kdnet_jax.models import adapted
@@ -57,12 +56,12 @@ def read(folder: pathlib.Path, name: str) -> Planned:
         network,
         seen,
         _axes(plans, where),
-        json_files.spacing(json_files.need(plan, "spacing", where), f"{where}: spacing"),
+        json_files.spacing(json_files.need(plan, "spacing", where, object), f"{where}: spacing"),
         json_files.edges(window, f"{where}: patch_size"),
     )
 
 
-def _configuration(plans: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+def _configuration(plans: typed.JsonView, name: str, where: str) -> typed.Json:
     """Returns a configuration with what it inherits."""
     known = json_files.need(plans, "configurations", where, dict)
     chain: list[str] = []
@@ -75,20 +74,20 @@ def _configuration(plans: Mapping[str, Any], name: str, where: str) -> dict[str,
         chain.append(name)
         name = json_files.need(known, name, where, dict).get("inherits_from", "")
         json_files.expect(name, str, f"{where}: inherits_from")
-    plan: dict[str, Any] = {}
+    plan: typed.Json = {}
     for each in reversed(chain):
         plan.update(known[each])
     return plan
 
 
-def _axes(plans: Mapping[str, Any], where: str) -> str:
+def _axes(plans: typed.JsonView, where: str) -> str:
     """Returns the letters to which the network's axes grow.
 
     The network sees the reader's axes in the order `transpose_forward`, and so are its kernels,
     its patch and its spacing written.
     """
-    reader = plans.get("image_reader_writer")
-    if str(reader) not in _AXES:
+    reader = str(plans.get("image_reader_writer"))
+    if reader not in _AXES:
         raise UserError(
             f"{where}: image_reader_writer is {reader!r}; how its axes run is known of "
             f"{', '.join(_AXES)}."
@@ -100,7 +99,7 @@ def _axes(plans: Mapping[str, Any], where: str) -> str:
 
 
 def _network(
-    plan: Mapping[str, Any], channels: int, outputs: int, where: str
+    plan: typed.JsonView, channels: int, outputs: int, where: str
 ) -> tuple[network_kinds.Kind, adapted.RawConfig]:
     architecture = plan.get("architecture") or _older(plan, where)
     json_files.expect(architecture, dict, f"{where}: architecture")
@@ -114,9 +113,9 @@ def _network(
     return kind, network
 
 
-def _older(plan: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Returns the architecture of plans of before nnU-Net 2.4, as it reads them itself."""
-    name = json_files.need(plan, "UNet_class_name", where)
+def _older(plan: typed.JsonView, where: str) -> typed.Json:
+    """Returns the architecture of plans older than nnU-Net 2.4, as it reads them itself."""
+    name = json_files.need(plan, "UNet_class_name", where, object)
     features = json_files.need(plan, "UNet_base_num_features", where, int)
     most = json_files.need(plan, "unet_max_num_features", where, int)
     encoder = json_files.need(plan, "n_conv_per_stage_encoder", where, list)
@@ -127,10 +126,12 @@ def _older(plan: Mapping[str, Any], where: str) -> dict[str, Any]:
             "n_stages": len(encoder),
             "features_per_stage": [min(features * 2**i, most) for i in range(len(encoder))],
             "conv_op": "Conv3d",
-            "kernel_sizes": json_files.need(plan, "conv_kernel_sizes", where),
-            "strides": json_files.need(plan, "pool_op_kernel_sizes", where),
+            "kernel_sizes": json_files.need(plan, "conv_kernel_sizes", where, object),
+            "strides": json_files.need(plan, "pool_op_kernel_sizes", where, object),
             blocks: encoder,
-            "n_conv_per_stage_decoder": json_files.need(plan, "n_conv_per_stage_decoder", where),
+            "n_conv_per_stage_decoder": json_files.need(
+                plan, "n_conv_per_stage_decoder", where, object
+            ),
             "conv_bias": True,
             "norm_op": "InstanceNorm3d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},

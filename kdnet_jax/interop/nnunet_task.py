@@ -1,10 +1,11 @@
-"""What an nnU-Net model segments: the task of its dataset.json, as its plans prepared it."""
+"""Task of an nnU-Net model: that of its dataset.json, as its plans prepared it."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
+from kdnet_jax import dataset_json, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import json_files, vocabulary
@@ -44,9 +45,9 @@ class Read:
 
 
 def read(
-    dataset: Mapping[str, Any],
-    plans: Mapping[str, Any],
-    plan: Mapping[str, Any],
+    dataset: typed.JsonView,
+    plans: typed.JsonView,
+    plan: typed.JsonView,
     folder: pathlib.Path,
     where: str,
 ) -> Read:
@@ -93,26 +94,26 @@ def read(
     if not has_regions(dataset):
         # nnU-Net does not look at it then.
         document.pop("regions_class_order", None)
-    task = task_lib.from_dataset_json(document, str(file))
+    task = dataset_json.parse(document, str(file))
     if not has_regions(dataset):
         return Read(task, task.modalities, "softmax", tuple(range(len(task.classes))), note)
     order = tuple(task.painting.index(place) for place in range(len(task.regions)))
     return Read(task, task.modalities, "regions", order, note)
 
 
-def has_regions(dataset: Mapping[str, Any]) -> bool:
+def has_regions(dataset: typed.JsonView) -> bool:
     """Returns whether a dataset.json makes nnU-Net's outputs regions, as its `LabelManager`."""
     values = dataset["labels"].values()
     return any(isinstance(value, list) and len(value) > 1 for value in values)
 
 
-def _output_names(dataset: Mapping[str, Any]) -> list[str]:
+def _output_names(dataset: typed.JsonView) -> list[str]:
     hidden = ("ignore", "background") if has_regions(dataset) else ("ignore",)
     return [name for name in dataset["labels"] if name not in hidden]
 
 
 def _normalisations(
-    plan: Mapping[str, Any], names: Sequence[str], where: str
+    plan: typed.JsonView, names: Sequence[str], where: str
 ) -> list[task_lib.Normalisation]:
     schemes = json_files.need(plan, "normalization_schemes", where, list)
     masks = json_files.need(plan, "use_mask_for_norm", where, list)
@@ -136,8 +137,8 @@ def _normalisations(
     ]
 
 
-def _statistics(plans: Mapping[str, Any], channel: int, where: str) -> list[Any]:
+def _statistics(plans: typed.JsonView, channel: int, where: str) -> list[object]:
     properties = json_files.need(plans, PROPERTIES, where, dict)
     where = f"{where}: {PROPERTIES}"
     given = json_files.need(properties, str(channel), where, dict)
-    return [json_files.need(given, name, f"{where}.{channel}") for name in STATISTICS]
+    return [json_files.need(given, name, f"{where}.{channel}", object) for name in STATISTICS]

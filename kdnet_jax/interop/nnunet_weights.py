@@ -1,16 +1,15 @@
 """The weights of nnU-Net's networks under the names of `dynamic_network_architectures` 0.4."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Num, PyTree
 
 from kdnet_jax.interop import weights
 from kdnet_jax.models import nnunet
 
 
-def from_torch(config: nnunet.PlainConvConfig, state: weights.State, channels: int) -> Any:
+def from_torch(config: nnunet.PlainConvConfig, state: weights.State, channels: int) -> PyTree:
     """Returns parameters for `config.module()`, which sees so many channels, from a state dict.
 
     Raises:
@@ -19,7 +18,7 @@ def from_torch(config: nnunet.PlainConvConfig, state: weights.State, channels: i
     return weights.from_torch(config, entries(config), state, channels)
 
 
-def to_torch(config: nnunet.PlainConvConfig, params: Any) -> dict[str, Num[np.ndarray, "..."]]:
+def to_torch(config: nnunet.PlainConvConfig, params: PyTree) -> dict[str, Num[np.ndarray, "..."]]:
     """Returns the state dict of the PyTorch class, all of its keys."""
     return weights.to_torch(entries(config), params)
 

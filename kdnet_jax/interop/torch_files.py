@@ -12,7 +12,7 @@ import re
 import types
 import zipfile
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Num
@@ -34,7 +34,7 @@ _DAMAGED: Final = (
 )
 
 
-def read(path: pathlib.Path) -> Any:
+def read(path: pathlib.Path) -> object:
     """Returns the content of a .pt or .pth file, its tensors as NumPy arrays, float32 if floating.
 
     Raises:
@@ -72,7 +72,7 @@ def _refusal(path: pathlib.Path, error: str) -> str:
     )
 
 
-def state_dict(content: Any, path: pathlib.Path) -> dict[str, Num[np.ndarray, "..."]]:
+def state_dict(content: object, path: pathlib.Path) -> dict[str, Num[np.ndarray, "..."]]:
     """Returns the weights in what `read` returned: name -> array.
 
     They may lie under one of the usual keys ("model", "state_dict", ...), and be named as of a
@@ -81,8 +81,8 @@ def state_dict(content: Any, path: pathlib.Path) -> dict[str, Num[np.ndarray, ".
     Raises:
         UserError: there are none.
     """
-    nested = next((key for key in _NESTED if isinstance(_get(content, key), Mapping)), None)
-    state = content if nested is None else content[nested]
+    inner = [content.get(key) for key in _NESTED] if isinstance(content, Mapping) else []
+    state = next((each for each in inner if isinstance(each, Mapping)), content)
     if not isinstance(state, Mapping) or not any(
         isinstance(value, np.ndarray) for value in state.values()
     ):
@@ -95,14 +95,10 @@ def state_dict(content: Any, path: pathlib.Path) -> dict[str, Num[np.ndarray, ".
     }
 
 
-def _get(content: Any, key: str) -> Any:
-    return content.get(key) if isinstance(content, Mapping) else None
-
-
-def write(path: pathlib.Path, content: Any) -> None:
+def write(path: pathlib.Path, content: object) -> None:
     """Writes a tree of dicts, lists and plain values, its NumPy arrays as tensors.
 
-    An array that is there twice is stored once, as PyTorch does.
+    A duplicate array is stored once, as PyTorch does.
 
     Raises:
         UserError: PyTorch is missing.
@@ -110,9 +106,9 @@ def write(path: pathlib.Path, content: Any) -> None:
     """
     torch = _torch()
     # The arrays are kept too: the name of one that is gone may be given to another.
-    tensors: dict[int, tuple[np.ndarray, Any]] = {}
+    tensors: dict[int, tuple[np.ndarray, object]] = {}
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         if isinstance(value, Mapping):
             return {key: convert(each) for key, each in value.items()}
         if isinstance(value, np.ndarray):
@@ -139,7 +135,7 @@ def _is_torchscript(path: pathlib.Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except zipfile.BadZipFile:
-        return False  # told as damaged when it is read
+        return False  # reported as damaged when it is read
 
 
 def _torch() -> types.ModuleType:
@@ -159,7 +155,7 @@ def _torch() -> types.ModuleType:
     return torch
 
 
-def _numpy_types() -> list[Any]:
+def _numpy_types() -> list[object]:
     """Returns what nnU-Net's log of losses is made of: NumPy's numbers, under old and new names."""
     scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
@@ -167,10 +163,10 @@ def _numpy_types() -> list[Any]:
     return [np.dtype, *((scalar, name) for name in names), *(type(np.dtype(k)) for k in kinds)]
 
 
-def _to_numpy(value: Any, torch: types.ModuleType) -> Any:
+def _to_numpy(value: object, torch: types.ModuleType) -> object:
     if isinstance(value, torch.Tensor):
-        value = value.detach()
-        return (value.float() if value.is_floating_point() else value).numpy()
+        tensor = torch.detach(value)
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     if isinstance(value, Mapping):
         return {key: _to_numpy(each, torch) for key, each in value.items()}
     if isinstance(value, list | tuple):

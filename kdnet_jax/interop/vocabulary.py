@@ -1,10 +1,11 @@
 """The words of other tools' files: a glioma's sequences and labels, and the names of any task."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from kdnet_jax import task as task_lib
+from kdnet_jax import typed
 from kdnet_jax.data import label_recognition
 from kdnet_jax.data import names as scan_names
 from kdnet_jax.errors import UserError
@@ -34,7 +35,7 @@ _MORE_SEQUENCES: Final = {
 # ------------------------------------------------------------------------------ of any task
 
 
-def channels_of(task: task_lib.Task, names: Sequence[Any], where: str) -> tuple[str, ...]:
+def channels_of(task: task_lib.Task, names: Sequence[object], where: str) -> tuple[str, ...]:
     """Returns a model's channels, in the model's order, by the task's names.
 
     Args:
@@ -54,7 +55,7 @@ def channels_of(task: task_lib.Task, names: Sequence[Any], where: str) -> tuple[
     return found
 
 
-def outputs_of(task: task_lib.Task, names: Sequence[Any], where: str) -> Outputs:
+def outputs_of(task: task_lib.Task, names: Sequence[object], where: str) -> Outputs:
     """Returns what a model's outputs are, and for each of the head's the model's channel.
 
     Args:
@@ -73,7 +74,7 @@ def outputs_of(task: task_lib.Task, names: Sequence[Any], where: str) -> Outputs
     )
 
 
-def _find_outputs(task: task_lib.Task, names: Sequence[Any]) -> Outputs | None:
+def _find_outputs(task: task_lib.Task, names: Sequence[object]) -> Outputs | None:
     for kind in _KINDS:
         ours = heads.Head(task, kind).outputs
         if sorted(map(str, names)) == sorted(ours):
@@ -84,7 +85,7 @@ def _find_outputs(task: task_lib.Task, names: Sequence[Any]) -> Outputs | None:
 # ---------------------------------------------------------------------------- of the glioma
 
 
-def is_glioma(channels: Sequence[Any], outputs: Sequence[Any]) -> bool:
+def is_glioma(channels: Sequence[object], outputs: Sequence[object]) -> bool:
     """Returns whether names are those of a glioma's sequences, and of its classes or regions."""
     found = [_sequence(name) for name in channels]
     distinct = None not in found and len(set(found)) == len(found) > 0
@@ -99,7 +100,7 @@ def modalities(names: Sequence[str], where: str) -> tuple[str, ...]:
         where: the file and key, for messages.
 
     Raises:
-        UserError: one is not known, or there twice.
+        UserError: one is unknown or duplicate.
     """
     found = tuple(_sequence(name) for name in names)
     unknown = [name for name, ours in zip(names, found, strict=True) if ours is None]
@@ -137,11 +138,11 @@ def outputs(names: Sequence[str], where: str) -> Outputs:
     )
 
 
-def _tissues(names: Sequence[Any]) -> list[str]:
+def _tissues(names: Sequence[object]) -> list[str]:
     return [label_recognition.tissue(str(name)) for name in names]
 
 
-def label_table(labels: Mapping[str, Any], where: str) -> Outputs:
+def label_table(labels: typed.JsonView, where: str) -> Outputs:
     """Returns what the "labels" of nnU-Net's dataset.json make of a glioma model's outputs.
 
     Regions (lists of values) become outputs in the order of the file, without the background;
@@ -176,11 +177,12 @@ def label_table(labels: Mapping[str, Any], where: str) -> Outputs:
     return head, order
 
 
-def _values(value: Any) -> set[int]:
+def _values(value: object) -> set[int]:
     """Returns the values of a label or region; none of them where they are no whole numbers."""
     found = list(value) if isinstance(value, list | tuple) else [value]
-    return set(found) if all(type(each) is int for each in found) else set()
+    numbers = {each for each in found if type(each) is int}
+    return numbers if len(numbers) == len({*found}) else set()
 
 
-def _shown(names: Sequence[Any]) -> str:
+def _shown(names: Sequence[object]) -> str:
     return ", ".join(map(repr, names)) or "empty"

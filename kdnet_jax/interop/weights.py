@@ -5,13 +5,14 @@ NumPy arrays on both sides: PyTorch is not needed.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Num
+from jaxtyping import Num, PyTree
 
+from kdnet_jax import typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted
 
@@ -62,7 +63,7 @@ def norm(path: str, names: Sequence[str], *, affine: bool = True) -> list[Entry]
 
 def from_torch(
     config: adapted.RawConfig, entries: Iterable[Entry], state: State, channels: int
-) -> Any:
+) -> PyTree:
     """Returns our parameters from a state dict.
 
     An array that the state dict could hold several times may also be there once, as a file without
@@ -75,8 +76,8 @@ def from_torch(
         channels: of the network's input.
 
     Raises:
-        UserError: an array is missing, surplus, of another shape, not finite, or there twice and
-            not the same.
+        UserError: an array is missing, surplus, of another shape, not finite, or a duplicate
+            that differs.
     """
     entries = list(entries)
     _check_names(entries, state)
@@ -91,7 +92,7 @@ def from_torch(
     return {"params": traverse_util.unflatten_dict(flat, sep="/")}
 
 
-def to_torch(entries: Iterable[Entry], params: Any) -> dict[str, Num[np.ndarray, "..."]]:
+def to_torch(entries: Iterable[Entry], params: PyTree) -> dict[str, Num[np.ndarray, "..."]]:
     """Returns the state dict from our parameters."""
     flat, state = traverse_util.flatten_dict(params["params"], sep="/"), {}
     for entry in entries:
@@ -112,7 +113,7 @@ def _check_names(entries: Sequence[Entry], state: State) -> None:
         )
 
 
-def _shapes(config: adapted.RawConfig, channels: int) -> dict[str, Any]:
+def _shapes(config: adapted.RawConfig, channels: int) -> typed.Json:
     """Returns the shapes of our arrays by their paths."""
     x = jax.ShapeDtypeStruct((1, *config.divisor, channels), np.float32)
     tree = jax.eval_shape(config.module().init, jax.random.key(0), x)

@@ -22,13 +22,13 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from jaxtyping import Num
 
-from kdnet_jax import files
+from kdnet_jax import dataset_json, files, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
@@ -39,7 +39,7 @@ from kdnet_jax.interop import (
     torch_files,
     weights,
 )
-from kdnet_jax.models import nnunet
+from kdnet_jax.models import adapted, networks, nnunet, unet
 
 _DATASET: Final = "Dataset999_KDNet"
 _TRAINER, _PLANS, _CONFIGURATION = "nnUNetTrainer", "nnUNetPlans", "3d_fullres"
@@ -49,9 +49,9 @@ _SCHEMES: Final = {ours: theirs for theirs, ours in nnunet_task.SCHEMES.items()}
 _HEADS: Final = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")
 
 
-def check(network: Any) -> None:
+def check(network: networks.Network | adapted.RawConfig) -> None:
     """Raises UserError unless PyTorch has a class for the network."""
-    if network_kinds.of_config(network) is None:
+    if isinstance(network, unet.UNetConfig):
         names = ", ".join(sorted(kind.name for kind in network_kinds.KINDS))
         raise UserError(
             "the project's own U-Net has no class in nnU-Net or MONAI, so its weights cannot be "
@@ -82,7 +82,7 @@ def write(folder: pathlib.Path, given: foreign_model.ForeignModel) -> list[str]:
         return [*said, f"no folder for nnUNetv2_predict: {reason}"]
     results = folder / "nnUNet_results" / _DATASET / f"{_TRAINER}__{_PLANS}__{_CONFIGURATION}"
     dataset, plans = _dataset(given), _plans(given)
-    documents = {"plans.json": plans, "dataset.json": dataset}
+    documents: dict[str, object] = {"plans.json": plans, "dataset.json": dataset}
     if given.known.complete:
         cases = list(given.known.ids)
         documents["splits_final.json"] = [{"train": cases, "val": []}] * len(states)
@@ -107,7 +107,7 @@ def _not_nnunet(given: foreign_model.ForeignModel) -> str:
             "nnU-Net takes the axes as BraTS files have them, this model turns them to "
             f"{given.axes}"
         )
-    if given.head == "regions" and not nnunet_task.has_regions(_task(given).to_dataset_json()):
+    if given.head == "regions" and not nnunet_task.has_regions(dataset_json.describe(_task(given))):
         return (
             "nnU-Net has a sigmoid only where a region is of several classes; train with "
             "--config.model.head=softmax"
@@ -150,14 +150,14 @@ def _with_heads(state: weights.State, channels: Sequence[int]) -> dict[str, Num[
     }
 
 
-def _dataset(given: foreign_model.ForeignModel) -> dict[str, Any]:
-    return _task(given).to_dataset_json() | {
+def _dataset(given: foreign_model.ForeignModel) -> typed.Json:
+    return dataset_json.describe(_task(given)) | {
         "licence": given.about.get("licence", ""),
         "numTraining": len(given.known.ids),
     }
 
 
-def _plans(given: foreign_model.ForeignModel) -> dict[str, Any]:
+def _plans(given: foreign_model.ForeignModel) -> typed.Json:
     """Returns plans.json."""
     forward = ["SPL".index(letter) for letter in given.axes]
     channels, window = _task(given).channels, list(given.window)
@@ -205,7 +205,7 @@ def _plans(given: foreign_model.ForeignModel) -> dict[str, Any]:
     }
 
 
-def _resampling(what: str, is_seg: bool) -> dict[str, Any]:
+def _resampling(what: str, is_seg: bool) -> typed.Json:
     """Returns nnU-Net's function for it, linear as this project's, where nnU-Net has splines."""
     options = {"is_seg": is_seg, "order": 1, "order_z": 0, "force_separate_z": False}
     return {
@@ -216,11 +216,11 @@ def _resampling(what: str, is_seg: bool) -> dict[str, Any]:
 
 def _checkpoint(
     state: weights.State,
-    plans: Mapping[str, Any],
-    dataset: Mapping[str, Any],
+    plans: typed.JsonView,
+    dataset: typed.JsonView,
     fold: int,
     mirror: bool,
-) -> dict[str, Any]:
+) -> typed.Json:
     return {
         "network_weights": state,
         "optimizer_state": {},

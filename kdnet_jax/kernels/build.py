@@ -1,4 +1,4 @@
-"""Compiles `kernels.cc` against oneDNN on first use, and registers it with XLA.
+"""Compilation of `kernels.cc` against oneDNN on first use, and its registration with XLA.
 
 The compiled library is kept in the user's cache folder, under a name made of all that it depends
 on: the source, the compiler's flags, jaxlib, oneDNN and the processor.
@@ -8,6 +8,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
+import logging
 import os
 import pathlib
 import platform
@@ -17,9 +18,10 @@ import sys
 import tempfile
 
 import jax
-import jaxlib
 
 from kdnet_jax import home
+
+_LOG = logging.getLogger(__name__)
 
 SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
 # oneDNN's wheels: the library built on GNU OpenMP, and its headers.
@@ -40,8 +42,8 @@ TARGETS = (
 )
 
 
-class Unavailable(Exception):  # noqa: N818 - a reason, told to the user where it matters
-    """The kernels cannot be had on this machine; the message says why, and what would help."""
+class Unavailable(Exception):  # noqa: N818 - a reason, shown to the user where it matters
+    """The kernels are unavailable on this machine; the message says why, and what would help."""
 
 
 @functools.cache
@@ -65,7 +67,7 @@ def load() -> None:
 
 @functools.cache
 def reason_against() -> str:
-    """Returns why the kernels cannot be had here, or an empty text if they can."""
+    """Returns why the kernels are unavailable, or an empty text."""
     try:
         load()
     except Unavailable as reason:
@@ -86,7 +88,9 @@ def _compiled() -> pathlib.Path:
         os.fspath(library),
         f"-Wl,-rpath,{library.parent}",
     ]
-    key = "\n".join([SOURCE.read_text("utf-8"), *command, jaxlib.__version__, _processor()])
+    key = "\n".join(
+        [SOURCE.read_text("utf-8"), *command, importlib.metadata.version("jaxlib"), _processor()]
+    )
     folder = _cache_folder()
     target = folder / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not target.is_file():
@@ -127,7 +131,7 @@ def _cache_folder() -> pathlib.Path:
 
 
 def _compile(command: list[str], target: pathlib.Path) -> None:
-    print("Compiling the CPU kernels, once on this machine (about 5 s) ...", file=sys.stderr)
+    _LOG.warning("Compiling the CPU kernels, once on this machine (about 5 s) ...")
     # Beside the target and then renamed: two processes may compile at once.
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:

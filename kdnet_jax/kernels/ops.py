@@ -63,7 +63,8 @@ def normalise(
         (jax.ShapeDtypeStruct(x.shape, jnp.float32), each, each),
         input_output_aliases={0: 0} if in_place else None,
     )
-    return call(x, scale, bias, epsilon=np.float32(epsilon), slope=np.float32(slope))
+    y, mean, inverse = call(x, scale, bias, epsilon=np.float32(epsilon), slope=np.float32(slope))
+    return y, mean, inverse
 
 
 def normalise_backward(
@@ -83,4 +84,5 @@ def normalise_backward(
         # In place: nobody reads dy afterwards, and its memory is warm.
         input_output_aliases={0: 0},
     )
-    return call(dy, x, scale, bias, mean, inverse, slope=np.float32(slope))
+    dx, dscale, dbias = call(dy, x, scale, bias, mean, inverse, slope=np.float32(slope))
+    return dx, dscale, dbias

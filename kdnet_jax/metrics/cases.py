@@ -5,12 +5,12 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from kdnet_jax import files
+from kdnet_jax import files, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import boxes, lesions, overlap, surface
@@ -215,7 +215,7 @@ def read_cases_csv(path: str | os.PathLike, *, regions: Sequence[str]) -> list[R
 
     Raises:
       UserError: The file or a column is missing, a cell cannot be read, or a case and region
-        stands there twice.
+        is duplicate.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -278,7 +278,7 @@ def _refuse_doubles(path: str | os.PathLike, scores: Sequence[RegionScore]) -> N
     for score in scores:
         if (score.case, score.region) in seen:
             raise UserError(
-                f"{path}: case {score.case}, region {score.region} stands there twice; "
+                f"{path}: case {score.case}, region {score.region} is duplicate; "
                 "keep one row per case and region"
             )
         seen.add((score.case, score.region))
@@ -310,7 +310,7 @@ def summarise(scores: Sequence[RegionScore], *, task: task_lib.Task) -> dict:
     }
 
 
-def scored_task(task: task_lib.Task) -> dict[str, Any]:
+def scored_task(task: task_lib.Task) -> typed.Json:
     """Returns what scores are of, for `summary.json`: the task's name, its regions' classes."""
     return {
         "name": task.name,

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Integer
 from scipy import ndimage
 
-from kdnet_jax.metrics import boxes, surface
+from kdnet_jax.metrics import boxes, labelling, surface
 
 PENALTY_MM: Final = 374.0
 IGNORED_UP_TO_MM3: Final = 50.0
@@ -33,7 +33,6 @@ IGNORED_UP_TO_MM3: Final = 50.0
 _VOLUME_SLACK: Final = 1.0 + 1e-5
 _DILATION_STEPS: Final = 3
 _FACES_AND_EDGES: Final = ndimage.generate_binary_structure(3, 2)
-_ALL_NEIGHBOURS: Final = ndimage.generate_binary_structure(3, 3)
 
 Mask = Bool[np.ndarray, "d h w"]
 Labels = Integer[np.ndarray, "d h w"]
@@ -78,7 +77,8 @@ def score(
     Returns:
       The mean scores and the counts.
     """
-    zones, components = _zones(reference), _label(prediction)
+    zones = _zones(reference)
+    components = labelling.label(prediction, corners=True)
     pairs = _touching(zones, components)
     sizes = np.bincount(zones[reference], minlength=1)
     volumes = sizes[1:] * float(np.prod(spacing))
@@ -106,12 +106,8 @@ def _zones(reference: Mask) -> Labels:
     zones = np.zeros(reference.shape, np.int32)
     near = boxes.bounding_box(reference, _DILATION_STEPS)
     dilated = ndimage.binary_dilation(reference[near], _FACES_AND_EDGES, _DILATION_STEPS)
-    zones[near] = _label(dilated)
+    zones[near] = labelling.label(dilated, corners=True)
     return zones
-
-
-def _label(mask: Mask) -> Labels:
-    return ndimage.label(mask, _ALL_NEIGHBOURS)[0]
 
 
 def _touching(zones: Labels, components: Labels) -> Integer[np.ndarray, "n 2"]:

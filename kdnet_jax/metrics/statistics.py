@@ -1,4 +1,4 @@
-"""What paired scores of several trained networks say: intervals, tests, effect sizes.
+"""Statistics of paired scores of several trained networks: intervals, tests, effect sizes.
 
 Scores lie in *blocks*, one per fold (one in all where there are no folds): an array "runs cases" of
 the runs (seeds) that were tested on the same cases. `docs/statistics.md` explains each number and
@@ -91,7 +91,7 @@ def _t_interval(estimate: float, se: float, df: float) -> Interval:
 
 def wilcoxon(differences: Float[np.ndarray, " n"]) -> float:
     """Returns the two-sided p of Wilcoxon's signed-rank test; cases without difference drop out."""
-    return float(stats.wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+    return float(np.asarray(stats.wilcoxon(differences))[1]) if np.any(differences) else 1.0
 
 
 def rank_biserial(differences: Float[np.ndarray, " n"]) -> float:

@@ -7,14 +7,15 @@ they lie, so that all else sees one more network.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.models import monai, nnunet
 
 # Of an axis: the letter that this project's arrays grow to, and the opposite one.
 _LINES = ("SI", "PA", "LR")
@@ -23,27 +24,13 @@ _MOST_MEMBERS = 100
 N = TypeVar("N", int, float)
 
 
-class RawConfig(Protocol):
-    """What a network of another tool looks like (`models.nnunet`, `models.monai`)."""
-
-    @property
-    def out_channels(self) -> int:
-        """Output channels."""
-
-    @property
-    def bfloat16(self) -> bool | None:
-        """See `unet.UNetConfig`."""
-
-    @property
-    def convolutions(self) -> str:
-        """Likewise."""
-
-    @property
-    def divisor(self) -> tuple[int, int, int]:
-        """What each edge of the input, in the network's own order, must be divisible by."""
-
-    def module(self) -> nn.Module:
-        """Returns the network: "b d h w m" to (logits "b d h w k", named features)."""
+# A network of another tool as it is.
+RawConfig = (
+    nnunet.PlainConvConfig
+    | nnunet.ResidualEncoderConfig
+    | monai.DynUNetConfig
+    | monai.SegResNetConfig
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +126,7 @@ class AdaptedNetwork(nn.Module):
         return jnp.concatenate([logits[..., c : c + 1] for c in self.config.order], axis=-1)
 
 
-def join_members(members: tuple[Any, ...]) -> Any:
+def join_members(members: tuple[PyTree, ...]) -> PyTree:
     """Returns the parameters of `AdaptedNetwork` from those of its members."""
     return {"params": {f"member_{i}": each["params"] for i, each in enumerate(members)}}
 

@@ -1,4 +1,4 @@
-"""From a network's logits to probabilities, classes and regions of its task."""
+"""Heads: a network's logits as probabilities, classes and regions of its task."""
 
 import dataclasses
 import functools

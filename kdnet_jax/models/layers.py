@@ -6,20 +6,23 @@ slower than the same arithmetic in other forms (openxla/xla#34273, jax-ml/jax#31
 """
 
 import functools
+import logging
 import math
-import sys
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
 
 from kdnet_jax.errors import UserError
 from kdnet_jax.kernels import build, ops
 from kdnet_jax.models import halo
+
+_LOG = logging.getLogger(__name__)
 
 # How a convolution is computed, see `convolve`.
 Form = Literal["native", "onednn", "planes", "blocks"]
@@ -27,7 +30,7 @@ Form = Literal["native", "onednn", "planes", "blocks"]
 Size = Any
 # Of each axis.
 Triple = tuple[int, int, int]
-FORMS = ("native", "onednn", "planes", "blocks")
+FORMS: tuple[Form, ...] = get_args(Form)
 # Up to this many input channels it is faster to stack the three depth taps as channels of one
 # 2-D convolution than to add three convolutions.
 _STACK_TAPS_UP_TO = 8
@@ -42,22 +45,23 @@ _TWO: Triple = (2, 2, 2)
 def choose_form(setting: str) -> Form:
     """Returns the form for `setting`, "auto" or the name of a form, on the present backend.
 
-    "auto" is "native" on a GPU and "blocks" on a TPU; on a CPU "onednn" where the kernels can be
-    had and there is one device, else "planes", with a note that says why.
+    "auto" is "native" on a GPU and "blocks" on a TPU; on a CPU "onednn" where the kernels are
+    available and there is one device, else "planes", with a note that says why.
 
     Raises:
-        UserError: "onednn" is asked for where it cannot be had.
+        UserError: "onednn" is requested where it is unavailable.
     """
     backend = jax.default_backend()
-    if setting not in ("auto", "onednn"):
-        return setting
+    for form in FORMS:
+        if setting == form != "onednn":
+            return form
     if backend != "cpu" and setting == "auto":
         return "blocks" if backend == "tpu" else "native"
     reason = _reason_against_onednn(backend)
     if not reason:
         return "onednn"
     if setting == "onednn":
-        raise UserError(f"model.convolutions is onednn, but that cannot be had: {reason}.")
+        raise UserError(f"model.convolutions is onednn, but that is unavailable: {reason}.")
     _note(reason)
     return "planes"
 
@@ -72,10 +76,9 @@ def _reason_against_onednn(backend: str) -> str:
 
 @functools.cache
 def _note(reason: str) -> None:
-    print(
+    _LOG.warning(
         f"Note: convolutions take their slower form, two to three times the time, because oneDNN's "
-        f"cannot be had: {reason}.",
-        file=sys.stderr,
+        f"is unavailable: {reason}."
     )
 
 
@@ -138,6 +141,7 @@ def _block_kernel(kernel: Float[Array, "3 3 3 c o"]) -> Float[Array, "3 3 3 c8 o
         "aqpk,brsl,cuvm,klmio->abcqruipsvo", chosen, chosen, chosen, kernel, precision="highest"
     )
     c, o = kernel.shape[3:]
+    # "3 3 3 q r u c p s v o" -> "3 3 3 (q r u c) (p s v o)"
     return wide.reshape(3, 3, 3, 8 * c, 8 * o)
 
 
@@ -146,9 +150,11 @@ def _convolve_planes(
 ) -> Float[Array, "b d h w o"]:
     b, d, h, w, c = x.shape
     taps = kernel.shape[0]
+    # For each depth tap, what it reads: "b d h w c".
     padded = halo.with_neighbours(x, taps // 2)
     shifted = [padded[:, tap : tap + d] for tap in range(taps)]
     if c <= _STACK_TAPS_UP_TO:
+        # "(b d) h w (taps c)" by a kernel "kh kw (taps c) o"
         stacked = jnp.concatenate(shifted, axis=-1).reshape(b * d, h, w, taps * c)
         kernel_2d = jnp.concatenate(list(kernel), axis=2)
         out = _convolve_2d(stacked, kernel_2d)
@@ -178,6 +184,7 @@ def space_to_depth(
 
     Followed by a 1x1x1 convolution it is a convolution whose kernel and stride are `stride`.
     """
+    # "b e sd i sh j sw c" -> "b e i j sd sh sw c" -> "b e i j (sd sh sw c)"
     blocks = _in_blocks(x, stride).transpose(0, 1, 3, 5, 2, 4, 6, 7)
     return blocks.reshape(*blocks.shape[:4], math.prod(stride) * x.shape[-1])
 
@@ -186,6 +193,7 @@ def depth_to_space(
     x: Float[Array, "b d h w c8"], stride: Triple = _TWO
 ) -> Float[Array, "b e i j c"]:
     """Inverse of `space_to_depth`; after a 1x1x1 convolution: a transposed one of that stride."""
+    # "b d h w (sd sh sw c)" -> "b d sd h sh w sw c" -> "b (d sd) (h sh) (w sw) c"
     b, d, h, w, c = x.shape
     c //= math.prod(stride)
     blocks = x.reshape(b, d, h, w, *stride, c).transpose(0, 1, 4, 2, 5, 3, 6, 7)
@@ -223,6 +231,7 @@ def upsample_trilinear(
 def _double_linear(x: jax.Array, axis: int) -> jax.Array:
     before = halo.moved_on(x, _plane(x, 0, axis), axis)
     after = halo.moved_back(x, _plane(x, x.shape[axis] - 1, axis), axis)
+    # "... n ..." -> pairs "... n 2 ..." -> "... (n 2) ..."
     pairs = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
     return pairs.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
 
@@ -263,7 +272,7 @@ class Conv(nn.Module):
     features: int
     edges: Triple = (3, 3, 3)
     form: Form = "native"
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b d h w o"]:
@@ -329,7 +338,7 @@ def _normalise_backward(
     """
     x, scale, bias, mean, inverse = saved
     if form == "onednn" and x.dtype == jnp.float32:
-        dx, dscale, dbias = ops.normalise_backward(dy, *saved, slope)
+        dx, dscale, dbias = ops.normalise_backward(dy, x, scale, bias, mean, inverse, slope)
         return dx, dscale.sum(axis=0), dbias.sum(axis=0)
     z = (x.astype(jnp.float32) - _spread(mean)) * _spread(inverse)
     g = dy.astype(jnp.float32)
@@ -382,7 +391,7 @@ class Block(nn.Module):
     features: int
     edges: Triple = (3, 3, 3)
     form: Form = "native"
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b d h w o"]:
@@ -391,6 +400,6 @@ class Block(nn.Module):
         return InstanceNorm(slope=0.01, form=self.form)(x)
 
 
-def parameter_count(params: Any) -> int:
+def parameter_count(params: PyTree) -> int:
     """Returns the number of scalars in a tree of arrays."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(params))

@@ -5,7 +5,7 @@ Myronenko, "3D MRI brain tumor segmentation using autoencoder regularization", B
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal, Self
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class DynUNetConfig:
         return DynUNet(self)
 
     @classmethod
-    def of_unet(cls, like: unet.UNetConfig) -> Any:
+    def of_unet(cls, like: unet.UNetConfig) -> Self:
         """Returns a network of the widths, strides and kernels of a U-Net's levels.
 
         Raises:
@@ -159,7 +159,7 @@ class SegResNetConfig:
         return SegResNet(self)
 
     @classmethod
-    def of_unet(cls, like: unet.UNetConfig) -> Any:
+    def of_unet(cls, like: unet.UNetConfig) -> Self:
         """Returns a network as deep as `like.widths`, which begins with as many channels.
 
         Raises:
@@ -288,15 +288,16 @@ class _Segment(nn.Module):
     config: SegResNetConfig
 
     def _conv(
-        self, name: str, features: int, edge: int = 3, stride: int = 1, **options: Any
-    ) -> Any:
+        self, name: str, features: int, edge: int = 3, stride: int = 1, bias: bool = False
+    ) -> torch_layers.Conv:
         return torch_layers.Conv(
             features,
-            (edge,) * 3,
-            (stride,) * 3,
+            (edge, edge, edge),
+            (stride, stride, stride),
+            bias=bias,
             draw="torch",
             name=name,
-            **{"bias": False} | unet.block_options(self.config) | options,
+            **unet.block_options(self.config),
         )
 
     def _norm(self, name: str) -> nn.Module:

@@ -3,20 +3,23 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from kdnet_jax import task as task_lib
+from kdnet_jax import typed
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import adapted, heads, monai, nnunet, unet
+from kdnet_jax.models import adapted, monai, nnunet, unet
+
+N = TypeVar("N")
 
 Network = unet.UNetConfig | adapted.AdaptedConfig
 UNET = "unet"
 # The networks of other tools, each by the name of its class.
-FAMILIES: dict[str, Any] = {
+FAMILIES: dict[str, type[adapted.RawConfig]] = {
     "plain_conv_unet": nnunet.PlainConvConfig,
     "residual_encoder_unet": nnunet.ResidualEncoderConfig,
     "dynunet": monai.DynUNetConfig,
@@ -33,8 +36,8 @@ def check_patch(patch: Sequence[int], config: Network, key: str) -> None:
     if not divides(config.divisor, patch):
         which = "every edge" if len(set(config.divisor)) == 1 else "its edges"
         raise UserError(
-            f"{key} is {tuple(patch)}, but the network halves a patch so often that {which} must "
-            f"be divisible by {in_words(config.divisor)}. Set "
+            f"{key} is {tuple(patch)}, but the network downsamples it, so {which} must be "
+            f"divisible by {in_words(config.divisor)}. Set "
             f"--config.{key}={fitting(config.divisor, patch)}, or fewer levels in "
             "--config.model.widths."
         )
@@ -55,7 +58,7 @@ def fitting(divisor: Sequence[int], patch: Sequence[int]) -> str:
     return ",".join(str(-(-edge // unit) * unit) for edge, unit in zip(patch, divisor, strict=True))
 
 
-def init_params(config: Network, modalities: int, key: jax.Array) -> Any:
+def init_params(config: Network, modalities: int, key: jax.Array) -> PyTree:
     """Returns new parameters for an input of `modalities` channels."""
     # Twice: instance norm needs more than one voxel where the network is coarsest.
     edges = [2 * unit for unit in config.divisor]
@@ -157,16 +160,16 @@ def portable(config: Network) -> Network:
     return _of_network(config, convolutions="native", bfloat16=False)
 
 
-def _of_network(config: adapted.AdaptedConfig, **changes: Any) -> adapted.AdaptedConfig:
+def _of_network(config: adapted.AdaptedConfig, **changes: object) -> adapted.AdaptedConfig:
     return dataclasses.replace(config, network=dataclasses.replace(config.network, **changes))
 
 
-def to_json(config: Network) -> dict[str, Any]:
+def to_json(config: Network) -> typed.Json:
     """Returns a network as JSON: its kind under "family", and its fields."""
     return {"family": family(config)} | dataclasses.asdict(config)
 
 
-def from_json(values: Mapping[str, Any]) -> Network:
+def from_json(values: typed.JsonView) -> Network:
     """Returns the network that `to_json` wrote.
 
     Raises:
@@ -176,21 +179,20 @@ def from_json(values: Mapping[str, Any]) -> Network:
     fields = {key: _tuples(value) for key, value in values.items() if key != "family"}
     kind = values.get("family")
     if kind == UNET:
-        # Older models name none: they are of the default task.
-        head = "regions" if fields.get("head") == "regions" else "softmax"
-        older = heads.Head(task_lib.DEFAULT, head)
-        fields.setdefault("out_channels", len(older.outputs))
         return _make(unet.UNetConfig, fields)
     if kind not in FAMILIES:
         raise UserError(
             f"a network of the kind {kind!r}; known are {', '.join((UNET, *FAMILIES))}. It may be "
             "of a newer version of kdnet_jax."
         )
-    network = _make(FAMILIES[kind], fields.pop("network"))
+    inner = fields.pop("network")
+    if not isinstance(inner, dict):
+        raise UserError(f"the network is {inner!r:.80}; expected its fields by their names.")
+    network = _make(FAMILIES[kind], inner)
     return _make(adapted.AdaptedConfig, fields, network=network)
 
 
-def _make(kind: type, fields: Mapping[str, Any], **others: Any) -> Any:
+def _make(kind: Callable[..., N], fields: typed.JsonView, **others: object) -> N:
     """Returns an instance of a dataclass, of fields whose types are checked and others."""
     hints = typing.get_type_hints(kind)
     for name, value in fields.items():
@@ -199,7 +201,7 @@ def _make(kind: type, fields: Mapping[str, Any], **others: Any) -> Any:
     return kind(**fields, **others)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     """Returns whether a value is of an annotated type; of numbers, none below 0."""
     args = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
@@ -216,7 +218,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return type(value) is hint
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     """Makes JSON's lists the tuples that they were."""
     if isinstance(value, dict):
         return {key: _tuples(each) for key, each in value.items()}

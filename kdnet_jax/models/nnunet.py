@@ -4,7 +4,7 @@ Isensee et al., "nnU-Net", Nature Methods 2021, and "nnU-Net revisited", MICCAI 
 """
 
 import dataclasses
-from typing import Any
+from typing import Self
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class PlainConvConfig:
         return PlainConvUNet(self)
 
     @classmethod
-    def of_unet(cls, like: unet.UNetConfig) -> Any:
+    def of_unet(cls, like: unet.UNetConfig) -> Self:
         """Returns a network of the widths, strides and kernels of a U-Net's levels."""
         depth = len(like.widths)
         return cls(
@@ -117,9 +117,22 @@ class _Layers(nn.Module):
 
     config: PlainConvConfig
 
-    def _conv(self, name: str, features: int, kernel: Triple, **options: Any) -> nn.Module:
-        options = {"bias": self.config.conv_bias} | unet.block_options(self.config) | options
-        return torch_layers.Conv(features, kernel, name=name, **options)
+    def _conv(
+        self,
+        name: str,
+        features: int,
+        kernel: Triple,
+        stride: Triple = (1, 1, 1),
+        bias: bool | None = None,
+    ) -> nn.Module:
+        return torch_layers.Conv(
+            features,
+            kernel,
+            stride,
+            bias=self.config.conv_bias if bias is None else bias,
+            name=name,
+            **unet.block_options(self.config),
+        )
 
     def _norm(self, slope: float, first_scale: float) -> nn.Module:
         config, form = self.config, layers.choose_form(self.config.convolutions)

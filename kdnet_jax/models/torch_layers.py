@@ -2,16 +2,18 @@
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from kdnet_jax import typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers
 
@@ -19,6 +21,7 @@ Triple = layers.Triple
 # How new weights are drawn: "he" for LeakyReLU(0.01), as nnU-Net and DynUNet; "torch" as PyTorch
 # does where nobody asks for anything else.
 Draw = Literal["he", "torch"]
+Initialiser = Callable[..., jax.Array]
 _ONE: Triple = (1, 1, 1)
 _EPSILON = 1e-5
 
@@ -44,7 +47,7 @@ class Conv(nn.Module):
     bias: bool = True
     draw: Draw = "he"
     form: layers.Form = "native"
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b e i j o"]:
@@ -56,7 +59,7 @@ class Conv(nn.Module):
         if self.bias:
             bias = self.param("bias", bias_init, (self.features,), jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        same = tuple((edge - 1) // 2 for edge in self.kernel)
+        same = typed.triple((edge - 1) // 2 for edge in self.kernel)
         padding = self.padding or same
         if self.stride == _ONE and padding == same and all(edge % 2 for edge in self.kernel):
             return layers.convolve(x, kernel, bias, self.form).astype(self.dtype)
@@ -113,7 +116,7 @@ class TransposedConv(nn.Module):
     stride: Triple
     bias: bool = True
     draw: Draw = "he"
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b e i j o"]:
@@ -136,7 +139,7 @@ class Norm(nn.Module):
     `torch.nn.GroupNorm` or `torch.nn.InstanceNorm3d`, and `torch.nn.LeakyReLU`.
 
     Attributes:
-        groups: of channels; 0: each channel by itself, as an instance norm.
+        groups: of channels; 0: each channel separately, as an instance norm.
         epsilon: added to the variance.
         affine: a learned scale and bias.
         slope: of the LeakyReLU below 0; 1 for none, 0 for a ReLU.
@@ -222,14 +225,14 @@ def check_stages(
         )
 
 
-def _initialisers(draw: Draw, fan_in: int) -> tuple[Any, Any]:
+def _initialisers(draw: Draw, fan_in: int) -> tuple[Initialiser, Initialiser]:
     """Returns how a new kernel and a new bias are drawn."""
     if draw == "he":
         deviation = math.sqrt(2 / (1 + 0.01**2) / fan_in)
         return nn.initializers.normal(deviation), nn.initializers.zeros
     limit = 1 / math.sqrt(fan_in)
 
-    def uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> Array:
+    def uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
     return uniform, uniform

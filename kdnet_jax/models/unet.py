@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal, Protocol, TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from kdnet_jax.errors import UserError, check_choice
@@ -253,18 +254,39 @@ def _halvings(
     return tuple(strides), tuple(kernels[1:])
 
 
-def compute_type(config: Any) -> Any:
+class Computing(Protocol):
+    """A network's choice of how it computes: `UNetConfig`, and the configs of other tools."""
+
+    @property
+    def bfloat16(self) -> bool | None:
+        """See `UNetConfig`."""
+        ...
+
+    @property
+    def convolutions(self) -> str:
+        """See `UNetConfig`."""
+        ...
+
+
+class BlockOptions(TypedDict):
+    """The form of the convolutions and the compute type of layers."""
+
+    form: layers.Form
+    dtype: DTypeLike
+
+
+def compute_type(config: Computing) -> DTypeLike:
     """Returns the type that the network computes in, on the present backend."""
     chosen = jax.default_backend() != "cpu" if config.bfloat16 is None else config.bfloat16
     return jnp.bfloat16 if chosen else jnp.float32
 
 
-def block_options(config: Any) -> dict[str, Any]:
+def block_options(config: Computing) -> BlockOptions:
     """Returns the form of the convolutions and the compute type, for `layers`."""
     return {"form": layers.choose_form(config.convolutions), "dtype": compute_type(config)}
 
 
-def describe(config: Any) -> str:
+def describe(config: Computing) -> str:
     """Returns a sentence on what was chosen for the present backend."""
     kind, form = compute_type(config), layers.choose_form(config.convolutions)
     if kind != jnp.float32 and form == "onednn":

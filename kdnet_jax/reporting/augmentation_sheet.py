@@ -3,16 +3,17 @@
 import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Array, Float, Integer
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 
 from kdnet_jax import task as task_lib
+from kdnet_jax import typed
 from kdnet_jax.data import augment, augment_draws, augment_spatial, patches, prepare
 from kdnet_jax.reporting import planes
 
@@ -67,15 +68,19 @@ def make_scene(
     task: task_lib.Task,
 ) -> Scene:
     """Cuts a crop as training does, centred on the middle of what is segmented."""
-    found = np.argwhere(case.label)
-    centre = found.mean(0).round() if len(found) else np.array(case.label.shape) // 2
+    # "d h w m" and "d h w"
+    shape = case.image.shape[:3]
+    classes = np.zeros(shape, np.uint8) if case.label is None else case.label
+    found = np.argwhere(classes)
+    centre = found.mean(0).round() if len(found) else np.array(shape) // 2
     size = augment.source_patch(patch, options)
     margin = np.subtract(size, patch) // 2
-    start = np.subtract(patches.centred_start(case.label.shape, patch, centre), margin)
+    middle = patches.centred_start(shape, patch, centre.tolist())
+    start = np.subtract(middle, margin).tolist()
     image = patches.crop(case.image, start, size)[..., [case.modalities.index(sequence)]]
-    label = patches.crop(case.label, start, size)
+    label = patches.crop(classes, start, size)
     label = np.where(label < len(task.classes), label, 0).astype(np.uint8)
-    inner = augment_spatial.middle(label, patch)
+    inner = np.asarray(augment_spatial.middle(jnp.asarray(label), patch))
     box = [slice(0, edge) for edge in patch]
     return Scene(image, label, patch, planes.slices_of_interest([inner > 0], box)[_AXIAL])
 
@@ -91,7 +96,7 @@ class _Part(NamedTuple):
 
     name: str
     caption: str
-    drawn: Callable[[float], dict[str, Any]]
+    drawn: Callable[[float], typed.Json]
     middle: float = 0.0
 
 
@@ -102,7 +107,7 @@ def make_rows(scene: Scene, options: augment.AugmentOptions, key: jax.Array) -> 
     """Applies each part that can be drawn over its range, then draws all as training does."""
     apply = jax.jit(augment.one_sample(options, scene.patch))
 
-    def cell(drawn: dict[str, Any], caption: str) -> Cell:
+    def cell(drawn: typed.Json, caption: str) -> Cell:
         draws = augment_draws.Draws(**_NOTHING | drawn, keys=key)
         return _cell(scene, apply(scene.image, scene.label, draws), caption)
 
@@ -126,10 +131,10 @@ def make_rows(scene: Scene, options: augment.AugmentOptions, key: jax.Array) -> 
 def _parts(patch: tuple[int, int, int], key: jax.Array) -> list[_Part]:
     """Returns the parts in the order in which they are applied."""
 
-    def intensity(name: str, shape: tuple[int, ...] = (1,)) -> Callable[[float], dict[str, Any]]:
+    def intensity(name: str, shape: tuple[int, ...] = (1,)) -> Callable[[float], typed.Json]:
         return lambda x: {"parts": {name: (np.bool_(True), np.full(shape, x, np.float32))}}
 
-    def brightness(factor: float, offset: float) -> dict[str, Any]:
+    def brightness(factor: float, offset: float) -> typed.Json:
         return {"parts": {"brightness": (None, (factor, offset))}}
 
     return [
@@ -147,18 +152,18 @@ def _parts(patch: tuple[int, int, int], key: jax.Array) -> list[_Part]:
     ]
 
 
-def _geometry(matrix: Any, bend: Any = None) -> dict[str, Any]:
-    matrix = jnp.asarray(matrix, jnp.float32)
-    return {"geometry": augment_spatial.Geometry(np.bool_(True), matrix, bend)}
+def _geometry(matrix: Array | np.ndarray, bend: Array | None = None) -> typed.Json:
+    drawn, matrix = jnp.asarray(True), jnp.asarray(matrix, jnp.float32)
+    return {"geometry": augment_spatial.Geometry(drawn, matrix, bend)}
 
 
-def _rotation(degrees: float) -> dict[str, Any]:
+def _rotation(degrees: float) -> typed.Json:
     # About the d axis: within the axial slice that is shown.
     angles = jnp.radians(jnp.array([[degrees, 0.0, 0.0]]))
     return _geometry(augment_spatial.rotation_matrix(angles)[0])
 
 
-def _bend(reach: float, patch: tuple[int, int, int], key: jax.Array) -> dict[str, Any]:
+def _bend(reach: float, patch: tuple[int, int, int], key: jax.Array) -> typed.Json:
     return _geometry(np.eye(3), augment_spatial.draw_bend(key, patch, jnp.array([reach]))[0])
 
 

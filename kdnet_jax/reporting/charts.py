@@ -1,14 +1,14 @@
 """Charts of trainings and of scores, as matplotlib figures without global state.
 
 Colours follow Okabe and Ito, whose hues stay apart for colour-blind readers; markers, line styles
-and labels tell the same without colour.
+and labels say the same without colour.
 """
 
 import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from matplotlib import figure as mpl_figure
 from matplotlib import lines as mpl_lines
 from scipy import ndimage
 
+from kdnet_jax import typed
 from kdnet_jax.metrics import cases, surface
 from kdnet_jax.reporting import planes
 
@@ -54,7 +55,7 @@ HD95: Final = Measure("hd95_mm", "HD95 (mm)", 1)
 # --- A training --------------------------------------------------------------------------------
 
 
-def curves(rows: Sequence[Mapping[str, Any]], regions: Sequence[str]) -> mpl_figure.Figure:
+def curves(rows: Sequence[typed.JsonView], regions: Sequence[str]) -> mpl_figure.Figure:
     """The loss, each of its terms and the validation's Dice over the steps, a panel for each.
 
     Args:
@@ -120,7 +121,7 @@ def _draw_validation(
 
 
 def _series(
-    rows: Sequence[Mapping[str, Any]], name: str
+    rows: Sequence[typed.JsonView], name: str
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
     points = [(row["step"], row[name]) for row in rows if name in row]
     points = [(step, value) for step, value in points if value is not None and value == value]
@@ -164,8 +165,15 @@ def case_plot(
         _finish(panel, region, "", measure.label if number % columns == 0 else "")
     _scale(panels[0], measure)
     if any(row.ref_empty for scores in runs.values() for row in scores):
-        hollow = {"marker": "o", "linestyle": "", "markerfacecolor": _PAPER, "color": _INK}
-        handle = mpl_lines.Line2D([], [], **hollow, label="reference without the region")
+        handle = mpl_lines.Line2D(
+            [],
+            [],
+            marker="o",
+            linestyle="",
+            markerfacecolor=_PAPER,
+            color=_INK,
+            label="reference without the region",
+        )
         figure.legend(handles=[handle], loc="outside lower center", frameon=False, fontsize=9)
     return figure
 

@@ -16,7 +16,7 @@ from kdnet_jax.reporting import planes
 _AXIAL: Final = 0  # of the SPL axes, the one that is cut
 _ROW_INCHES, _TEXT_INCHES, _HEAD_INCHES, _FOOT_INCHES = 1.9, 4.3, 0.75, 0.5
 _TEXT_COLUMNS, _TEXT_LINES = 62, 9
-# Light on black, and told apart by the word and the sign before them as well.
+# Light on black, and distinguished by the word and the sign before them as well.
 _INKS: Final = {"error": "#FF8C69", "warning": "#F0E442", "": "#FFFFFF"}
 _SIGNS: Final = {"error": "✕ ERROR", "warning": "! warning", "": "no finding"}
 

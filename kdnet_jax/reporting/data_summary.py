@@ -1,4 +1,4 @@
-"""What `check_data` prints about a collection: a table, and every problem in one line."""
+"""Summary of a collection for `check_data`: a table, and every problem in one line."""
 
 import dataclasses
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import nibabel as nib
+from nibabel import affines
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import case_checks, cases, layouts, problems
@@ -45,9 +46,11 @@ def describe(reading: case_checks.Reading, task: task_lib.Task) -> CaseReport:
     counts = None if classes is None else tuple(int((classes == k).sum()) for k in numbers)
     return dataclasses.replace(
         report,
-        grid="x".join(map(str, reading.shape)),
-        spacing_mm="x".join(f"{mm:.3g}" for mm in nib.affines.voxel_sizes(affine)),
-        orientation="".join(nib.aff2axcodes(affine)) if reading.space.is_known else NOT_STATED,
+        grid="x".join(map(str, reading.shape or ())),
+        spacing_mm="x".join(f"{mm:.3g}" for mm in affines.voxel_sizes(affine)),
+        orientation="".join(nib.aff2axcodes(affine))
+        if reading.space and reading.space.is_known
+        else NOT_STATED,
         label_values=" ".join(f"{value:g}" for value in reading.label_values),
         voxels=counts,
     )
@@ -73,15 +76,15 @@ def with_problems(
 ) -> list[CaseReport]:
     """Fills in the notes and the problem of each row."""
 
-    def told(case: str, severity: str) -> str:
+    def findings(case: str, severity: str) -> str:
         own = [row for row in rows if row.case == case and row.severity == severity]
         return "; ".join(dict.fromkeys(f"{row.file}: {row.finding}" for row in own))
 
     return [
         dataclasses.replace(
             report,
-            notes=told(report.case, problems.WARNING),
-            problem=told(report.case, problems.ERROR),
+            notes=findings(report.case, problems.WARNING),
+            problem=findings(report.case, problems.ERROR),
         )
         for report in reports
     ]
@@ -105,7 +108,7 @@ def summary(
         "spacings (mm)": _counted(report.spacing_mm for report in reports),
         "orientations": _counted(report.orientation for report in reports),
         "label values": _counted(report.label_values for report in labelled),
-        f"without {task.noun}": _named(r.case for r in labelled if not any(r.voxels)),
+        f"without {task.noun}": _named(r.case for r in labelled if not any(r.voxels or ())),
         **_of_regions(labelled, task),
     }
     text = [f"note: {note}" for note in cohort.notes]
@@ -118,7 +121,9 @@ def _of_regions(labelled: Sequence[CaseReport], task: task_lib.Task) -> dict[str
     doubtful = [region for region in task.regions if region.fallback is not None]
     lines = {}
     for region in doubtful or (task.regions if len(task.regions) > 1 else ()):
-        counts = [(r.case, sum(r.voxels[k - 1] for k in region.members)) for r in labelled]
+        counts = [
+            (r.case, sum(r.voxels[k - 1] for k in region.members)) for r in labelled if r.voxels
+        ]
         lines[f"without {region.name}"] = _named(case for case, count in counts if not count)
         if region in doubtful:
             lines[f"{region.name} below {TINY_VOXELS} voxels"] = _named(
@@ -138,7 +143,7 @@ def _named(names: Iterable[str]) -> str:
 
 
 def _listed(rows: Sequence[problems.Problem]) -> list[str]:
-    """Returns the problems, errors first; what many cases share is told once."""
+    """Returns the problems, errors first; what many cases share is reported once."""
     groups: dict[tuple[str, str, str], list[problems.Problem]] = {}
     for row in sorted(rows, key=lambda row: row.severity != problems.ERROR):
         groups.setdefault((row.severity, row.finding, row.remedy), []).append(row)
@@ -160,4 +165,4 @@ def _line(row: problems.Problem) -> str:
 def _verdict(rows: Sequence[problems.Problem]) -> str:
     errors = [row for row in rows if row.severity == problems.ERROR]
     warnings = f"{len(rows) - len(errors)} to look at (warnings)"
-    return f"\n{len(errors)} problems to mend (errors), {warnings}."
+    return f"\n{len(errors)} problems to fix (errors), {warnings}."

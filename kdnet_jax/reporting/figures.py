@@ -30,7 +30,8 @@ _LEGEND_ROW: Final = 0.25  # inches
 
 def shown_sequence(modalities: Sequence[str], task: task_lib.Task) -> str:
     """Returns the sequence that overlays show: the student's if it is one, else the first."""
-    return task.student if task.student in modalities else modalities[0]
+    student = task.student
+    return student if student is not None and student in modalities else modalities[0]
 
 
 def overlay(
@@ -63,12 +64,12 @@ def overlay(
       else in the prediction, else the middle.
     """
     image = np.asarray(image, np.float32)
-    masks = {"reference": reference, "prediction": prediction}
-    masks = {name: classes for name, classes in masks.items() if classes is not None}
-    foreground = image != 0 if foreground is None else foreground
-    box = planes.view_box(foreground, masks.values(), spacing)
+    given = {"reference": reference, "prediction": prediction}
+    masks = {name: classes for name, classes in given.items() if classes is not None}
+    inside = np.not_equal(image, 0) if foreground is None else foreground
+    box = planes.view_box(inside, masks.values(), spacing)
     hulls = [task.hull_mask(classes) for classes in masks.values()]
-    window = planes.grey_window(image, foreground)
+    window = planes.grey_window(image, inside)
     rows = 2 if probabilities is None else 3
     names = [*task.region_names, *masks]
     columns = planes.legend_columns(names, planes.PANELS_INCHES, _LEGEND_FONT)
@@ -77,7 +78,7 @@ def overlay(
     for axis, index in enumerate(planes.slices_of_interest(hulls, box)):
         here = index - box[axis].start
         for panel in panels[:, axis]:
-            planes.draw_image(panel, image[box], foreground[box], axis, here, spacing, window)
+            planes.draw_image(panel, image[box], inside[box], axis, here, spacing, window)
             planes.mark_edges(panel, planes.PLANES[axis])
         for name, classes in masks.items():
             view = planes.to_screen(classes[box], axis, here)

@@ -6,14 +6,14 @@ import hashlib
 import os
 import pathlib
 import urllib.parse
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import jinja2
 import markupsafe
 from matplotlib import figure as mpl_figure
 
-from kdnet_jax import files
+from kdnet_jax import files, typed
 from kdnet_jax.reporting import figures, planes
 
 _FOLDER: Final = pathlib.Path(__file__).parent
@@ -84,7 +84,7 @@ class CaseView:
     case_id: str
     picture: Picture
     table: Table
-    slices: Mapping[str, Any] | None = None
+    slices: typed.JsonView | None = None
 
     @property
     def title(self) -> str:

@@ -129,7 +129,8 @@ def grey_window(
 
 def pixel(spacing: Spacing, axis: int) -> tuple[float, float]:
     """Returns mm per row and per column of the slices across `axis`."""
-    return spacing[:axis] + spacing[axis + 1 :]
+    rows, columns = (edge for other, edge in enumerate(spacing) if other != axis)
+    return rows, columns
 
 
 def panels(
@@ -178,7 +179,7 @@ def draw_image(
     view = to_screen(image, axis, index)
     row_mm, column_mm = pixel(spacing, axis)
     # A z-scored image may have its background, 0, amid its greys.
-    inside = ndimage.binary_fill_holes(to_screen(foreground, axis, index))
+    inside = np.asarray(ndimage.binary_fill_holes(to_screen(foreground, axis, index)))
     panel.imshow(
         np.where(inside, view, window[0]),
         cmap="gray",

@@ -1,21 +1,24 @@
-"""What a training says while it runs: the progress bar, `metrics.jsonl` and TensorBoard events."""
+"""Progress of a training: the bar, `metrics.jsonl` and TensorBoard events."""
 
 import collections
 import contextlib
 import json
+import logging
 import math
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Literal, SupportsFloat, TextIO
+from typing import Final, Literal, SupportsFloat, TextIO
 
 import tensorboardX
 import tqdm
 
-from kdnet_jax import files
+from kdnet_jax import console, files, typed
 from kdnet_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 METRICS_FILE: Final = "metrics.jsonl"
 # The rate is that of the last steps: the first step compiles and would spoil a mean over all.
@@ -44,7 +47,7 @@ class Progress:
       initial: Steps done by an earlier, resumed run.
       description: The word before the bar.
       file: Where it writes, standard error if None.
-      quiet: Write nothing.
+      quiet: Write nothing; so it is without `file` where no messages are shown (console.py).
       clock: Seconds that only grow.
     """
 
@@ -58,7 +61,8 @@ class Progress:
         quiet: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._file, self._clock, self._quiet = file or sys.stderr, clock, quiet
+        self._file, self._clock = file or sys.stderr, clock
+        self._quiet = quiet or (file is None and not console.is_shown())
         self._total, self._step, self._description = total, initial, description
         self._loss: float | None = None
         self._waited = self._paused = 0.0
@@ -66,7 +70,7 @@ class Progress:
         self._first_mark: tuple[float, int] | None = None
         self._last_line = -math.inf
         self._bar = None
-        if self._file.isatty() and not quiet:
+        if self._file.isatty() and not self._quiet:
             self._bar = tqdm.tqdm(
                 total=total,
                 initial=initial,
@@ -169,8 +173,8 @@ class MetricsLog:
 
     Args:
       folder: The run's folder; it is created.
-      resume_step: The step that the run goes on from, 0 for one that starts anew in a folder that
-        was used before: later rows are dropped, so that none stands there twice.
+      resume_step: The step that the run resumes from, 0 for one that starts anew in a folder that
+        was used before: later rows are dropped, so that none is duplicated.
       keep: Rows that belong to the run so far; None keeps all up to `resume_step`.
 
     Attributes:
@@ -195,10 +199,9 @@ class MetricsLog:
             )
         self.rows = _drop_later_rows(path, resume_step, keep) if path.exists() else 0
         if keep is not None and self.rows < keep:
-            print(
+            _LOG.warning(
                 f"WARNING: {path} held {keep} rows at step {resume_step}, and now {self.rows}: the "
-                "others were lost, and are missing from the curves",
-                file=sys.stderr,
+                "others were lost, and are missing from the curves"
             )
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard itself hides the events of earlier files from the purge step on.
@@ -252,7 +255,7 @@ class Unwritten:
         """Does nothing."""
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike) -> list[typed.Json]:
     """Reads the rows of `metrics.jsonl`; null becomes NaN.
 
     A last line that a killed run left unfinished is skipped.
@@ -275,7 +278,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-def _parse(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
+def _parse(path: pathlib.Path, number: int, line: str) -> typed.Json:
     try:
         row = json.loads(line)
         row["step"], row["split"]
@@ -287,7 +290,7 @@ def _parse(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in row.items()}
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: typed.JsonView) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 

@@ -1,11 +1,12 @@
-"""What a run's report says in words: the result, and what was run."""
+"""Facts of a run's report in words: the result, and what was run."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
+from kdnet_jax import typed
 from kdnet_jax.metrics import cases, statistics
 from kdnet_jax.reporting import score_tables
 
@@ -15,8 +16,8 @@ _ELSEWHERE: Final = ("command",)
 
 
 def sentences(
-    summaries: Mapping[str, Mapping[str, Any]],
-    processed: Mapping[str, Mapping[str, Any] | None],
+    summaries: Mapping[str, typed.JsonView],
+    processed: Mapping[str, typed.JsonView | None],
     scores: Mapping[str, Sequence[cases.RegionScore]],
     role: str,
 ) -> list[str]:
@@ -37,7 +38,7 @@ def sentences(
     return texts
 
 
-def post_processing(summary: Mapping[str, Any]) -> str:
+def post_processing(summary: typed.JsonView) -> str:
     """Returns the rule of a post-processed evaluation, and what it came to for this run."""
     chosen = summary.get("post_processing_chosen")
     return summary["post_processing"] + (f": {chosen}" if chosen else "")
@@ -51,7 +52,7 @@ def case_means(scores: Sequence[cases.RegionScore]) -> dict[str, float]:
     return {case: float(np.mean(dice)) for case, dice in by_case.items()}
 
 
-def _result(role: str, summary: Mapping[str, Any], means: Mapping[str, float]) -> str:
+def _result(role: str, summary: typed.JsonView, means: Mapping[str, float]) -> str:
     sequences = ", ".join(summary["modalities"])
     regions = ", ".join(
         f"{region} {row['dice']['mean']:.3f}" for region, row in summary["regions"].items()
@@ -85,9 +86,9 @@ def _text(found: statistics.Interval, form: str) -> str:
 # --- What was run ------------------------------------------------------------------------------
 
 
-def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def rows(summary: typed.JsonView) -> list[tuple[str, str]]:
     """Returns rows of key and value on a run; what its summary does not hold is left out."""
-    readers = (
+    readers: tuple[tuple[str, tuple[str, ...], Callable[..., str]], ...] = (
         ("Best checkpoint", ("step", "steps"), lambda step, steps: f"step {step} of {steps}"),
         ("Parameters", ("parameters",), lambda count: f"{count:,}"),
         ("Wall time, training", ("train_seconds",), _duration),

@@ -1,14 +1,13 @@
-"""Gathers what a run's folder holds into its report, and into the lines that the command prints."""
+"""Report of a run, and the lines that the command prints, from what its folder holds."""
 
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from kdnet_jax import evaluation
+from kdnet_jax import evaluation, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import geometry, labels, nifti, prepare, store
 from kdnet_jax.metrics import cases as case_metrics
@@ -46,9 +45,9 @@ def write(
     Returns:
         The report's path.
     """
-    summary = evaluation.read_summary(folder)
+    summary = _summary(folder)
     folders = {**others, summary["role"]: folder}
-    summaries = {role: evaluation.read_summary(each) for role, each in folders.items()}
+    summaries = {role: _summary(each) for role, each in folders.items()}
     processed = {
         role: evaluation.read_summary(each, postprocessed=True) for role, each in folders.items()
     }
@@ -82,7 +81,7 @@ def write(
 def _results(
     folders: Mapping[str, pathlib.Path],
     scores: Mapping[str, Scores],
-    processed: Mapping[str, Mapping[str, Any] | None],
+    processed: Mapping[str, typed.JsonView | None],
     task: task_lib.Task,
 ) -> html.Table:
     """Returns the table of scores, each run without and with post-processing where it has both."""
@@ -114,7 +113,7 @@ def _pictures(
             "the median, a line joins the same case. 373 mm stands for an empty mask.",
         ),
     ]
-    for role, folder in reversed(folders.items()):
+    for role, folder in reversed([*folders.items()]):
         log = folder / progress.METRICS_FILE
         if not log.is_file():  # a teacher from elsewhere may have come without
             continue
@@ -131,7 +130,14 @@ def _pictures(
 # --- Cases -------------------------------------------------------------------------------------
 
 
-def _cases_note(summary: Mapping[str, Any], shown: int, noun: str) -> str:
+def _summary(folder: pathlib.Path) -> typed.Json:
+    """Returns the summary of an evaluated run."""
+    found = evaluation.read_summary(folder)
+    assert found is not None, f"{folder} is not evaluated"
+    return found
+
+
+def _cases_note(summary: typed.JsonView, shown: int, noun: str) -> str:
     if shown == summary["cases"]:
         which = f"All {shown} test cases, the worst first, by mean Dice over the regions."
     else:
@@ -171,7 +177,7 @@ def _case_views(
     shown: Sequence[str],
 ) -> list[html.CaseView]:
     position = {summary.case_id: i for i, summary in enumerate(cases.summaries)}
-    convention = evaluation.read_summary(folder)["labels"]
+    convention = _summary(folder)["labels"]
     views = []
     for rank, case_id in zip(ranks(scores, shown), shown, strict=True):
         case = cases[position[case_id]]
@@ -250,7 +256,7 @@ def region_probabilities(
     return np.stack(sums, axis=-1)
 
 
-def region_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+def region_table(summaries: Mapping[str, typed.JsonView]) -> str:
     """Returns the test Dice as a small plain-text table, a row per run."""
     regions = next(iter(summaries.values()))["regions"]
     widths = {region: max(8, len(region) + 2) for region in regions}

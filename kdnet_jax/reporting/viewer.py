@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import contourpy
 import numpy as np
@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from kdnet_jax import task as task_lib
+from kdnet_jax import typed
 from kdnet_jax.reporting import planes
 
 Slices = tuple[slice, ...]
@@ -43,7 +44,7 @@ def build(
     task: task_lib.Task,
     foreground: Bool[np.ndarray, "d h w"] | None = None,
     max_bytes: int = CASE_BYTES,
-) -> dict[str, Any]:
+) -> typed.Json:
     """Returns the slices of a case, cropped to the foreground, and the outlines on them.
 
     Where they exceed `max_bytes`, every second slice is kept at half the resolution, then every
@@ -68,13 +69,13 @@ def build(
       SVG paths by slice, in 1/`units` voxels from the upper left corner of the picture.
     """
     image = np.asarray(image, np.float32)
-    foreground = image != 0 if foreground is None else foreground
-    box = planes.view_box(foreground, (reference, prediction), spacing)
+    inside = np.not_equal(image, 0) if foreground is None else foreground
+    box = planes.view_box(inside, (reference, prediction), spacing)
     hulls = [task.hull_mask(classes) for classes in (reference, prediction)]
     most = planes.slices_of_interest(hulls, box)[0]
     units = 2 if min(spacing[1:]) / 2 <= _UNIT_MM else 4
     layers = list(_layers(reference[box], prediction[box], probabilities, box, units, task))
-    grey = _grey(image, foreground, box)
+    grey = _grey(image, inside, box)
     for step in range(1, _COARSEST + 1):
         # Counted from the slice with most of the regions, so that this one is kept.
         kept = range((most - box[0].start) % step, len(grey), step)
@@ -92,7 +93,7 @@ def build(
 
 def _view(
     grey: UInt8[np.ndarray, "d h w"], layers: Sequence[dict], kept: range, step: int
-) -> dict[str, Any]:
+) -> typed.Json:
     cells = [Image.fromarray(grey[index]).reduce(step) for index in kept]
     columns = math.ceil(math.sqrt(len(cells)))
     return {
@@ -113,7 +114,7 @@ def _grey(
     view = image[box]
     levels = np.clip((view - low) / (high - low), 0, 1) * 255
     # A z-scored image may have its background, 0, amid its greys.
-    inside = np.stack([ndimage.binary_fill_holes(each) for each in foreground[box]])
+    inside = np.stack([np.asarray(ndimage.binary_fill_holes(each)) for each in foreground[box]])
     return np.where(inside, np.rint(levels), 0).astype(np.uint8)
 
 
@@ -138,7 +139,7 @@ def _layers(
     box: Slices,
     units: int,
     task: task_lib.Task,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[typed.Json]:
     """Yields what can be shown: reference and prediction, then the levels of the probability.
 
     Outer regions come first, so that the inner ones are drawn on top.
@@ -163,7 +164,7 @@ def _layer(
     field: Float[np.ndarray, "d h w"],
     units: int,
     thin: bool = False,
-) -> dict[str, Any]:
+) -> typed.Json:
     paths = [outline(each, level, units) for each in field]
     return {
         "source": source,
@@ -186,7 +187,7 @@ def outline(field: Float[np.ndarray, "h w"], level: float, units: int) -> str:
     # A rim below the level closes what touches the edge; pixel centres lie at one half.
     padded = np.pad(field, 1)
     lines = contourpy.contour_generator(z=padded).lines(level)
-    return "".join(_closed(np.rint((line - 0.5) * units).astype(int)) for line in lines)
+    return "".join(_closed(np.rint((np.asarray(line) - 0.5) * units).astype(int)) for line in lines)
 
 
 def _closed(points: Integer[np.ndarray, "n 2"]) -> str:
@@ -196,6 +197,6 @@ def _closed(points: Integer[np.ndarray, "n 2"]) -> str:
     if len(moves) < 3:
         return ""
     turns = np.flatnonzero(np.any(moves[1:] != moves[:-1], axis=1)) + 1
-    runs = np.add.reduceat(moves, [0, *turns])
+    runs = np.add.reduceat(moves, [0, *turns.tolist()])
     words = " ".join(f"{x} {y}" for x, y in runs[:-1])
     return f"M{points[0, 0]} {points[0, 1]}l{words}z".replace(" -", "-")

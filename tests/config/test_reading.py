@@ -9,7 +9,7 @@ import pytest
 from ml_collections import config_dict
 
 from configs import common
-from kdnet_jax import task as task_lib
+from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys, reading
 from kdnet_jax.errors import UserError
@@ -171,7 +171,7 @@ def test_channels_that_a_config_names_stay(role: str) -> None:
 def test_a_dataset_json_is_a_task(tmp_path: pathlib.Path) -> None:
     config = _of_task(tmp_path, "teacher")
     values = reading.read(config)
-    assert values.task == task_lib.read(tmp_path)
+    assert values.task == dataset_json.read(tmp_path)
     assert values.modalities == ("t2", "adc", "dwi")
     assert values.head.outputs == ("background", "PZ", "TZ")
     assert values.network.out_channels == 3
@@ -240,7 +240,7 @@ def test_a_run_of_another_task_comes_back_with_it(tmp_path: pathlib.Path) -> Non
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(values.to_json(), "utf-8")
-    written = json.dumps(values.task.to_dataset_json())
-    (run / task_lib.TASK_FILE).write_text(written, "utf-8")
+    written = json.dumps(dataset_json.describe(values.task))
+    (run / dataset_json.TASK_FILE).write_text(written, "utf-8")
     (tmp_path / "dataset.json").unlink()  # the run does not need it any more
     assert reading.read_run(run) == values

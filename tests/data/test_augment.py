@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import augment, augment_draws, augment_spatial
 from kdnet_jax.errors import UserError
@@ -467,7 +468,7 @@ if __name__ == "__main__":
 
 # --- Channels without a background, and voxels that are no cubes ---------------------------------
 
-MIXED = task_lib.from_dataset_json(
+MIXED = dataset_json.parse(
     {
         "name": "mixed",
         "channel_names": {"0": "stripped", "1": "CT"},

@@ -253,7 +253,7 @@ def test_several_releases_are_refused_unless_one_is_chosen(tmp_path: pathlib.Pat
 def test_a_case_that_is_there_twice(tmp_path: pathlib.Path, release: str) -> None:
     add_case(tmp_path / "a" / "BraTS2021_00001")
     add_case(tmp_path / "b" / "BraTS2021_00001")
-    with pytest.raises(UserError, match="BraTS2021_00001 is there twice"):
+    with pytest.raises(UserError, match="BraTS2021_00001 is duplicate"):
         cases.find_cases(tmp_path, release)
 
 
@@ -348,7 +348,7 @@ def test_folders_within_a_collection_are_patients(tmp_path: pathlib.Path, above:
         (name, name) for name in ("017", "anna", "bob")
     ]
     add_files(tmp_path / "other" / "anna", "t1.nii.gz", "seg.nii.gz")
-    with pytest.raises(UserError, match="case anna is there twice"):
+    with pytest.raises(UserError, match="case anna is duplicate"):
         cases.find_cases(tmp_path, modalities=("t1",))
 
 
@@ -481,7 +481,7 @@ def test_five_files_that_do_not_belong_together_by_name_are_not_five_patients(
 ) -> None:
     files = ("ax_t1", "sag_t1", "cor_t2", "x_flair", "y_t1ce")
     add_files(tmp_path / "anna", *(f"{name}.nii.gz" for name in files))
-    with pytest.raises(UserError, match="cannot be told which are of one case"):
+    with pytest.raises(UserError, match="unknown which are of one case"):
         cases.find_cases(tmp_path, modalities=("t1",), labelled=False)
 
 
@@ -554,7 +554,7 @@ def test_bids_that_is_there_twice_or_misplaced(tmp_path: pathlib.Path) -> None:
     one, two = tmp_path / "both" / "a", tmp_path / "both" / "b"
     _add_bids(one, "sub-01")
     _add_bids(two, "sub-01")
-    with pytest.raises(UserError, match="sub-01 is there twice"):
+    with pytest.raises(UserError, match="sub-01 is duplicate"):
         cases.find_cases(tmp_path / "both")
 
 

@@ -7,11 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kdnet_jax import task as task_lib
+from kdnet_jax import dataset_json
 from kdnet_jax.data import cases, ct_statistics, prepare, store
 from kdnet_jax.errors import UserError
 
-TASK = task_lib.from_dataset_json(
+TASK = dataset_json.parse(
     {
         "name": "liver",
         "channel_names": {"0": "CT", "1": "PET"},

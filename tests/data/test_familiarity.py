@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases as cases_lib
 from kdnet_jax.data import familiarity, prepare
@@ -134,7 +135,7 @@ def _body(seed: int, level: float, kind: str) -> tuple[prepare.PreparedCase, tas
     if kind == "ct":
         own["statistics"] = {"ct": [-200, 300, 50, 60]}
     document = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "kdnet": own}
-    task = task_lib.from_dataset_json(document, "dataset.json")
+    task = dataset_json.parse(document, "dataset.json")
     rng = np.random.default_rng(seed)
     distance = np.linalg.norm(np.indices((24, 24, 24)) - 11.5, axis=0)
     image = np.where(distance < 10, level, -1000) + rng.normal(0, 10, distance.shape)

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kdnet_jax import task as task_lib
+from kdnet_jax import dataset_json
 from kdnet_jax.data import building, cases, nifti, nifti_header
 from kdnet_jax.errors import UserError
 from tests.helpers import made_tasks
@@ -91,7 +91,7 @@ def test_without_the_library_the_message_says_what_to_install(
 
 def test_a_dataset_of_nrrd_files_is_that_of_its_nifti_copies(tmp_path: pathlib.Path) -> None:
     folder = made_tasks.write_plain(tmp_path / "scans", 1)
-    plain = task_lib.from_dataset_json(made_tasks.PLAIN, "p/dataset.json")
+    plain = dataset_json.parse(made_tasks.PLAIN, "p/dataset.json")
     expected = building.build_scans(
         tmp_path / "root", folder, task=plain, spacing=2.0, progress=False
     )[0]
@@ -100,11 +100,11 @@ def test_a_dataset_of_nrrd_files_is_that_of_its_nifti_copies(tmp_path: pathlib.P
         write(path.with_name(path.name.replace(".nii.gz", ".nrrd")), volume.data, volume.affine)
         path.unlink()
     document = {**made_tasks.PLAIN, "file_ending": ".nrrd"}
-    task = task_lib.from_dataset_json(document, "p/dataset.json")
+    task = dataset_json.parse(document, "p/dataset.json")
     found = building.build_scans(tmp_path / "root", folder, task=task, spacing=2.0, progress=False)
     np.testing.assert_array_equal(found[0].image, expected.image)
     np.testing.assert_array_equal(found[0].label, expected.label)
     with pytest.raises(UserError, match=r"no \.mha file is in it"):
         cases.find_cases(
-            folder, task=task_lib.from_dataset_json({**document, "file_ending": ".mha"}, "p/d")
+            folder, task=dataset_json.parse({**document, "file_ending": ".mha"}, "p/d")
         )

@@ -46,7 +46,7 @@ def test_values_that_have_one_meaning(tmp_path, values, convention) -> None:
 
 @pytest.mark.parametrize("values", [(0, 1, 2, 3), (0, 1), (0, 2), (0, 1, 2)])
 def test_values_with_several_meanings_are_refused_with_the_options(tmp_path, values) -> None:
-    with pytest.raises(UserError, match="cannot be told") as caught:
+    with pytest.raises(UserError, match="is ambiguous") as caught:
         _recognise(tmp_path, *values)
     assert "--reference_labels=decathlon if 1 is ED, 2 is NCR, 3 is ET" in str(caught.value)
     assert "1 is NCR, 2 is ED" in str(caught.value)
@@ -105,7 +105,7 @@ def test_a_dataset_json_is_understood(tmp_path, content, convention, folder) -> 
 
 def test_the_dataset_json_above_another_folder_does_not_count(tmp_path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": NNUNET}))
-    with pytest.raises(UserError, match="cannot be told"):
+    with pytest.raises(UserError, match="is ambiguous"):
         _recognise(tmp_path / "predictions", 0, 1, 2, 3)
 
 

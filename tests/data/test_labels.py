@@ -6,6 +6,7 @@ import pytest
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import labels
 from kdnet_jax.errors import UserError
+from tests.helpers import made_up_tasks
 
 CAVITY = len(task_lib.GLIOMA.classes)
 
@@ -74,6 +75,22 @@ def test_map_cavity() -> None:
 # ------------------------------------------------------------------ masks of several channels
 
 
+def test_channels_of_another_task() -> None:
+    task = made_up_tasks.HEART
+    classes = np.random.default_rng(0).integers(0, 4, (4, 5, 6)).astype(np.uint8)
+    names = "clot,background,Wall,scar"
+    regions = {"wall": (1, 2), "scar": (2, 3), "clot": (3,), "background": (0,)}
+    values = np.stack([np.isin(classes, regions[n]) for n in names.lower().split(",")], -1)
+    labels.check_convention("--prediction_labels", names, task=task)
+    found = labels.classes_of(values.astype(np.uint8), names, "a.nii", task=task)
+    np.testing.assert_array_equal(found, classes)
+    with pytest.raises(UserError, match="voxels of clot lie in wall too"):
+        labels.classes_of(values[..., [3, 1, 2, 0]].astype(np.uint8), names, "a.nii", task=task)
+    for other in ("wall,scar", "TC,WT,ET", "wall,scar,clot,clot"):
+        with pytest.raises(UserError, match="in their order: wall, scar, clot; or class 1, class"):
+            labels.check_convention("--prediction_labels", other, task=task)
+
+
 def _channels(classes: np.ndarray, names: str) -> np.ndarray:
     """Returns the mask with a channel of 0 and 1 for each region or class."""
     members = {"TC": (1, 3), "WT": (1, 2, 3), "ET": (3,), "NCR": (1,), "ED": (2,)}
@@ -108,7 +125,7 @@ def test_other_channels_than_those_named_are_refused() -> None:
     [
         ("TC,WT,ET", "WT,TC,ET", "voxels of TC lie outside of WT, if its channels are WT,TC,ET"),
         ("TC,WT,ET", "ET,WT,TC", "voxels of ET lie outside of TC"),
-        ("TC,WT,ET", "NCR,ED,ET", "voxels of NCR lie in ED too"),
+        ("TC,WT,ET", "NCR,ED,ET", "voxels of ED lie in NCR too"),
     ],
 )
 def test_channels_that_cannot_be_those_named_are_refused(

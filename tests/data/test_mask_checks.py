@@ -31,12 +31,13 @@ def _listed(
     reference = _write(tmp_path / "reference.nii.gz", CLASSES)
     prediction = _write(tmp_path / "prediction.nii.gz", data, affine)
     pair = segmentations.Pair("a", reference, prediction)
-    contents = {path: mask_checks.read_content(path) for path in (reference, prediction)}
+    contents = {path: mask_checks.read_content(path, task=TASK) for path in (reference, prediction)}
     return mask_checks.check_pairs([pair], contents, ignore_affine=ignore_affine)
 
 
 def test_a_mask_says_its_grid_and_values(tmp_path) -> None:
-    content = mask_checks.read_content(_write(tmp_path / "a.nii.gz", CLASSES.astype(np.float32)))
+    path = _write(tmp_path / "a.nii.gz", CLASSES.astype(np.float32))
+    content = mask_checks.read_content(path, task=TASK)
     assert content.shape == (2, 3, 4)
     assert content.values == {0, 1, 2, 3}
     assert content.problem is None
@@ -108,7 +109,7 @@ def test_an_image_in_place_of_a_mask(tmp_path) -> None:
 def test_unreadable_files_of_both_sides_are_listed(tmp_path) -> None:
     paths = [tmp_path / "gone.nii.gz", tmp_path / "text.nii.gz"]
     paths[1].write_text("no image")
-    contents = {path: mask_checks.read_content(path) for path in paths}
+    contents = {path: mask_checks.read_content(path, task=TASK) for path in paths}
     listed = mask_checks.check_pairs(
         [segmentations.Pair("a", *paths)], contents, ignore_affine=False
     )

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from kdnet_jax import task as task_lib
+from kdnet_jax import dataset_json
 from kdnet_jax.data import cases, prepare, store
 from kdnet_jax.errors import UserError
 from tests.helpers import made_tasks
@@ -18,7 +18,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def test_thick_slices_on_a_grid_of_three_spacings(plain: pathlib.Path) -> None:
-    task = task_lib.read(plain)
+    task = dataset_json.read(plain)
     case = cases.find_cases(plain, task=task).cases[0]
     prepared, notes = prepare.prepare_case(case, task=task, spacing=(3.0, 2.0, 2.0))
     assert prepared.modalities == ("t2", "adc")
@@ -38,7 +38,7 @@ def test_thick_slices_on_a_grid_of_three_spacings(plain: pathlib.Path) -> None:
 
 
 def test_a_channel_alone_looks_as_it_does_beside_the_others(plain: pathlib.Path) -> None:
-    task = task_lib.read(plain)
+    task = dataset_json.read(plain)
     case = cases.find_cases(plain, task=task).cases[0]
     files = prepare.read_files(case, task=task)
     # One channel has rows without data, which are inside of the crop that both need.
@@ -57,7 +57,7 @@ def test_a_channel_alone_looks_as_it_does_beside_the_others(plain: pathlib.Path)
 
 def test_the_order_is_the_task_s_and_a_record_keeps_the_inside() -> None:
     document = dict(made_tasks.REGIONS, kdnet={"normalisation": {"late": "zscore_nonzero"}})
-    task = task_lib.from_dataset_json(document, "dataset.json")
+    task = dataset_json.parse(document, "dataset.json")
     rng = np.random.default_rng(0)
     images = {name: rng.normal(100, 9, (12, 12, 12)) for name in ("late", "arterial", "venous")}
     for volume in images.values():
@@ -97,7 +97,7 @@ def test_a_repeated_mri_is_refused_and_two_windows_of_a_ct_are_not() -> None:
 
     def prepared(kind: str) -> prepare.PreparedCase:
         own = {"normalisation": {"t2": kind, "adc": kind}}
-        task = task_lib.from_dataset_json(dict(made_tasks.PLAIN, kdnet=own), "dataset.json")
+        task = dataset_json.parse(dict(made_tasks.PLAIN, kdnet=own), "dataset.json")
         images = {"t2": volume, "adc": 2 * volume}
         return prepare.prepare_arrays(
             images, affine, None, task=task, spacing=None, case_id="a", patient_id="a"

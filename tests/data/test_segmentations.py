@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.data import cases, segmentations
 from kdnet_jax.errors import UserError
 
@@ -18,7 +19,7 @@ def _folder(root: pathlib.Path, *names: str) -> pathlib.Path:
 
 
 def _found(root: pathlib.Path, *names: str) -> segmentations.Found:
-    return segmentations.find_masks(_folder(root, *names), "--predictions")
+    return segmentations.find_masks(_folder(root, *names), "--predictions", task_lib.GLIOMA)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_a_compressed_copy_is_taken_and_said(tmp_path) -> None:
 def test_no_folder(tmp_path, monkeypatch, name, found) -> None:
     monkeypatch.chdir(_folder(tmp_path, "file.nii.gz"))
     with pytest.raises(UserError, match=rf"--references=.*{found}"):
-        segmentations.find_masks(name, "--references")
+        segmentations.find_masks(name, "--references", task_lib.GLIOMA)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_the_next_readable_case_of_the_epochs_order_takes_the_place() -> None:
 def test_skipped_cases_are_told_once_and_noted(
     cases: store.CaseStore,
     tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     place: str,
 ) -> None:
     damaged = [damage.file_of(cases, index) for index in (4, 11)]
@@ -163,7 +163,7 @@ def test_skipped_cases_are_told_once_and_noted(
     assert [row["file"] for row in rows] == [str(path) for path in damaged]
     assert "hash mismatch" in rows[0]["reason"]
     assert rows[1]["reason"] == "the file is missing"
-    said = capsys.readouterr().err
+    said = caplog.text
     for row in rows:
         assert (
             said.count(f"the training case {row['case_id']} cannot be read: {row['reason']}") == 1
@@ -218,7 +218,7 @@ def test_by_default_the_stream_stops_and_its_threads_end(
     assert "array_record-000" in text
     assert "the training case BraTS2021_" in text
     assert f"Delete {cases.folder} and start again" in text
-    assert text.endswith("To go on without such cases: --config.data.on_read_error=skip.")
+    assert text.endswith("To continue without such cases: --config.data.on_read_error=skip.")
     deadline = time.monotonic() + 20
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -139,7 +139,7 @@ def test_a_part_of_share_zero_is_empty_on_purpose() -> None:
 def test_no_cases_and_doubled_cases_are_refused() -> None:
     with pytest.raises(UserError, match="no patient"):
         splits.make_split([], seed=0, fractions=(0.8, 0.1, 0.1))
-    with pytest.raises(UserError, match="c000 is there twice"):
+    with pytest.raises(UserError, match="c000 is duplicate"):
         splits.make_split(visits(5) + visits(1), seed=0, fractions=(0.8, 0.1, 0.1))
 
 

@@ -9,13 +9,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import building, cases, nifti, task_names
 from kdnet_jax.errors import UserError
 from tests.helpers import made_tasks
 
-PROSTATE = task_lib.from_dataset_json(made_tasks.PLAIN, "p/dataset.json")
-LIVER = task_lib.from_dataset_json(made_tasks.REGIONS, "l/dataset.json")
+PROSTATE = dataset_json.parse(made_tasks.PLAIN, "p/dataset.json")
+LIVER = dataset_json.parse(made_tasks.REGIONS, "l/dataset.json")
 
 
 def task_of(
@@ -24,7 +25,7 @@ def task_of(
     **more: Any,
 ) -> task_lib.Task:
     names = {str(number): name for number, name in enumerate(channels)}
-    return task_lib.from_dataset_json(
+    return dataset_json.parse(
         {"channel_names": names, "labels": dict(labels)} | more, "made/dataset.json"
     )
 
@@ -275,7 +276,7 @@ def test_names_that_tell_no_channel_are_refused_with_the_way_to_name_them(
     tmp_path: pathlib.Path,
 ) -> None:
     touch(tmp_path, "a/axial.nii", "b/axial.nii")
-    with pytest.raises(UserError, match=r"tells its channel \(t2, adc, and seg\).*\"aliases\""):
+    with pytest.raises(UserError, match=r"says its channel \(t2, adc, and seg\).*\"aliases\""):
         cases.find_cases(tmp_path, task=PROSTATE)
 
 
@@ -296,7 +297,7 @@ def test_a_dataset_knows_its_task(tmp_path: pathlib.Path) -> None:
     other = building.build_scans(
         tmp_path / "root",
         folder,
-        task=task_lib.from_dataset_json(noun, "p/dataset.json"),
+        task=dataset_json.parse(noun, "p/dataset.json"),
         spacing=2.0,
         progress=False,
     )

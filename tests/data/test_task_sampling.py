@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from kdnet_jax import sharding
+from kdnet_jax import dataset_json, sharding
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import loader, patches, prepare, store
 from kdnet_jax.errors import UserError
 from tests.helpers import made_tasks, stores
 
-PLAIN = task_lib.from_dataset_json(made_tasks.PLAIN, "plain/dataset.json")
-REGIONS = task_lib.from_dataset_json(made_tasks.REGIONS, "regions/dataset.json")
+PLAIN = dataset_json.parse(made_tasks.PLAIN, "plain/dataset.json")
+REGIONS = dataset_json.parse(made_tasks.REGIONS, "regions/dataset.json")
 SIZE = (10, 16, 18)
 
 

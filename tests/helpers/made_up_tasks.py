@@ -1,8 +1,9 @@
 """Tasks other than the glioma: one class, two classes, overlapping regions and an ignore label."""
 
+from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 
-LESION = task_lib.from_dataset_json(
+LESION = dataset_json.parse(
     {
         "name": "white matter lesions",
         "channel_names": {"0": "T1", "1": "FLAIR"},
@@ -10,7 +11,7 @@ LESION = task_lib.from_dataset_json(
     },
     "lesion",
 )
-PROSTATE = task_lib.from_dataset_json(
+PROSTATE = dataset_json.parse(
     {
         "name": "prostate",
         "channel_names": {"0": "T2", "1": "ADC"},
@@ -20,7 +21,7 @@ PROSTATE = task_lib.from_dataset_json(
     "prostate",
 )
 # "wall" and "scar" overlap in class 2, and "clot" lies within "scar".
-HEART = task_lib.from_dataset_json(
+HEART = dataset_json.parse(
     {
         "name": "heart",
         "channel_names": {"0": "CT"},
@@ -33,7 +34,7 @@ HEART = task_lib.from_dataset_json(
 
 def of_regions(count: int) -> task_lib.Task:
     """Returns a task of one class a region, "region 1" and so on."""
-    return task_lib.from_dataset_json(
+    return dataset_json.parse(
         {
             "name": f"{count} structures",
             "channel_names": {"0": "T1", "1": "T2"},

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any, Final
 
-from kdnet_jax import task as task_lib
+from kdnet_jax import dataset_json
 from tests.helpers import foreign_folders as folders
 
 # Two channels, two classes, voxels that nobody labelled.
@@ -17,7 +17,7 @@ DATASET: Final = {
 }
 STATISTICS: Final = (-100.0, 300.0, 40.0, 80.0)
 # Overlapping regions, in an order of their own, one of them of one class.
-REGIONS: Final = task_lib.from_dataset_json(
+REGIONS: Final = dataset_json.parse(
     {
         "name": "cells",
         "channel_names": {"0": "a", "1": "b", "2": "c"},

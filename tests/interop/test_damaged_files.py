@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from kdnet_jax import model
+from kdnet_jax import dataset_json, model
 from kdnet_jax.interop import described_weights, foreign, nnunet_plans
 from tests.helpers import foreign_folders as folders
 from tests.helpers import own_tasks, wrong_values
@@ -39,7 +39,7 @@ def test_of_nnunet(tmp_path: pathlib.Path, older: bool, name: str) -> None:
 @pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
 def test_of_nnunet_s_of_another_task(tmp_path: pathlib.Path, name: str) -> None:
     """Also what this project adds to a dataset.json."""
-    document = own_tasks.REGIONS.to_dataset_json()
+    document = dataset_json.describe(own_tasks.REGIONS)
     plan = folders.plan(channels=3) | {
         "normalization_schemes": [*("CTNormalization", "NoNormalization", "ZScoreNormalization")],
         "use_mask_for_norm": [False, False, True],

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -85,6 +86,16 @@ def predictor(folder: pathlib.Path) -> nnUNetPredictor:
     return found
 
 
+def preprocessed(
+    folder: pathlib.Path, scan: Mapping[str, pathlib.Path], dataset: dict[str, Any]
+) -> np.ndarray:
+    """Returns a scan, channel -> file, as nnU-Net prepares it for a network of this folder."""
+    plans = PlansManager(str(folder / "plans.json"))
+    files = [str(path) for path in scan.values()]
+    configuration = plans.get_configuration("3d_fullres")
+    return DefaultPreprocessor().run_case(files, None, plans, configuration, dataset)[0]
+
+
 @pytest.mark.parametrize("config", [folders.PLAIN, folders.RESIDUAL], ids=["plain", "residual"])
 def test_what_its_trainer_saves_predicts_the_same(tmp_path, monkeypatch, config) -> None:
     folder = train(tmp_path, config, monkeypatch)
@@ -114,14 +125,7 @@ def test_it_sees_what_nnunet_sees(tmp_path, monkeypatch, reader, transposed) -> 
         transpose_forward=transposed,
         transpose_backward=np.argsort(transposed).tolist(),
     )
-    plans = PlansManager(str(folder / "plans.json"))
-    theirs, _, _ = DefaultPreprocessor().run_case(
-        [str(path) for path in names.values()],
-        None,
-        plans,
-        plans.get_configuration("3d_fullres"),
-        folders.dataset(),
-    )
+    theirs = preprocessed(folder, names, folders.dataset())
     prepared, _ = prepare.prepare_case(prepare.unlabelled_case(names), spacing=spacing)
     model = foreign.read(folder)
     # In the network's axes; both crop to the brain, and ours is float16.
@@ -165,14 +169,7 @@ def test_it_sees_another_task_as_nnunet_does(tmp_path, monkeypatch, transposed) 
         image[8:16, 8:16, 4:9] = 0  # counts as any other value
         names[name] = tmp_path / f"{name}.nii.gz"
         nib.save(nib.Nifti1Image(image, np.diag([-0.75, -0.5, 3.0, 1.0])), names[name])
-    plans = PlansManager(str(folder / "plans.json"))
-    theirs, _, _ = DefaultPreprocessor().run_case(
-        [str(path) for path in names.values()],
-        None,
-        plans,
-        plans.get_configuration("3d_fullres"),
-        own_tasks.DATASET,
-    )
+    theirs = preprocessed(folder, names, own_tasks.DATASET)
     converted = conversion.convert(folder)
     model = converted.model
     assert model.spacing == spacing

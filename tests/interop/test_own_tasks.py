@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from kdnet_jax import model_folder
+from kdnet_jax import dataset_json, model_folder
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import conversion, foreign, writing
@@ -161,7 +161,7 @@ def test_classes_of_a_task_of_regions_are_plain_labels(tmp_path) -> None:
     [
         (
             {
-                "task": task_lib.from_dataset_json(own_tasks.DATASET, "organs"),
+                "task": dataset_json.parse(own_tasks.DATASET, "organs"),
                 "modalities": ("adc",),
                 "order": (1, 0),
             },
@@ -169,7 +169,7 @@ def test_classes_of_a_task_of_regions_are_plain_labels(tmp_path) -> None:
         ),
         (
             {
-                "task": task_lib.from_dataset_json(own_tasks.DATASET, "organs"),
+                "task": dataset_json.parse(own_tasks.DATASET, "organs"),
                 "modalities": ("ct",),
                 "head": "softmax",
                 "order": (1, 0, 2),

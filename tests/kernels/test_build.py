@@ -1,4 +1,4 @@
-"""The kernels are compiled once, and where they cannot be had the reason is told."""
+"""The kernels are compiled once, and where they are unavailable the reason is reported."""
 
 import os
 import pathlib
@@ -44,7 +44,7 @@ def test_without_a_compiler_xlas_own_form_serves_and_the_remedy_is_told(
     assert done.stderr.count("no C++ compiler was found: install g++") == 1
     asked = choose("onednn", env)
     assert asked.returncode != 0
-    assert "model.convolutions is onednn, but that cannot be had: no C++ compiler" in asked.stderr
+    assert "model.convolutions is onednn, but that is unavailable: no C++ compiler" in asked.stderr
 
 
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(

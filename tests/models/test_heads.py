@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdnet_jax import task as task_lib
+from kdnet_jax import dataset_json
 from kdnet_jax.models import heads
 from tests.helpers import made_up_tasks
 from tests.helpers.glioma import REGIONS, SOFTMAX, each_head
@@ -103,7 +103,7 @@ def test_regions_are_painted_one_over_the_other_inside_what_contains_them() -> N
 
 
 def test_a_region_painted_later_covers_what_it_contains() -> None:
-    task = task_lib.from_dataset_json(
+    task = dataset_json.parse(
         {
             "channel_names": {"0": "CT"},
             "labels": {"background": 0, "core": 2, "all": [1, 2]},

@@ -136,7 +136,7 @@ def test_resume_doubles_no_line(tmp_path: pathlib.Path) -> None:
 
 
 def test_only_the_rows_that_a_checkpoint_knows_are_kept(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # A validation at step 2 that was written, but not saved: it is written again.
     with progress.MetricsLog(tmp_path) as log:
@@ -148,11 +148,11 @@ def test_only_the_rows_that_a_checkpoint_knows_are_kept(
         log.write(2, "validation", {"dice_mean": 0.5})
     rows = progress.read_metrics(tmp_path / progress.METRICS_FILE)
     assert [row["split"] for row in rows] == ["train", "validation"]
-    assert capsys.readouterr().err == ""
+    assert not caplog.text
     # Rows that somebody has removed.
     with progress.MetricsLog(tmp_path, resume_step=2, keep=5) as log:
         assert log.rows == 2
-    assert "held 5 rows at step 2, and now 2" in capsys.readouterr().err
+    assert "held 5 rows at step 2, and now 2" in caplog.text
 
 
 def test_a_used_folder_is_refused_unless_told(tmp_path: pathlib.Path) -> None:
