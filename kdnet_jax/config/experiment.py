@@ -8,11 +8,11 @@ import dataclasses
 import json
 import pathlib
 
-from kdnet_jax import optimizers, steps, train
+from kdnet_jax import optimizers, train
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import flat_keys
 from kdnet_jax.data import augment
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.models import heads, networks
 
 # mm: of all axes, or of depth, height and width; `None`: each scan's own.
@@ -149,7 +149,7 @@ class Experiment:
     loader: Loader
     modalities: tuple[str, ...]
     network: networks.Network
-    loss: steps.LossOptions
+    loss: segmentation.LossOptions
     distillation: distillation.DistillationOptions | None
     optimizer: optimizers.OptimizerOptions
     augment: augment.AugmentOptions

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from ml_collections import config_dict
 
-from kdnet_jax import dataset_json, documents, optimizers, steps, train
+from kdnet_jax import dataset_json, documents, optimizers, train
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys
 from kdnet_jax.data import augment, geometry, labels, splits
 from kdnet_jax.errors import UserError, check_choice
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.models import heads, networks, unet
 
 CONFIG: Final = "config.json"
@@ -105,7 +105,7 @@ def of_document(
     network = _network(document["model"], task, data.spacing, loader.patch)
     networks.check_patch(loader.patch, network, "loader.patch")
     networks.check_patch(inference.patch, network, "inference.patch")
-    loss = steps.LossOptions(**document["loss"])
+    loss = segmentation.LossOptions(**document["loss"])
     budget = train.TrainOptions(**document["train"])
     if budget.accumulate > 1 and loss.over_batch:
         raise UserError(
