@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from kdnet_jax import typed
 from kdnet_jax.errors import UserError
 
 DATA, SPACE = "data", "space"
@@ -195,7 +196,7 @@ def to_own_devices(tree: Any) -> Any:
 
 def parts_of(
     sharding: jax.sharding.Sharding, shape: tuple[int, ...]
-) -> dict[jax.Device, tuple[slice, ...]]:
+) -> dict[typed.Device, tuple[slice, ...]]:
     """Returns which part of an array of this shape lies on each device of this process."""
     parts = sharding.addressable_devices_indices_map(shape)
     return {device: part for device, part in parts.items() if part is not None}

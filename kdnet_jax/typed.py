@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 Json = dict[str, Any]
 JsonView = Mapping[str, Any]
 
+# A `jax.Device`, which type checkers take for a variable.
+Device = Any
+
 _T = TypeVar("_T")
 
 

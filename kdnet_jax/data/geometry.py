@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Num, Shaped, UInt8
@@ -236,12 +237,13 @@ def _resample_slabs(
     thickness = max(1, class_maps.SLAB_VOXELS // (shape[1] * shape[2]))
     for start in range(0, shape[0], thickness):
         stop = min(start + thickness, shape[0])
+        first: Any = offset + factor * (start, 0, 0)
         yield (
             slice(start, stop),
             ndimage.affine_transform(
                 smooth,
                 factor,
-                offset + factor * (start, 0, 0),
+                first,
                 output_shape=(stop - start, *shape[1:]),
                 order=1,
                 mode="nearest",

@@ -12,7 +12,7 @@ import importlib
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -85,7 +85,9 @@ class RecordFiles(Sequence[typed.Json]):
         assert isinstance(features, tfds.features.FeaturesDict)
         self._features = features
         raw = decode.DeserializeMethod.RAW_BYTES
-        self._open = functools.partial(builder.as_data_source, split=split, deserialize_method=raw)
+        # TFDS's decorator hides the arguments from type checkers.
+        as_data_source: Callable[..., Any] = builder.as_data_source
+        self._open = functools.partial(as_data_source, split, deserialize_method=raw)
         self._records: Any = self._open()
 
     def __len__(self) -> int:
@@ -119,7 +121,7 @@ class RecordFiles(Sequence[typed.Json]):
     def _decode(self, raw: bytes) -> typed.Json:
         """Returns a record, or nothing where bytes that are as written make up no such record."""
         try:
-            return self._features.deserialize_example_np(raw)
+            return dict(self._features.deserialize_example_np(raw))
         except (message.DecodeError, KeyError, TypeError, ValueError):
             return {}
 

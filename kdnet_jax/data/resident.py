@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float16, Int32, Shaped, UInt8
 
-from kdnet_jax import console, sharding
+from kdnet_jax import console, sharding, typed
 from kdnet_jax.data import case_builder, patches, prepare, store
 
 # Of a voxel: its class, and each of its sequences.
@@ -103,14 +103,14 @@ class ResidentCases:
         shape = (*shape, *parts[0].shape[len(shape) :])
         return jax.make_array_from_single_device_arrays(shape, self._sharding, parts)
 
-    def _send(self) -> dict[jax.Device, dict[int, _Held]]:
+    def _send(self) -> dict[typed.Device, dict[int, _Held]]:
         indices = self._source.indices
         # Read past the store's memory: a case that lies on the device is not wanted there too.
         read = case_builder.ordered_map(
             functools.partial(self._source.read, keep=False), indices, self._threads
         )
         bar = console.bar(read, total=len(indices), desc="cases to the device", unit="case")
-        held: dict[jax.Device, dict[int, _Held]] = {device: {} for device in self._devices}
+        held: dict[typed.Device, dict[int, _Held]] = {device: {} for device in self._devices}
         for index, case in zip(indices, bar, strict=True):
             if case is None:
                 continue

@@ -112,7 +112,9 @@ def of_image(image: spatialimages.SpatialImage) -> Space:
     """
     header, affine = image.header, image.affine
     guess = header.get_best_affine() if isinstance(header, nib.AnalyzeHeader) else None
-    if guess is None or not (affine is None or np.allclose(affine, guess)):
+    if affine is None:
+        affine = np.eye(4) if guess is None else guess
+    if guess is None or not np.allclose(affine, guess):
         return of_affine(affine)
     if isinstance(header, nib.Nifti1Header):
         return of_fields(header)

@@ -78,12 +78,11 @@ class Arguments:
         """Returns MONAI's word for a layer in small letters, and its arguments."""
         value: object = self.take(name, default)
         parts = [value] if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple) or not parts or not isinstance(parts[0], str):
+        word, *options = parts if isinstance(parts, list | tuple) and parts else [None]
+        given = options[0] if options else {}
+        if not isinstance(word, str) or not isinstance(given, dict):
             self.refuse(name, value, "a name, or a name with arguments")
-        options = parts[1] if len(parts) > 1 else {}
-        if not isinstance(options, dict):
-            self.refuse(name, value, "a name, or a name with arguments")
-        return parts[0].lower(), dict(options)
+        return word.lower(), dict(given)
 
 
 def _integers(value: object) -> list[int]:

@@ -193,11 +193,14 @@ class MetricsLog:
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
-        if path.exists() and resume_step is None:
-            raise UserError(
-                f"{path}: holds the log of an earlier run; resume that run or choose another folder"
-            )
-        self.rows = _drop_later_rows(path, resume_step, keep) if path.exists() else 0
+        self.rows = 0
+        if path.exists():
+            if resume_step is None:
+                raise UserError(
+                    f"{path}: holds the log of an earlier run; resume that run or choose another "
+                    "folder"
+                )
+            self.rows = _drop_later_rows(path, resume_step, keep)
         if keep is not None and self.rows < keep:
             _LOG.warning(
                 f"WARNING: {path} held {keep} rows at step {resume_step}, and now {self.rows}: the "

@@ -102,8 +102,8 @@ def rows(summary: typed.JsonView) -> list[tuple[str, str]]:
     )
     found = []
     for name, keys, text in readers:
-        values = [summary.get(key) for key in keys]
-        if None not in values:
+        values = [value for key in keys if (value := summary.get(key)) is not None]
+        if len(values) == len(keys):
             found.append((name, text(*values)))
     return found + _software(summary.get("provenance", {}))
 

@@ -181,6 +181,7 @@ def _case_views(
     views = []
     for rank, case_id in zip(ranks(scores, shown), shown, strict=True):
         case = cases[position[case_id]]
+        assert case.label is not None, f"{case_id} was scored without a label"
         path = folder / evaluation.PREDICTIONS / f"{case_id}.nii.gz"
         predicted = labels.to_classes(
             nifti.read_labels(path).data, convention, path, task=head.task
