@@ -1,7 +1,6 @@
 """Heads: a network's logits as probabilities, classes and regions of its task."""
 
 import dataclasses
-import functools
 from typing import Literal
 
 import jax
@@ -87,13 +86,3 @@ class Head:
     def _contains(self, outer: int, inner: int) -> bool:
         members = [set(self.task.regions[place].members) for place in (outer, inner)]
         return members[0] > members[1]
-
-    def to_regions(self, probs: Float[Array, "*grid k"]) -> Float[Array, "*grid r"]:
-        """Returns the probability of each region; the classes of a region exclude one another."""
-        if self.kind == "regions":
-            return probs
-        return jnp.stack([self._sum(probs, each.members) for each in self.task.regions], axis=-1)
-
-    @staticmethod
-    def _sum(probs: Float[Array, "*grid k"], members: tuple[int, ...]) -> Float[Array, "*grid"]:
-        return functools.reduce(lambda a, b: a + b, [probs[..., member] for member in members])

@@ -113,10 +113,3 @@ def test_a_region_painted_later_covers_what_it_contains() -> None:
     )
     probs = np.array([[0.9, 0.1], [0.9, 0.9], [0.1, 0.9]])
     np.testing.assert_array_equal(heads.Head(task, "regions").decide(probs), [2, 1, 1])
-
-
-def test_a_region_is_as_probable_as_its_classes_together() -> None:
-    probs = jnp.array([[0.1, 0.2, 0.3, 0.4]])
-    np.testing.assert_allclose(HEART_SOFTMAX.to_regions(probs), [[0.5, 0.7, 0.4]], rtol=1e-6)
-    np.testing.assert_allclose(SOFTMAX.to_regions(probs), [[0.4, 0.6, 0.9]], rtol=1e-6)
-    np.testing.assert_array_equal(HEART.to_regions(probs[:, :3]), probs[:, :3])
