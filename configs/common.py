@@ -73,7 +73,7 @@ def _sections(role: str, preset: str) -> dict[str, Any]:
         "task": task_lib.GLIOMA_NAME,
         # Of the parameters, the patches and the augmentation.
         "seed": 0,
-        # Profile so many steps and write profile/summary.html; 0 does not.
+        # Trace so many steps into profile/ and write profile/summary.json; 0 does not.
         "profile": 0,
         "data": {
             # A folder of scans; empty: the synthetic cohort of `phantom`.

@@ -276,7 +276,7 @@ def _train(
     profiler = None
     if values.profile and processes.is_first():
         flops = compilation.count_flops(config, values, mesh, taught_by)
-        profiler = profiling.make_profiler(folder, values.profile, values.network, step_fn, flops)
+        profiler = profiling.Profiler(folder, values.profile, flops)
     if teacher:
         teacher_params = sharding.replicate(teacher.params, mesh)
         step_fn = compilation.bind_teacher(step_fn, teacher_params)
