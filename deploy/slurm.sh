@@ -4,7 +4,7 @@
 #     sbatch deploy/slurm.sh [--config.KEY=VALUE ...]
 #
 # from the folder of the checkout, which all nodes must see. Each node runs one task, which uses all
-# of the node's GPUs; the tasks find each other by what srun tells them (--distributed=slurm).
+# of the node's GPUs; JAX finds the tasks by the variables that srun sets.
 
 #SBATCH --job-name=kdnet
 #SBATCH --nodes=2
@@ -33,7 +33,6 @@ MAX_RESTARTS=${MAX_RESTARTS:-100}
 # -------------------------------------------------------------------------------------------------
 
 flags=(
-    --distributed=slurm
     --config="$CONFIG"
     --config.data.data_dir="$DATA_DIR"
     --config.data.root="$DATA_ROOT"
@@ -44,15 +43,19 @@ if [[ -n $TEACHER ]]; then
     flags+=(--config.teacher.checkpoint="$TEACHER")
 fi
 
-# The tasks end each other, with one exit code for all; srun must not kill them before they have
-# told why. Its own exit code is the highest of theirs.
+# JAX gives a task one GPU unless it is told otherwise.
+gpus=${SLURM_GPUS_ON_NODE:-1}
+export JAX_LOCAL_DEVICE_IDS=${JAX_LOCAL_DEVICE_IDS:-$(seq -s, 0 $((gpus - 1)))}
+
+# The tasks end together, with the exit code of the first that fails; srun must not kill them before
+# they have reported why. Its own exit code is the highest of theirs.
 code=0
 srun --kill-on-bad-exit=0 --wait=60 python -m kdnet_jax.main "${flags[@]}" "$@" || code=$?
 
 case $code in
     143) why="stopped, and saved" ;;
-    75 | 134) why="a task was lost" ;;
-    *) exit "$code" ;; # 0: done. 2: a mistake, told in the log. Others: see the log.
+    134 | 137) why="a task was lost" ;;
+    *) exit "$code" ;; # 0: done. 2: a mistake, reported in the log. Others: see the log.
 esac
 if ((${SLURM_RESTART_COUNT:-0} < MAX_RESTARTS)); then
     echo "$why: queued again, to go on from the last save"

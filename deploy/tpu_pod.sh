@@ -36,9 +36,8 @@ on() { # on WORKER COMMAND: runs a command on one worker, or on all of them
 }
 
 train() {
-    # The workers find each other by what the pod says of itself (--distributed=tpu). They outlive
-    # this connection.
-    local flags="--distributed=tpu --config='$CONFIG' --config.data.data_dir='$DATA_DIR'"
+    # JAX finds the workers by the pod's own description. They outlive this connection.
+    local flags="--config='$CONFIG' --config.data.data_dir='$DATA_DIR'"
     flags+=" --config.data.root='$DATA_ROOT' --config.loader.batch='$BATCH' --workdir='$WORKDIR'"
     on all "cd ~ && cd '$CODE' && { nohup $PYTHON -m kdnet_jax.main $flags \
         >> ~/kdnet.log 2>&1 < /dev/null & echo \$! > ~/kdnet.pid; }"

@@ -276,7 +276,7 @@ def _train(
     profiler = None
     if experiment.profile and processes.is_first():
         flops = compilation.count_flops(experiment, mesh, taught_by)
-        profiler = profiling.make_profiler(folder, experiment.profile, network, step_fn, flops)
+        profiler = profiling.Profiler(folder, experiment.profile, flops)
     teacher_params = sharding.replicate(teacher.params, mesh) if teacher else ()
     identity = identity | {"random root": checksums.content_hash(jax.random.key_data(root))}
     teacher_path = os.fspath(teacher.folder) if teacher else ""

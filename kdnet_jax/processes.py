@@ -1,23 +1,24 @@
-"""What the processes of one run do together: who writes, waiting for each other, exchanging values.
+"""Cooperation of one run's processes: who writes, waiting for each other, exchanging values.
 
 With one process every function is the identity: there is no other code path. `launch.py` starts
 them. All of a run's processes must call these functions in the same order.
 """
 
 import collections
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kdnet_jax import launch
 from kdnet_jax.errors import UserError
 
 T = TypeVar("T")
+_exchanges = itertools.count()
 
 
 def count() -> int:
@@ -35,30 +36,46 @@ def is_first() -> bool:
     return index() == 0
 
 
-def barrier(name: str) -> None:
-    """Waits until all processes are here."""
-    if count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 def gather(value: Any) -> list[Any]:
     """Returns the JSON values that all processes give, in their order.
 
-    However long one of them takes, the others wait: by the connections of the start where there are
-    any. An exchange between devices gives up after half an hour (Gloo).
+    The others wait however long one of them takes: an exchange between devices (`multihost_utils`)
+    gives up after half an hour.
     """
     if count() == 1:
         return [value]
-    if member := launch.member():
-        return member.gather(value, None)
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(len(data)))
-    padded = np.zeros(int(np.max(sizes)), np.uint8)
-    padded[: len(data)] = data
-    rows = multihost_utils.process_allgather(padded)
-    return [
-        json.loads(bytes(row[: int(size)])) for row, size in zip(rows, np.ravel(sizes), strict=True)
-    ]
+    place = f"{next(_exchanges)}"
+    publish(f"{place}/{index()}", value)
+    return [read(f"{place}/{each}") for each in range(count())]
+
+
+def publish(name: str, value: Any) -> None:
+    """Gives a JSON value to all processes, under a name that is used once.
+
+    It goes, as Orbax's do, through the service that `jax.distributed` has started.
+    """
+    distributed.global_state.client.key_value_set(f"kdnet_jax/{name}", json.dumps(value))
+
+
+def read(name: str) -> Any:
+    """Waits for what a process publishes under a name, and returns it."""
+    client = distributed.global_state.client
+    while True:
+        try:
+            # Short, so that a signal's handler runs in between.
+            return json.loads(client.blocking_key_value_get(f"kdnet_jax/{name}", 1000))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def meet(name: str, limit_s: float) -> None:
+    """Waits for all processes, under a name that is used once.
+
+    Raises:
+        jax.errors.JaxRuntimeError: if not all come within the limit.
+    """
+    distributed.global_state.client.wait_at_barrier(f"kdnet_jax/{name}", int(1000 * limit_s))
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
@@ -67,7 +84,7 @@ def share(items: Sequence[T]) -> Sequence[T]:
 
 
 def first_does(action: Callable[[], Any]) -> Any:
-    """Lets the first process do something, while the others wait; returns its JSON value to all.
+    """Lets the first process do something while the others wait; returns its JSON value to all.
 
     Raises:
         UserError: on all processes, where the action raised one on the first.
@@ -99,21 +116,21 @@ def together(action: Callable[[], T]) -> T:
         value = action()
     except UserError as error:
         message = str(error)
-    for number, told in enumerate(gather(message)):
-        if told:
-            raise UserError(told if number == index() else f"process {number}: {told}")
+    for number, said in enumerate(gather(message)):
+        if said:
+            raise UserError(said if number == index() else f"process {number}: {said}")
     return value
 
 
 class Agreement:
-    """Lets all processes of a training act on the wishes of any of them, after the same step.
+    """Lets all processes of a training act on the requests of any of them, after the same step.
 
     With several processes the answer is that of `lag` calls before, so that no call waits: the
     exchange is one more small program in the devices' queue.
 
     Args:
         mesh: all devices.
-        lag: calls between a wish and its answer.
+        lag: calls between a request and its answer.
     """
 
     def __init__(self, mesh: Mesh, lag: int) -> None:
@@ -121,20 +138,20 @@ class Agreement:
         self._lag = lag
         self._asked: collections.deque[jax.Array] = collections.deque()
         self._largest = jax.jit(
-            lambda wishes: wishes.max(0), out_shardings=NamedSharding(mesh, PartitionSpec())
+            lambda requests: requests.max(0), out_shardings=NamedSharding(mesh, PartitionSpec())
         )
 
     def forget(self) -> None:
-        """Drops wishes that are not answered yet; for when what they were about has been done."""
+        """Drops requests that are not answered yet; for when what they were about has been done."""
         self._asked.clear()
 
-    def agree(self, *wishes: int) -> tuple[int, ...]:
-        """Returns the largest of each wish over all processes; 0 is none."""
+    def agree(self, *requests: int) -> tuple[int, ...]:
+        """Returns the largest of each request over all processes; 0 is none."""
         if count() == 1:
-            return wishes
-        own = np.tile(np.array(wishes, np.int32), (jax.local_device_count(), 1))
+            return requests
+        own = np.tile(np.array(requests, np.int32), (jax.local_device_count(), 1))
         everyones = jax.make_array_from_process_local_data(self._sharding, own)
         self._asked.append(self._largest(everyones))
         if len(self._asked) <= self._lag:
-            return (0,) * len(wishes)
+            return (0,) * len(requests)
         return tuple(int(each) for each in jax.device_get(self._asked.popleft()))

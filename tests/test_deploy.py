@@ -104,9 +104,9 @@ def test_the_slurm_script_starts_one_run_of_two_tasks(
     first, second = ((tmp_path / f"{task}.err").read_text("utf-8") for task in (0, 1))
     assert done.returncode == 0, done.stderr + first + second
     said = (tmp_path / "0.out").read_text("utf-8")
-    assert f"2 processes, by Slurm job {job}; this is process 0" in said
+    assert "2 processes with 2 x cpu devices" in said
     assert "numbers [0, 1]" in said
-    assert second == "[process 1] process 1 works\n"
+    assert "process 1 works\n" in second
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_the_slurm_script_starts_one_run_of_two_tasks(
         (2, 0, False),
         (1, 0, False),
         (143, 3, True),
-        (75, 0, True),
         (134, 0, True),
+        (137, 0, True),
         (143, 100, False),
     ],
 )
@@ -201,8 +201,13 @@ def test_the_jobset_gives_every_pod_its_place(jobset: dict) -> None:
     container = pod["containers"][0]
     assert f"--processes={job['completions']}" in container["command"]
     assert job["parallelism"] == job["completions"] > 1
-    field = container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"]
-    assert field == "metadata.annotations['jobset.sigs.k8s.io/coordinator']"
+    fields = {each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"] for each in container["env"]}
+    assert fields == {
+        "COORDINATOR": "metadata.annotations['jobset.sigs.k8s.io/coordinator']",
+        # Set on the pods of an Indexed Job.
+        "PROCESS": "metadata.annotations['batch.kubernetes.io/job-completion-index']",
+    }
+    assert "--process=$(PROCESS)" in container["command"]
     (port,) = re.findall(r"--coordinator=\$\(COORDINATOR\):(\d+)", " ".join(container["command"]))
     assert container["ports"] == [{"containerPort": int(port)}]
     gpus = container["resources"]["limits"]["nvidia.com/gpu"] * job["completions"]
@@ -224,10 +229,10 @@ def test_the_jobsets_command_starts_one_run_of_two_pods(jobset: dict) -> None:
     # What Kubernetes puts in; the port is the pod's own there.
     port = companies.free_port()
     words = [word.replace("$(COORDINATOR):4242", f"localhost:{port}") for word in words]
-    pods = [{"JOB_COMPLETION_INDEX": str(index)} for index in (0, 1)]
-    first, second = companies.run([["tests.helpers.launched", *words]] * 2, pods)
+    pods = [[word.replace("$(PROCESS)", str(index)) for word in words] for index in (0, 1)]
+    first, second = companies.run([["tests.helpers.launched", *own] for own in pods])
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "2 processes, by Kubernetes; this is process 0" in first.stdout
+    assert "2 processes with 2 x cpu devices" in first.stdout
     assert "numbers [0, 1]" in first.stdout
 
 
@@ -274,7 +279,7 @@ def test_the_tpu_command_starts_one_run_of_two_workers(
     while "numbers [0, 1]" not in log.read_text("utf-8") and time.monotonic() < deadline:
         time.sleep(0.2)
     said = log.read_text("utf-8")
-    assert "2 processes, by the TPU pod; this is process 0" in said, said
+    assert "2 processes with 2 x cpu devices" in said, said
     assert "numbers [0, 1]" in said
     assert (tmp_path / "1" / "kdnet.pid").read_text("utf-8").strip().isdecimal()
 

@@ -71,7 +71,8 @@ def together(
     words = [*_words(tiny_cohort, built, folder), "--config.mesh.state=sharded"]
     ended = companies.run(_of_two(words), timeout=200)
     assert [done.returncode for done in ended] == [0, 0], ended[0].stderr + ended[1].stderr
-    assert ended[1].stdout == ""
+    # Gloo prints from C++.
+    assert all(line.startswith("[Gloo]") for line in ended[1].stdout.splitlines())
     return folder
 
 

@@ -43,7 +43,7 @@ _RUN: Final = {
     "profile": Key(
         0,
         values.Whole(0, 10**6),
-        "Profile so many steps and write profile/summary.html; 0 does not.",
+        "Trace so many steps into profile/ and write profile/summary.json; 0 does not.",
         operational=True,
     ),
 }

@@ -44,7 +44,7 @@ def test_every_key_and_flag_says_what_it_is_for(made: str) -> None:
         "| `study.seeds` | a whole number from 1 to 100 | `3` (phantom, brats), `2` (smoke) |",
         "| `--workers` | an integer in the range [1, 1024] | `2` | Cases prepared at once. |",
         "| `--references` | a text | must be given |",
-        "| `--distributed` | `auto`, `off`, `slurm`, `kubernetes`, `tpu`, `flags` | `auto` |",
+        "| `--distributed` | `auto`, `off` | `auto` |",
         "| `task` | a text | `glioma` | What is segmented: glioma, or a dataset.json of nnU-Net",
         '| `model.modalities` | channels of the task with commas, or nothing | `""` |',
         "| `data.spacing` | a number from 0 to 100, or 3 values with commas, each a number from 0 "

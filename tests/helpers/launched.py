@@ -24,10 +24,12 @@ def _work() -> None:
     import numpy as np
     from jax.experimental import multihost_utils
 
+    from kdnet_jax import processes
+
     number = jax.process_index()
     numbers = multihost_utils.process_allgather(np.array([number]))
     print(f"numbers {numbers.ravel().tolist()}")
-    print(f"said {launch.member().gather({'process': number}, None)}")
+    print(f"said {processes.gather({'process': number})}")
     print(f"process {number} works", file=sys.stderr)
     process, _, end = _THEN.value.partition(":")
     if end == "stopped":
