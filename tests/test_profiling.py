@@ -36,7 +36,10 @@ def _params(folder: pathlib.Path) -> Any:
 
 
 def test_a_profiled_run_is_the_same_run_with_a_trace_and_figures(
-    config: config_dict.ConfigDict, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    config: config_dict.ConfigDict,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
     plain = run(config, tmp_path / "plain", 0)
@@ -51,7 +54,7 @@ def test_a_profiled_run_is_the_same_run_with_a_trace_and_figures(
     assert summary["flops_per_second"] == pytest.approx(summary["flops"] / summary["step_seconds"])
     assert summary["flops"] > 0
     assert list(folder.rglob("*.xplane.pb"))
-    said = caplog.text
+    said = capsys.readouterr().err
     assert "A step takes" in said
     assert f"xprof --logdir={folder}" in said
 
