@@ -98,17 +98,6 @@ def test_a_model_of_another_task_comes_back_with_it(tmp_path: pathlib.Path) -> N
     assert read.outputs == ("background", "lesion")
 
 
-def test_an_older_model_names_no_task_and_is_of_the_glioma(tmp_path: pathlib.Path) -> None:
-    model, _ = _write(tmp_path / "model")
-    path = tmp_path / "model/model.json"
-    document = json.loads(path.read_text("utf-8"))
-    assert document.pop("task") == "glioma"
-    for key in ("out_channels", "strides", "kernels"):
-        del document["network"][key]
-    path.write_text(json.dumps(document), "utf-8")
-    assert model_folder.read(tmp_path / "model").model == model
-
-
 def _change(document: dict[str, Any], key: str, value: Any) -> None:
     document[key] = value
 

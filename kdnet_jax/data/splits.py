@@ -10,7 +10,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ PARTS: Final = ("train", "validation", "test")
 _SHOWN: Final = 5  # names in a message
 
 
+@runtime_checkable
 class Summary(Protocol):
     """What a split needs to know of a case, such as `cases.Case` or `store.CaseSummary`."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -254,6 +254,7 @@ def _halvings(
     return tuple(strides), tuple(kernels[1:])
 
 
+@runtime_checkable
 class Computing(Protocol):
     """A network's choice of how it computes: `UNetConfig`, and the configs of other tools."""
 
