@@ -116,9 +116,7 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
 
 def _check_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
     task = summary.get("task")
-    if task is not None and not (
-        isinstance(task, dict) and "name" in task and isinstance(task.get("regions"), dict)
-    ):
+    if not (isinstance(task, dict) and "name" in task and isinstance(task.get("regions"), dict)):
         raise UserError(
             f"{folder / evaluation.FOLDER / evaluation.SUMMARY_FILE} is damaged: its task is "
             f"{task!r:.80}. Evaluate again."
@@ -161,22 +159,17 @@ def refuse_other_tasks(runs: Sequence[Run]) -> None:
     """Raises UserError if the runs were not scored for one task."""
     first = runs[0]
     for run in runs[1:]:
-        tasks = [each.summary.get("task") for each in (first, run)]
-        # Older runs do not name their task.
-        if set(first.regions) == set(run.regions) and (None in tasks or tasks[0] == tasks[1]):
-            continue
-        raise UserError(
-            f"--{first.side}={first.folder} and --{run.side}={run.folder} were scored for "
-            f"different tasks: {_task_text(first)}, and {_task_text(run)}. Give runs of one task."
-        )
+        if run.summary["task"] != first.summary["task"]:
+            raise UserError(
+                f"--{first.side}={first.folder} and --{run.side}={run.folder} were scored for "
+                f"different tasks: {_task_text(first)}, and {_task_text(run)}. Give runs of one "
+                "task."
+            )
 
 
 def _task_text(run: Run) -> str:
-    task = run.summary.get("task") or {"name": "unnamed", "regions": dict.fromkeys(run.regions, ())}
-    parts = [
-        f"{name} ({', '.join(classes)})" if classes else name
-        for name, classes in task["regions"].items()
-    ]
+    task = run.summary["task"]
+    parts = [f"{name} ({', '.join(classes)})" for name, classes in task["regions"].items()]
     return f"{task['name']} with the regions {', '.join(parts)}"
 
 

@@ -43,7 +43,7 @@ class Progress:
         identity: what the run must still be when it resumes: its config, random root, split, data
             and teacher, each as a hash.
         teacher_path: where a student's teacher lay when the run began; it may move.
-        rows: rows of the log so far; `None` in runs of before it was noted.
+        rows: rows of the log so far.
         unlogged: metrics of the steps since the last row of the log.
         skipped_in_a_row: steps before this one whose update was skipped, without one between.
         checksums: of each tree (`checksums.checksum`).
@@ -58,7 +58,7 @@ class Progress:
     seconds: float
     identity: dict[str, str]
     teacher_path: str = ""
-    rows: int | None = None
+    rows: int = 0
     unlogged: list[dict[str, float]] = dataclasses.field(default_factory=list)
     skipped_in_a_row: int = 0
     checksums: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -103,7 +103,7 @@ def read_trees(
         run: the run's folder.
         step: which checkpoint.
         like: name -> tree of arrays (NumPy's are read into host memory) or shapes with shardings.
-        expected: the checksums of `Progress`; runs of before there were any have none.
+        expected: the checksums of `Progress`.
 
     Raises:
         Damaged: it cannot be read, or its content has changed.
@@ -112,7 +112,7 @@ def read_trees(
     with _reading():
         loaded = ocp.load_checkpointables((run / FOLDER / str(step)).absolute(), like)
     for name, tree in loaded.items():
-        if name in expected and checksums.checksum(tree) != expected[name]:
+        if checksums.checksum(tree) != expected.get(name):
             raise Damaged(f"the content of {name} has changed since it was saved")
     return loaded
 
@@ -205,11 +205,7 @@ def by_preference(scores: Mapping[int, float | None]) -> list[int]:
 
 def _checked_params(run: pathlib.Path, step: int, like: Any, document: Progress) -> Any:
     where = run / FOLDER / str(step)
-    there = document.shapes
-    if not there:  # a run of before they were noted
-        with _reading():
-            there = shapes(ocp.checkpointables_metadata(where.absolute()).metadata[PARAMS])
-    if there != shapes(like):
+    if document.shapes != shapes(like):
         raise UserError(
             f"{where} holds another network than {run / 'config.json'} describes. "
             "One of the two was changed or copied from another run; restore the original."
