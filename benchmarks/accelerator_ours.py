@@ -12,11 +12,15 @@ import jax.numpy as jnp
 
 from benchmarks import made_data, records
 from benchmarks.measuring import Job
-from kdnet_jax import inference, optimizers, sharding, steps
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import augment, building, loader
+from kdnet_jax.augment import augment
+from kdnet_jax.data.loading import loader
+from kdnet_jax.data.records import building
 from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import heads, layers, networks, unet
+from kdnet_jax.parallel import sharding
+from kdnet_jax.prediction import inference
+from kdnet_jax.training import optimizers, steps
 
 _WARM_UP = 3
 _ALL_CHANNELS = tuple(range(made_data.CHANNELS))

@@ -16,12 +16,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from kdnet_jax import cli, model, optimizers, runs, sharding, steps
+from kdnet_jax import cli
+from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading
-from kdnet_jax.data import augment
 from kdnet_jax.losses import objective
 from kdnet_jax.models import networks
+from kdnet_jax.parallel import sharding
+from kdnet_jax.runs import model, trained
+from kdnet_jax.training import optimizers, steps
 
 _CONFIG = cli.define_config("configs/baseline.py:brats", "What is trained")
 _STEPS = flags.DEFINE_integer("steps", 30, "Steps of each kind that are timed", lower_bound=2)
@@ -57,7 +60,7 @@ def _timer(
     state = jax.device_put(steps.init_state(params, optimizer), sharding.replicated(mesh))
     step = steps.jit_step(
         mesh,
-        student=runs.as_network(model.of_experiment(values), values.data.modalities),
+        student=trained.as_network(model.of_experiment(values), values.data.modalities),
         loss=objective.of_options(values.head, values.loss),
         optimizer=optimizer,
         plan=steps.Plan(options, values.loader.patch),

@@ -18,7 +18,7 @@ import tqdm
 from absl import app, flags
 from jaxtyping import UInt8
 
-from kdnet_jax.data import class_maps
+from kdnet_jax.data.scans import class_maps
 
 _LABELS = flags.DEFINE_string("labels", None, "Pattern of the label maps' paths.", required=True)
 _FACTORS = flags.DEFINE_list("factors", ["2", "3"], "Of the voxels' edges.")

@@ -19,11 +19,12 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import augment
+from kdnet_jax.augment import augment
 from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import heads, networks, unet
+from kdnet_jax.parallel import sharding
+from kdnet_jax.training import optimizers, steps
 
 _DATA = flags.DEFINE_integer("data", 8, "Devices on the data axis")
 _SPACE = flags.DEFINE_integer("space", 1, "Devices on the space axis")

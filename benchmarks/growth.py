@@ -13,7 +13,8 @@ import pathlib
 from absl import flags
 
 from benchmarks import growth_plot, growth_points, measuring, records
-from kdnet_jax import cli, files
+from kdnet_jax import cli
+from kdnet_jax.core import files
 
 _JSON = flags.DEFINE_string("json", None, "Write the points here.", required=True)
 _PLOT = flags.DEFINE_string("plot", None, "Draw them here, PNG.")

@@ -6,11 +6,14 @@ import time
 import jax
 
 from benchmarks.measuring import Job, forget_peak, memory_gib
-from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import augment, building, loader
+from kdnet_jax.augment import augment
+from kdnet_jax.data.loading import loader
+from kdnet_jax.data.records import building
 from kdnet_jax.losses import objective
 from kdnet_jax.models import heads, networks, unet
+from kdnet_jax.parallel import sharding
+from kdnet_jax.training import optimizers, steps
 
 _PATCH = (32, 32, 32)
 _STEPS, _WARM_UP = 20, 5

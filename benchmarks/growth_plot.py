@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from benchmarks.growth_points import Point
-from kdnet_jax import files
+from kdnet_jax.core import files
 
 _LABELS = {
     "edge": "edge of the patch (voxels)",

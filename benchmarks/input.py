@@ -33,12 +33,18 @@ import jax
 from absl import flags
 
 from configs import common
-from kdnet_jax import cli, files, model, optimizers, runs, sharding, step_metrics, steps
+from kdnet_jax import cli
+from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading
-from kdnet_jax.data import augment, building, loader, placement, resident, store
+from kdnet_jax.core import files
+from kdnet_jax.data.loading import loader, placement, resident
+from kdnet_jax.data.records import building, store
 from kdnet_jax.losses import objective
 from kdnet_jax.models import networks
+from kdnet_jax.parallel import sharding
+from kdnet_jax.runs import model, trained
+from kdnet_jax.training import optimizers, step_metrics, steps
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of BraTS cases.", required=True)
 _ROOT = flags.DEFINE_string("root", str(building.DEFAULT_ROOT), "Folder of built datasets.")
@@ -90,7 +96,7 @@ def real_step(mesh: Any) -> Step:
     optimizer = optimizers.make_optimizer(values.optimizer, 1000, 100)
     step = steps.jit_step(
         mesh,
-        student=runs.as_network(model.of_experiment(values), values.data.modalities),
+        student=trained.as_network(model.of_experiment(values), values.data.modalities),
         loss=objective.of_options(values.head, values.loss),
         optimizer=optimizer,
         plan=steps.Plan(values.augment, values.loader.patch),

@@ -17,7 +17,8 @@ import tempfile
 from absl import flags
 
 from benchmarks import kills
-from kdnet_jax import cli, files
+from kdnet_jax import cli
+from kdnet_jax.core import files
 
 _KILLS = flags.DEFINE_integer("kills", 40, "How many", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments")

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import tqdm
 
-from kdnet_jax.errors import UserError
+from kdnet_jax.core.errors import UserError
 
 SETTINGS = {
     "train.steps": 200,
@@ -246,9 +246,10 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, Any]:
 def _parameters(run: pathlib.Path, which: str) -> str:
     import jax
 
-    from kdnet_jax import checksums, saved_checkpoints
     from kdnet_jax.config import reading
+    from kdnet_jax.core import checksums
     from kdnet_jax.models import networks
+    from kdnet_jax.training import saved_checkpoints
 
     values = reading.read_run(run)
     like = jax.eval_shape(

@@ -17,11 +17,14 @@ import tqdm
 from absl import flags
 
 from benchmarks import made_data, measuring
-from kdnet_jax import cli, memory, optimizers, sharding, steps
+from kdnet_jax import cli
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import augment
+from kdnet_jax.augment import augment
+from kdnet_jax.core import memory
 from kdnet_jax.losses import objective
 from kdnet_jax.models import heads, layers, networks, unet
+from kdnet_jax.parallel import sharding
+from kdnet_jax.training import optimizers, steps
 
 _STEPS = 3
 # Setting -> parts of the batch, and changes of the network.

@@ -18,17 +18,12 @@ import numpy as np
 from absl import flags
 
 from configs import common
-from kdnet_jax import (
-    checkpoint,
-    cli,
-    errors,
-    optimizers,
-    saved_checkpoints,
-    steps,
-)
+from kdnet_jax import cli
 from kdnet_jax.config import reading
-from kdnet_jax.data import nifti
+from kdnet_jax.core import errors
+from kdnet_jax.data.scans import nifti
 from kdnet_jax.models import networks
+from kdnet_jax.training import checkpoint, optimizers, saved_checkpoints, steps
 
 _ROWS = flags.DEFINE_list("rows", None, "Names of rows; by default all.")
 _JSON = flags.DEFINE_string("json", None, "Also write the rows here.")

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from kdnet_jax.errors import UserError
+from kdnet_jax.core.errors import UserError
 
 # Cores that other processes may use before the figures are called disturbed.
 BUSY_CORES = 0.1
@@ -117,7 +117,7 @@ def text(row: Row) -> str:
 def facts() -> dict[str, str]:
     """Returns what a reader needs to repeat a figure: see `provenance.collect`, and the peers."""
     # Here, so that a mistake in the flags is told before JAX is loaded.
-    from kdnet_jax import provenance
+    from kdnet_jax.core import provenance
 
     installed = {dist.metadata["Name"].lower() for dist in importlib.metadata.distributions()}
     versions = {name: importlib.metadata.version(name) for name in _PEERS if name in installed}

@@ -20,7 +20,8 @@ import psutil
 from absl import flags
 
 from benchmarks import measuring
-from kdnet_jax import cli, files
+from kdnet_jax import cli
+from kdnet_jax.core import files
 
 _MINUTES = flags.DEFINE_float("minutes", 120.0, "How long", lower_bound=0.1)
 _STEPS = flags.DEFINE_integer("steps", 40, "Training steps of each network", lower_bound=1)
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
     """Repeats runs until the time is over; writes the figures after each."""
     cli.refuse_arguments(argv)
     measuring.check_machine(1)
-    from kdnet_jax import provenance
+    from kdnet_jax.core import provenance
 
     cli.enable_compilation_cache()
     started = time.monotonic()
@@ -55,8 +56,8 @@ def _round(folder: pathlib.Path) -> None:
     import jax
 
     from configs import student
-    from kdnet_jax import experiment
     from kdnet_jax.config import reading
+    from kdnet_jax.experiment import runner
 
     config = student.get_config("smoke")
     config.data.root = str(folder / "datasets")
@@ -64,7 +65,7 @@ def _round(folder: pathlib.Path) -> None:
         budget.steps = _STEPS.value
     config.train.validate_every = max(_STEPS.value // 4, 1)
     workdir = folder / "run"
-    experiment.run(reading.read(config), workdir)
+    runner.run(reading.read(config), workdir)
     shutil.rmtree(workdir)
     jax.clear_caches()  # as a study does between its parts
     gc.collect()

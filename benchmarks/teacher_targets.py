@@ -13,12 +13,17 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from kdnet_jax import cli, ensembles, run_data, runs
+from kdnet_jax import cli
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import reading
-from kdnet_jax.data import labels, prepare, splits
-from kdnet_jax.errors import UserError
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data import splits
+from kdnet_jax.data.scans import prepare
+from kdnet_jax.data.sources import labels
+from kdnet_jax.experiment import run_data
 from kdnet_jax.metrics import overlap
+from kdnet_jax.prediction import ensembles
+from kdnet_jax.runs import trained
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the teacher's run", required=True)
 _TEMPERATURE = flags.DEFINE_float("temperature", 5.0, "T of the softened output", lower_bound=0.1)
@@ -33,7 +38,7 @@ def soften(probs: Float[np.ndarray, "d h w k"], temperature: float) -> Float[np.
 def main(argv: list[str]) -> None:
     """Prints a row per part of the split."""
     cli.refuse_arguments(argv)
-    run = runs.load_run(pathlib.Path(_CHECKPOINT.value))
+    run = trained.load_run(pathlib.Path(_CHECKPOINT.value))
     if run.model.head.kind != "softmax":
         raise UserError(f"{run.folder}: its head is not softmax, so it has no temperature.")
     data = run_data.open_data(reading.read_run(run.folder))
@@ -47,7 +52,7 @@ def main(argv: list[str]) -> None:
         print(f"| {part} | {len(data.indices(part))} | {dice} | {plain} | {soft} |")
 
 
-def _row(teacher: ensembles.Ensemble, case: prepare.PreparedCase, run: runs.Run) -> list[float]:
+def _row(teacher: ensembles.Ensemble, case: prepare.PreparedCase, run: trained.Run) -> list[float]:
     probs = teacher.segment(case).probabilities
     reference = labels.map_cavity(case.label, run.model.resection_cavity, task=run.model.task)
     found = run.model.head.decide(probs)

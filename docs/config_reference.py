@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from configs import common
 from docs import tables
+from kdnet_jax.augment import augment
 from kdnet_jax.config import flat_keys, keys
-from kdnet_jax.data import augment
 
 ROLES: Final = ("student", "baseline", "teacher", "study")
 # The name of the config's file gives these.

@@ -12,7 +12,7 @@ from absl import flags
 
 from configs import common
 from docs import config_reference, tables
-from kdnet_jax import files
+from kdnet_jax.core import files
 
 ROOT: Final = pathlib.Path(__file__).parents[1]
 _HEAD: Final = """# Reference

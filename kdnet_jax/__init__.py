@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from kdnet_jax import home
+from kdnet_jax.core import home
 
 __version__ = "0.1.0"
 __all__ = ["load"]

@@ -10,8 +10,9 @@ import pathlib
 
 from absl import flags
 
-from kdnet_jax import cli, run_folders
-from kdnet_jax.errors import UserError
+from kdnet_jax import cli
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.runs import run_folders
 
 _SIDE = "Folders of {}: repeated, with commas, or a pattern such as runs/seed-*/{}"
 _BASELINE = flags.DEFINE_multi_string(
@@ -36,8 +37,8 @@ _RESAMPLES = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Compares what the flags name."""
     # Imported here: a mistake in the flags is told before the seconds that this takes.
-    from kdnet_jax import comparison
-    from kdnet_jax.reporting import comparison_figures, comparison_text
+    from kdnet_jax.evaluation import comparison
+    from kdnet_jax.reports import comparison_figures, comparison_text
 
     cli.refuse_arguments(argv)
     output = pathlib.Path(_OUTPUT.value)

@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, Final
 
 from absl import flags
 
-from kdnet_jax import cli, dataset_json, mask_evaluation, postprocessing, run_folders, scoring
+from kdnet_jax import cli, dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import label_recognition, labels, layouts, segmentations
-from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.data.sources import label_recognition, labels, layouts, segmentations
+from kdnet_jax.evaluation import mask_evaluation
+from kdnet_jax.metrics import postprocessing, scoring
+from kdnet_jax.runs import run_folders
 
 if TYPE_CHECKING:
-    from kdnet_jax import ensembles
+    from kdnet_jax.prediction import ensembles
 
 _TASK = flags.DEFINE_string(
     "task",
@@ -194,7 +197,7 @@ def _ensemble() -> "ensembles.Ensemble":
         UserError: they cannot be read, or --task is another one.
     """
     # Imported here: the worker processes import this file, and need no JAX.
-    from kdnet_jax import ensembles
+    from kdnet_jax.prediction import ensembles
 
     found = ensembles.load_ensemble(run_folders.expand("checkpoint", _CHECKPOINT.value or []))
     task = found.members[0].model.task
@@ -214,8 +217,8 @@ def segment(
     Returns:
         The folder of the masks, what their values mean, and run -> hash of its parameters.
     """
-    from kdnet_jax import cohort_segmentation
-    from kdnet_jax.data import cases
+    from kdnet_jax.data.sources import cases
+    from kdnet_jax.evaluation import cohort_segmentation
 
     task = ensemble.members[0].model.task
     cohort = cases.find_cases(_REFERENCES.value, layouts.AUTO, ensemble.modalities, task=task)

@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from kdnet_jax import cli
-from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.core.errors import UserError, check_choice
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run; or what nnU-Net or MONAI trained", required=True
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     if output.exists():
         raise UserError(f"--output={output} is there already: give a new folder.")
     # Imported here: mistakes in the flags are reported before the seconds that this takes.
-    from kdnet_jax.exporting import hand_over
+    from kdnet_jax.interop.export import hand_over
 
     for name in _FORMATS.value:
         check_choice("--formats", name, hand_over.FORMATS)

@@ -6,7 +6,9 @@ import sys
 from absl import app, flags
 from ml_collections import config_dict
 
-from kdnet_jax import cli, errors, launch
+from kdnet_jax import cli
+from kdnet_jax.core import errors
+from kdnet_jax.parallel import launch
 
 _CONFIG = cli.define_config(
     "configs/student.py", "A role's file and a preset, such as configs/student.py:phantom"
@@ -28,8 +30,10 @@ def main(argv: list[str]) -> None:
 
 def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     # Imported here: a mistake in the flags is reported before the seconds that this takes.
-    from kdnet_jax import devices, experiment, stopping, studies
     from kdnet_jax.config import reading, study
+    from kdnet_jax.core import devices
+    from kdnet_jax.experiment import runner, studies
+    from kdnet_jax.training import stopping
 
     errors.exit_on_user_error(devices.check)
     cli.enable_compilation_cache()
@@ -38,7 +42,7 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         if config.role == "study":
             studies.run(study.parts(config, workdir), workdir)
         else:
-            experiment.run(reading.read(config), workdir)
+            runner.run(reading.read(config), workdir)
 
     try:
         with stopping.AtOnce():

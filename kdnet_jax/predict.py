@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from kdnet_jax import cli, run_folders, typed
-from kdnet_jax.errors import UserError
+from kdnet_jax import cli
+from kdnet_jax.core import typed
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.runs import run_folders
 
 if TYPE_CHECKING:
-    from kdnet_jax import ensembles
+    from kdnet_jax.prediction import ensembles
 
 _CHECKPOINT = flags.DEFINE_multi_string(
     "checkpoint",
@@ -84,15 +86,16 @@ _SPACE = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Predicts every scan that the flags name."""
     # Imported here: mistakes in the flags are reported before the seconds that this takes.
-    from kdnet_jax import (
+    from kdnet_jax.core import provenance
+    from kdnet_jax.data.scans import geometry
+    from kdnet_jax.data.sources import labels
+    from kdnet_jax.prediction import (
         ensembles,
         prediction_jobs,
         prediction_outputs,
-        provenance,
         resuming_predictions,
         segmenting,
     )
-    from kdnet_jax.data import geometry, labels
 
     if _ORIENTATION.value is not None:
         geometry.check_orientation(_ORIENTATION.value)
@@ -167,7 +170,7 @@ def _orientation(ensemble: "ensembles.Ensemble") -> str:
 
 def _training_data(ensemble: "ensembles.Ensemble") -> typed.Json | None:
     """Returns what the first member that kept it knows of its training data, or says that none."""
-    from kdnet_jax.data import familiarity
+    from kdnet_jax.data.scans import familiarity
 
     if (usual := ensemble.training_data()) is not None:
         return usual

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from kdnet_jax import cli
-from kdnet_jax.errors import UserError, nearest
+from kdnet_jax.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from kdnet_jax.config import experiment as experiment_lib
-    from kdnet_jax.data import prepare
+    from kdnet_jax.data.scans import prepare
 
 _CONFIG = cli.define_config(
     "configs/student.py", "A role's file and a preset, such as configs/student.py:brats"
@@ -34,10 +34,11 @@ def main(argv: list[str]) -> None:
     # Imported here: a mistake in the flags is reported before the seconds that this takes.
     import jax
 
-    from kdnet_jax import devices
+    from kdnet_jax.augment import augment
     from kdnet_jax.config import reading
-    from kdnet_jax.data import augment
-    from kdnet_jax.reporting import augmentation_sheet, figures
+    from kdnet_jax.core import devices
+    from kdnet_jax.drawing import figures
+    from kdnet_jax.reports import augmentation_sheet
 
     devices.check()
     experiment = reading.read(_CONFIG.value)
@@ -57,9 +58,10 @@ def main(argv: list[str]) -> None:
 
 def _case(experiment: "experiment_lib.Experiment") -> "prepare.PreparedCase":
     """Prepares the case that is shown, and only that."""
-    from data_builders.brats_phantom import phantom
     from kdnet_jax import task as task_lib
-    from kdnet_jax.data import cases, ct_statistics, prepare
+    from kdnet_jax.data.phantom import phantom
+    from kdnet_jax.data.scans import ct_statistics, prepare
+    from kdnet_jax.data.sources import cases
 
     task, data = experiment.task, experiment.data
     if not data.data_dir:

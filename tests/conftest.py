@@ -24,10 +24,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 # A worker takes a file at a time: with these last, one would work alone at the end.
 _LONGEST = (
-    *("tests/test_wheel.py", "tests/test_train.py", "tests/exporting/test_export.py"),
-    *("tests/test_studies.py", "tests/docs/test_commands.py", "tests/docs/test_tasks.py"),
-    *("tests/notebooks/test_colab.py", "tests/test_kill.py", "tests/bad_input/test_corpus.py"),
-    *("tests/benchmarks/test_parity.py", "tests/test_faults.py", "tests/interop/test_writing.py"),
+    *("test_wheel.py", "training/test_train.py", "interop/export/test_export.py"),
+    *("experiment/test_studies.py", "docs/test_commands.py", "docs/test_tasks.py"),
+    *("notebooks/test_colab.py", "test_kill.py", "bad_input/test_corpus.py"),
+    *("benchmarks/test_parity.py", "test_faults.py", "interop/test_writing.py"),
 )
 
 
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Brings the tests of the longest files to the front."""
 
     def place(item: pytest.Item) -> int:
-        name = item.nodeid.partition("::")[0]
+        name = item.nodeid.partition("::")[0].removeprefix("tests/")
         return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
 
     items.sort(key=place)
@@ -51,7 +51,7 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     def write(folder: pathlib.Path, *_: object, **__: object) -> pathlib.Path:
         return folder / "report.html"
 
-    monkeypatch.setattr("kdnet_jax.reporting.run_report.write", write)
+    monkeypatch.setattr("kdnet_jax.reports.run_report.write", write)
 
 
 @pytest.fixture(scope="session")

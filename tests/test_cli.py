@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdnet_jax.kernels import build
+from kdnet_jax.models.kernels import build
 from tests.helpers import forks
 
 STUDENT = "--config=configs/student.py:smoke"

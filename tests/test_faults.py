@@ -15,10 +15,13 @@ import pytest
 from ml_collections import config_dict
 
 from configs import common
-from kdnet_jax import ensembles, evaluation, experiment, saved_checkpoints, stopping
 from kdnet_jax.config import reading
-from kdnet_jax.errors import UserError
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.evaluation import evaluation
+from kdnet_jax.experiment import runner
 from kdnet_jax.models import heads
+from kdnet_jax.prediction import ensembles
+from kdnet_jax.training import saved_checkpoints, stopping
 from tests.helpers import commands
 
 pytestmark = pytest.mark.usefixtures("without_report")
@@ -39,7 +42,7 @@ def straight(
     config = common.base_config("baseline", "smoke")
     config.data.data_dir, config.data.root = str(tiny_cohort), str(built)
     folder = tmp_path_factory.mktemp("straight") / "run"
-    experiment.run(reading.read(config), folder)
+    runner.run(reading.read(config), folder)
     return folder
 
 
@@ -74,9 +77,9 @@ def test_a_full_disk_and_the_same_command_after_making_room(
     config: config_dict.ConfigDict, disk: pathlib.Path, straight: pathlib.Path
 ) -> None:
     with pytest.raises(UserError, match=r"No space left on the disk for .*run the same command"):
-        experiment.run(reading.read(config), disk / "run")
+        runner.run(reading.read(config), disk / "run")
     _mount(disk, "remount,size=50m")
-    experiment.run(reading.read(config), disk / "run")
+    runner.run(reading.read(config), disk / "run")
     assert _scores(disk / "run") == _scores(straight)
 
 
@@ -105,10 +108,10 @@ def test_a_disk_that_fills_up_after_a_save_keeps_it(
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "dice_on_working_grid", fill)
         with pytest.raises(UserError, match="No space left"):
-            experiment.run(reading.read(config), disk / "run")
+            runner.run(reading.read(config), disk / "run")
     assert saved_checkpoints.saved_steps(disk / "run") == [3]
     (disk / "rubbish").unlink()
-    experiment.run(reading.read(config), disk / "run")
+    runner.run(reading.read(config), disk / "run")
     assert saved_checkpoints.saved_steps(disk / "run") == [3, 6]
 
 
@@ -117,7 +120,7 @@ def test_a_workdir_that_cannot_be_written(
 ) -> None:
     _mount(disk, "remount,ro")
     with pytest.raises(UserError, match=r"run cannot be written \(Read-only file system\)"):
-        experiment.run(reading.read(config), disk / "run")
+        runner.run(reading.read(config), disk / "run")
 
 
 # -- Other commands, signals and the clock --------------------------------------------------------
@@ -136,11 +139,11 @@ def test_a_second_command_on_one_workdir_is_refused(
     with holder:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match=f"in use by another command: process {holder.pid} on"):
-            experiment.run(reading.read(config), folder)
+            runner.run(reading.read(config), folder)
         assert [path.name for path in folder.iterdir()] == [".lock"]
         holder.kill()
     # A killed command holds nothing.
-    experiment.run(reading.read(config), folder)
+    runner.run(reading.read(config), folder)
     assert _scores(folder) == _scores(straight)
 
 
@@ -159,7 +162,7 @@ def test_a_refused_run_leaves_no_folder(
 ) -> None:
     config.data.data_dir = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="nowhere"):
-        experiment.run(reading.read(config), tmp_path / "new" / "run")
+        runner.run(reading.read(config), tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
 
 
@@ -191,9 +194,9 @@ def test_a_signal_breaks_a_validation_off_and_saves(
         # The second case of the first validation.
         _signal_at_call(patch, heads.Head, "decide", 2, number)
         with pytest.raises(stopping.Stopped, match="at step 3"):
-            experiment.run(reading.read(config), tmp_path)
+            runner.run(reading.read(config), tmp_path)
     assert saved_checkpoints.read_progress(tmp_path, 3).score is None
-    experiment.run(reading.read(config), tmp_path)
+    runner.run(reading.read(config), tmp_path)
     assert _scores(tmp_path) == _scores(straight)
     assert saved_checkpoints.read_progress(tmp_path, 3).score is not None
 
@@ -208,10 +211,10 @@ def test_an_interrupted_evaluation_goes_on(
         # Two cases of validation and one of test are done.
         _signal_at_call(patch, ensembles.Ensemble, "segment", 4, signal.SIGTERM)
         with pytest.raises(stopping.Stopped):
-            experiment.run(reading.read(config), tmp_path)
+            runner.run(reading.read(config), tmp_path)
     assert not (tmp_path / "evaluation").exists()
     calls = _signal_at_call(monkeypatch, ensembles.Ensemble, "segment", -1, 0)
-    experiment.run(reading.read(config), tmp_path)
+    runner.run(reading.read(config), tmp_path)
     assert len(calls) == 1
     assert _scores(tmp_path) == _scores(straight)
     for path in (straight / "predictions").iterdir():
@@ -228,8 +231,8 @@ def test_an_evaluation_interrupted_at_its_last_moment(
         # The masks are in their place, the scores are not.
         _signal_at_call(patch, evaluation, "_replace_folder", 2, signal.SIGTERM)
         with pytest.raises(stopping.Stopped):
-            experiment.run(reading.read(config), tmp_path)
-    experiment.run(reading.read(config), tmp_path)
+            runner.run(reading.read(config), tmp_path)
+    runner.run(reading.read(config), tmp_path)
     assert _scores(tmp_path) == _scores(straight)
     names = [path.name for path in (straight / "predictions").iterdir()]
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == sorted(names)
@@ -247,11 +250,11 @@ def test_a_clock_that_is_set_back(
     with monkeypatch.context() as patch:
         _signal_at_call(patch, ensembles.Ensemble, "segment", 1, signal.SIGTERM)
         with stopping.AtOnce(), pytest.raises(stopping.Stopped):
-            experiment.run(reading.read(config), tmp_path)
+            runner.run(reading.read(config), tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "6")
     monkeypatch.setattr(time, "time", lambda: now() - day)
     monkeypatch.setattr(time, "time_ns", lambda: now_ns() - day * 10**9)
     # From step 3, with saves that are older than it by a day.
-    experiment.run(reading.read(config), tmp_path)
+    runner.run(reading.read(config), tmp_path)
     assert saved_checkpoints.saved_steps(tmp_path) == [3, 6]
     assert _scores(tmp_path) == _scores(straight)

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_builders.brats_phantom import phantom
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import case_builder, prepare
+from kdnet_jax.data.phantom import phantom
+from kdnet_jax.data.records import case_builder
+from kdnet_jax.data.scans import prepare
 
 # To be raised by whoever changes what `phantom.generate` returns: datasets that were built before
 # are then built anew.

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from kdnet_jax.data import cohort_builder
+from kdnet_jax.data.records import cohort_builder
 
 
 class Builder(cohort_builder.CohortBuilder):

@@ -8,12 +8,13 @@ import dataclasses
 import json
 import pathlib
 
-from kdnet_jax import optimizers, train
 from kdnet_jax import task as task_lib
+from kdnet_jax.augment import augment
 from kdnet_jax.config import flat_keys
-from kdnet_jax.data import augment
 from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.models import heads, networks
+from kdnet_jax.training import loop as train
+from kdnet_jax.training import optimizers
 
 # mm: of all axes, or of depth, height and width; `None`: each scan's own.
 Spacing = float | tuple[float, float, float] | None

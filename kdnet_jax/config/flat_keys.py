@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from kdnet_jax.augment import augment
 from kdnet_jax.config import keys, values
-from kdnet_jax.data import augment
-from kdnet_jax.errors import UserError
+from kdnet_jax.core.errors import UserError
 
 # A config as config.json holds it: nested dictionaries.
 Document = Mapping[str, Any]

@@ -8,13 +8,17 @@ in `reading.py`. A limit far beyond use catches a slip of the finger.
 import dataclasses
 from typing import Final
 
-from kdnet_jax import optimizers, sharding
 from kdnet_jax import task as task_lib
+from kdnet_jax.augment import augment
 from kdnet_jax.config import values
 from kdnet_jax.config.declaring import Key, of_class
-from kdnet_jax.data import augment, labels, layouts, placement, skipping
+from kdnet_jax.data.loading import placement
+from kdnet_jax.data.records import skipping
+from kdnet_jax.data.sources import labels, layouts
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import networks, unet
+from kdnet_jax.parallel import sharding
+from kdnet_jax.training import optimizers
 
 ROLES: Final = ("teacher", "baseline", "student")
 

@@ -9,14 +9,19 @@ from typing import Any, Final
 
 from ml_collections import config_dict
 
-from kdnet_jax import dataset_json, documents, optimizers, train
+from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
+from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys
-from kdnet_jax.data import augment, geometry, labels, splits
-from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.core import documents
+from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.data import splits
+from kdnet_jax.data.scans import geometry
+from kdnet_jax.data.sources import labels
 from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.models import heads, networks, unet
+from kdnet_jax.training import loop, optimizers
 
 CONFIG: Final = "config.json"
 _BFLOAT16: Final = {"auto": None, "true": True, "false": False}
@@ -106,7 +111,7 @@ def of_document(
     networks.check_patch(loader.patch, network, "loader.patch")
     networks.check_patch(inference.patch, network, "inference.patch")
     loss = segmentation.LossOptions(**document["loss"])
-    budget = train.TrainOptions(**document["train"])
+    budget = loop.TrainOptions(**document["train"])
     if budget.accumulate > 1 and loss.over_batch:
         raise UserError(
             f"train.accumulate is {budget.accumulate} and loss.over_batch is true: a Dice over the "

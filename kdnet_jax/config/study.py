@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys, reading
-from kdnet_jax.errors import UserError
+from kdnet_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from kdnet_jax import typed
-from kdnet_jax.errors import UserError
+from kdnet_jax.core import typed
+from kdnet_jax.core.errors import UserError
 
 Triples = tuple[tuple[int, int, int], ...]
 

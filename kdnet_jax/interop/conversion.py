@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from kdnet_jax import devices, model_folder, typed
-from kdnet_jax import model as model_lib
+from kdnet_jax.core import devices, typed
 from kdnet_jax.interop import foreign, json_files
 from kdnet_jax.models import adapted
+from kdnet_jax.runs import model as model_lib
+from kdnet_jax.runs import model_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Final
 
-from kdnet_jax import dataset_json, documents, model, typed
+from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.errors import UserError
+from kdnet_jax.core import documents, typed
+from kdnet_jax.core.errors import UserError
 from kdnet_jax.interop import (
     foreign_model,
     json_files,
@@ -25,6 +26,7 @@ from kdnet_jax.interop import (
     vocabulary,
 )
 from kdnet_jax.models import heads, nnunet
+from kdnet_jax.runs import model
 
 FILE: Final = "foreign.json"
 NORMALISATION: Final = "nonzero z-score per sequence"

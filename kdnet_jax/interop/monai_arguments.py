@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from kdnet_jax import typed
+from kdnet_jax.core import typed
 from kdnet_jax.interop import arguments
 from kdnet_jax.models import monai
 

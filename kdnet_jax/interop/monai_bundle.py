@@ -17,9 +17,10 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from kdnet_jax import dataset_json, documents, model, typed
+from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.errors import UserError
+from kdnet_jax.core import documents, typed
+from kdnet_jax.core.errors import UserError
 from kdnet_jax.interop import (
     described_weights,
     foreign_model,
@@ -31,6 +32,7 @@ from kdnet_jax.interop import (
     vocabulary,
 )
 from kdnet_jax.models import adapted, heads
+from kdnet_jax.runs import model
 
 _METADATA: Final = pathlib.Path("configs", "metadata.json")
 _WEIGHTS: Final = "model.pt"

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Final, NoReturn
 
 from kdnet_jax import task as task_lib
-from kdnet_jax import typed
-from kdnet_jax.errors import UserError
+from kdnet_jax.core import typed
+from kdnet_jax.core.errors import UserError
 from kdnet_jax.interop import json_files, monai_config
 from kdnet_jax.models import adapted
 

@@ -23,8 +23,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from kdnet_jax import documents, model, typed
-from kdnet_jax.errors import UserError
+from kdnet_jax.core import documents, typed
+from kdnet_jax.core.errors import UserError
 from kdnet_jax.interop import (
     archives,
     foreign_model,
@@ -33,6 +33,7 @@ from kdnet_jax.interop import (
     nnunet_plans,
     torch_files,
 )
+from kdnet_jax.runs import model
 
 _PLANS: Final = "plans.json"
 # As nnU-Net prefers them.

@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Num
 
-from kdnet_jax import files
-from kdnet_jax.errors import UserError
+from kdnet_jax.core import files
+from kdnet_jax.core.errors import UserError
 
 SUFFIXES: Final = (".pt", ".pth")
 TORCHSCRIPT: Final = ".ts"

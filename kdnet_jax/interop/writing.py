@@ -28,9 +28,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Num
 
-from kdnet_jax import dataset_json, files, typed
+from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.errors import UserError
+from kdnet_jax.core import files, typed
+from kdnet_jax.core.errors import UserError
 from kdnet_jax.interop import (
     described_weights,
     foreign_model,

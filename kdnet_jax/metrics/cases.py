@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from kdnet_jax import files, typed
 from kdnet_jax import task as task_lib
-from kdnet_jax.errors import UserError
+from kdnet_jax.core import files, typed
+from kdnet_jax.core.errors import UserError
 from kdnet_jax.metrics import boxes, lesions, overlap, surface
 
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from kdnet_jax import typed
-from kdnet_jax.errors import UserError
+from kdnet_jax.core import typed
+from kdnet_jax.core.errors import UserError
 from kdnet_jax.models import adapted, monai, nnunet, unet
 
 N = TypeVar("N")

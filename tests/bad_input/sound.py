@@ -7,10 +7,11 @@ import shutil
 import jax
 
 from configs import common
-from kdnet_jax import checkpoint, optimizers, steps
 from kdnet_jax.config import reading
-from kdnet_jax.data import cases, splits
+from kdnet_jax.data import splits
+from kdnet_jax.data.sources import cases
 from kdnet_jax.models import networks
+from kdnet_jax.training import checkpoint, optimizers, steps
 from tests.bad_input import scans
 from tests.helpers import compared_runs, tiny_cases
 

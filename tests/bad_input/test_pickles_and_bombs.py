@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from kdnet_jax import evaluation
-from kdnet_jax.data import nifti_header
-from kdnet_jax.errors import UserError
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data.scans import nifti_header
+from kdnet_jax.evaluation import evaluation
 from tests.bad_input import runs, scans
 from tests.helpers import forks
 

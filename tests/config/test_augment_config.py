@@ -6,8 +6,8 @@ import pathlib
 import pytest
 
 from configs import common
+from kdnet_jax.augment import augment
 from kdnet_jax.config import flat_keys, reading
-from kdnet_jax.data import augment
 
 
 @pytest.mark.parametrize(

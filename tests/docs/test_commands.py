@@ -105,7 +105,7 @@ def test_real_scans_and_the_readme(
 
 
 def _is_run(line: str) -> bool:
-    # tests/test_studies.py runs a study, tests/docs/test_tasks.py what is of another task.
+    # A study is run by tests/experiment/test_studies.py, what is of another task by test_tasks.py.
     elsewhere = ("configs/study.py", "nnUNet_results", "Dataset005_Prostate")
     return not any(word in line for word in elsewhere)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from array_record.python import array_record_module
 
-from kdnet_jax.data import building, case_builder, store
+from kdnet_jax.data.records import building, case_builder, store
 from tests.helpers import tiny_cases
 
 Fault = Callable[[pathlib.Path], None]

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdnet_jax import model
 from kdnet_jax import task as task_lib
 from kdnet_jax.interop import foreign_model, monai_weights, network_kinds, nnunet_weights
 from kdnet_jax.models import monai, nnunet
+from kdnet_jax.runs import model
 
 CHANNELS = {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"}
 # As nnU-Net's own converter of BraTS 2021 writes them: 1 edema, 2 necrosis, 3 enhancing.

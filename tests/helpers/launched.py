@@ -11,7 +11,9 @@ import time
 
 from absl import app, flags
 
-from kdnet_jax import cli, errors, launch
+from kdnet_jax import cli
+from kdnet_jax.core import errors
+from kdnet_jax.parallel import launch
 
 _CONFIG = cli.define_config("configs/student.py:smoke", "A role's file and a preset")
 _LAUNCH = launch.define_flags()
@@ -24,7 +26,7 @@ def _work() -> None:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    from kdnet_jax import processes
+    from kdnet_jax.parallel import processes
 
     number = jax.process_index()
     numbers = multihost_utils.process_allgather(np.array([number]))

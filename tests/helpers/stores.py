@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from kdnet_jax.data import geometry, prepare, store
+from kdnet_jax.data.records import store
+from kdnet_jax.data.scans import geometry, prepare
 
 
 def make_case(index: int, shape: tuple[int, int, int], tumour: bool = True) -> prepare.PreparedCase:

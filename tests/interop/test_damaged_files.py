@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from kdnet_jax import dataset_json, model
+from kdnet_jax import dataset_json
 from kdnet_jax.interop import described_weights, foreign, nnunet_plans
+from kdnet_jax.runs import model
 from tests.helpers import foreign_folders as folders
 from tests.helpers import own_tasks, wrong_values
 

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kdnet_jax.data import nifti, nifti_header
+from kdnet_jax.data.scans import nifti, nifti_header
 
 sitk = pytest.importorskip("SimpleITK")
 

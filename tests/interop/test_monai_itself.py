@@ -14,7 +14,7 @@ pytest.importorskip("monai")
 import torch
 from monai import bundle, transforms
 
-from kdnet_jax.data import prepare
+from kdnet_jax.data.scans import prepare
 from kdnet_jax.interop import foreign
 from kdnet_jax.models import adapted
 from tests.helpers import foreign_folders as folders

@@ -22,7 +22,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import prepare
+from kdnet_jax.data.scans import prepare
 from kdnet_jax.interop import conversion, foreign, writing
 from kdnet_jax.models import adapted, heads, networks, nnunet
 from tests.helpers import foreign_folders as folders

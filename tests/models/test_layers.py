@@ -10,8 +10,8 @@ import pytest
 import scipy.ndimage
 from jax import lax
 
-from kdnet_jax.kernels import build
 from kdnet_jax.models import layers
+from kdnet_jax.models.kernels import build
 from tests.helpers import commands
 
 DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")

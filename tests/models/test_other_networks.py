@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from jax import export
 
-from kdnet_jax import optimizers, sharding, steps
 from kdnet_jax import task as task_lib
-from kdnet_jax.data import augment
-from kdnet_jax.errors import UserError
+from kdnet_jax.augment import augment
+from kdnet_jax.core.errors import UserError
 from kdnet_jax.losses import objective
 from kdnet_jax.models import heads, monai, networks, unet
+from kdnet_jax.parallel import sharding
+from kdnet_jax.training import optimizers, steps
 from tests.helpers import commands
 
 

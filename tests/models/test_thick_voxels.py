@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from kdnet_jax import sharding
-from kdnet_jax.errors import UserError
-from kdnet_jax.kernels import build
+from kdnet_jax.core.errors import UserError
 from kdnet_jax.models import layers, networks, unet
+from kdnet_jax.models.kernels import build
+from kdnet_jax.parallel import sharding
 
 DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
 # Every way in which an axis can be halved, or not, and a kernel be flat.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdnet_jax.errors import UserError
-from kdnet_jax.kernels import build
+from kdnet_jax.core.errors import UserError
 from kdnet_jax.models import layers, networks, unet
+from kdnet_jax.models.kernels import build
 
 
 def tiny(**options: Any) -> unet.UNetConfig:

@@ -1,0 +1,1 @@
+"""The augmentation of patches, computed on the device."""

@@ -1,0 +1,268 @@
+"""Augmentation on the device, inside the step: pure functions of a key and a batch.
+
+One draw serves teacher, student and label: the step augments the full stack once and slices it
+afterwards. The order is nnU-Net's: geometry, noise, blur, brightness, contrast, low resolution,
+gamma of the inverted image, gamma, mirroring.
+
+Background voxels of a "zscore_nonzero" channel (exactly 0 after preparation) stay 0 throughout and
+count for no mean or range, as nnU-Net's mask keeps them for skull-stripped scans. Of every other
+channel all voxels count. What is filled in where a patch reaches beyond its crop is 0 in every
+channel, as in nnU-Net: the mean of a z-scored channel, of a CT that of the foreground, the minimum
+of a rescaled one.
+
+What is drawn for a batch are a few numbers per sample (`augment_draws`). Parts that take time are
+applied sample by sample and only where they were drawn; a part of probability 0 is not in the
+program.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Final
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Integer
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.augment import draws as augment_draws
+from kdnet_jax.augment import spatial
+from kdnet_jax.core import typed
+from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.data.scans import intensities
+from kdnet_jax.parallel import sharding
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentOptions:
+    """What is drawn for each sample: how often, and evenly between what values.
+
+    Attributes:
+        flip_axes: axes mirrored with probability 1/2 each: "d" (up-down), "h" (front-back),
+            "w" (left-right).
+        scale: intensities of each sequence times 1 + U(-scale, scale).
+        shift: plus U(-shift, shift), in units of the z-score.
+        noise: plus Gaussian noise of a standard deviation drawn from U(0, noise).
+        scale_probability, shift_probability, noise_probability: per sample, as all of them.
+        rotation: degrees about each of the three axes.
+        zoom_out: step between the voxels taken: above 1 shows more, smaller.
+        elastic: largest move in voxels of the control points of a smooth bending.
+        blur: standard deviation in voxels, of each sequence and axis.
+        contrast: factor on the distance from a sequence's mean.
+        low_resolution: voxels per axis that are kept, as a share, of each sequence.
+        gamma: exponent of each sequence.
+        gamma_inverted_probability: of a gamma on the inverted image, before the plain one.
+    """
+
+    flip_axes: str = "dhw"
+    scale: float = 0.1
+    shift: float = 0.1
+    noise: float = 0.0
+    scale_probability: float = 1.0
+    shift_probability: float = 1.0
+    noise_probability: float = 1.0
+    rotation: Range = (-30.0, 30.0)
+    rotation_probability: float = 0.0
+    zoom_out: Range = (0.7, 1.4)
+    zoom_out_probability: float = 0.0
+    elastic: Range = (0.0, 8.0)
+    elastic_probability: float = 0.0
+    blur: Range = (0.5, 1.0)
+    blur_probability: float = 0.0
+    contrast: Range = (0.75, 1.25)
+    contrast_probability: float = 0.0
+    low_resolution: Range = (0.5, 1.0)
+    low_resolution_probability: float = 0.0
+    gamma: Range = (0.7, 1.5)
+    gamma_probability: float = 0.0
+    gamma_inverted_probability: float = 0.0
+    # Of the scans, and no key of a config: see `Fitted`.
+    zero_is_background: ClassVar[tuple[bool, ...] | None] = None
+    spacing: ClassVar[tuple[float, float, float]] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        """Raises UserError for an unknown axis, or a number that cannot be."""
+        if not isinstance(self.flip_axes, str) or set(self.flip_axes) - set("dhw"):
+            raise UserError(
+                f"augment.flip_axes is {self.flip_axes!r}: give letters out of d, h and w, "
+                "or an empty text."
+            )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_probability"):
+                if not 0 <= value <= 1:
+                    raise UserError(f"augment.{field.name} is {value}: give 0 to 1.")
+            elif field.name in _LIMITS:
+                _check_range(f"augment.{field.name}", value, *_LIMITS[field.name])
+            elif field.name in ("scale", "shift", "noise") and not value >= 0:
+                raise UserError(f"augment.{field.name} is {value}: give 0 or more.")
+
+    @property
+    def chances(self) -> dict[str, spatial.Chance]:
+        """Probability and range of each part by its name; `scale` and `shift` about 0."""
+        ranges = {name: getattr(self, name) for name in _LIMITS} | {
+            "gamma_inverted": self.gamma,
+            "noise": (0.0, self.noise),
+            "scale": (-self.scale, self.scale),
+            "shift": (-self.shift, self.shift),
+        }
+        # A strength of 0 is a part that is switched off.
+        return {
+            name: spatial.Chance(getattr(self, f"{name}_probability") if any(ends) else 0.0, *ends)
+            for name, ends in ranges.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted(AugmentOptions):
+    """Options for scans whose channels or voxels are not those that are taken by default.
+
+    Attributes:
+        zero_is_background: of each channel, whether 0 is its background; `None`: of all.
+        spacing: edges of a voxel "d h w", up to a factor: rotations are true in space.
+    """
+
+    zero_is_background: tuple[bool, ...] | None = None
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+# The values that the two ends of a range may have.
+_LIMITS: Final[dict[str, Range]] = {
+    "rotation": (-180.0, 180.0),
+    "zoom_out": (0.25, 4.0),
+    "elastic": (0.0, spatial.LARGEST_BEND),
+    "blur": (0.1, 5.0),
+    "contrast": (0.05, 10.0),
+    "low_resolution": (0.05, 1.0),
+    "gamma": (0.05, 20.0),
+}
+
+
+def _check_range(key: str, value: Range, lowest: float, highest: float) -> None:
+    if len(value) != 2 or not lowest <= value[0] <= value[1] <= highest:
+        raise UserError(
+            f"{key} is {tuple(value)}: give two numbers from {lowest:g} to {highest:g}, the "
+            f"smaller one first, such as --config.{key}="
+            f"'{','.join(map(str, getattr(AugmentOptions, key.split('.')[1])))}'."
+        )
+
+
+# nnU-Net's set (Isensee et al., https://doi.org/10.1038/s41592-020-01008-z): probabilities, ranges
+# and order of `nnUNetTrainer.get_training_transforms` in MIC-DKFZ/nnUNet,
+# nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py (commit 017de4a), whose parts are in
+# MIC-DKFZ/batchgeneratorsv2. docs/augmentation.md lists where these parts differ from those.
+PRESETS: Final = {
+    "none": AugmentOptions(flip_axes="", scale=0.0, shift=0.0),
+    "plain": AugmentOptions(),
+    "nnunet": AugmentOptions(
+        scale=0.25,
+        scale_probability=0.15,
+        shift=0.0,
+        noise=0.1,
+        noise_probability=0.1,
+        rotation_probability=0.2,
+        zoom_out_probability=0.2,
+        blur_probability=0.2,
+        contrast_probability=0.15,
+        low_resolution_probability=0.25,
+        gamma_probability=0.3,
+        gamma_inverted_probability=0.1,
+    ),
+}
+
+
+def choose(preset: str = "plain", **changes: object) -> AugmentOptions:
+    """Returns a preset's options with those of `changes` that are not None.
+
+    Raises:
+        UserError: for an unknown preset, or a value that cannot be.
+    """
+    check_choice("augment.preset", preset, PRESETS)
+    given = {key: value for key, value in changes.items() if value is not None}
+    return dataclasses.replace(PRESETS[preset], **given)
+
+
+def fitted(
+    options: AugmentOptions,
+    task: task_lib.Task,
+    modalities: Sequence[str],
+    spacing: float | Sequence[float] | None,
+) -> AugmentOptions:
+    """Returns the options for scans of a task.
+
+    Args:
+        options: what is drawn.
+        task: it says of which channels 0 is the background.
+        modalities: the channels of the images.
+        spacing: of the working grid, mm, one number or "d h w"; None: each scan has its own, and
+            voxels are taken as cubes.
+    """
+    edges = np.broadcast_to(1.0 if spacing is None else spacing, 3).tolist()
+    masked = intensities.zero_is_background(task, modalities)
+    if all(masked) and len(set(edges)) == 1:
+        return options
+    return Fitted(**dataclasses.asdict(options), zero_is_background=masked, spacing=tuple(edges))
+
+
+def source_patch(patch: tuple[int, int, int], options: AugmentOptions) -> tuple[int, ...]:
+    """Returns the size of the crops to cut, so that few resampled patches reach beyond one."""
+    return spatial.source_patch(
+        patch,
+        options.chances["rotation"],
+        options.chances["zoom_out"],
+        options.chances["elastic"],
+        options.spacing,
+    )
+
+
+def one_sample(
+    options: AugmentOptions, patch: tuple[int, int, int]
+) -> Callable[[Array, Array, augment_draws.Draws], tuple[Array, Array]]:
+    """Returns the function that applies the draws of a sample to its image and label."""
+    return functools.partial(
+        augment_draws.apply,
+        patch=patch,
+        flip_axes=options.flip_axes,
+        largest_blur=options.blur[1],
+        zero_is_background=options.zero_is_background,
+        spacing=options.spacing,
+    )
+
+
+def augment(
+    key: jax.Array,
+    image: Float[Array, "b D H W m"],
+    label: Integer[Array, "b D H W"],
+    options: AugmentOptions,
+    patch: tuple[int, int, int] | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "b d h w m"], Integer[Array, "b d h w"]]:
+    """Returns an augmented copy; the geometry of image and label is the same.
+
+    Args:
+        key: of the step.
+        image: crops of `source_patch` voxels.
+        label: their classes.
+        options: what is drawn.
+        patch: the size that is returned, from the middle of the crops; by default theirs.
+        mesh: the devices over which the batch is spread; each then works on its own samples.
+    """
+    patch = patch or typed.triple(image.shape[1:4])
+    samples, sequences = image.shape[0], image.shape[-1]
+    if len(options.zero_is_background or range(sequences)) != sequences:
+        raise ValueError(f"{sequences} channels, options of {options.zero_is_background}")
+    draws = augment_draws.draw(key, samples, sequences, patch, options.chances)
+    one = one_sample(options, patch)
+    if draws.is_cheap:
+        return jax.vmap(one)(image, label, draws)
+    # One sample after the other: `vmap` would turn "only where drawn" into both and a choice.
+    each = functools.partial(jax.lax.map, lambda sample: one(*sample))
+    if mesh is None:
+        return each((image, label, draws))
+    own = PartitionSpec("data")
+    spread = jax.shard_map(each, mesh=mesh, in_specs=own, out_specs=own)
+    out = spread((image, label, draws))
+    return jax.lax.with_sharding_constraint(out, sharding.batch_sharding(mesh))

@@ -1,0 +1,1 @@
+"""Errors, files and the machine: what everything else stands on."""

@@ -1,0 +1,105 @@
+"""Files written atomically, and errors of the disk as messages."""
+
+import contextlib
+import csv
+import errno
+import io
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from kdnet_jax.core.errors import UserError
+
+_SEEN_SECONDS = 70.0
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], suffix: str = ".part") -> Iterator[pathlib.Path]:
+    """Gives a name beside `path` to write to; what is there at the end becomes `path`.
+
+    The folder is made if needed. Where the block fails, nothing is left and `path` is as it was.
+
+    Args:
+        path: the file.
+        suffix: of the name beside, for a writer that goes by it.
+
+    Raises:
+        OSError: as the file system has it.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder beside `folder` to fill, which becomes `folder` at the end.
+
+    Where the block fails, nothing is left.
+
+    Raises:
+        UserError: `folder` is there already, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: give a new folder, or remove it first.")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    new = [each for each in folder.parents if not each.exists()]
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        os.replace(beside, folder)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        for parent in () if folder.exists() else new:
+            with contextlib.suppress(OSError):  # it was never made, or holds something else by now
+                parent.rmdir()
+
+
+def wait_until_seen(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Waits for files that another machine has written; returns those that do not appear.
+
+    NFS remembers for up to a minute that a file was not there.
+    """
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while (missing := [path for path in paths if not path.exists()]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.2)
+    return missing
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text as it is, in UTF-8; see `replacing`."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Returns a table as CSV, one line per row."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def disk_error(error: OSError, where: pathlib.Path) -> Exception:
+    """Returns a UserError for a full disk or a place that cannot be, else the error itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(
+            f"No space left on the disk for {where}. What was saved before is kept; free some "
+            "space and run the same command again."
+        )
+    # The last two: a file stands where a folder is needed.
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"{where} cannot be written ({error.strerror}). Give another place.")
+    return error

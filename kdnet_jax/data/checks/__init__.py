@@ -1,0 +1,1 @@
+"""Checks of scans, masks and cohorts."""

@@ -1,0 +1,1 @@
+"""Patches of prepared cases, batch by batch."""

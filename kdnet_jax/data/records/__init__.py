@@ -1,0 +1,1 @@
+"""Built datasets of prepared cases."""

@@ -1,0 +1,1 @@
+"""Scans: reading, geometry and preparation."""

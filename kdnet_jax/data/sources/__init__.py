@@ -1,0 +1,1 @@
+"""Folders of scans: layouts, names and label codings."""

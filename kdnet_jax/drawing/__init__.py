@@ -1,0 +1,1 @@
+"""Planes, charts, figures and pages."""

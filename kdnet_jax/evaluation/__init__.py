@@ -1,0 +1,1 @@
+"""Scores of networks, of masks and of cohorts, and their comparison."""

@@ -1,0 +1,151 @@
+"""Segmentation of a labelled cohort with one or several runs, to be scored as any tool's."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.core import console
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data.scans import nifti, prepare
+from kdnet_jax.data.sources import cases, labels, layouts, patients
+from kdnet_jax.prediction import ensembles, prediction_jobs
+from kdnet_jax.runs import workdir
+
+_LOG = logging.getLogger(__name__)
+
+FOLDER = "predictions"
+# Beside the masks: who made them. A folder without it belongs to somebody else.
+MARK = "members.json"
+
+
+def label_convention(task: task_lib.Task) -> str:
+    """Returns what the values of the masks mean (`labels.conventions_of`)."""
+    return "brats2021" if labels.is_brats(task) else labels.own_convention(task)
+
+
+def segment(
+    ensemble: ensembles.Ensemble,
+    cohort: cases.Cohort,
+    output: pathlib.Path,
+    *,
+    wanted: Sequence[str] | None,
+    allow_seen: bool,
+) -> pathlib.Path:
+    """Writes `predictions/<case>.nii.gz`, each on its scan's own grid, all at once at the end.
+
+    Args:
+        ensemble: whose probabilities are averaged.
+        cohort: the cases.
+        output: the folder for `predictions/`.
+        wanted: ids of the cases to segment; None takes all.
+        allow_seen: also take cases that a member was trained or chosen on.
+
+    Returns:
+        The folder of the masks.
+
+    Raises:
+        UserError: a wanted case is not there, a member has seen a case, or a file cannot be used.
+    """
+    chosen = _choose(cohort, wanted)
+    if not allow_seen:
+        _refuse_seen(chosen, cohort, ensemble)
+    _check_place(output / FOLDER)
+    model = ensemble.members[0].model
+    task = model.task
+    prediction_jobs.check_headers((case.images for case in chosen), task)
+    with _beside(output) as beside:
+        for case in console.bar(chosen, "segmenting", unit="case"):
+            # The reference is read where it is scored, with the labels that are asked for there.
+            prepared, notes = prepare.prepare_case(
+                dataclasses.replace(case, label=None),
+                task=task,
+                spacing=ensemble.spacing,
+                orientation=ensemble.orientation,
+                allow_skull=model.allow_skull,
+            )
+            for note in notes:
+                with console.clear_of_bars():
+                    _LOG.info(f"note: {note}")
+            classes = ensemble.segment(prepared).classes
+            nifti.write_mask(
+                beside / f"{case.case_id}.nii.gz",
+                labels.from_classes(classes, label_convention(task), task=task),
+                prepared.geometry.affine,
+                stored=prepared.geometry.stored,
+            )
+        members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
+        (beside / MARK).write_text(json.dumps(members, indent=1) + "\n", "utf-8")
+        shutil.rmtree(output / FOLDER, ignore_errors=True)
+        os.replace(beside, output / FOLDER)
+    return output / FOLDER
+
+
+@contextlib.contextmanager
+def _beside(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder to write to; where the block fails, nothing is left of it."""
+    was_there = output.exists()
+    beside = output / f".{FOLDER}.part"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if not was_there and not any(output.iterdir()):
+            output.rmdir()
+
+
+def _choose(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Case]:
+    if wanted is None:
+        return list(cohort.cases)
+    known = {case.case_id: case for case in cohort.cases}
+    absent = [name for name in wanted if name not in known]
+    if absent:
+        raise UserError(
+            f"--cases names {layouts.shown(absent)}, which --references does not have; it has "
+            f"{len(known)} cases such as {min(known)}."
+        )
+    return [known[name] for name in wanted]
+
+
+def _check_place(folder: pathlib.Path) -> None:
+    if folder.exists() and not (folder / MARK).is_file():
+        raise UserError(
+            f"{folder}: is not from this command, and would be replaced. Give another --output."
+        )
+
+
+def _refuse_seen(
+    chosen: Collection[cases.Case], cohort: cases.Cohort, ensemble: ensembles.Ensemble
+) -> None:
+    """Refuses patients that a member knows: their scores would say nothing about others.
+
+    Where a member does not say whom it knows, that is said.
+    """
+    patient = {case.case_id: case.patient_id for case in cohort.cases}
+    seen: dict[str, pathlib.Path] = {}
+    for folder, its in ensemble.known_cases().items():
+        if not its.complete:
+            _LOG.info(
+                f"note: {folder} does not say on all cases that it, or its teacher, was "
+                "trained on. If some of these are among them, its scores are too good."
+            )
+        for name in its.ids:
+            seen.setdefault(patient.get(name, patients.patient_of(name)), folder)
+    known = [case for case in chosen if case.patient_id in seen]
+    if known:
+        run = seen[known[0].patient_id]
+        split = run / workdir.SPLIT
+        unseen = f"such as --cases={split}:test" if split.is_file() else "by --cases"
+        raise UserError(
+            f"{run} was trained or chosen on {len(known)} of the {len(chosen)} cases, such as "
+            f"{known[0].case_id}: their scores would flatter it. Name the cases that it has not "
+            f"seen, {unseen}; or, if these are other patients with the same names, give "
+            "--allow_seen_cases."
+        )

@@ -1,0 +1,366 @@
+"""Evaluation of a network on whole scans, each on its own grid, and the files that hold it."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.core import console, documents, files, provenance
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data.records import store
+from kdnet_jax.data.scans import nifti, prepare
+from kdnet_jax.data.sources import labels
+from kdnet_jax.metrics import cases as case_metrics
+from kdnet_jax.metrics import overlap, postprocessing
+from kdnet_jax.parallel import processes
+from kdnet_jax.prediction import ensembles, inference
+
+FOLDER = "evaluation"
+PREDICTIONS = "predictions"
+# Within FOLDER: the scores after post-processing, and the shown cases' probabilities x 255.
+POSTPROCESSED = "postprocessed"
+PROBABILITIES = f"{FOLDER}/probabilities"
+NO_POST_PROCESSING = "none"
+_UNFINISHED = f".{FOLDER}.part"
+# Of an evaluation under way, one file a case: for the thresholds, and the scores of both kinds.
+_TABLES, _PLAIN, _PROCESSED = "tables", "scores", "scores_postprocessed"
+# Raised when what is scored changes: a run that was evaluated by an older version is done again.
+VERSION = 3
+WORST = 10
+CASES_FILE, SUMMARY_FILE = "cases.csv", "summary.json"
+
+
+def dice_on_working_grid(
+    predictor: inference.Predictor,
+    params: Any,
+    cases: Iterable[tuple[int, prepare.PreparedCase]],
+    cavity: str,
+) -> list[tuple[int, dict[str, float]]]:
+    """Returns the Dice of each region of each of the numbered cases: the validation in training.
+
+    It is taken on the working grid, where it is fast; the final evaluation is on the scan's own.
+
+    Args:
+        predictor: of one network.
+        params: its parameters, on this process's own devices.
+        cases: each with its number.
+        cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
+    """
+    head, placed = predictor.models[0].head, predictor.place([params])
+    scores = []
+    for place, case in cases:
+        predicted = head.decide(predictor.probabilities(placed, predictor.image(case)))
+        reference = labels.map_cavity(case.label, cavity, task=head.task)
+        dice = {
+            region: overlap.dice(
+                *(head.task.mask(volume, region) for volume in (reference, predicted))
+            )
+            for region in head.task.region_names
+        }
+        scores.append((place, dice))
+    return scores
+
+
+def evaluate(
+    network: ensembles.Ensemble,
+    cases: store.CaseStore,
+    test: Sequence[int],
+    validation: Sequence[int],
+    *,
+    cavity: str,
+    convention: str,
+    folder: pathlib.Path,
+    key: dict[str, Any],
+    about: dict[str, Any],
+    description: str,
+) -> None:
+    """Predicts whole test cases on their own grids, scores them, and writes everything.
+
+    `evaluation/` with `cases.csv`, `summary.json`, the same two after post-processing and the
+    probabilities of the cases that the report shows, and `predictions/<case>.nii.gz` (without
+    post-processing) appear at the end. An interrupted evaluation leaves the earlier ones, and
+    resumes with the cases that are missing. Several processes share the cases.
+
+    Args:
+        network: what is scored.
+        cases: the prepared cases.
+        test: which of them are scored.
+        validation: which of them the post-processing's thresholds are chosen on.
+        cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
+        convention: labels of the predictions' files.
+        folder: the run's folder.
+        key: what the scores depend on; an interrupted evaluation of another key is not resumed.
+        about: what else identifies the evaluation, for the summary.
+        description: what the progress bar says.
+    """
+    started = time.monotonic()
+    task = network.head.task
+    beside = folder / _UNFINISHED
+    processes.first_does(lambda: _begin(beside, key))
+
+    def share(part: Sequence[int], done: pathlib.Path, what: str) -> Iterator[_Predicted]:
+        """Yields this process's cases that are not done; `done/<case>.*` says that it is."""
+        finished = processes.first_does(lambda: [path.stem for path in done.iterdir()])
+        own = processes.share(part)
+        bar = console.bar(
+            own, f"{description}: {what}", unit="case", disable=not processes.is_first()
+        )
+        for index in bar:
+            if cases.summaries[index].case_id in finished:
+                continue
+            case = cases[index]
+            reference = labels.map_cavity(case.reference, cavity, task=task)
+            yield _Predicted(case, network.segment(case), reference)
+
+    def tabulate() -> None:
+        for each in share(validation, beside / _TABLES, "post-processing, on validation"):
+            table = postprocessing.tabulate(each.reference, each.classes, each.spacing, task=task)
+            files.write_text(beside / _TABLES / f"{each.case.case_id}.json", json.dumps(table))
+
+    def score(rules: postprocessing.Rules) -> None:
+        for each in share(test, beside / _PLAIN, "test"):
+            _write_prediction(beside, each, convention, task)
+            _write_case_scores(beside, each, rules, task)
+
+    # A case that cannot be read on one process ends all of them.
+    processes.together(tabulate)
+    names = [summary.case_id for summary in cases.summaries]
+    tables = [beside / _TABLES / f"{names[index]}.json" for index in validation]
+    rules = postprocessing.Rules(**processes.first_does(lambda: _choose_rules(tables)))
+    processes.together(lambda: score(rules))
+    about = about | {
+        "evaluate_seconds": round(time.monotonic() - started, 1),
+        "peak_memory_gib": round(provenance.peak_memory_gib(), 2),
+    }
+    tested = [names[index] for index in test]
+    processes.first_does(lambda: _gather(beside, folder, tested, rules, about | key, task))
+
+
+def _choose_rules(tables: Sequence[pathlib.Path]) -> dict[str, float]:
+    files.wait_until_seen(tables)
+    rules = postprocessing.choose([json.loads(table.read_text("utf-8")) for table in tables])
+    return dataclasses.asdict(rules)
+
+
+def _begin(beside: pathlib.Path, key: dict[str, Any]) -> None:
+    """Makes the folder of an evaluation under way, or keeps that of an interrupted one."""
+    text = json.dumps(key, sort_keys=True)
+    of = beside / "key.json"
+    parts = [beside / name for name in (PREDICTIONS, PROBABILITIES, _TABLES, _PLAIN, _PROCESSED)]
+    # A part may be in its place already, where the last moment of an evaluation was interrupted.
+    whole = of.is_file() and all(part.is_dir() for part in parts)
+    if whole and of.read_text("utf-8") == text:
+        return
+    remove_unfinished(beside.parent)
+    for part in parts:
+        part.mkdir(parents=True)
+    files.write_text(of, text)
+
+
+def _gather(
+    beside: pathlib.Path,
+    folder: pathlib.Path,
+    test: Sequence[str],
+    rules: postprocessing.Rules,
+    about: dict[str, Any],
+    task: task_lib.Task,
+) -> None:
+    """Makes an evaluation of the test cases' own files, each of which must be there."""
+    files.wait_until_seen([beside / _PLAIN / f"{name}.csv" for name in test])
+    plain, processed = (
+        [
+            row
+            for name in test
+            for row in case_metrics.read_cases_csv(
+                beside / part / f"{name}.csv", regions=task.region_names
+            )
+        ]
+        for part in (_PLAIN, _PROCESSED)
+    )
+    _drop_probabilities(beside / PROBABILITIES, keep=shown_cases(plain))
+    write_scores(
+        beside / FOLDER,
+        plain,
+        about | {"post_processing": NO_POST_PROCESSING},
+        task=task,
+    )
+    chosen = {
+        "post_processing": postprocessing.chosen_text(task),
+        "post_processing_chosen": rules.text(task),
+    }
+    write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen, task=task)
+    for name in (PREDICTIONS, FOLDER):
+        _replace_folder(beside / name, folder / name)
+    remove_unfinished(folder)
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes what an evaluation of a run's folder leaves while it is under way."""
+    shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+
+
+class _Predicted(NamedTuple):
+    """A case, its prediction, and the reference on the scan's own grid."""
+
+    case: prepare.PreparedCase
+    prediction: ensembles.Prediction
+    reference: UInt8[np.ndarray, "x y z"]
+
+    @property
+    def classes(self) -> UInt8[np.ndarray, "x y z"]:
+        """The predicted classes on the scan's own grid."""
+        return self.prediction.classes
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size of the scan's own grid, mm."""
+        return tuple(nib.affines.voxel_sizes(self.case.geometry.affine).tolist())
+
+
+def _write_prediction(
+    beside: pathlib.Path, each: _Predicted, convention: str, task: task_lib.Task
+) -> None:
+    name = each.case.case_id
+    nifti.write_mask(
+        beside / PREDICTIONS / f"{name}.nii.gz",
+        labels.from_classes(each.classes, convention, task=task),
+        each.case.geometry.affine,
+        stored=each.case.geometry.stored,
+    )
+    np.savez_compressed(
+        beside / PROBABILITIES / f"{name}.npz",
+        probabilities=np.round(each.prediction.probabilities * 255).astype(np.uint8),
+    )
+
+
+def _write_case_scores(
+    beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules, task: task_lib.Task
+) -> None:
+    name = each.case.case_id
+    plain = case_metrics.score_case(name, each.reference, each.classes, each.spacing, task=task)
+    corrected = postprocessing.apply(each.classes, each.spacing, rules, task=task)
+    # Most cases are left as they are, and scoring one takes a while.
+    changed = not np.array_equal(corrected, each.classes)
+    processed = (
+        case_metrics.score_case(name, each.reference, corrected, each.spacing, task=task)
+        if changed
+        else plain
+    )
+    case_metrics.write_cases_csv(beside / _PROCESSED / f"{name}.csv", processed)
+    # Last: where these are, the case is done.
+    case_metrics.write_cases_csv(beside / _PLAIN / f"{name}.csv", plain)
+
+
+def shown_cases(scores: Sequence[case_metrics.RegionScore]) -> list[str]:
+    """Returns the cases that a report shows, worst first by mean Dice over the regions.
+
+    They are the ten worst, the median and the best.
+    """
+    by_case: dict[str, list[float]] = {}
+    for score in scores:
+        by_case.setdefault(score.case, []).append(score.dice)
+    ordered = sorted(by_case, key=lambda case: (np.mean(by_case[case]), case))
+    return list(dict.fromkeys([*ordered[:WORST], ordered[len(ordered) // 2], ordered[-1]]))
+
+
+def _drop_probabilities(folder: pathlib.Path, keep: Sequence[str]) -> None:
+    """Removes all but the shown cases': on full-size scans they are megabytes each."""
+    for path in folder.iterdir():
+        if path.stem not in keep:
+            path.unlink()
+
+
+def write_scores(
+    folder: pathlib.Path,
+    scores: Sequence[case_metrics.RegionScore],
+    about: dict[str, Any],
+    *,
+    task: task_lib.Task,
+) -> dict[str, Any]:
+    """Writes `cases.csv` and `summary.json` into a new folder; returns the summary."""
+    folder.mkdir(exist_ok=True)
+    summary = case_metrics.summarise(scores, task=task) | about
+    case_metrics.write_cases_csv(folder / CASES_FILE, scores)
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    return summary
+
+
+def _replace_folder(new: pathlib.Path, old: pathlib.Path) -> None:
+    if old.exists():
+        shutil.rmtree(old)
+    os.replace(new, old)
+
+
+def read_summary(folder: pathlib.Path, *, postprocessed: bool = False) -> dict[str, Any] | None:
+    """Returns the summary of a run's evaluation, `None` if it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = _scores_folder(folder, postprocessed) / SUMMARY_FILE
+    if not path.is_file():
+        return None
+    try:
+        return dict(documents.read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove it and give the command that wrote it again."
+        ) from error
+
+
+def is_complete(folder: pathlib.Path) -> bool:
+    """Says whether all files of an evaluation of this version are there."""
+    summary = read_summary(folder) or {}
+    files = [_scores_folder(folder, each) / CASES_FILE for each in (False, True)]
+    return (
+        summary.get("evaluation_version") == VERSION
+        and all(path.is_file() for path in files)
+        and (folder / PREDICTIONS).is_dir()
+    )
+
+
+def read_scores(
+    folder: pathlib.Path, *, postprocessed: bool = False
+) -> list[case_metrics.RegionScore]:
+    """Returns the rows of a run's `cases.csv`, whose regions are those of its summary.
+
+    Raises:
+        UserError: one of the two files is missing or damaged.
+    """
+    scores = _scores_folder(folder, postprocessed)
+    found = read_summary(folder, postprocessed=postprocessed) or {}
+    regions = found.get("regions")
+    if not isinstance(regions, dict) or not regions:
+        raise UserError(
+            f"{scores / SUMMARY_FILE} is missing or damaged: it names no regions. Give the "
+            "command that wrote it again."
+        )
+    return case_metrics.read_cases_csv(scores / CASES_FILE, regions=list(regions))
+
+
+def read_probabilities(folder: pathlib.Path, case_id: str) -> Float[np.ndarray, "d h w k"] | None:
+    """Returns a shown case's probabilities on the working grid, to 1/255; `None` if not kept."""
+    path = folder / PROBABILITIES / f"{case_id}.npz"
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return stored["probabilities"].astype(np.float32) / 255
+    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove it; the report is then drawn without it."
+        ) from error
+
+
+def _scores_folder(folder: pathlib.Path, postprocessed: bool) -> pathlib.Path:
+    return folder / FOLDER / POSTPROCESSED if postprocessed else folder / FOLDER

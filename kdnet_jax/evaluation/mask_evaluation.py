@@ -1,0 +1,346 @@
+"""Scores of two folders of masks: all checks first, then the scores, files and table."""
+
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.core import typed
+from kdnet_jax.core.errors import UserError, nearest
+from kdnet_jax.data import splits
+from kdnet_jax.data.checks import mask_checks, problems
+from kdnet_jax.data.scans import grids, spaces
+from kdnet_jax.data.sources import label_recognition, labels, layouts, segmentations
+from kdnet_jax.metrics import cases as case_metrics
+
+# What imports JAX is imported where it is used: the worker processes import this file too.
+from kdnet_jax.metrics import postprocessing, scoring, surface
+
+_LOG = logging.getLogger(__name__)
+
+# An evaluation may replace one that has the same of these in its summary.
+_INPUTS: Final = ("predictions", "references", "cases_asked")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is scored, after all checks.
+
+    Attributes:
+        pairs: the masks of each case, by case id.
+        prediction_labels: what the values of the predictions mean.
+        reference_labels: what those of the references mean.
+        left_out: cases without a prediction.
+        ignore_affine: see `mask_checks.check_pairs`.
+        task: what is scored.
+    """
+
+    pairs: list[segmentations.Pair]
+    prediction_labels: label_recognition.Recognised
+    reference_labels: label_recognition.Recognised
+    left_out: list[str]
+    ignore_affine: bool
+    task: task_lib.Task
+
+
+# ------------------------------------------------------------------------- before it computes
+
+
+def read_cases(text: str | None) -> list[str] | None:
+    """Returns the case ids of --cases, None where it is not given.
+
+    Raises:
+        UserError: no case, one that is named twice, or a split or part that there is not.
+    """
+    if text is None:
+        return None
+    path, colon, part = text.rpartition(":")
+    if colon or text.lower().endswith(".json"):
+        if part not in splits.PARTS:
+            raise UserError(
+                f"--cases={text}{nearest(part, splits.PARTS)}: expected a split and one of its "
+                f"parts {', '.join(splits.PARTS)}, such as split.json:test"
+            )
+        named = list(splits.load_split(path).parts[part])
+    else:
+        named = [name.strip() for name in text.split(",") if name.strip()]
+    if not named or len(set(named)) < len(named):
+        raise UserError(f"--cases={text}: expected at least one case, and each of them once")
+    return named
+
+
+def check_inputs(
+    predictions: segmentations.Found,
+    references: segmentations.Found,
+    wanted: Sequence[str] | None,
+    *,
+    task: task_lib.Task,
+    prediction_labels: str,
+    reference_labels: str,
+    allow_missing: bool,
+    ignore_affine: bool,
+    workers: int,
+) -> Inputs:
+    """Matches and reads all masks, and prints what was found and taken.
+
+    Args:
+        predictions: the masks to score.
+        references: what they are scored against.
+        wanted: the cases to score; None takes all that have a reference.
+        task: what is scored.
+        prediction_labels: a label convention, the names of channels (`labels.classes_of`) or
+            `label_recognition.AUTO`.
+        reference_labels: the same.
+        allow_missing: leave out cases without a prediction.
+        ignore_affine: see `mask_checks.check_pairs`.
+        workers: files read at once.
+
+    Raises:
+        UserError: with everything that is wrong, one line for each file.
+    """
+    if predictions.folder == references.folder:
+        raise UserError(
+            f"--predictions and --references are one folder, {predictions.folder}, which would "
+            "score every mask against itself"
+        )
+    pairs, left_out, listed, notes = segmentations.match(
+        references, predictions, wanted, allow_missing=allow_missing
+    )
+    contents = read_contents(pairs, workers, task)
+    listed += mask_checks.check_pairs(pairs, contents, ignore_affine=ignore_affine)
+    of_predictions, of_references = (
+        _recognised(found, side, asked, pairs, contents, listed, task)
+        for found, side, asked in (
+            (predictions, "prediction", prediction_labels),
+            (references, "reference", reference_labels),
+        )
+    )
+    if listed or of_predictions is None or of_references is None:
+        raise UserError(_listing(listed))
+    for found, its in ((predictions, of_predictions), (references, of_references)):
+        _LOG.info(f"{found.folder}: labels of {its.convention} ({its.why})")
+    notes += _file_notes(pairs, contents, ignore_affine)
+    for note in [*predictions.notes, *references.notes, *notes]:
+        _LOG.info(f"note: {note}")
+    return Inputs(pairs, of_predictions, of_references, left_out, ignore_affine, task)
+
+
+def _file_notes(
+    pairs: Sequence[segmentations.Pair],
+    contents: Mapping[pathlib.Path, mask_checks.Content],
+    ignore_affine: bool,
+) -> list[str]:
+    """Returns what was repaired or assumed of the masks, each sentence with its cases."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        reference, prediction = contents[pair.reference], contents[pair.prediction]
+        sentences = [*reference.notes, *prediction.notes]
+        if spaces.is_identity(reference.space.affine):
+            sentences.append("no voxel size in the header, taken as 1 mm")
+        # Which way the axes run does not change a score.
+        sentences += [s for s in reference.space.doubts if not s.startswith(spaces.UNSAID)]
+        way = None if ignore_affine else grids.turn_onto(prediction, reference)
+        if way is not None and not spaces.is_unturned(way):
+            sentences.append("the prediction's voxels are stored in another order: turned")
+        for sentence in dict.fromkeys(sentences):
+            found.setdefault(sentence, []).append(pair.case_id)
+    return [f"{sentence}: {layouts.shown(cases)}" for sentence, cases in found.items()]
+
+
+def _recognised(
+    found: segmentations.Found,
+    side: str,
+    asked: str,
+    pairs: Sequence[segmentations.Pair],
+    contents: Mapping[pathlib.Path, mask_checks.Content],
+    listed: list[problems.Problem],
+    task: task_lib.Task,
+) -> label_recognition.Recognised | None:
+    """Returns the labels of one side, or adds to `listed` why they are unknown."""
+    paths = [getattr(pair, side) for pair in pairs]
+    held = {path: contents[path].values for path in paths if not contents[path].problem}
+    if not held:
+        return None  # There is a problem with every file, and it is listed.
+    flag = f"--{side}_labels"
+    if odd := mask_checks.channel_problems(asked, flag, contents, held, task):
+        listed += odd
+        return None
+    if labels.channel_names(asked, task):
+        return label_recognition.Recognised(asked, f"as {flag} says")
+    if not labels.is_brats(task):
+        listed += mask_checks.foreign_values(held, side, task)
+        return label_recognition.Recognised(labels.TASK, f"the numbers of the task {task.name}")
+    try:
+        release = segmentations.release_of(found) if side == "reference" else None
+        return label_recognition.recognise(asked, flag, found.folder, held, release)
+    except UserError as error:
+        listed.append(problems.from_error(error, "", found.folder))
+        return None
+
+
+def read_contents(
+    pairs: Sequence[segmentations.Pair], workers: int, task: task_lib.Task
+) -> dict[pathlib.Path, mask_checks.Content]:
+    """Reads every mask once."""
+    paths = [path for pair in pairs for path in (pair.reference, pair.prediction)]
+    contents = scoring.map_cases(
+        functools.partial(mask_checks.read_content, task=task),
+        paths,
+        case_id=os.fspath,
+        workers=min(workers, max(len(paths), 1)),
+        total=len(paths),
+        description="checking",
+        unit="file",
+    )
+    return dict(zip(paths, contents, strict=True))
+
+
+def _listing(listed: Sequence[problems.Problem]) -> str:
+    rows = []
+    for row in listed:
+        remedy = f" {row.remedy}." if row.remedy else ""
+        rows.append(f"{row.case + ': ' if row.case else ''}{row.file}: {row.finding}.{remedy}")
+    count = f"{len(rows)} problems" if len(rows) > 1 else "a problem"
+    return "\n  ".join([f"{count} with the masks; nothing was computed", *rows])
+
+
+def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
+    """Refuses a folder that holds something else than an evaluation of the same inputs.
+
+    Raises:
+        UserError: it does, or it is a file.
+    """
+    from kdnet_jax.evaluation import evaluation
+
+    other = "Choose another --output"
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--output={output}: {there} is a file; expected a folder. {other}")
+    references = pathlib.Path(about["references"]).resolve()
+    if output.resolve().is_relative_to(references):
+        raise UserError(
+            f"--output={output}: lies in the folder of the references, where its masks would be "
+            f"taken for references. {other}"
+        )
+    if (output / "config.json").exists():
+        raise UserError(f"--output={output}: is a run's folder, with its own evaluation. {other}")
+    present = evaluation.read_summary(output)
+    if present is None:
+        if (output / evaluation.FOLDER).exists():
+            raise UserError(f"{output / evaluation.FOLDER}: is not from this command. {other}")
+        return
+    for key in _INPUTS:
+        if present.get(key) != about[key]:
+            raise UserError(
+                f"--output={output}: holds an evaluation whose {key} is {present.get(key)}, not "
+                f"{about[key]}. {other}, or remove that one"
+            )
+
+
+def job(pair: segmentations.Pair, inputs: Inputs, cavity: str) -> scoring.Job:
+    """Returns how a worker loads a case."""
+    conventions_of = (inputs.reference_labels.convention, inputs.prediction_labels.convention)
+    load = functools.partial(
+        _load, pair, *conventions_of, cavity, inputs.ignore_affine, task=inputs.task
+    )
+    return scoring.Job(pair.case_id, load)
+
+
+def _load(
+    pair: segmentations.Pair,
+    reference_labels: str,
+    prediction_labels: str,
+    cavity: str,
+    ignore_affine: bool,
+    *,
+    task: task_lib.Task,
+) -> scoring.Masks:
+    return scoring.Masks(
+        *mask_checks.read_pair(
+            pair, reference_labels, prediction_labels, cavity, ignore_affine, task=task
+        )
+    )
+
+
+# ------------------------------------------------------------------------- what it leaves
+
+
+def write(
+    output: pathlib.Path,
+    scored: scoring.Scored,
+    rules: postprocessing.Rules,
+    about: typed.JsonView,
+    *,
+    task: task_lib.Task,
+) -> None:
+    """Writes evaluation/, with postprocessed/ in it where a rule is on.
+
+    Only the files of an evaluation are replaced; others in the folder are left.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from kdnet_jax.core import provenance
+    from kdnet_jax.evaluation import evaluation
+
+    about = {**about, "hd95": surface.HD95_DEFINITION, "provenance": provenance.collect()}
+    beside = output / f".{evaluation.FOLDER}.part"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        plain = about | {"post_processing": evaluation.NO_POST_PROCESSING}
+        evaluation.write_scores(beside, scored.plain, plain, task=task)
+        if rules != postprocessing.Rules():
+            processed = about | {"post_processing": rules.text(task)}
+            evaluation.write_scores(
+                beside / evaluation.POSTPROCESSED, scored.processed, processed, task=task
+            )
+        _move_scores(beside, output / evaluation.FOLDER)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); see --output") from error
+
+
+def _move_scores(new: pathlib.Path, old: pathlib.Path) -> None:
+    """Replaces the scores in `old`; a former post-processing's go, other files stay."""
+    from kdnet_jax.evaluation import evaluation
+
+    for folder in (evaluation.POSTPROCESSED, "."):
+        (old / folder).mkdir(parents=True, exist_ok=True)
+        for name in (evaluation.CASES_FILE, evaluation.SUMMARY_FILE):
+            (old / folder / name).unlink(missing_ok=True)
+            if (new / folder / name).exists():
+                os.replace(new / folder / name, old / folder / name)
+    if not any((old / evaluation.POSTPROCESSED).iterdir()):
+        (old / evaluation.POSTPROCESSED).rmdir()
+    shutil.rmtree(new)
+
+
+def table(scored: scoring.Scored, rules: postprocessing.Rules, *, task: task_lib.Task) -> str:
+    """Returns mean and median of each metric and region, with post-processing beside without."""
+    columns = [case_metrics.summarise(scored.plain, task=task)]
+    if rules != postprocessing.Rules():
+        columns.append(case_metrics.summarise(scored.processed, task=task))
+    head = f"mean (median) of {columns[0]['cases']} cases"
+    if len(columns) > 1:
+        head += f"; after the arrow with post-processing ({rules.text(task)})"
+    rows = [("", *task.region_names)]
+    for metric in case_metrics.METRICS:
+        cells = (
+            " -> ".join(_cell(column["regions"][region][metric]) for column in columns)
+            for region in task.region_names
+        )
+        rows.append((metric, *cells))
+    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
+    padded = ("".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join([head, *padded])
+
+
+def _cell(statistics: typed.JsonView) -> str:
+    if statistics["mean"] is None:
+        return "undefined"
+    return f"{statistics['mean']:.3f} ({statistics['median']:.3f})"

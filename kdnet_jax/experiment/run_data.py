@@ -1,0 +1,231 @@
+"""The cases of a run: built if missing, opened, and split."""
+
+import collections
+import dataclasses
+import logging
+import pathlib
+import socket
+
+from jax.sharding import Mesh
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.augment import augment
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data import splits
+from kdnet_jax.data.loading import loader, placement
+from kdnet_jax.data.records import building, skipping, store
+from kdnet_jax.parallel import processes, sharding
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The cases of a run and who is in which part.
+
+    Attributes:
+        cases: the prepared cases.
+        split: case ids of train, validation and test.
+    """
+
+    cases: store.CaseStore
+    split: splits.Split
+
+    def indices(self, part: str) -> list[int]:
+        """Returns the positions in `cases` of the split's part ("train", "validation", "test")."""
+        position = {summary.case_id: i for i, summary in enumerate(self.cases.summaries)}
+        return [position[case_id] for case_id in getattr(self.split, part)]
+
+
+def open_data(experiment: experiment_lib.Experiment) -> Data:
+    """Builds the dataset if it is missing, opens it, and splits it.
+
+    With several processes the first builds and the others open that, or, where they do not share
+    its disk, build their own.
+
+    Raises:
+        UserError: for whatever is wrong with the data, or differs between the processes.
+    """
+    if experiment.split.file:
+        splits.load_split(experiment.split.file)  # What is wrong with it, before hours of building.
+    cases = _build(experiment)
+    for note in cases.notes:
+        _LOG.info(f"note: {note}")
+    split = _split(experiment.split, cases)
+    empty = [part for part, ids in split.parts.items() if not ids]
+    if empty:
+        raise UserError(
+            f"the split leaves no case for {' and '.join(empty)}: a run trains, chooses its best "
+            "checkpoint by validation and is scored on test. Give each a share: "
+            "--config.split.train, .validation and .test, or --config.split.file."
+        )
+    data = Data(cases, split)
+    processes.together(lambda: cases.check_files(data.indices("validation") + data.indices("test")))
+    _check_alike(data)
+    return data
+
+
+def _build(experiment: experiment_lib.Experiment) -> store.CaseStore:
+    opened: list[store.CaseStore] = []
+
+    def build() -> str:
+        # Files that training cases may be missing in are opened too.
+        damaged = experiment.data.on_read_error == skipping.SKIP
+        build = _build_scans if experiment.data.data_dir else _build_phantom
+        opened.append(build(experiment, damaged))
+        return opened[0].fingerprint
+
+    # The first exchange may wait for half a minute only (Gloo), a build may take half an hour.
+    processes.gather("before the build")
+    processes.first_does(build)
+    processes.together(lambda: opened or build())
+    return opened[0]
+
+
+def _build_scans(experiment: experiment_lib.Experiment, damaged: bool) -> store.CaseStore:
+    data = experiment.data
+    return building.build_scans(
+        data.root,
+        pathlib.Path(data.data_dir),
+        task=experiment.task,
+        release=data.release,
+        modalities=data.modalities,
+        spacing=data.spacing,
+        orientation=data.orientation,
+        allow_skull=data.allow_skull,
+        label_convention=data.label_convention,
+        workers=data.workers,
+        progress=processes.is_first(),
+        skip_bad_cases=data.skip_bad_cases,
+        damaged=damaged,
+    )
+
+
+def _build_phantom(experiment: experiment_lib.Experiment, damaged: bool) -> store.CaseStore:
+    data = experiment.data
+    if experiment.task != task_lib.GLIOMA:
+        raise UserError(
+            f"data.data_dir is empty: the synthetic cohort is of the task {task_lib.GLIOMA_NAME}, "
+            f"and task is {experiment.task.name}. Give the folder of its scans with "
+            "--config.data.data_dir=DIR."
+        )
+    if experiment.preset == "brats":
+        raise UserError(
+            "data.data_dir is empty: the brats preset needs scans. Give the folder with "
+            "--config.data.data_dir=DIR, or use the preset :phantom, which needs none."
+        )
+    if not isinstance(data.spacing, float):
+        raise UserError(
+            f"data.spacing is {data.spacing or 0}: synthetic scans need one voxel size in mm."
+        )
+    cases = building.build_phantom(
+        data.root,
+        spacing=data.spacing,
+        workers=data.workers,
+        progress=processes.is_first(),
+        damaged=damaged,
+        cases=data.phantom.cases,
+        seed=data.phantom.seed,
+    )
+    if data.modalities != cases.modalities:
+        raise UserError(
+            f"data.modalities is {','.join(data.modalities)}, but every synthetic case has "
+            f"{','.join(cases.modalities)}. Leave it so, and choose what a network sees with "
+            "--config.model.modalities."
+        )
+    return cases
+
+
+def _check_alike(data: Data) -> None:
+    """Raises UserError if the data of the processes differ."""
+    own = {
+        "dataset": f"{data.cases.folder} (fingerprint {data.cases.fingerprint})",
+        "fingerprint": data.cases.fingerprint,
+        "number of cases": len(data.cases),
+        "split": data.split.hash,
+    }
+    first, *others = processes.gather(own)
+    for number, other in enumerate(others, start=1):
+        for what in ("fingerprint", "number of cases", "split"):
+            if other[what] != first[what]:
+                raise UserError(
+                    f"process 0 opened {first['dataset']} and process {number} "
+                    f"{other['dataset']}: their {what} differs, {first[what]} and {other[what]}. "
+                    "Let data.data_dir hold the same scans, data.root datasets of the same build, "
+                    "and split.file the same split, wherever a process runs."
+                )
+
+
+def open_batches(
+    experiment: experiment_lib.Experiment,
+    data: Data,
+    mesh: Mesh,
+    folder: pathlib.Path,
+) -> loader.PatchIterator:
+    """Opens the training patches, and lets the cases lie where `loader.cache` and memory say.
+
+    Args:
+        experiment: the run.
+        data: the cases and their split.
+        mesh: where the batches go; of several processes, each reads what its devices need.
+        folder: the run's, where skipped cases are noted.
+
+    Raises:
+        UserError: for settings that cannot be, or a place that is too small.
+    """
+    training = data.indices("train")
+    given = dataclasses.asdict(experiment.loader)
+    crop = augment.source_patch(experiment.loader.patch, experiment.augment)
+    sharding.check_batch(mesh, given["batch"], crop)
+    free = _agreed_memory(placement.free_memory(mesh))
+    chosen = placement.choose(given.pop("cache"), data.cases, training, mesh=mesh, free=free)
+    _LOG.info(chosen.sentence)
+    data.cases.cache_bytes = chosen.cache_bytes
+    batches = loader.make_loader(
+        data.cases,
+        training,
+        mesh=mesh,
+        seed=experiment.seed,
+        cavity=experiment.data.resection_cavity,
+        crop=crop,
+        on_device=chosen.mode == "device",
+        unreadable=skipping.Unreadable(
+            len(training), experiment.data.on_read_error, folder, processes.index()
+        ),
+        **given,
+    )
+    for note in batches.notes:
+        _LOG.info(f"note: {note}")
+    return batches
+
+
+def _agreed_memory(own: placement.Memory) -> placement.Memory:
+    """Returns what is free for the process that has least, so that all choose alike.
+
+    Processes on one machine share its memory.
+    """
+    found = processes.gather([socket.gethostname(), own.host, own.device])
+    machines = collections.Counter(name for name, _, _ in found)
+    device = [free for _, _, free in found if free is not None]
+    return placement.Memory(
+        min(host // machines[name] for name, host, _ in found), min(device, default=None)
+    )
+
+
+def _split(section: experiment_lib.Split, cases: store.CaseStore) -> splits.Split:
+    if section.file:
+        return splits.load_split(pathlib.Path(section.file), cases.summaries)
+    if section.folds:
+        return splits.make_split(
+            cases.summaries,
+            seed=section.seed,
+            folds=section.folds,
+            fold=section.fold,
+            validation_fraction=section.validation,
+        )
+    return splits.make_split(
+        cases.summaries,
+        seed=section.seed,
+        fractions=(section.train, section.validation, section.test),
+    )

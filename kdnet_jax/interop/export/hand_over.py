@@ -1,0 +1,240 @@
+"""Export of a model: its folder, its card, and the model in other programs' forms."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from kdnet_jax.config import reading
+from kdnet_jax.core import checksums, files, provenance, typed
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data import splits
+from kdnet_jax.data.scans import familiarity
+from kdnet_jax.evaluation import evaluation
+from kdnet_jax.interop import conversion, foreign, foreign_model, writing
+from kdnet_jax.interop.export import artifact, model_card, scores
+from kdnet_jax.models import adapted, networks
+from kdnet_jax.prediction import inference
+from kdnet_jax.runs import model as model_lib
+from kdnet_jax.runs import model_folder, teachers, trained
+
+CARD, ARTIFACT, PYTORCH = "MODEL_CARD.md", "model.jaxexport", "pytorch"
+JAX_FORMAT, PYTORCH_FORMAT = "jax", "pytorch"
+FORMATS = (JAX_FORMAT, PYTORCH_FORMAT)
+# Of the artifact and the network itself; float32 sums in another order differ by less.
+_TOLERANCE = 1e-4
+_FILES = {
+    model_folder.FILE: "what the model is, how it is used, where it comes from",
+    model_folder.PARAMS: "its parameters, an Orbax checkpoint",
+    familiarity.FILE: "what the intensities of its training cases look like",
+    ARTIFACT: "the network for JAX alone (`jax.export`), on cpu, cuda and tpu",
+    PYTORCH: "its weights for the class of nnU-Net or MONAI",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """What is handed over.
+
+    Attributes:
+        name: of the model.
+        run: the network, its parameters and how it is used.
+        known: cases that it, or its teacher, was trained or chosen on.
+        about: what else `model.json` says.
+        training_data: what its training cases look like, where it is known.
+    """
+
+    name: str
+    run: trained.Run
+    known: model_lib.KnownCases
+    about: typed.Json
+    training_data: typed.JsonView | None = None
+
+
+def gather(
+    path: pathlib.Path, folds: Sequence[str], licence: str, formats: Sequence[str]
+) -> Package:
+    """Reads what is to be handed over, and checks that all `formats` are possible.
+
+    Args:
+        path: a run, a model folder, or what nnU-Net or MONAI trained.
+        folds: of nnU-Net's or MONAI's.
+        licence: of the parameters; empty: as the model itself says.
+        formats: of `FORMATS`.
+
+    Raises:
+        UserError: it is none of these, or a format is impossible.
+    """
+    if not model_folder.is_model(path) and foreign.is_foreign(path):
+        package = _foreign(path, folds)
+    elif folds:
+        raise UserError(f"--folds is {','.join(folds)}, but {path} has no folds to choose.")
+    else:
+        package = _again(path) if model_folder.is_model(path) else _run(path)
+    if licence:
+        package.about["licence"] = licence
+    if PYTORCH_FORMAT in formats:
+        network = package.run.model.network
+        writing.check(network.network if isinstance(network, adapted.AdaptedConfig) else network)
+    return package
+
+
+def _foreign(path: pathlib.Path, folds: Sequence[str]) -> Package:
+    found = conversion.convert(path, folds)
+    run = trained.Run(path, found.model, found.params, 0, checksums.content_hash(found.params))
+    # The name alone: where a folder lay says nothing to others.
+    source = found.about["source"] | {"path": path.name}
+    return Package(path.stem, run, found.known, found.about | {"source": source})
+
+
+def _again(path: pathlib.Path) -> Package:
+    """A model folder in another form."""
+    run, about = trained.load_run(path), model_folder.read(path)
+    try:
+        model_card.render(path.name, run.model, about.document, {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path / model_folder.FILE} is damaged ({error!r}): no model card can be made of it. "
+            "Restore it from a copy."
+        ) from error
+    own = ("licence", "training", "test", "teacher", "provenance", "source", "made_by", "details")
+    kept = {key: about.document[key] for key in own if key in about.document}
+    return Package(path.name, run, about.known, kept, familiarity.read(path))
+
+
+def _run(path: pathlib.Path) -> Package:
+    run = trained.load_run(path)
+    experiment = reading.read_run(path)
+    data_dir = experiment.data.data_dir
+    split = splits.load_split(path / "split.json")
+    summary = evaluation.read_summary(path)
+    about: typed.Json = {
+        "licence": "" if data_dir else "Apache-2.0",
+        "training": {
+            "cases": len(split.train),
+            "validation_cases": len(split.validation),
+            "test_cases": len(split.test),
+            "split_hash": split.hash,
+            "steps": experiment.train.steps,
+            "synthetic": not data_dir,
+            # The name alone: where a folder lay says nothing to others.
+            "source": pathlib.Path(data_dir).name,
+        },
+        "provenance": _shareable((summary or {}).get("provenance", {}))
+        | {"exported_by": _shareable(provenance.collect())},
+    }
+    if summary:
+        if summary["params_hash"] != run.params_hash:
+            raise UserError(
+                f"{path / evaluation.FOLDER} scores other parameters than the run's best. Finish "
+                "the run first: start its python -m kdnet_jax.main again."
+            )
+        about["test"] = scores.collect(evaluation.read_scores(path), summary, _teacher(path))
+        if summary["teacher"]:
+            about["teacher"] = {"hash": summary["teacher"]["hash"]}
+    return Package(path.name, run, teachers.known_cases(path), about, familiarity.read(path))
+
+
+def _shareable(about: typed.JsonView) -> typed.Json:
+    """Leaves out the command, which names folders of whoever gave it."""
+    return {key: value for key, value in about.items() if key != "command"}
+
+
+def _teacher(path: pathlib.Path) -> typed.JsonView | None:
+    for folder in (path / "teacher_evaluation", path / teachers.OWN):
+        if folder.is_dir() and (summary := evaluation.read_summary(folder)):
+            return summary
+    return None
+
+
+def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> list[str]:
+    """Writes the folder: whole or not at all.
+
+    Args:
+        package: what is handed over.
+        output: the folder, a new one.
+        formats: of `FORMATS`.
+
+    Returns:
+        A sentence on each thing that was written.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    run = package.run
+    said = []
+    with files.new_folder(output) as beside:
+        model_folder.fill(
+            beside,
+            run.model,
+            run.params,
+            step=run.step,
+            known=package.known,
+            about=package.about,
+            training_data=package.training_data,
+        )
+        known = len(package.known.ids)
+        names = f"; it names the {known} cases that the model knows (known_cases)" if known else ""
+        others = "" if package.known.complete else "; not all that it was trained on are known"
+        said.append(f"{model_folder.FILE}, {model_folder.PARAMS}: the model{names}{others}")
+        if JAX_FORMAT in formats:
+            said.append(_write_artifact(run, beside / ARTIFACT))
+        if PYTORCH_FORMAT in formats:
+            (beside / PYTORCH).mkdir()
+            said += [f"{PYTORCH}/{line}" for line in _write_pytorch(package, beside / PYTORCH)]
+        document = model_folder.read(beside).document
+        there = {name: what for name, what in _FILES.items() if (beside / name).exists()}
+        card = model_card.render(package.name, run.model, document, there)
+        files.write_text(beside / CARD, card)
+        said.append(f"{CARD}: what to tell those who use it")
+    return [f"{output}/{line}" for line in said]
+
+
+def _write_artifact(run: trained.Run, path: pathlib.Path) -> str:
+    model = run.model
+    channels = len(model.modalities)
+    edges = [2 * unit for unit in model.network.divisor]
+    artifact.write(path, model.network, run.params, head=model.head, modalities=channels)
+    # Two windows, so that the norms have more than one voxel where the network is coarsest.
+    windows = np.random.default_rng(0).normal(size=(2, *edges, channels))
+    windows = jnp.asarray(windows, jnp.float32)
+    network = networks.portable(model.network)
+    predict = inference.make_predict(network.module().apply, model.head, mirror=False)
+    difference = np.abs(
+        np.asarray(artifact.run(path, windows)) - np.asarray(predict(run.params, windows))
+    ).max()
+    if not difference < _TOLERANCE:
+        raise RuntimeError(f"the exported network differs by {difference}")
+    return (
+        f"{ARTIFACT}: for JAX alone, {', '.join(model.modalities)} to {', '.join(model.outputs)}; "
+        f"differs from the network by {difference:.1e} at most"
+    )
+
+
+def _write_pytorch(package: Package, folder: pathlib.Path) -> list[str]:
+    run, network = package.run, package.run.model.network
+    assert isinstance(network, adapted.AdaptedConfig), "writing.check refuses others"
+    members = [run.params["params"][f"member_{i}"] for i in range(network.members)]
+    given = foreign_model.ForeignModel(
+        source=package.name,
+        network=network.network,
+        members=tuple({"params": member} for member in members),
+        task=run.model.task,
+        modalities=run.model.modalities,
+        head=run.model.head.kind,
+        order=network.order,
+        axes=network.axes,
+        spacing=conversion.spacing_from_spl(run.model.spacing, network.axes),
+        window=adapted.from_spl(run.model.window, network.axes),
+        overlap=run.model.overlap,
+        mirror=run.model.mirror,
+        known=package.known,
+        about={
+            "made_by": "kdnet_jax",
+            "parameters_sha256": run.params_hash,
+            "licence": package.about.get("licence", ""),
+        },
+    )
+    return writing.write(folder, given)

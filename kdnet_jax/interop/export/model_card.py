@@ -1,0 +1,249 @@
+"""The model card that goes with a model: what it is, what it was measured on, what it is not.
+
+After Mitchell et al., "Model cards for model reporting", FAT* 2019.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.data.sources import labels
+from kdnet_jax.runs.model import Model
+
+_NO_DEVICE = (
+    "**This is no medical device.** It was not cleared or tested for clinical use. It must not be "
+    "used for diagnosis, treatment or triage."
+)
+# The noun of a task that names none.
+_ANY_NOUN = "foreground"
+_METRICS = (
+    ("dice", "Dice", 3),
+    ("nsd", "NSD at 1 mm", 3),
+    ("hd95_mm", "HD95, mm", 1),
+)
+
+
+def render(name: str, model: Model, document: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """Returns the card as Markdown.
+
+    Args:
+        name: of the model.
+        model: the network and how it is used.
+        document: the rest of `model.json`.
+        files: name -> what it is, of all that lies beside the card.
+
+    Raises:
+        KeyError, TypeError, ValueError: the document is not as `export` writes it.
+    """
+    sections = [
+        f"# {escaped(name)}",
+        _NO_DEVICE,
+        _what(model, document),
+        _training(document),
+        _test(document),
+        _limits(model, document),
+        _use(model, files),
+        _origin(document),
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def escaped(text: object) -> str:
+    """Returns a text as it is to be read, whatever it means in Markdown or HTML."""
+    plain = " ".join(str(text).split())
+    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", plain)
+
+
+def _what(model: Model, document: Mapping[str, Any]) -> str:
+    network = document["network"]
+    members = network.get("members", 1)
+    rows = {
+        "Input": ", ".join(model.modalities),
+        "Output": ", ".join(model.outputs),
+        "Role": model.role,
+        "Network": network["family"] + (f", {members} averaged" if members > 1 else ""),
+        "Parameters": f"{document['parameters']:,}",
+        "Working voxel size": _spacing(model),
+        "Window, voxels": " x ".join(map(str, model.window)),
+        "Labels of its masks": _labels(model.task),
+        "Normalisation": document["input"]["intensities"],
+        "Axes": document["input"]["axes"],
+    }
+    table = "\n".join(f"| {key} | {escaped(value)} |" for key, value in rows.items())
+    task = model.task
+    noun = escaped(task.channel_noun)
+    channels = f"one {noun}" if len(model.modalities) == 1 else f"{noun}s"
+    *others, last = [_region(region) for region in task.regions]
+    regions = f"{', '.join(others)} and {last}" if others else last
+    return (
+        f"## What it is\n\nIt segments {escaped(task.title or task.name)} in {channels} "
+        f"({escaped(', '.join(model.modalities))}) into {regions}.\n\n"
+        f"| | |\n|---|---|\n{table}"
+    )
+
+
+def _region(region: task_lib.Region) -> str:
+    name = escaped(region.name)
+    return f"{escaped(region.description)} ({name})" if region.description else name
+
+
+def _spacing(model: Model) -> str:
+    if not model.spacing:
+        return "the scan's own"
+    sizes = np.atleast_1d(model.spacing)
+    return " x ".join(f"{size:g}" for size in sizes) + " mm"
+
+
+def _labels(task: task_lib.Task) -> str:
+    if not labels.is_brats(task):
+        return ", ".join(f"{value} {name}" for value, name in enumerate(task.classes))
+    table = labels.LABEL_CONVENTIONS["brats2021"]
+    values = ", ".join(
+        f"{value} {task.classes[number]}" for value, number in table.items() if value
+    )
+    return f"BraTS 2021 ({values}), or as asked for"
+
+
+def _training(document: Mapping[str, Any]) -> str:
+    data = document.get("training")
+    if not data:
+        made_by = escaped(document.get("made_by", "another tool"))
+        return f"## Training\n\nTrained by {made_by}; its files say no more than `model.json`."
+    lines = [f"{data['cases']} training and {data['validation_cases']} validation cases"]
+    if data["synthetic"]:
+        lines.append("all of them **synthetic**: it has never seen a patient")
+    else:
+        lines.append(f"of {escaped(data['source'])}")
+    text = ", ".join(lines) + f". Step {document['step']} of {data['steps']} was chosen by the "
+    text += "validation Dice." if data["validation_cases"] else "training's end."
+    if teacher := document.get("teacher"):
+        digest = escaped(teacher["hash"][:16])
+        text += (
+            f" It learned from a teacher too (parameters SHA-256 `{digest}...`), which is not part "
+            "of it."
+        )
+    return f"## Training\n\n{text}"
+
+
+def _test(document: Mapping[str, Any]) -> str:
+    test = document.get("test")
+    if not test:
+        return "## Test\n\nNo test scores come with it: nothing is known here of how good it is."
+    header = ["Region", *(heading for _, heading, _ in _METRICS), "Cases", "Reference empty"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows = list(test["regions"].items())
+    for name, row in rows:
+        cells = [_mean(row[key], digits) for key, _, digits in _METRICS]
+        lines.append(
+            f"| {escaped(name)} | {' | '.join(cells)} | {row['cases']:d} | {row['ref_empty']:d} |"
+        )
+    missed, masks = (sum(row[key] for _, row in rows) for key in ("missed", "cases"))
+    cases_text = "synthetic cases" if document["training"]["synthetic"] else "cases"
+    text = (
+        f"Means over {test['cases']:d} held-out {cases_text}, each on its scan's own grid, with "
+        "95 % intervals over the cases (of one training run: another seed may differ by more). "
+        f"{missed:d} of {masks:d} region masks are empty where the reference is not. "
+        f"HD95: {escaped(test['hd95'])}."
+    )
+    if teacher := test.get("teacher"):
+        means = ", ".join(f"{escaped(name)} {teacher['dice'][name]:.3f}" for name, _ in rows)
+        text += (
+            f"\n\nIts teacher, on {escaped(', '.join(teacher['modalities']))}, has a mean Dice of "
+            f"{means} on the same {teacher['cases']:d} cases."
+        )
+    return "## Test\n\n" + "\n".join(lines) + f"\n\n{text}"
+
+
+def _mean(found: Mapping[str, float | None], digits: int) -> str:
+    mean, low, high = (found[key] for key in ("mean", "low", "high"))
+    if mean is None:
+        return "-"
+    if low is None or high is None:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _limits(model: Model, document: Mapping[str, Any]) -> str:
+    points = [
+        "For research on segmentation: comparing methods, and pre-segmentation that an expert "
+        "corrects voxel by voxel.",
+        "Untested: other diseases, children, scans after surgery, other scanners and protocols "
+        f"than those of the training{_skull(model.task)}.",
+        "A scan that looks unlike the training's gets a warning from `predict` and `segment`; no "
+        "warning is no proof.",
+        _empty(model.task),
+    ]
+    if len(model.modalities) == 1:
+        points.insert(
+            2,
+            f"It sees {escaped(model.modalities[0])} alone: what that "
+            f"{model.task.channel_noun.split()[-1]} does not show, it guesses from "
+            f"{_looks(model.task)} in training.",
+        )
+    if document.get("training", {}).get("synthetic"):
+        points.insert(0, "Trained on synthetic images: a demonstration, of no use on patients.")
+    return "## Intended use and limits\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _skull(task: task_lib.Task) -> str:
+    # Only where the background of a scan is 0 a skull may be missing.
+    stripped = any(channel.normalisation == "zscore_nonzero" for channel in task.channels)
+    return ", and heads that are not skull-stripped" if stripped else ""
+
+
+def _empty(task: task_lib.Task) -> str:
+    if task.noun == _ANY_NOUN:
+        return "A scan without any of these regions may get a mask, and one with them may get none."
+    noun = escaped(task.noun)
+    article = "an" if noun[:1].lower() in "aeiou" else "a"
+    return f"A scan without {article} {noun} may get a mask, and {article} {noun} may get none."
+
+
+def _looks(task: task_lib.Task) -> str:
+    return "what it saw" if task.noun == _ANY_NOUN else f"what {escaped(task.noun)}s looked like"
+
+
+def _use(model: Model, files: Mapping[str, str]) -> str:
+    one = len(model.modalities) == 1
+    ending = model.task.file_ending
+    scan = (
+        f'"scan{ending}"'
+        if one
+        else "{" + ", ".join(f'"{name}": "{name}{ending}"' for name in model.modalities) + "}"
+    )
+    listed = "\n".join(f"| `{name}` | {what} |" for name, what in files.items())
+    return f"""## Use
+
+```python
+import kdnet_jax
+
+found = kdnet_jax.load("DIR").segment({scan})
+found.save("mask.nii.gz")
+print(found.volumes_ml, found.warnings)
+```
+
+or `python -m kdnet_jax.predict --checkpoint=DIR --input=... --output=mask.nii.gz`.
+
+| file | what it is |
+|---|---|
+{listed}"""
+
+
+def _origin(document: Mapping[str, Any]) -> str:
+    licence = escaped(document.get("licence") or "not stated: ask who gave you this model")
+    made = {"parameters SHA-256": document["parameters_sha256"], **document.get("provenance", {})}
+    return f"""## Licence and origin
+
+Licence of the parameters: {licence}. The code of kdnet\\_jax is under Apache-2.0.
+
+```json
+{json.dumps(made, indent=1)}
+```
+
+Cite Hu, Maillard et al., "Knowledge distillation from multi-modal to mono-modal segmentation
+networks", MICCAI 2020, and kdnet\\_jax."""

@@ -1,0 +1,255 @@
+"""Several runs, such as folds or seeds, that segment together: their probabilities are averaged.
+
+One run is the ensemble of one; there is no other way from a run to a segmentation of a scan.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from kdnet_jax import dataset_json
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data.scans import familiarity, prepare
+from kdnet_jax.models import heads
+from kdnet_jax.prediction import inference
+from kdnet_jax.runs import model as model_lib
+from kdnet_jax.runs import teachers, trained
+
+# Times a stage, such as "network": used as `with stage("network"):`.
+Stage = Callable[[str], contextlib.AbstractContextManager]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The prediction of a case.
+
+    Attributes:
+        classes: on the scan's own grid.
+        probabilities: of the head's outputs, on the working grid.
+        entropy: of the averaged probabilities, in nats (`inference.entropy`), on the working grid;
+            `None` unless asked for.
+        mutual_information: what of it is disagreement: the entropy less the mean entropy of the
+            single answers (members, mirror images, overlapping windows); likewise.
+    """
+
+    classes: UInt8[np.ndarray, "x y z"]
+    probabilities: Float[np.ndarray, "d h w k"]
+    entropy: Float[np.ndarray, "d h w"] | None = None
+    mutual_information: Float[np.ndarray, "d h w"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Runs that agree on sequences, spacing, outputs and windows.
+
+    Attributes:
+        members: the runs.
+        predictor: of their models.
+    """
+
+    members: tuple[trained.Run, ...]
+    predictor: inference.Predictor
+
+    @property
+    def _model(self) -> model_lib.Model:
+        return self.members[0].model
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The sequences that it needs."""
+        return self._model.modalities
+
+    @property
+    def spacing(self) -> experiment_lib.Spacing:
+        """The working voxel size in mm; `None` keeps the scan's own."""
+        return self._model.spacing
+
+    @functools.cached_property
+    def orientation(self) -> str:
+        """How the scans' voxels were taken in training; see `prepare.prepare_case`.
+
+        Raises:
+            UserError: the members differ.
+        """
+        known = {run.model.orientation: run.folder for run in self.members}
+        if len(known) > 1:
+            listed = ", ".join(f"{folder} with {value}" for value, folder in known.items())
+            raise UserError(
+                f"the networks were trained with different orientations: {listed}. Say by "
+                "--orientation how the scans are to be taken."
+            )
+        return next(iter(known))
+
+    def training_data(self) -> dict[str, Any] | None:
+        """Returns what the first member that kept it knows of its training data.
+
+        Raises:
+            UserError: that file is damaged.
+        """
+        kept = (familiarity.read(run.folder) for run in self.members)
+        return next((usual for usual in kept if usual is not None), None)
+
+    @property
+    def head(self) -> heads.Head:
+        """What the outputs are."""
+        return self._model.head
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs: classes or regions."""
+        return self._model.outputs
+
+    @property
+    def disagreeing(self) -> bool:
+        """Whether a voxel has several answers wherever it lies."""
+        return self.predictor.mirror or len(self.members) > 1
+
+    def compile(self, *, uncertainty: bool = False) -> float:
+        """Compiles what `segment` needs, once for scans of any size; returns the seconds.
+
+        Whole scans are compiled for when the first of their size comes.
+        """
+        started = time.monotonic()
+        self.predictor.compile(self._params, entropies=uncertainty)
+        return time.monotonic() - started
+
+    @functools.cached_property
+    def _params(self) -> list[Any]:
+        return self.predictor.place([member.params for member in self.members])
+
+    def segment(
+        self,
+        case: prepare.PreparedCase,
+        *,
+        uncertainty: bool = False,
+        progress: bool = False,
+        stage: Stage = contextlib.nullcontext,
+    ) -> Prediction:
+        """Segments a case that was prepared at the ensemble's spacing.
+
+        Args:
+            case: its sequences may be more than the networks see.
+            uncertainty: also entropy and mutual information.
+            progress: show a bar of windows on a terminal.
+            stage: times "network" and "back".
+
+        Raises:
+            UserError: the case lacks a sequence.
+        """
+        with stage("network"):
+            answers = self.predictor.probabilities(
+                self._params,
+                self.predictor.image(case),
+                entropies=uncertainty,
+                progress=progress,
+            )
+        with stage("back"):
+            probs = answers[..., : len(self.outputs)]
+            classes = trained.segmentation_on_scan(probs, self.head, case.geometry)
+        if not uncertainty:
+            return Prediction(classes, probs)
+        entropy = inference.entropy(probs, self.head)
+        # Not below 0 but for rounding: entropy is concave.
+        disagreement = np.maximum(entropy - answers[..., -1], 0)
+        return Prediction(classes, probs, entropy, disagreement)
+
+    def known_cases(self) -> dict[pathlib.Path, model_lib.KnownCases]:
+        """Returns by each member's folder the cases that it was trained or chosen on.
+
+        What a student's teacher was trained on counts too.
+
+        Raises:
+            UserError: a run's split cannot be read.
+        """
+        return {run.folder: teachers.known_cases(run.folder) for run in self.members}
+
+
+def of_run(run: trained.Run) -> Ensemble:
+    """Returns the ensemble of one run, which segments as its config says."""
+    return Ensemble((run,), trained.predictor([run.model]))
+
+
+def load_ensemble(
+    folders: Sequence[pathlib.Path],
+    *,
+    mirror: bool | None = None,
+    window_batch: int = 1,
+    whole: bool | None = None,
+    space: int | None = None,
+) -> Ensemble:
+    """Reads runs that are to segment together.
+
+    Args:
+        folders: of the runs.
+        mirror: average over mirror images; `None` as the runs' configs say.
+        window_batch: windows at once on each device.
+        whole: segment a scan in one pass, without windows; `None` as the runs' configs say.
+        space: devices that share its depth, or that of a window; see `runs.prediction_mesh`.
+
+    Raises:
+        UserError: no folder, one that is no run or is a duplicate, runs that cannot be averaged,
+            or devices that cannot be divided so.
+    """
+    if not folders:
+        raise UserError("no checkpoint is given: name the folder of at least one run.")
+    members = tuple(trained.load_run(folder) for folder in folders)
+    for index, member in enumerate(members):
+        _check_agreement(members[0], member, mirror, whole)
+        for other in members[:index]:
+            if other.params_hash == member.params_hash:
+                raise UserError(
+                    f"{other.folder} and {member.folder} are the same network (equal parameters): "
+                    "it would count twice. Name each run once."
+                )
+    predictor = trained.predictor(
+        [member.model for member in members],
+        mirror=mirror,
+        whole=whole,
+        space=space,
+        window_batch=window_batch,
+    )
+    return Ensemble(members, predictor)
+
+
+def _check_agreement(
+    first: trained.Run, other: trained.Run, mirror: bool | None, whole: bool | None
+) -> None:
+    ours, theirs = _must_agree(first, mirror, whole), _must_agree(other, mirror, whole)
+    for what, value in ours.items():
+        if theirs[what] != value:
+            raise UserError(
+                f"{first.folder} and {other.folder} cannot be averaged: their {what} differ "
+                f"({value} and {theirs[what]}). Name runs of one kind."
+            )
+
+
+def _spacing_text(spacing: experiment_lib.Spacing) -> str:
+    if spacing is None:
+        return "the scan's own"
+    return f"{' x '.join(f'{mm:g}' for mm in np.atleast_1d(spacing))} mm"
+
+
+def _must_agree(run: trained.Run, mirror: bool | None, whole: bool | None) -> dict[str, str]:
+    model = run.model
+    agree = {
+        "tasks": f"{model.task.name} ({dataset_json.fingerprint(model.task)})",
+        "sequences (model.modalities)": ", ".join(model.modalities),
+        "spacings (data.spacing)": _spacing_text(model.spacing),
+        "outputs (model.head)": ", ".join(model.outputs),
+        "windows (inference.patch)": "x".join(map(str, model.window)),
+        "overlaps (inference.overlap)": str(model.overlap),
+    }
+    # A choice made for all members need not be in their configs.
+    if mirror is None:
+        agree["mirrors (inference.mirror)"] = str(model.mirror)
+    if whole is None:
+        agree["passes (inference.whole)"] = str(model.whole)
+    return agree

@@ -1,0 +1,314 @@
+"""Jobs of `predict`: its scans and the place of each output, settled before the first."""
+
+import dataclasses
+import itertools
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.core.errors import UnknownLayoutError, UserError
+from kdnet_jax.data.scans import nifti, nifti_header
+from kdnet_jax.data.sources import cases, decathlon, labels, names
+
+_LOG = logging.getLogger(__name__)
+
+_NIFTI = (".nii", ".nii.gz")
+_CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+_TABLES = (".csv", ".json")
+_SEQUENCE_LIKE = re.compile(
+    r"(?:(?<=[_. -])|^)(?:t[12](?!\d)|flair|seg|mask|label)[^_. -]*", re.IGNORECASE
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One scan to segment.
+
+    Attributes:
+        name: what the scan is called.
+        images: sequence -> file, or (file, channel).
+        output: where the mask goes.
+        overlay: where the picture goes, or `None`.
+        probabilities: where the probabilities go, or `None`; beside them, `.json`, what they are.
+        entropy: where the entropy goes, or `None`.
+        mutual_information: likewise.
+    """
+
+    name: str
+    images: dict[str, cases.Source]
+    output: pathlib.Path
+    overlay: pathlib.Path | None = None
+    probabilities: pathlib.Path | None = None
+    entropy: pathlib.Path | None = None
+    mutual_information: pathlib.Path | None = None
+
+    @property
+    def outputs(self) -> list[pathlib.Path]:
+        """All files that are written."""
+        paths = [self.output, self.overlay, self.probabilities]
+        paths += [description(self.probabilities)] if self.probabilities else []
+        return [path for path in [*paths, self.entropy, self.mutual_information] if path]
+
+
+def description(probabilities: pathlib.Path) -> pathlib.Path:
+    """Returns the file beside a file of probabilities that says what its channels are."""
+    return probabilities.with_name(f"{stem(probabilities)}.json")
+
+
+def find_scans(
+    inputs: list[pathlib.Path], modalities: tuple[str, ...], task: task_lib.Task
+) -> list[tuple[str, dict[str, cases.Source]]]:
+    """Returns (name, sequence -> file) of every scan or case that the inputs name.
+
+    A file is a scan of the network's one sequence. In a folder, cases in a known layout are taken
+    by their sequence; where there is none and the network has one sequence, each file is a scan.
+
+    Raises:
+        UserError: for a missing path, an empty folder, or one file where several are needed.
+    """
+    found = []
+    first, *others = modalities
+    for path in inputs:
+        if path.is_dir():
+            found += _scans_of_folder(path, modalities, task)
+        elif others:
+            raise UserError(
+                f"{path}: this network needs {', '.join(modalities)} of each case. Give the folder "
+                "of the case, or of the cases."
+            )
+        elif not os.path.lexists(path):
+            raise UserError(f"--input={path}: there is no such file or folder.")
+        else:
+            _warn_of_name(path, first, task)
+            found.append((stem(path), {first: path}))
+    names = [name for name, _ in found]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise UserError(
+            f"Several inputs are called {doubled[0]!r}, so their masks would overwrite each other. "
+            "Rename them, or predict them one by one."
+        )
+    return found
+
+
+def _scans_of_folder(
+    folder: pathlib.Path, modalities: tuple[str, ...], task: task_lib.Task
+) -> list[tuple[str, dict[str, cases.Source]]]:
+    try:
+        cohort = cases.find_cases(folder, "auto", modalities, labelled=False, task=task)
+    except UnknownLayoutError as error:
+        readable = (*nifti_header.SUFFIXES, *nifti_header.ITK_SUFFIXES)
+        files = sorted(
+            path
+            for path in folder.iterdir()
+            if path.name.lower().endswith(readable) and not path.name.startswith(".")
+        )
+        if not labels.is_brats(task) and (found := _numbered(folder, files, modalities, task)):
+            return found
+        first, *others = modalities
+        if others or not files:
+            raise UserError(f"--input={folder}: {error}") from error
+        _refuse_numbered_channels(folder, files, first)
+        _LOG.info(f"{folder}: no known layout; each of its {len(files)} files is taken as a scan")
+        for path in files:
+            _warn_of_name(path, first, task)
+        return [(stem(path), {first: path}) for path in files]
+    for note in cohort.notes:
+        _LOG.info(f"note: {note}")
+    return [
+        (case.case_id, {name: case.images[name] for name in modalities}) for case in cohort.cases
+    ]
+
+
+def _numbered(
+    folder: pathlib.Path,
+    files: Sequence[pathlib.Path],
+    modalities: tuple[str, ...],
+    task: task_lib.Task,
+) -> list[tuple[str, dict[str, cases.Source]]]:
+    """Returns the cases of a folder in nnU-Net's names, CASE_0000 and so on; empty: it is none.
+
+    The numbers are those of the task's channels.
+
+    Raises:
+        UserError: a case lacks a channel that the network sees.
+    """
+    parts = [part for path in files if (part := _CHANNEL_NUMBER.fullmatch(stem(path)))]
+    if not files or len(parts) < len(files):
+        return []
+    by_case: dict[str, dict[int, pathlib.Path]] = {}
+    for path, part in zip(files, parts, strict=True):
+        by_case.setdefault(part["case"], {})[int(part["channel"])] = path
+    wanted = {name: task.modalities.index(name) for name in modalities}
+    for case, channels in by_case.items():
+        if absent := [number for number in wanted.values() if number not in channels]:
+            raise UserError(
+                f"--input={folder}: {case} has no file {case}_{absent[0]:04d}, which is the "
+                f"channel {task.modalities[absent[0]]} of the task {task.name}; expected it beside "
+                "the others, as in nnU-Net's imagesTs."
+            )
+    listed = ", ".join(f"_{number:04d} as {name}" for name, number in wanted.items())
+    _LOG.info(f"{folder}: {len(by_case)} cases in nnU-Net's names; {listed}")
+    return [
+        (case, {name: channels[number] for name, number in wanted.items()})
+        for case, channels in sorted(by_case.items())
+    ]
+
+
+def _refuse_numbered_channels(
+    folder: pathlib.Path, files: Sequence[pathlib.Path], modality: str
+) -> None:
+    """Refuses files of several channels in the names of nnU-Net, of which one is the sequence."""
+    endings = [stem(path)[-5:] for path in files]
+    if len({*endings}) > 1 and {*endings} <= {f"_{channel:04d}" for channel in range(4)}:
+        raise UserError(
+            f"--input={folder}: its files end in {', '.join(sorted({*endings}))}, which are the "
+            f"channels of nnU-Net, and the network takes one, {modality}. Give the files of that "
+            'channel alone (the "channel_names" of nnU-Net\'s dataset.json say which it is).'
+        )
+
+
+def _warn_of_name(path: pathlib.Path, modality: str, task: task_lib.Task) -> None:
+    """Warns of a file whose name says that it is not, or may not be, the network's sequence."""
+    if not labels.is_brats(task):  # The names of other channels are not known so well.
+        return
+    name = names.read(stem(path), path.absolute().parent.name)
+    says = name.sequence or name.aside or (name.doubt and f"one that {name.doubt}")
+    if says and says != modality:
+        _LOG.info(
+            f"warning: {path} is named as {says}, but the network was trained on {modality}. "
+            "Its mask means nothing if it is."
+        )
+    alike = [] if says else _SEQUENCE_LIKE.findall(stem(path))
+    if unknown := [word for word in alike if names.SEQUENCES.get(word.lower()) != modality]:
+        _LOG.info(
+            f"warning: {path}: it is not understood what {unknown[0]!r} in its name says; the "
+            f"network was trained on {modality}. Its mask means nothing if it is another image."
+        )
+
+
+def stem(path: pathlib.Path) -> str:
+    """Returns the name of an image's file without its ending."""
+    return nifti_header.stem(path)
+
+
+def plan(
+    scans: Sequence[tuple[str, dict[str, cases.Source]]],
+    output: pathlib.Path,
+    *,
+    overlay: pathlib.Path | None = None,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    volumes: pathlib.Path | None = None,
+) -> list[Job]:
+    """Says where every file goes, before the first is made.
+
+    Args:
+        scans: name, and sequence -> file.
+        output: the mask of one scan, or a folder.
+        overlay: the picture of one scan, or a folder.
+        probabilities: also `<mask>_prob.nii.gz`.
+        uncertainty: also `<mask>_entropy.nii.gz` and `<mask>_mutual_information.nii.gz`.
+        volumes: the table of all scans.
+
+    Raises:
+        UserError: a file name does not fit, or a file would overwrite an input or another output.
+    """
+    single = len(scans) == 1 and output.name.lower().endswith(_NIFTI)
+    if len(scans) > 1 and output.name.lower().endswith(_NIFTI):
+        raise UserError(
+            f"--output={output} is one file, but there are {len(scans)} inputs. Give a folder."
+        )
+    picture = overlay is not None and overlay.suffix.lower() == ".png"
+    one_picture = overlay is not None and (single or picture)
+    if one_picture and (len(scans) > 1 or not picture):
+        raise UserError(
+            f"--overlay={overlay}: give a name that ends in .png for one scan, or a folder for "
+            "several."
+        )
+    if volumes is not None and volumes.suffix.lower() not in _TABLES:
+        raise UserError(f"--volumes={volumes}: give a name that ends in .csv or .json.")
+    jobs = []
+    for name, images in scans:
+        mask = output if single else output / f"{name}.nii.gz"
+        beside = {
+            kind: mask.with_name(f"{stem(mask)}_{suffix}.nii.gz") if wanted else None
+            for kind, suffix, wanted in (
+                ("probabilities", "prob", probabilities),
+                ("entropy", "entropy", uncertainty),
+                ("mutual_information", "mutual_information", uncertainty),
+            )
+        }
+        picture = overlay if one_picture or overlay is None else overlay / f"{name}.png"
+        jobs.append(Job(name, images, mask, picture, **beside))
+    _check_collisions(jobs, volumes)
+    return jobs
+
+
+def check_places(paths: Iterable[pathlib.Path]) -> None:
+    """Refuses files that cannot be written where they are to be, before the first is made.
+
+    Raises:
+        UserError: a folder has the file's name, a file that of one of its folders, or the folder
+            may not be written.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give the name of a file.")
+        folder = next(each for each in path.absolute().parents if os.path.lexists(each))
+        if not folder.is_dir():
+            raise UserError(f"{path} cannot be written: {folder} is no folder. Give another name.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{path} cannot be written: {folder} may not be changed (its rights).")
+
+
+def check_headers(scans: Iterable[Mapping[str, cases.Source]], task: task_lib.Task) -> None:
+    """Refuses scans that cannot be used as far as their headers tell, before the first is made.
+
+    Args:
+        scans: the files of each, sequence -> file, or (file, channel).
+        task: what is segmented in them.
+
+    Raises:
+        UserError: with every file that is wrong.
+    """
+    wrong = [error for images in scans for error in _header_errors(images, task)]
+    if len(wrong) == 1:
+        raise UserError(wrong[0])
+    if wrong:
+        listed = "".join(f"\n  {error}" for error in wrong)
+        raise UserError(f"{len(wrong)} files cannot be used; no scan was segmented:{listed}")
+
+
+def _header_errors(images: Mapping[str, cases.Source], task: task_lib.Task) -> Iterator[str]:
+    sources = (each if isinstance(each, tuple) else (each, None) for each in images.values())
+    for path, several in {path: channel is not None for path, channel in sources}.items():
+        try:
+            header = nifti.read_header(path, channels=several)
+            if several:
+                decathlon.check_channels(path, header.shape, task)
+        except UserError as error:
+            yield str(error)
+
+
+def _check_collisions(jobs: Sequence[Job], volumes: pathlib.Path | None) -> None:
+    outputs = [*itertools.chain.from_iterable(job.outputs for job in jobs)]
+    outputs += [volumes] if volumes else []
+    sources = {
+        os.path.realpath(source[0] if isinstance(source, tuple) else source)
+        for job in jobs
+        for source in job.images.values()
+    }
+    taken: set[str] = set()
+    for path in outputs:
+        real = os.path.realpath(path)
+        if real in sources:
+            raise UserError(f"{path} would be written, but it is the input itself: choose another.")
+        if real in taken:
+            raise UserError(
+                f"{path} would be written twice. Rename the inputs, or predict them one by one."
+            )
+        taken.add(real)

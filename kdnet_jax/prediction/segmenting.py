@@ -1,0 +1,272 @@
+"""Prediction of scans, from their files to masks and the other requested outputs, with times."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import nibabel as nib
+import numpy as np
+from jaxtyping import UInt8
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.core import memory
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data.scans import familiarity, geometry, intensities, nifti, prepare, spaces
+from kdnet_jax.data.sources import cases, labels
+from kdnet_jax.drawing import figures
+from kdnet_jax.prediction import ensembles, prediction_jobs, prediction_outputs
+
+_LOG = logging.getLogger(__name__)
+
+
+class UnusableScanError(UserError):
+    """A scan that cannot be read or prepared; others may be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What holds for all scans.
+
+    Attributes:
+        convention: label values of the masks.
+        orientation: see `prepare.prepare_case`.
+        uncertainty: entropy and mutual information too.
+        usual: `familiarity.measure` of the training cases, or `None`.
+        about: what made the masks, for the files that hold it.
+        mark: goes into the header of each mask: who made it, and how.
+    """
+
+    convention: str
+    orientation: str
+    uncertainty: bool
+    usual: Mapping[str, Any] | None
+    about: Mapping[str, Any]
+    mark: str
+
+
+class Clock:
+    """Seconds by stage, in the order in which they began."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = collections.defaultdict(float)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time that the block takes to the stage."""
+        started = time.monotonic()
+        yield
+        self.seconds[name] += time.monotonic() - started
+
+    def text(self) -> str:
+        """Returns such as "read 0.4 s, prepare 1.2 s"."""
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+
+
+def segment_scans(
+    ensemble: ensembles.Ensemble,
+    jobs: Sequence[prediction_jobs.Job],
+    options: Options,
+    done: Mapping[str, prediction_outputs.ScanVolumes | None],
+    table: pathlib.Path | None,
+) -> None:
+    """Segments one scan after the other, and skips those that cannot be used.
+
+    Args:
+        ensemble: what segments.
+        jobs: the scans.
+        options: what holds for all of them.
+        done: scans that are finished, each with its row of the table.
+        table: where the volumes go, or `None`.
+
+    Raises:
+        UserError: scans that cannot be used, when all others are segmented; or, at once, a file
+            that cannot be written.
+    """
+    rows, failed = dict(done), []
+    for job in jobs:
+        if job.name in done:
+            continue
+        try:
+            rows[job.name] = segment_scan(ensemble, job, options)
+        except UnusableScanError as error:
+            failed.append(str(error))
+            _LOG.info(f"{job.name}: NOT SEGMENTED")
+            continue
+        if table:  # after each scan: an interrupted command keeps what is finished
+            ordered = [rows[each.name] for each in jobs if each.name in rows]
+            prediction_outputs.write_volumes(table, ordered, options.about)
+    if len(jobs) == 1 and failed:
+        raise UserError(failed[0])
+    if failed:
+        listed = "".join(f"\n  {error}" for error in failed)
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} scans were not segmented, the others are:{listed}"
+        )
+
+
+def segment_scan(
+    ensemble: ensembles.Ensemble, job: prediction_jobs.Job, options: Options
+) -> prediction_outputs.ScanVolumes:
+    """Reads, segments and writes one scan, and reports its volumes.
+
+    Raises:
+        UnusableScanError: a file cannot be used.
+        UserError: a file cannot be written.
+    """
+    clock = Clock()
+    try:
+        case, warnings = _prepare(ensemble, job, options, clock)
+    except UserError as error:
+        raise UnusableScanError(str(error)) from error
+    try:
+        prediction = ensemble.segment(
+            case, uncertainty=options.uncertainty, progress=True, stage=clock.stage
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if not memory.is_exhausted(error):
+            raise
+        raise UserError(
+            f"{job.name}: the memory of the device is used up. Leave out --whole, give it more "
+            "devices (--space), or lower --window_batch."
+        ) from error
+    if ensemble.predictor.whole:
+        shape = case.image.shape[:3]
+        padded = ensemble.predictor.window(shape)
+        _LOG.info(f"{job.name}: {_by(shape)} voxels in one pass, padded to {_by(padded)}")
+    with clock.stage("write"):
+        _write(job, case, prediction, ensemble, options)
+    affine = case.geometry.affine
+    task = ensemble.head.task
+    volumes = prediction_outputs.volumes_ml(prediction.classes, affine, task=task)
+    found = ", ".join(f"{region} {volume:.1f} ml" for region, volume in volumes.items())
+    _LOG.info(f"{job.name}: {found if any(volumes.values()) else _nothing(task)} -> {job.output}")
+    _LOG.info(f"  {clock.text()}")
+    spacing = tuple(nib.affines.voxel_sizes(affine).tolist())
+    return prediction_outputs.ScanVolumes(job.name, volumes, spacing, str(job.output), warnings)
+
+
+def _nothing(task: task_lib.Task) -> str:
+    return f"no {task.noun} found"
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _prepare(
+    ensemble: ensembles.Ensemble, job: prediction_jobs.Job, options: Options, clock: Clock
+) -> tuple[prepare.PreparedCase, tuple[str, ...]]:
+    """Returns the prepared scan and the warnings, which are printed; the files' arrays are freed.
+
+    A head with its skull on is segmented all the same, after a warning.
+    """
+    task = ensemble.head.task
+    scan = prepare.unlabelled_case(job.images, task=task)
+    with clock.stage("read"):
+        files = prepare.read_files(scan, task=task)
+    with clock.stage("prepare"):
+        case, notes, warnings = prepare_scan(
+            scan,
+            files,
+            task=task,
+            spacing=ensemble.spacing,
+            orientation=options.orientation,
+            usual=options.usual,
+        )
+    for note in notes:
+        _LOG.info(f"note: {note}")
+    for warning in warnings:
+        _LOG.info(f"WARNING: {job.name}: {warning}")
+    return case, warnings
+
+
+def prepare_scan(
+    scan: cases.Case,
+    files: prepare.CaseFiles,
+    *,
+    task: task_lib.Task,
+    spacing: experiment_lib.Spacing,
+    orientation: str,
+    usual: Mapping[str, Any] | None,
+) -> tuple[prepare.PreparedCase, tuple[str, ...], tuple[str, ...]]:
+    """Prepares a scan for prediction, with the skull on too.
+
+    Args:
+        scan: what the files are of.
+        files: read.
+        task: what is segmented.
+        spacing: see `prepare.prepare_case`.
+        orientation: likewise.
+        usual: `familiarity.measure` of the training cases, or `None`.
+
+    Returns:
+        The scan, what was repaired or assumed, and what may make the mask wrong: the scan is
+        unlike those of the training, or its header leaves open how it lies.
+    """
+    case, notes = prepare.prepare_files(
+        scan, files, task=task, spacing=spacing, orientation=orientation, allow_skull=True
+    )
+    skull = [f"{note}. {familiarity.STRIP}" for note in notes if intensities.SKULL_ON in note]
+    open_ = [note for note in notes if any(doubt in note for doubt in spaces.DOUBTS)]
+    unlike = familiarity.compare(case, usual, task=task) if usual else []
+    plain = tuple(note for note in notes if intensities.SKULL_ON not in note and note not in open_)
+    return case, plain, (*open_, *skull, *unlike)
+
+
+def _write(
+    job: prediction_jobs.Job,
+    case: prepare.PreparedCase,
+    prediction: ensembles.Prediction,
+    ensemble: ensembles.Ensemble,
+    options: Options,
+) -> None:
+    affine, stored = case.geometry.affine, case.geometry.stored
+    if job.probabilities:
+        prediction_outputs.write_probabilities(
+            job.probabilities, prediction.probabilities, case.geometry, ensemble.head
+        )
+        about = {"scan": job.name, "channels": ensemble.outputs, **options.about}
+        prediction_outputs.write_text(
+            prediction_jobs.description(job.probabilities), json.dumps(about, indent=1) + "\n"
+        )
+    maps = (
+        (job.entropy, prediction.entropy),
+        (job.mutual_information, prediction.mutual_information),
+    )
+    for path, values in maps:
+        if path:
+            values = geometry.map_to_scan(values, case.geometry)
+            nifti.write_image(path, values, affine, stored=stored)
+    if job.overlay:
+        _draw(case, prediction.classes, job, ensemble.head.task)
+    # Last: where there is a mask, there is all that was asked for.
+    task = ensemble.head.task
+    values = labels.from_classes(prediction.classes, options.convention, task=task)
+    nifti.write_mask(job.output, values, affine, stored=stored, description=options.mark)
+
+
+def _draw(
+    case: prepare.PreparedCase,
+    classes: UInt8[np.ndarray, "x y z"],
+    job: prediction_jobs.Job,
+    task: task_lib.Task,
+) -> None:
+    shown = figures.shown_sequence(case.modalities, task)
+    figure = figures.overlay(
+        case.image[..., case.modalities.index(shown)].astype(np.float32),
+        None,
+        geometry.to_working(classes, case.geometry, 0),
+        spacing=case.geometry.spacing,
+        title=f"{job.name}, {shown}: prediction",
+        task=task,
+        foreground=case.foreground,
+    )
+    figures.save_png(figure, job.overlay)

@@ -1,0 +1,280 @@
+"""Report of a run, and the lines that the command prints, from what its folder holds."""
+
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.core import typed
+from kdnet_jax.data.records import store
+from kdnet_jax.data.scans import geometry, nifti, prepare
+from kdnet_jax.data.sources import labels
+from kdnet_jax.drawing import charts, figures, html
+from kdnet_jax.evaluation import evaluation
+from kdnet_jax.metrics import cases as case_metrics
+from kdnet_jax.models import heads
+from kdnet_jax.reports import run_facts, score_tables, viewer
+from kdnet_jax.training import progress
+
+FILE = "report.html"
+
+Scores = Sequence[case_metrics.RegionScore]
+
+
+def write(
+    folder: pathlib.Path,
+    cases: store.CaseStore,
+    *,
+    channel: int,
+    head: heads.Head,
+    cavity: str,
+    others: Mapping[str, pathlib.Path],
+    synthetic: bool,
+    facts: Sequence[tuple[str, str]],
+) -> pathlib.Path:
+    """Writes `report.html` of an evaluated run.
+
+    Args:
+        folder: the run's folder.
+        cases: the cases it was evaluated on.
+        channel: position of the sequence that the overlays show.
+        head: of the run's network: its task, and what the channels of its probabilities are.
+        cavity: what a resection cavity in the reference counts as.
+        others: folders of evaluated runs to compare with, by role (the teacher).
+        synthetic: say that the cases are phantoms.
+        facts: rows of key and value on what was run, beyond what the summary holds.
+
+    Returns:
+        The report's path.
+    """
+    summary = _summary(folder)
+    folders = {**others, summary["role"]: folder}
+    summaries = {role: _summary(each) for role, each in folders.items()}
+    processed = {
+        role: evaluation.read_summary(each, postprocessed=True) for role, each in folders.items()
+    }
+    scores = {role: evaluation.read_scores(each) for role, each in folders.items()}
+    shown = evaluation.shown_cases(scores[summary["role"]])
+    task = head.task
+    report = html.Report(
+        title=f"KD-Net {summary['role']}: {', '.join(summary['modalities'])}",
+        summary=run_facts.sentences(summaries, processed, scores, summary["role"]),
+        tables=[_results(folders, scores, processed, task)],
+        pictures=_pictures(folders, scores, task.region_names),
+        cases=_case_views(folder, cases, channel, head, cavity, scores[summary["role"]], shown),
+        cases_note=_cases_note(summary, len(shown), task.noun),
+        regions=task.region_names,
+        noun=task.noun,
+        facts=[*facts, *run_facts.rows(summary)],
+        commands=[
+            ("Repeat this run", summary["provenance"]["command"]),
+            (
+                "Segment a scan with it",
+                f"python -m kdnet_jax.predict --checkpoint={shlex.quote(str(folder))} "
+                "--input=SCAN.nii.gz --output=MASK.nii.gz --overlay=MASK.png",
+            ),
+        ],
+        synthetic=synthetic,
+    )
+    html.write_report(folder / FILE, report)
+    return folder / FILE
+
+
+def _results(
+    folders: Mapping[str, pathlib.Path],
+    scores: Mapping[str, Scores],
+    processed: Mapping[str, typed.JsonView | None],
+    task: task_lib.Task,
+) -> html.Table:
+    """Returns the table of scores, each run without and with post-processing where it has both."""
+    runs: dict[str, Scores] = {}
+    rules = []
+    for role, folder in folders.items():
+        runs[role] = scores[role]
+        after = processed[role]
+        if after:
+            runs[f"{role}\npost-processed"] = evaluation.read_scores(folder, postprocessed=True)
+            rules.append(f"{role}: {run_facts.post_processing(after)}")
+    note = f"Post-processing: {'; '.join(rules)}." if rules else ""
+    return score_tables.results(runs, note, task=task)
+
+
+def _pictures(
+    folders: Mapping[str, pathlib.Path], scores: Mapping[str, Scores], regions: Sequence[str]
+) -> list[html.Picture]:
+    pictures = [
+        html.Picture(
+            charts.case_plot(scores, charts.DICE, regions),
+            "Dice of each test case, by region and run",
+            "Dice of each test case; the bar is the mean, a line joins the same case.",
+        ),
+        html.Picture(
+            charts.case_plot(scores, charts.HD95, regions),
+            "HD95 of each test case, by region and run",
+            "HD95 of each test case in mm, on a scale that is logarithmic above 1 mm; the bar is "
+            "the median, a line joins the same case. 373 mm stands for an empty mask.",
+        ),
+    ]
+    for role, folder in reversed([*folders.items()]):
+        log = folder / progress.METRICS_FILE
+        if not log.is_file():  # a teacher from elsewhere may have come without
+            continue
+        rows = progress.read_metrics(log)
+        caption = (
+            f"Training of the {role}: the loss, each of its terms on its own scale (thin: as "
+            "logged, thick: running mean) and the Dice on validation cases."
+        )
+        alt = f"Loss terms and validation Dice of the {role} over the steps"
+        pictures.append(html.Picture(charts.curves(rows, regions), alt, caption))
+    return pictures
+
+
+# --- Cases -------------------------------------------------------------------------------------
+
+
+def _summary(folder: pathlib.Path) -> typed.Json:
+    """Returns the summary of an evaluated run."""
+    found = evaluation.read_summary(folder)
+    assert found is not None, f"{folder} is not evaluated"
+    return found
+
+
+def _cases_note(summary: typed.JsonView, shown: int, noun: str) -> str:
+    if shown == summary["cases"]:
+        which = f"All {shown} test cases, the worst first, by mean Dice over the regions."
+    else:
+        which = (
+            f"The {evaluation.WORST} worst of {summary['cases']} test cases by mean Dice over the "
+            "regions, the worst first, then the median and the best case."
+        )
+    return (
+        f"{which} In the pictures each plane is the one with most {noun} of the reference. Solid "
+        "line: reference; dashed line: prediction. Where probabilities were kept, a further row "
+        "shows where that of a region passes 0.1, 0.5 and 0.9: far apart, the network is unsure "
+        "of the border. Slices are those of the working grid."
+    )
+
+
+def ranks(scores: Scores, shown: Sequence[str]) -> list[str]:
+    """Returns why each shown case is shown: "worst", "2nd worst", ..., "median", "best"."""
+    means = run_facts.case_means(scores)
+    ordered = sorted(means, key=lambda case: (means[case], case))
+    words = {case: f"{_ordinal(place)} worst" for place, case in enumerate(ordered, start=1)}
+    words |= {ordered[len(ordered) // 2]: "median", ordered[-1]: "best", ordered[0]: "worst"}
+    return [words[case] for case in shown]
+
+
+def _ordinal(number: int) -> str:
+    suffix = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number // 10 % 10 != 1 else 0, "th")
+    return f"{number}{suffix}"
+
+
+def _case_views(
+    folder: pathlib.Path,
+    cases: store.CaseStore,
+    channel: int,
+    head: heads.Head,
+    cavity: str,
+    scores: Scores,
+    shown: Sequence[str],
+) -> list[html.CaseView]:
+    position = {summary.case_id: i for i, summary in enumerate(cases.summaries)}
+    convention = _summary(folder)["labels"]
+    views = []
+    for rank, case_id in zip(ranks(scores, shown), shown, strict=True):
+        case = cases[position[case_id]]
+        assert case.label is not None, f"{case_id} was scored without a label"
+        path = folder / evaluation.PREDICTIONS / f"{case_id}.nii.gz"
+        predicted = labels.to_classes(
+            nifti.read_labels(path).data, convention, path, task=head.task
+        )
+        probabilities = evaluation.read_probabilities(folder, case_id)
+        views.append(
+            case_view(
+                rank,
+                case,
+                channel,
+                labels.map_cavity(case.label, cavity, task=head.task),
+                geometry.to_working(predicted, case.geometry, 0),
+                None if probabilities is None else region_probabilities(probabilities, head),
+                [score for score in scores if score.case == case_id],
+                task=head.task,
+            )
+        )
+    return views
+
+
+def case_view(
+    rank: str,
+    case: prepare.PreparedCase,
+    channel: int,
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    probabilities: np.ndarray | None,
+    scores: Scores,
+    *,
+    task: task_lib.Task,
+) -> html.CaseView:
+    """Returns a case as the page shows it; all volumes are on the working grid."""
+    image = case.image[..., channel].astype(np.float32)
+    modality = case.modalities[channel]
+    picture = figures.overlay(
+        image,
+        reference,
+        predicted,
+        spacing=case.geometry.spacing,
+        title=f"{case.case_id}, {modality}",
+        task=task,
+        foreground=case.foreground,
+        probabilities=probabilities,
+    )
+    dice = ", ".join(f"{score.region} {score.dice:.3f}" for score in scores)
+    alt = (
+        f"{case.case_id}, {modality}: reference and prediction as outlines on an axial, a coronal "
+        f"and a sagittal slice. Dice {dice}."
+    )
+    slices = viewer.build(
+        image,
+        reference,
+        predicted,
+        probabilities,
+        spacing=case.geometry.spacing,
+        task=task,
+        foreground=case.foreground,
+    )
+    table = score_tables.of_case(case.case_id, scores)
+    return html.CaseView(rank, case.case_id, html.Picture(picture, alt), table, slices)
+
+
+def region_probabilities(
+    probabilities: Float[np.ndarray, "d h w k"], head: heads.Head
+) -> Float[np.ndarray, "d h w r"]:
+    """Returns the probability of each region, in the order of the task, on the host.
+
+    A softmax gives one channel per class; a region is the sum of its classes.
+    """
+    if head.kind == "regions":
+        return probabilities
+    sums = [probabilities[..., list(region.members)].sum(axis=-1) for region in head.task.regions]
+    return np.stack(sums, axis=-1)
+
+
+def region_table(summaries: Mapping[str, typed.JsonView]) -> str:
+    """Returns the test Dice as a small plain-text table, a row per run."""
+    regions = next(iter(summaries.values()))["regions"]
+    widths = {region: max(8, len(region) + 2) for region in regions}
+    names = "".join(f"{region:>{width}s}" for region, width in widths.items())
+    head = f"{'':10s}{names}    mean"
+    rows = [
+        f"{role:10s}"
+        + "".join(
+            f"{summary['regions'][region]['dice']['mean']:{width}.3f}"
+            for region, width in widths.items()
+        )
+        + f"{summary['mean_dice']:8.3f}"
+        for role, summary in summaries.items()
+    ]
+    return "\n".join(["Test Dice", head, *rows])

@@ -1,0 +1,168 @@
+"""Teacher of a student: where it lies, and whether it can teach this student on these cases."""
+
+import logging
+import pathlib
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.config import reading
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data import splits
+from kdnet_jax.data.sources import patients
+from kdnet_jax.experiment import run_data
+from kdnet_jax.models import networks
+from kdnet_jax.runs import model as model_lib
+from kdnet_jax.runs import model_folder, workdir
+
+_LOG = logging.getLogger(__name__)
+
+_ITS_TASK = (
+    "Give a teacher of the same task, or the teacher's own task: --config.task=DIR with the folder "
+    "of its run, or with what python -m kdnet_jax.export makes of another tool's."
+)
+# Where a run keeps a teacher that it had to train, and one that came from another tool.
+OWN, CONVERTED = "teacher", "teacher_model"
+
+
+def find_folder(experiment: experiment_lib.Experiment, run: pathlib.Path) -> pathlib.Path | None:
+    """Returns where the teacher lies, to be trained or given; `None` without a teacher."""
+    if experiment.teacher is None:
+        return None
+    if experiment.teacher.to_train:
+        return run / OWN
+    converted = run / CONVERTED
+    return converted if converted.is_dir() else pathlib.Path(experiment.teacher.checkpoint)
+
+
+def check_settings(
+    where: pathlib.Path, teacher: model_lib.Model, student: experiment_lib.Experiment
+) -> None:
+    """Raises UserError for a teacher that cannot teach this student, from their settings alone."""
+    data = student.data
+    if different := teacher.task.difference(student.task):
+        raise UserError(
+            f"the teacher {where} is of the task {teacher.task.name}, the student of "
+            f"{student.task.name}; {different}. {_ITS_TASK}"
+        )
+    absent = [name for name in teacher.modalities if name not in data.modalities]
+    if absent:
+        raise UserError(
+            f"the teacher {where} needs {', '.join(absent)}, but data.modalities is "
+            f"{','.join(data.modalities)}. Add it to --config.data.modalities."
+        )
+    if teacher.head.kind != student.head.kind:
+        raise UserError(
+            f"the teacher {where} predicts {', '.join(teacher.outputs)}, the student "
+            f"{', '.join(student.head.outputs)}. Set --config.model.head={teacher.head.kind}."
+        )
+    _check_patch(where, teacher, student.loader.patch)
+    if student.distillation and student.distillation.latent_weight:
+        _check_bottlenecks(where, teacher, student)
+    if teacher.spacing != data.spacing:
+        raise UserError(
+            f"the teacher {where} was trained at data.spacing {teacher.spacing}, the student is to "
+            f"be at {data.spacing}. Set --config.data.spacing={teacher.spacing or 0}."
+        )
+    if student.task.unscored and teacher.resection_cavity != data.resection_cavity:
+        raise UserError(
+            f"the teacher {where} took a resection cavity as {teacher.resection_cavity}, the "
+            f"student is to take it as {data.resection_cavity}. Set "
+            f"--config.data.resection_cavity={teacher.resection_cavity}."
+        )
+    networks.check_space(student.mesh.space, teacher.network, "mesh.space")
+
+
+def check_statistics(where: pathlib.Path, teacher: task_lib.Task, data: task_lib.Task) -> None:
+    """Raises UserError if CT is scaled by other numbers than those that the teacher has learnt."""
+    if teacher.statistics != data.statistics:
+        raise UserError(
+            f"the teacher {where} was trained with the intensity statistics {teacher.statistics}, "
+            f"these cases are scaled with {data.statistics}. {_ITS_TASK}"
+        )
+
+
+def _check_patch(
+    where: pathlib.Path, teacher: model_lib.Model, patch: tuple[int, int, int]
+) -> None:
+    divisor = teacher.network.divisor
+    if not networks.divides(divisor, patch):
+        raise UserError(
+            f"the teacher {where} needs patches whose edges are divisible by "
+            f"{networks.in_words(divisor)}, but loader.patch is {patch}. Set "
+            f"--config.loader.patch={networks.fitting(divisor, patch)}."
+        )
+
+
+def _check_bottlenecks(
+    where: pathlib.Path, teacher: model_lib.Model, student: experiment_lib.Experiment
+) -> None:
+    found = [
+        networks.bottleneck_shape(each.network, len(each.modalities), student.loader.patch)
+        for each in (teacher, student)
+    ]
+    if found[0] is None:
+        raise UserError(
+            f"the teacher {where} is an average of several networks, which has no bottleneck to "
+            "compare the student's with. Set --config.distillation.latent_weight=0."
+        )
+    if found[0] != found[1]:
+        words = [" x ".join(map(str, shape)) for shape in found]
+        raise UserError(
+            f"the bottleneck of the teacher {where} is {words[0]} for a patch (depth, height, "
+            f"width, channels), the student's {words[1]}: they cannot be compared. Give the "
+            "student as many levels and the same last width (--config.model.widths), or set "
+            "--config.distillation.latent_weight=0."
+        )
+
+
+def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
+    """Raises UserError if the teacher knows a patient on whom this run is tested.
+
+    Where that is unknown, a note says so.
+    """
+    known = known_cases(teacher)
+    if not known.complete:
+        _LOG.info(
+            f"note: {teacher} does not say on all cases that it, or its own teacher, was trained "
+            "on. If this run's test cases are among them, the teacher's scores, and perhaps the "
+            "student's, are too good."
+        )
+    patient = {summary.case_id: summary.patient_id for summary in data.cases.summaries}
+    seen = {patient.get(name, patients.patient_of(name)) for name in known.ids}
+    if seen and not seen & set(patient.values()):
+        _LOG.info(
+            f"note: none of the {len(known.ids)} cases that {teacher} was trained or selected on "
+            "has the name of a case of this run. If they are the same patients under other names, "
+            "the scores on the test cases are too good."
+        )
+    leaked = seen & {patient[name] for name in data.split.test}
+    if leaked:
+        split = teacher / workdir.SPLIT
+        remedy = (
+            f"Use its split: --config.split.file={split}"
+            if split.is_file()
+            else "Give a split that keeps them out of the test part: --config.split.file=FILE"
+        )
+        raise UserError(
+            f"the teacher {teacher} was trained or selected on {len(leaked)} patients of this "
+            f"run's test cases (such as {min(leaked)}). {remedy}"
+        )
+
+
+def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
+    """Returns the cases that a run or model, or its teacher, was trained or chosen on.
+
+    Raises:
+        UserError: the folder is neither, or its split cannot be read.
+    """
+    if model_folder.is_model(folder):
+        return model_folder.read(folder).known
+    split = splits.load_split(folder / workdir.SPLIT)
+    own = (*split.train, *split.validation)
+    teacher = find_folder(reading.read_run(folder), folder)
+    if teacher is None:
+        return model_lib.KnownCases(own, complete=True)
+    if not (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file()):
+        return model_lib.KnownCases(own, complete=False)  # it was moved away
+    its = known_cases(teacher)
+    return model_lib.KnownCases((*own, *its.ids), its.complete)

@@ -1,0 +1,1 @@
+"""The train step, its loop, and what is saved of it."""

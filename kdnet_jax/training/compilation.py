@@ -1,0 +1,130 @@
+"""The train step of an experiment, compiled for the run's own shapes before the first step."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from kdnet_jax.augment import augment
+from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.core import memory
+from kdnet_jax.data.loading import placement
+from kdnet_jax.losses import objective
+from kdnet_jax.models import networks, unet
+from kdnet_jax.parallel import sharding
+from kdnet_jax.runs import model as model_lib
+from kdnet_jax.runs import trained
+from kdnet_jax.training import flops, optimizers, steps
+
+Step = Callable[..., tuple[steps.TrainState, steps.Metrics]]
+
+
+def optimizer(experiment: experiment_lib.Experiment, cases: int) -> optax.GradientTransformation:
+    """Returns the optimizer of a run on `cases` training cases."""
+    per_epoch = cases // experiment.loader.batch
+    return optimizers.make_optimizer(experiment.optimizer, experiment.train.steps, per_epoch)
+
+
+def compile_step(
+    experiment: experiment_lib.Experiment,
+    mesh: Mesh,
+    cases: int,
+    teacher: model_lib.Model | None,
+) -> tuple[Step, str]:
+    """Compiles the step, and checks that it fits into the memory of each device.
+
+    Args:
+        experiment: the run.
+        mesh: the devices.
+        cases: training cases.
+        teacher: a student's teacher.
+
+    Returns:
+        (state [donated], teacher's parameters, batch, root key) to (state, metrics), and a
+        sentence on its memory.
+
+    Raises:
+        UserError: it needs more memory than is free.
+    """
+    if teacher:
+        sharding.check_depth(
+            mesh.shape[sharding.SPACE],
+            experiment.loader.patch,
+            teacher.network.divisor[0],
+            "loader.patch",
+        )
+    step, arguments = _step(experiment, mesh, cases, teacher)
+    compiled = step.lower(*arguments).compile()
+    memory.return_freed()
+    found = placement.free_memory(mesh)
+    # Devices of the CPU backend share the host's memory.
+    copies, free = (
+        (len(mesh.local_devices), found.host) if found.device is None else (1, found.device)
+    )
+    sentence = memory.check(copies * memory.step_bytes(compiled), free, _device_name())
+    return compiled, f"{unet.describe(experiment.network)} {sentence}"
+
+
+def count_flops(
+    experiment: experiment_lib.Experiment, mesh: Mesh, teacher: model_lib.Model | None
+) -> int:
+    """Returns the floating-point operations of a step (`flops.count`), over all devices."""
+    experiment = dataclasses.replace(experiment, network=networks.native(experiment.network))
+    if teacher is not None:
+        teacher = dataclasses.replace(teacher, network=networks.native(teacher.network))
+    step, arguments = _step(experiment, mesh, 1, teacher)
+    return flops.count(step, *arguments)
+
+
+def _step(
+    experiment: experiment_lib.Experiment,
+    mesh: Mesh,
+    cases: int,
+    teacher: model_lib.Model | None,
+) -> tuple[Any, tuple[Any, ...]]:
+    """Returns the jitted step, and the shapes that the run calls it with."""
+    student, modalities = model_lib.of_experiment(experiment), experiment.data.modalities
+    patch, update = experiment.loader.patch, optimizer(experiment, cases)
+    state = jax.eval_shape(
+        lambda params: steps.init_state(params, update), trained.expected_params(student)
+    )
+    step = steps.jit_step(
+        mesh,
+        student=trained.as_network(student, modalities),
+        # It sees its sequences at their positions in this run's stack.
+        teacher=trained.as_network(teacher, modalities) if teacher else None,
+        loss=objective.of_options(experiment.head, experiment.loss, experiment.distillation),
+        optimizer=update,
+        plan=steps.Plan(
+            experiment.augment,
+            patch,
+            experiment.train.accumulate,
+            experiment.train.nonfinite == "skip",
+        ),
+        state_sharding=sharding.state_sharding(mesh, state, experiment.mesh.state),
+    )
+    teacher_params = trained.expected_params(teacher) if teacher else ()
+    crop = augment.source_patch(patch, experiment.augment)
+    batch = steps.batch_shapes(experiment.loader.batch, crop, len(modalities))
+    root = jax.eval_shape(lambda: jax.random.key(0))
+    return step, (state, teacher_params, batch, root)
+
+
+@contextlib.contextmanager
+def explain_if_full() -> Iterator[None]:
+    """Turns the error of a full device into a UserError: of the compiler, the data or a step."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if memory.is_exhausted(error):
+            raise memory.exhausted(_device_name()) from error
+        raise
+
+
+def _device_name() -> str:
+    device = jax.local_devices()[0]
+    return "the CPU" if device.platform == "cpu" else f"each {device.device_kind}"

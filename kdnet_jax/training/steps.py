@@ -1,0 +1,270 @@
+"""The train step of every role, and its jitting over a mesh.
+
+The step is a pure function of (state, teacher's parameters, batch, root key) to (state, metrics):
+
+    augment -> frozen teacher -> student -> loss -> gradient -> optimizer -> new state
+
+What the loss is made of stands in `losses/`. The root key is never advanced: the step's own
+randomness is `fold_in(root, step)`, so a resumed run draws what an uninterrupted one draws.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Integer, UInt8
+
+from kdnet_jax.augment import augment
+from kdnet_jax.losses import objective, output
+from kdnet_jax.models import heads
+from kdnet_jax.parallel import sharding
+
+# (parameters, image "b d h w m") -> (logits "b d h w k", named features)
+Apply = Callable[[Any, Array], tuple[Array, dict[str, Array]]]
+Metrics = dict[str, Float[Array, ""]]
+# Names of parts of a step in a profile (`profiling`).
+AUGMENT, TEACHER, NETWORK, UPDATE = "augment", "teacher", "network", "update"
+
+
+class Batch(TypedDict):
+    """A batch of patches: all the modalities of the data, and the class of each voxel."""
+
+    image: Float[Array, "b d h w m"]
+    label: UInt8[Array, "b d h w"]
+
+
+def batch_shapes(batch: int, crop: tuple[int, int, int], modalities: int) -> Batch:
+    """Returns the shapes and types of a batch of crops, to compile a step before there is one."""
+    return {
+        "image": jax.ShapeDtypeStruct((batch, *crop, modalities), jnp.float32),
+        "label": jax.ShapeDtypeStruct((batch, *crop), jnp.uint8),
+    }
+
+
+class TrainState(NamedTuple):
+    """All that training changes."""
+
+    step: Integer[Array, ""]
+    params: Any
+    opt_state: Any
+
+
+class Network(NamedTuple):
+    """A network as a step sees it.
+
+    Attributes:
+        apply: its function.
+        head: what its output channels are.
+        channels: positions of its input sequences among those of the batch.
+    """
+
+    apply: Apply
+    head: heads.Head
+    channels: tuple[int, ...]
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+class Plan(NamedTuple):
+    """How a step works through its batch.
+
+    Attributes:
+        augment: what is drawn for each crop.
+        patch: size of the patches that the network sees, "d h w"; None: of the crops.
+        accumulate: number of parts that the batch is worked through in, one after another.
+        skip_nonfinite: leave out the update of a batch whose loss or gradient is not finite.
+        mesh: over which the batch is spread (set by `jit_step`); None: one device.
+    """
+
+    augment: augment.AugmentOptions
+    patch: tuple[int, int, int] | None = None
+    accumulate: int = 1
+    skip_nonfinite: bool = False
+    mesh: Mesh | None = None
+
+
+def train_step(
+    state: TrainState,
+    teacher_params: Any,
+    batch: Batch,
+    root: jax.Array,
+    *,
+    student: Network,
+    teacher: Network | None,
+    loss: objective.Loss,
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+) -> tuple[TrainState, Metrics]:
+    """One step of any role: the student against the reference and, where there is one, a teacher.
+
+    The teacher is frozen: its parameters are an argument that no gradient reaches. The augmentation
+    is drawn once, on the full stack of sequences, so student and teacher see the same patch.
+
+    Args:
+        state: what training changes.
+        teacher_params: the teacher's parameters; () without one.
+        batch: crops of `augment.source_patch` voxels.
+        root: the key of the run.
+        student: what is trained: the network of a teacher's or a baseline's run too.
+        teacher: the frozen network; None: the reference alone teaches.
+        loss: the weighted sum of terms.
+        optimizer: its rule.
+        plan: augmentation, patch and accumulation.
+
+    Returns:
+        The new state, and the metrics: "loss", each term of it and "gradient_norm".
+    """
+    learn = sharding.spread(student.apply, plan.mesh)
+    teach = sharding.spread(teacher.apply, plan.mesh) if teacher else None
+
+    # -- Augment: crops "b D H W m" and "b D H W" to patches "b d h w m" and "b d h w" -----------
+    # The whole batch at once: the draws do not depend on `accumulate`.
+    key = jax.random.fold_in(root, state.step)
+    with jax.named_scope(AUGMENT):
+        image, label = augment.augment(
+            key, batch["image"], batch["label"], plan.augment, plan.patch, plan.mesh
+        )
+
+    def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
+        # -- Reference: classes "b d h w" to channels "b d h w k"; voxels with a label "b d h w" --
+        y, where = student.head.targets(label), student.head.known(label)
+
+        # -- Teacher: its sequences "b d h w m" to logits "b d h w k" and features ---------------
+        taught = None
+        if teacher:
+            with jax.named_scope(TEACHER):
+                answer = jax.lax.stop_gradient(
+                    teach(teacher_params, _select(image, teacher.channels))
+                )
+            taught = output.Output(*answer, teacher.head)
+
+        # -- Student: likewise from its own sequences; then terms "b", and their mean over b -----
+        def loss_fn(params: Any) -> tuple[Array, Metrics]:
+            with jax.named_scope(NETWORK):
+                answer = learn(params, _select(image, student.channels))
+            terms = loss.terms(output.Output(*answer, student.head), taught, y, where)
+            return loss.total(terms).mean(), {name: each.mean() for name, each in terms.items()}
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+    if plan.accumulate == 1:
+        (value, terms), grads = gradients(image, label)
+    else:
+        (value, terms), grads = _mean_over_parts(gradients, image, label, plan)
+    return _update(state, optimizer, value, terms, grads, plan.skip_nonfinite)
+
+
+def jit_step(
+    mesh: Mesh,
+    *,
+    student: Network,
+    teacher: Network | None = None,
+    loss: objective.Loss,
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+    state_sharding: Any = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Jits `train_step` over `mesh`: (state [donated], teacher_params, batch, root).
+
+    The teacher's parameters are an argument, replicated and not donated: closed over, they would
+    become constants of the program.
+
+    Args:
+        mesh: the devices.
+        student: see `train_step`.
+        teacher: likewise.
+        loss: likewise.
+        optimizer: likewise.
+        plan: likewise; its mesh is set here.
+        state_sharding: how the state lies (`sharding.state_sharding`); None: replicated.
+    """
+    whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    state = state_sharding or whole
+    step = functools.partial(
+        train_step,
+        student=student,
+        teacher=teacher,
+        loss=loss,
+        optimizer=optimizer,
+        plan=plan._replace(mesh=mesh),
+    )
+    return jax.jit(
+        step,
+        in_shardings=(state, whole, batch, whole),
+        out_shardings=(state, whole),
+        donate_argnums=0,
+    )
+
+
+def _select(
+    image: Float[Array, "b d h w m"], channels: tuple[int, ...]
+) -> Float[Array, "b d h w c"]:
+    # A static slice per channel: a gather would not fuse.
+    return jnp.concatenate([image[..., c : c + 1] for c in channels], axis=-1)
+
+
+def _update(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    loss: Float[Array, ""],
+    terms: Metrics,
+    grads: Any,
+    skip_nonfinite: bool,
+) -> tuple[TrainState, Metrics]:
+    with jax.named_scope(UPDATE):
+        # `value` is read by the plateau schedule and ignored by the other transformations.
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            grads, state.opt_state, state.params, value=loss
+        )
+        params = optax.apply_updates(state.params, updates)
+        norm = optax.tree.norm(grads)
+        if skip_nonfinite:
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                (params, opt_state),
+                (state.params, state.opt_state),
+            )
+    new = TrainState(state.step + 1, params, opt_state)
+    return new, {"loss": loss, **terms, "gradient_norm": norm}
+
+
+# (image, label) -> ((loss, terms), gradients), each a mean over the samples
+Gradients = Callable[[Array, Array], tuple[tuple[Array, Metrics], Any]]
+
+
+def _mean_over_parts(gradients: Gradients, image: Array, label: Array, plan: Plan) -> Any:
+    """Returns the mean of `gradients` over equal parts of the batch, one after another.
+
+    Only one part's activations exist at a time. Each device works through its own samples.
+    """
+    # "b ..." to "accumulate part ..."
+    parts = [_in_parts(x, plan) for x in (image, label)]
+
+    def add(total: Any, part: list[Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradients(*part)), None
+
+    like = jax.eval_shape(gradients, *(part[0] for part in parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / plan.accumulate, total)
+
+
+def _in_parts(x: Array, plan: Plan) -> Array:
+    """Cuts "b ..." so that part i holds the i-th share of every device's samples."""
+    n, devices = plan.accumulate, plan.mesh.shape["data"] if plan.mesh else 1
+    share = x.shape[0] // (devices * n)
+    parts = x.reshape(devices, n, share, *x.shape[1:]).swapaxes(0, 1)
+    parts = parts.reshape(n, devices * share, *x.shape[1:])
+    if plan.mesh is None:
+        return parts
+    # Without it the samples might be gathered on every device.
+    spec = jax.sharding.PartitionSpec(None, *sharding.batch_sharding(plan.mesh).spec)
+    return jax.lax.with_sharding_constraint(parts, jax.sharding.NamedSharding(plan.mesh, spec))

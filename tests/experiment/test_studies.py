@@ -1,0 +1,132 @@
+"""A study: which runs it is made of, and that it goes on from wherever it was stopped."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+
+from configs import common, study
+from kdnet_jax.config import flat_keys, reading
+from kdnet_jax.config import study as study_lib
+from kdnet_jax.core.errors import UserError
+from tests.helpers import commands, forks
+
+pytestmark = pytest.mark.once
+
+ROLES = ("teacher", "baseline", "student")
+
+
+def _keys(differences: list[tuple]) -> set[str]:
+    return {key for key, *_ in differences}
+
+
+# --- Its parts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", common.PRESETS)
+def test_a_part_is_the_run_of_its_own_config_file(preset: str) -> None:
+    config = study.get_config(preset)
+    for part in study_lib.parts(config, pathlib.Path("runs/x")):
+        own = reading.read(common.base_config(part.role, preset))
+        allowed = {"seed", "split.folds", "split.fold", "teacher.checkpoint"}
+        allowed |= {"data.phantom.cases", "split.train", "split.validation", "split.test"}
+        assert _keys(flat_keys.differences(part.experiment.document, own.document)) <= allowed
+
+
+def test_student_and_baseline_of_a_part_differ_in_the_teacher_alone() -> None:
+    _, baseline, student = study_lib.parts(study.get_config(), pathlib.Path("runs/x"))[:3]
+    changed = _keys(
+        flat_keys.differences(*(each.experiment.document for each in (baseline, student)))
+    ) - {"role"}
+    assert {key.split(".")[0] for key in changed} == {"distillation", "teacher"}
+
+
+def test_the_student_of_a_fold_and_seed_has_the_teacher_of_the_same() -> None:
+    config = study.get_config("smoke")
+    config.study.folds, config.study.seeds, config.seed = 3, 2, 7
+    parts = study_lib.parts(config, pathlib.Path("runs/x"))
+    assert len(parts) == 3 * 2 * 3
+    assert len({part.folder for part in parts}) == len(parts)
+    teachers = {(part.fold, part.experiment.seed): part for part in parts if part.role == "teacher"}
+    assert set(teachers) == {(fold, seed) for fold in range(3) for seed in (7, 8)}
+    for part in parts:
+        experiment = part.experiment
+        assert (experiment.split.folds, experiment.split.fold) == (3, part.fold)
+        assert f"seed-{experiment.seed}" in part.folder.parts
+        if part.role == "student":
+            teacher = teachers[part.fold, experiment.seed]
+            assert experiment.teacher.checkpoint == str(teacher.folder)
+            # A teacher is finished before its student starts.
+            assert parts.index(teacher) < parts.index(part)
+
+
+def test_more_seeds_leave_the_former_parts_as_they_are() -> None:
+    config = study.get_config()
+    former = {part.folder: part.experiment for part in study_lib.parts(config, pathlib.Path())}
+    config.study.seeds = 5
+    now = {part.folder: part.experiment for part in study_lib.parts(config, pathlib.Path())}
+    assert former.items() <= now.items()
+
+
+@pytest.mark.parametrize(("key", "value"), [("seeds", 0), ("folds", 1), ("folds", -2)])
+def test_numbers_that_cannot_be_are_refused(key: str, value: int) -> None:
+    config = study.get_config()
+    config.study[key] = value
+    with pytest.raises(UserError, match=rf"study\.{key} is {value}"):
+        study_lib.parts(config, pathlib.Path())
+
+
+# --- The real thing --------------------------------------------------------------------------
+
+
+def test_a_stopped_study_goes_on_and_compares(
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    command_env: dict[str, str],
+    tmp_path: pathlib.Path,
+) -> None:
+    words = [
+        "--config=configs/study.py:smoke",
+        f"--config.data.data_dir={tiny_cohort}",
+        f"--config.data.root={built}",
+        "--config.study.seeds=1",
+        f"--workdir={tmp_path / 'study'}",
+    ]
+    first = tmp_path / "study" / "fold-0" / "seed-0" / "teacher"
+    started = ["-m", "kdnet_jax.main", *words]
+    env = forks.with_packages(command_env)
+    with forks.started(started, cwd=commands.ROOT, env=env, limit_s=200) as process:
+        while not process.is_over() and not (first / "report.html").exists():
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait().code == 143
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    assert before
+
+    done = commands.run("main", *words, env=command_env)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
+    assert f"{first}: finished" in done.stdout
+    assert "The student differs from the baseline by" in done.stdout
+    _check_folds(tmp_path / "study")
+    text = (tmp_path / "study" / "report.html").read_text("utf-8")
+    for role in ROLES:
+        assert f"fold-1/seed-0/{role}/report.html" in text
+    assert (tmp_path / "study" / "comparison" / "comparison.json").is_file()
+
+
+def _check_folds(folder: pathlib.Path) -> None:
+    """Each case is tested in one fold; the roles of a fold share its split."""
+    tested = []
+    for fold in (0, 1):
+        parts = [folder / f"fold-{fold}" / "seed-0" / role for role in ROLES]
+        splits = [json.loads((part / "split.json").read_text("utf-8")) for part in parts]
+        assert splits[0] == splits[1] == splits[2]
+        assert not set(splits[0]["test"]) & {*splits[0]["train"], *splits[0]["validation"]}
+        tested += splits[0]["test"]
+        summary = json.loads((parts[2] / "evaluation" / "summary.json").read_text("utf-8"))
+        assert summary["teacher"]["path"] == str(parts[0])
+    assert len(tested) == len(set(tested)) == 8

@@ -1,0 +1,201 @@
+"""Runs that segment together: which may, what their average is, and what they have seen."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from kdnet_jax.config import reading
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data import splits
+from kdnet_jax.data.scans import prepare
+from kdnet_jax.models import networks
+from kdnet_jax.prediction import ensembles, inference
+from kdnet_jax.runs import trained
+from kdnet_jax.training import checkpoint, optimizers, saved_checkpoints, steps
+from tests.helpers import glioma
+
+
+def _write_run(folder: pathlib.Path, seed: int, changes: dict[str, Any] | None = None) -> None:
+    """Writes a run with random weights, trained on the case that is called as its seed."""
+    config = common.base_config("baseline", "smoke")
+    config.model.widths = (2, 4)
+    config.inference.patch = (8, 8, 8)
+    config.update_from_flattened_dict(changes or {})
+    values = reading.read(config)
+    key = jax.random.key(seed)
+    params = networks.init_params(values.network, len(values.modalities), key)
+    # Larger weights: answers that differ.
+    params = jax.tree.map(lambda x: 3 * x, params)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(values.to_json(), "utf-8")
+    optimizer = optimizers.make_optimizer(values.optimizer, 1, 1)
+    with checkpoint.RunCheckpoints(folder) as checkpoints:
+        checkpoints.save(
+            steps.init_state(params, optimizer),
+            saved_checkpoints.Progress(1, {}, 0.5, 0.5, 0, 0.0, {}),
+        )
+    summaries = [_Summary(f"{seed}-{index}") for index in range(4)]
+    split = splits.make_split(summaries, seed=0, fractions=(0.5, 0.25, 0.25))
+    splits.save_split(split, folder / "split.json")
+
+
+class _Summary:
+    def __init__(self, name: str) -> None:
+        self.case_id = self.patient_id = name
+        self.grade = None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("ensemble")
+    for seed in (1, 2, 3):
+        _write_run(folder / f"fold-{seed}", seed)
+    changed = {
+        "flair": {"model.modalities": "flair"},
+        "spacing": {"data.spacing": 5.0},
+        "outputs": {"model.head": "regions"},
+        "window": {"inference.patch": (16, 16, 16)},
+        "overlap": {"inference.overlap": 0.25},
+        "mirror": {"inference.mirror": True},
+        "wide": {"model.widths": (3, 4)},
+    }
+    for index, (name, changes) in enumerate(changed.items()):
+        _write_run(folder / name, 10 + index, changes)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def case() -> prepare.PreparedCase:
+    rng = np.random.default_rng(0)
+    data = np.zeros((14, 13, 12), np.float32)
+    data[2:13, 1:12, 1:11] = rng.uniform(10, 20, (11, 11, 10))
+    return prepare.prepare_arrays(
+        {name: data**power for power, name in ((1, "t1ce"), (2, "flair"))},
+        np.diag([-6.0, -6.0, 6.0, 1.0]),
+        None,
+        spacing=6.0,
+        case_id="case",
+        patient_id="case",
+    )
+
+
+def _load(folder: pathlib.Path, *names: str, **options: Any) -> ensembles.Ensemble:
+    return ensembles.load_ensemble([folder / name for name in names], **options)
+
+
+def _alone(folder: pathlib.Path, case: prepare.PreparedCase) -> np.ndarray:
+    """The run's own answer, as the network's windows give it."""
+    run = trained.load_run(folder)
+    model = run.model
+    predict = inference.make_predict(model.network.module().apply, model.head, model.mirror)
+    return inference.sliding_window(
+        lambda windows: predict(run.params, windows),
+        case.image[..., :1],
+        model.window,
+        model.overlap,
+    )
+
+
+def test_the_average_is_that_of_the_members(
+    folder: pathlib.Path, case: prepare.PreparedCase
+) -> None:
+    names = ("fold-1", "fold-2", "wide")  # other widths are another program, and no obstacle
+    ensemble = _load(folder, *names, window_batch=3)
+    prediction = ensemble.segment(case)
+    members = [_alone(folder / name, case) for name in names]
+    assert np.ptp(members, axis=0).max() > 0.05
+    np.testing.assert_allclose(prediction.probabilities, np.mean(members, axis=0), atol=2e-6)
+    expected = trained.segmentation_on_scan(prediction.probabilities, glioma.SOFTMAX, case.geometry)
+    np.testing.assert_array_equal(prediction.classes, expected)
+    assert prediction.classes.shape == (14, 13, 12)
+    assert prediction.entropy is None
+    assert len(ensemble.predictor._compiled) == 2
+
+
+def test_one_run_is_the_ensemble_of_one(folder: pathlib.Path, case: prepare.PreparedCase) -> None:
+    prediction = _load(folder, "fold-1").segment(case)
+    np.testing.assert_array_equal(prediction.probabilities, _alone(folder / "fold-1", case))
+
+
+def test_uncertainty_is_entropy_and_what_of_it_is_disagreement(
+    folder: pathlib.Path, case: prepare.PreparedCase
+) -> None:
+    names = ("fold-1", "fold-2", "fold-3")
+    # One window over the volume: the answers are the members alone.
+    changes = {"inference.patch": (16, 16, 16)}
+    for index, name in enumerate(names):
+        if not (folder / f"one-{name}").exists():
+            _write_run(folder / f"one-{name}", index + 1, changes)
+    ones = [f"one-{name}" for name in names]
+    prediction = _load(folder, *ones).segment(case, uncertainty=True)
+    members = [_alone(folder / name, case) for name in ones]
+    entropy = inference.entropy(np.mean(members, axis=0), glioma.SOFTMAX)
+    np.testing.assert_allclose(prediction.entropy, entropy, atol=1e-5)
+    single = np.mean([inference.entropy(each, glioma.SOFTMAX) for each in members], axis=0)
+    np.testing.assert_allclose(prediction.mutual_information, entropy - single, atol=1e-5)
+    assert prediction.mutual_information.max() > 1e-3
+    assert prediction.mutual_information.min() >= 0
+
+
+def test_mirrors_are_a_choice(folder: pathlib.Path, case: prepare.PreparedCase) -> None:
+    plain, mirrored = _load(folder, "fold-1"), _load(folder, "fold-1", mirror=True)
+    assert not plain.disagreeing
+    assert mirrored.disagreeing
+    assert _load(folder, "mirror").mirror
+    assert not _load(folder, "mirror", mirror=False).mirror
+    turned = [np.abs(plain.segment(case).probabilities - mirrored.segment(case).probabilities)]
+    assert np.max(turned) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("flair", r"sequences .* differ \(t1ce and flair\)"),
+        ("spacing", r"spacings .* differ \(6 mm and 5 mm\)"),
+        ("outputs", r"outputs .* differ"),
+        ("window", r"windows .* differ \(8x8x8 and 16x16x16\)"),
+        ("overlap", r"overlaps .* differ"),
+        ("mirror", r"mirrors .* differ"),
+        ("fold-1", "the same network"),
+    ],
+)
+def test_runs_of_two_kinds_are_refused(folder: pathlib.Path, name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        _load(folder, "fold-1", name)
+    assert str(folder / name) in str(error.value)
+
+
+def test_a_common_choice_of_mirrors_makes_them_one_kind(folder: pathlib.Path) -> None:
+    assert len(_load(folder, "fold-1", "mirror", mirror=True).members) == 2
+
+
+def test_a_case_without_the_sequence(folder: pathlib.Path, case: prepare.PreparedCase) -> None:
+    lacking = prepare.prepare_arrays(
+        {"t2": np.pad(np.arange(27.0).reshape(3, 3, 3) + 1, 2)},
+        np.eye(4),
+        None,
+        spacing=None,
+        case_id="c",
+        patient_id="c",
+    )
+    with pytest.raises(UserError, match="c: has t2, but the network needs t1ce"):
+        _load(folder, "fold-1").segment(lacking)
+
+
+def test_cases_that_a_member_has_seen(folder: pathlib.Path) -> None:
+    known = _load(folder, "fold-1", "fold-2").known_cases()
+    assert len(known) == 2
+    for run, cases in known.items():
+        parts = json.loads((run / "split.json").read_text())
+        assert set(cases.ids) == {*parts["train"], *parts["validation"]}
+        assert cases.complete
+
+
+def test_what_is_no_run_is_told() -> None:
+    with pytest.raises(UserError, match="is no run"):
+        ensembles.load_ensemble([pathlib.Path("absent")])

@@ -1,0 +1,152 @@
+"""A folder of scans of which one is bad, or that was interrupted; and where nothing can go."""
+
+import csv
+import json
+import os
+import pathlib
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kdnet_jax import task as task_lib
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.prediction import prediction_jobs, prediction_outputs, resuming_predictions
+from tests.bad_input import scans, sound
+from tests.helpers import forks
+
+HOLED = scans.brain().astype(np.float32)
+HOLED[5, 5, 5] = np.nan
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A trained run, and `scans/` of which b has a NaN and the others are sound."""
+    folder = sound.write_all(tmp_path_factory.mktemp("resuming"))
+    (folder / "scans").mkdir()
+    for name in "abc":
+        data = HOLED if name == "b" else scans.brain()
+        scans.write(folder / "scans" / f"{name}.nii.gz", scans.encode(data))
+    return folder
+
+
+def _predict(base: pathlib.Path, cwd: pathlib.Path, *sets: tuple[str, ...]) -> list[forks.Ended]:
+    """Runs `predict` with each set of words, one after the other."""
+    words = (f"--checkpoint={base / 'baseline'}", f"--input={base / 'scans'}")
+    lines = [forks.Line("predict", (*words, *more), cwd) for more in sets]
+    return forks.run(lines, at_once=1)
+
+
+def _rows(path: pathlib.Path) -> dict[str, dict[str, str]]:
+    with path.open(newline="") as file:
+        return {row["scan"]: row for row in csv.DictReader(file)}
+
+
+def test_the_others_are_segmented_and_the_command_goes_on(
+    base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    words = ("--output=out", "--volumes=v.csv")
+    (first,) = _predict(base, tmp_path, words)
+    assert first.code == 2
+    assert "1 of 3 scans were not segmented, the others are:" in first.err
+    assert "b.nii.gz: 1 of 4096 voxels are NaN or infinite" in first.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.nii.gz", "c.nii.gz"}
+    assert list(_rows(tmp_path / "v.csv")) == ["a", "c"]
+
+    kept = (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns
+    scans.write(base / "scans" / "b.nii.gz", scans.encode(scans.brain()))
+    again, other = _predict(
+        base, tmp_path, (*words, "--resume"), (*words, "--resume", "--labels=brats2023")
+    )
+    assert again.code == 0, again.err
+    assert "2 of 3 scans are finished" in again.out
+    assert (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns == kept
+    rows = _rows(tmp_path / "v.csv")
+    assert list(rows) == ["a", "b", "c"]
+    assert rows["a"]["wt_ml"] == rows["b"]["wt_ml"] == rows["c"]["wt_ml"]
+    assert other.code == 2
+    assert "was not made by these checkpoints with these flags" in other.err
+
+
+def test_bad_headers_are_told_before_the_first_scan(tmp_path: pathlib.Path) -> None:
+    paths = [tmp_path / f"{name}.nii" for name in "abc"]
+    scans.write(paths[0], scans.encode(scans.brain()))
+    scans.write(paths[1], scans.encode(scans.brain(), magic=b"ni1"))
+    paths[2].write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 files cannot be used; no scan was segmented") as told:
+        prediction_jobs.check_headers([{"t1ce": path} for path in paths], task_lib.GLIOMA)
+    assert str(paths[1]) in str(told.value)
+    assert str(paths[2]) in str(told.value)
+    with pytest.raises(UserError, match=f"^{paths[2]}: is not a NIfTI file"):
+        prediction_jobs.check_headers([{"t1ce": paths[0]}, {"t1ce": paths[2]}], task_lib.GLIOMA)
+
+
+def test_channels_of_one_file_are_one_header(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "four.nii"
+    scans.write(path, scans.encode(np.stack([scans.brain()] * 4, -1)))
+    prediction_jobs.check_headers([{"t1": (path, 1), "t2": (path, 3)}], task_lib.GLIOMA)
+
+
+def test_places_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    prediction_jobs.check_places([file, tmp_path / "new" / "deep" / "mask.nii"])
+    with pytest.raises(UserError, match=f"{file} is no folder"):
+        prediction_jobs.check_places([file / "new" / "mask.nii"])
+    with pytest.raises(UserError, match="is a folder: give the name of a file"):
+        prediction_jobs.check_places([tmp_path])
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def _row(name: str, mask: pathlib.Path, *warnings: str) -> prediction_outputs.ScanVolumes:
+    ml = {"ET": 0.25, "TC": 1.5, "WT": 20.125}
+    return prediction_outputs.ScanVolumes(name, ml, (1.0, 0.5, 2.25), str(mask), warnings)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_a_table_is_read_as_it_was_written(tmp_path: pathlib.Path, suffix: str) -> None:
+    table = tmp_path / f"v{suffix}"
+    rows = [_row('a "b",\nc', tmp_path / "ä.nii"), _row("<b>", tmp_path / "x.nii", "one", "two")]
+    prediction_outputs.write_volumes(table, rows, {"checkpoints": ["x"]})
+    assert resuming_predictions.read_volumes(table, task_lib.GLIOMA) == {
+        row.scan: row for row in rows
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["", "scan\na\n", "{", "[]", '{"scans": [{"scan": 1}]}', "[" * 9999]
+)
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_another_table_is_refused(tmp_path: pathlib.Path, suffix: str, text: str) -> None:
+    table = tmp_path / f"v{suffix}"
+    table.write_text(text)
+    with pytest.raises(UserError, match="is no table of volumes"):
+        resuming_predictions.read_volumes(table, task_lib.GLIOMA)
+
+
+def test_a_scan_is_finished_with_all_of_its_files_and_its_row(tmp_path: pathlib.Path) -> None:
+    mark = resuming_predictions.mark({"mirror": True})
+    image = nib.Nifti1Image(scans.labels(), scans.AFFINE)
+    image.header["descrip"] = mark.encode()
+    jobs = prediction_jobs.plan(
+        [(name, {"t1ce": tmp_path / f"{name}.nii"}) for name in "abc"],
+        tmp_path / "out",
+        overlay=tmp_path / "pictures",
+    )
+    for name, folder, made in (("a", "out", True), ("b", "out", False)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        nib.save(image, tmp_path / folder / f"{name}.nii.gz")
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        if made:
+            (tmp_path / "pictures" / f"{name}.png").touch()
+    assert list(resuming_predictions.finished(jobs, mark, None, task_lib.GLIOMA)) == ["a"]
+    table = tmp_path / "v.json"
+    assert resuming_predictions.finished(jobs, mark, table, task_lib.GLIOMA) == {}
+    row = _row("a", jobs[0].output)
+    table.write_text(json.dumps({"scans": []}))
+    prediction_outputs.write_volumes(table, [row], {})
+    assert resuming_predictions.finished(jobs, mark, table, task_lib.GLIOMA) == {"a": row}
+    with pytest.raises(UserError, match="was not made by these"):
+        resuming_predictions.finished(
+            jobs, resuming_predictions.mark({"mirror": False}), None, task_lib.GLIOMA
+        )

@@ -1,0 +1,247 @@
+"""The train step: a frozen teacher, a student on its own sequence, and randomness by step."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdnet_jax.augment import augment
+from kdnet_jax.losses import distillation, objective
+from kdnet_jax.models import heads, networks, unet
+from kdnet_jax.parallel import sharding
+from kdnet_jax.training import optimizers, steps
+from tests.helpers import glioma, made_up_tasks
+
+CONFIG = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1)
+NO_AUGMENT = augment.AugmentOptions(flip_axes="", scale=0.0, shift=0.0)
+STUDENT_CHANNEL = 1
+ROOT = jax.random.key(5)
+
+
+def network(channels: tuple[int, ...]) -> steps.Network:
+    return steps.Network(unet.UNet(CONFIG).apply, glioma.SOFTMAX, channels)
+
+
+def make_batch(seed: int = 0) -> steps.Batch:
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 4, (2, 4, 4, 4)).astype(np.uint8)
+    image = rng.normal(size=(2, 4, 4, 4, 2)) + label[..., None]
+    return {"image": jnp.asarray(image, jnp.float32), "label": jnp.asarray(label)}
+
+
+def optimizer() -> Any:
+    chosen = optimizers.OptimizerOptions(learning_rate=0.02, schedule="constant")
+    return optimizers.make_optimizer(chosen, 100, 10)
+
+
+@functools.cache
+def initial(modalities: int) -> Any:
+    return jax.device_get(networks.init_params(CONFIG, modalities, jax.random.key(modalities)))
+
+
+def fresh_state() -> steps.TrainState:
+    # A copy each time, since a step donates its state.
+    return steps.init_state(jax.tree.map(jnp.array, initial(1)), optimizer())
+
+
+def fresh_teacher() -> Any:
+    return jax.tree.map(jnp.array, initial(2))
+
+
+def step_options(augment_options: augment.AugmentOptions) -> dict[str, Any]:
+    return {
+        "student": network((STUDENT_CHANNEL,)),
+        "teacher": None,
+        "loss": objective.of_options(glioma.SOFTMAX),
+        "optimizer": optimizer(),
+        "plan": steps.Plan(augment_options),
+    }
+
+
+def distillation_options() -> dict[str, Any]:
+    return step_options(NO_AUGMENT) | {
+        "teacher": network((0, 1)),
+        "loss": objective.of_options(glioma.SOFTMAX, kd=distillation.DistillationOptions()),
+    }
+
+
+def supervised(options: dict[str, Any]) -> Callable[..., Any]:
+    """The step without a teacher as a function of (state, batch, root)."""
+    step = steps.jit_step(sharding.make_mesh(), **options)
+    return lambda state, batch, root: step(state, (), batch, root)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Compiling takes nearly all of the time here, so the code is left slow."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def distil() -> Callable[..., Any]:
+    return steps.jit_step(sharding.make_mesh(), **distillation_options())
+
+
+@pytest.fixture(scope="module")
+def supervise() -> Callable[..., Any]:
+    return supervised(step_options(augment.AugmentOptions()))
+
+
+@pytest.fixture(scope="module")
+def supervise_as_is() -> Callable[..., Any]:
+    return supervised(step_options(NO_AUGMENT))
+
+
+def equal(left: Any, right: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_the_teacher_is_bit_identical_after_many_steps_and_the_loss_falls(
+    distil: Callable[..., Any],
+) -> None:
+    state, teacher, batch = fresh_state(), fresh_teacher(), make_batch()
+    losses = []
+    for _ in range(20):
+        state, metrics = distil(state, teacher, batch, ROOT)
+        losses.append(float(metrics["loss"]))
+    equal(teacher, initial(2))
+    assert losses[-1] < 0.9 * losses[0]
+    assert int(state.step) == 20
+    # The student did learn: none of its kernels is what it was.
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, initial(1))
+    kernels = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(changed)
+        if "kernel" in jax.tree_util.keystr(path)
+    ]
+    assert kernels
+    assert all(kernels)
+
+
+def test_the_state_holds_the_student_only_and_is_donated(distil: Callable[..., Any]) -> None:
+    state, teacher, batch = fresh_state(), fresh_teacher(), make_batch()
+    new, _ = distil(state, teacher, batch, ROOT)
+    expected = fresh_state()
+    assert jax.tree.structure(new) == jax.tree.structure(expected)
+    assert [x.shape for x in jax.tree.leaves(new)] == [x.shape for x in jax.tree.leaves(expected)]
+    # The teacher's first kernel sees two sequences; no leaf of the state does.
+    teacher_shape = teacher["params"]["encoder_0_0"]["Conv_0"]["kernel"].shape
+    assert teacher_shape == (3, 3, 3, 2, 2)
+    assert new.params["params"]["encoder_0_0"]["Conv_0"]["kernel"].shape == (3, 3, 3, 1, 2)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((teacher, batch)))
+
+
+def test_the_teacher_has_no_gradient_though_the_loss_depends_on_it() -> None:
+    batch, state = make_batch(), fresh_state()
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(teacher: Any) -> tuple[Any, Any]:
+        new, metrics = steps.train_step(state, teacher, batch, ROOT, **distillation_options())
+        # Neither through the loss nor through the student's new parameters.
+        moved = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(new.params))
+        return metrics["loss"] + moved, metrics
+
+    (_, metrics), gradient = loss(fresh_teacher())
+    assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
+    (_, other), _ = loss(jax.tree.map(lambda leaf: 2 * leaf + 0.1, fresh_teacher()))
+    for name in ("kd_dice", "kd_bce", "kl"):
+        assert metrics[name] != other[name]
+
+
+def test_the_metrics_are_the_terms_of_the_formula(distil: Callable[..., Any]) -> None:
+    _, metrics = distil(fresh_state(), fresh_teacher(), make_batch(), ROOT)
+    names = {"loss", "gt_dice", "gt_ce", "kd_dice", "kd_bce", "kl", "gradient_norm"}
+    assert set(metrics) == names
+    kd, gt = metrics["kd_dice"] + metrics["kd_bce"], metrics["gt_dice"] + metrics["gt_ce"]
+    expected = 0.75 * kd + 0.25 * gt + 10 * metrics["kl"]
+    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_student_sees_its_own_sequence_only(
+    distil: Callable[..., Any], supervise_as_is: Callable[..., Any]
+) -> None:
+    batch = make_batch()
+    others = dict(batch, image=batch["image"].at[..., 1 - STUDENT_CHANNEL].add(3.0))
+    own = dict(batch, image=batch["image"].at[..., STUDENT_CHANNEL].multiply(-1.0))
+    _, metrics = distil(fresh_state(), fresh_teacher(), batch, ROOT)
+    _, with_others = distil(fresh_state(), fresh_teacher(), others, ROOT)
+    _, with_own = distil(fresh_state(), fresh_teacher(), own, ROOT)
+    for name in ("gt_dice", "gt_ce"):
+        assert metrics[name] == with_others[name]
+        assert metrics[name] != with_own[name]
+    # The teacher does see the others.
+    assert metrics["kd_bce"] != with_others["kd_bce"]
+    # The whole update of a one-sequence network is the same, to the bit.
+    equal(supervise_as_is(fresh_state(), batch, ROOT), supervise_as_is(fresh_state(), others, ROOT))
+
+
+def test_a_step_s_draws_are_those_of_its_number(supervise: Callable[..., Any]) -> None:
+    batch = make_batch()
+    first, again = (supervise(fresh_state(), batch, ROOT) for _ in range(2))
+    equal(first, again)
+    later = fresh_state()._replace(step=jnp.asarray(1, jnp.int32))
+    _, other = supervise(later, batch, ROOT)
+    _, other_root = supervise(fresh_state(), batch, jax.random.key(6))
+    assert first[1]["loss"] != other["loss"]
+    assert first[1]["loss"] != other_root["loss"]
+
+
+def test_the_draws_are_the_root_folded_with_the_step(
+    supervise: Callable[..., Any], supervise_as_is: Callable[..., Any]
+) -> None:
+    batch, state = make_batch(), fresh_state()._replace(step=jnp.asarray(7, jnp.int32))
+    image, label = augment.augment(
+        jax.random.fold_in(ROOT, 7), batch["image"], batch["label"], augment.AugmentOptions()
+    )
+    _, expected = supervise_as_is(fresh_state(), {"image": image, "label": label}, ROOT)
+    _, actual = supervise(state, batch, ROOT)
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(supervise: Callable[..., Any]) -> None:
+    batches = [make_batch(seed) for seed in range(4)]
+    state = fresh_state()
+    for batch in batches:
+        state, _ = supervise(state, batch, ROOT)
+    half = fresh_state()
+    for batch in batches[:2]:
+        half, _ = supervise(half, batch, ROOT)
+    half = jax.tree.map(jnp.asarray, jax.device_get(half))
+    for batch in batches[2:]:
+        half, _ = supervise(half, batch, ROOT)
+    equal(state, half)
+
+
+def test_supervised_steps_lower_the_loss(supervise_as_is: Callable[..., Any]) -> None:
+    state, batch, losses = fresh_state(), make_batch(), []
+    for _ in range(20):
+        state, metrics = supervise_as_is(state, batch, ROOT)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.9 * losses[0]
+    assert set(metrics) == {"loss", "gt_dice", "gt_ce", "gradient_norm"}
+
+
+def test_a_batch_that_nobody_labelled_teaches_nothing() -> None:
+    head = heads.Head(made_up_tasks.HEART)
+    options = step_options(NO_AUGMENT) | {
+        "student": network((STUDENT_CHANNEL,))._replace(head=head)
+    }
+    step = supervised(options)
+    batch = make_batch()
+    for value, teaches in ((made_up_tasks.HEART.ignore, False), (1, True)):
+        labelled = dict(batch, label=jnp.full_like(batch["label"], value))
+        _, metrics = step(fresh_state(), labelled, ROOT)
+        assert bool(metrics["loss"]) == bool(metrics["gradient_norm"]) == teaches
+    first = batch["label"].at[:, 2:].set(made_up_tasks.HEART.ignore)
+    _, metrics = step(fresh_state(), dict(batch, label=first), ROOT)
+    assert np.isfinite(metrics["loss"])
+    assert metrics["gradient_norm"] > 0
