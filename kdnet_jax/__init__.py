@@ -1,6 +1,5 @@
 """KD-Net in JAX: a four-sequence teacher, distilled into a one-sequence student."""
 
-import logging
 from typing import Any
 
 from kdnet_jax.core import home
@@ -8,8 +7,6 @@ from kdnet_jax.core import home
 __version__ = "0.1.0"
 __all__ = ["load"]
 
-# Silent where it is imported; console.py shows what the commands say.
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 # Before any library is imported that looks for it.
 home.ensure()
 

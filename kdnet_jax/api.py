@@ -1,6 +1,5 @@
 """Segmentation from Python: `kdnet_jax.load(path).segment(scan)`.
 
-from kdnet_jax import typed
 import kdnet_jax
 
 model = kdnet_jax.load("exports/student")  # or the folder of a run

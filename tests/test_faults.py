@@ -149,8 +149,7 @@ def test_a_second_command_on_one_workdir_is_refused(
 
 _HOLD = """
 import pathlib, sys, time
-from kdnet_jax import workdir
-from kdnet_jax.config import reading
+from kdnet_jax.runs import workdir
 with workdir.locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(120)

@@ -1,7 +1,8 @@
 """The console: what commands show of the package's log, and progress bars beside it.
 
 Library modules log to `logging.getLogger(__name__)`. Commands call `show`. Without it, as where
-kdnet_jax is imported, neither messages nor bars appear; a program of one's own asks for both by
+kdnet_jax is imported, only warnings appear, on standard error; a program of one's own asks for
+messages and bars by
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kdnet_jax").setLevel(logging.INFO)

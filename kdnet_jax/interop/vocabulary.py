@@ -180,8 +180,8 @@ def label_table(labels: typed.JsonView, where: str) -> Outputs:
 def _values(value: object) -> set[int]:
     """Returns the values of a label or region; none of them where they are no whole numbers."""
     found = list(value) if isinstance(value, list | tuple) else [value]
-    numbers = {each for each in found if type(each) is int}
-    return numbers if len(numbers) == len({*found}) else set()
+    numbers = [each for each in found if type(each) is int]
+    return set(numbers) if len(numbers) == len(found) else set()
 
 
 def _shown(names: Sequence[object]) -> str:

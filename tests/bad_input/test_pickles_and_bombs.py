@@ -73,8 +73,8 @@ def test_a_pickle_among_the_probabilities_of_a_run_is_not_loaded(
 
 _READ = """
 import resource, sys
-from kdnet_jax.data import nifti
-from kdnet_jax.errors import UserError
+from kdnet_jax.core.errors import UserError
+from kdnet_jax.data.scans import nifti
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     nifti.read_volume(sys.argv[1])

@@ -205,11 +205,7 @@ def test_a_patch_that_cannot_be_halved_is_refused_with_one_that_can() -> None:
             networks.check_patch(patch, config, "inference.patch")
 
 
-def test_a_saved_network_keeps_its_output_channels_and_older_ones_have_the_glioma_s() -> None:
+def test_a_saved_network_keeps_its_output_channels() -> None:
     thick = tiny(strides=((1, 2, 2),), kernels=((1, 3, 3), (3, 3, 3)))
     for config in (tiny(out_channels=7), tiny(head="regions", out_channels=2), thick):
         assert networks.from_json(networks.to_json(config)) == config
-    for head, channels in (("softmax", 4), ("regions", 3)):
-        older = networks.to_json(tiny(head=head))
-        del older["out_channels"]
-        assert networks.from_json(older) == tiny(head=head, out_channels=channels)

@@ -201,7 +201,7 @@ def test_jax_finds_the_processes(
 def test_one_process_starts_no_service() -> None:
     program = """
 import pathlib, sys, jax
-from kdnet_jax import launch
+from kdnet_jax.parallel import launch
 with launch.start(launch.Options(), {}, pathlib.Path("run")):
     print("alone", jax.distributed.is_initialized())
 """

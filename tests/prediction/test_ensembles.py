@@ -146,7 +146,7 @@ def test_mirrors_are_a_choice(folder: pathlib.Path, case: prepare.PreparedCase) 
     plain, mirrored = _load(folder, "fold-1"), _load(folder, "fold-1", mirror=True)
     assert not plain.disagreeing
     assert mirrored.disagreeing
-    assert _load(folder, "mirror").mirror
+    assert _load(folder, "mirror").predictor.mirror
     assert not _load(folder, "mirror", mirror=False).mirror
     turned = [np.abs(plain.segment(case).probabilities - mirrored.segment(case).probabilities)]
     assert np.max(turned) > 1e-3

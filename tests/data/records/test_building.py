@@ -194,7 +194,8 @@ def test_real_scans_give_patches_with_tumour(
 
 _KILLED = """
     import os, pathlib, signal, sys
-    from kdnet_jax.data import building, prepare
+    from kdnet_jax.data.records import building
+    from kdnet_jax.data.scans import prepare
 
     prepare_case = prepare.prepare_case
 
@@ -227,8 +228,8 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(
 
 _FULL = """
     import pathlib, resource, sys
-    from kdnet_jax import errors
-    from kdnet_jax.data import building
+    from kdnet_jax.core import errors
+    from kdnet_jax.data.records import building
 
     # No file may grow beyond these bytes, as on a disk that becomes full while it is written.
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))

@@ -138,8 +138,9 @@ def test_the_document_says_where_it_comes_from(
 
 def test_another_mesh_reads_it(exported: commands.Finished) -> None:
     script = (
-        "import pathlib, sys; from kdnet_jax import runs, sharding; import jax;"
-        "run = runs.load_run(pathlib.Path(sys.argv[1])); mesh = sharding.make_mesh(2, 2);"
+        "import pathlib, sys; from kdnet_jax.runs import trained; import jax;"
+        "from kdnet_jax.parallel import sharding;"
+        "run = trained.load_run(pathlib.Path(sys.argv[1])); mesh = sharding.make_mesh(2, 2);"
         "jax.block_until_ready(sharding.replicate(run.params, mesh)); print(run.params_hash)"
     )
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
