@@ -20,12 +20,13 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.config import reading
 from kdnet_jax.core import memory
+from kdnet_jax.experiment import compilation
 from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import heads, layers, networks, unet
 from kdnet_jax.parallel import sharding
 from kdnet_jax.prediction import inference
 from kdnet_jax.runs import model
-from kdnet_jax.training import compilation, optimizers, steps
+from kdnet_jax.training import optimizers, steps
 
 _STUDENT_CHANNELS = (1,)
 _ALL_CHANNELS = tuple(range(made_data.CHANNELS))

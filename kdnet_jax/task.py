@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -142,6 +143,15 @@ class Task:
     def region(self, name: str) -> Region:
         """Returns the region of that name."""
         return self.regions[self.region_names.index(name)]
+
+    def zero_is_background(self, modalities: Iterable[str] | None = None) -> tuple[bool, ...]:
+        """Returns for each channel whether 0 in the networks' input means background, exactly.
+
+        Args:
+            modalities: which of the channels; by default all.
+        """
+        names = self.modalities if modalities is None else modalities
+        return tuple(self.channel(name).normalisation == "zscore_nonzero" for name in names)
 
     def mask(self, classes: Integer[np.ndarray, "*grid"], region: str) -> Bool[np.ndarray, "*grid"]:
         """Returns the voxels of `classes` that belong to a region."""

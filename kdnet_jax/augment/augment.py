@@ -30,7 +30,6 @@ from kdnet_jax.augment import draws as augment_draws
 from kdnet_jax.augment import spatial
 from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError, check_choice
-from kdnet_jax.data.scans import intensities
 from kdnet_jax.parallel import sharding
 
 Range = tuple[float, float]
@@ -201,7 +200,7 @@ def fitted(
             voxels are taken as cubes.
     """
     edges = np.broadcast_to(1.0 if spacing is None else spacing, 3).tolist()
-    masked = intensities.zero_is_background(task, modalities)
+    masked = task.zero_is_background(modalities)
     if all(masked) and len(set(edges)) == 1:
         return options
     return Fitted(**dataclasses.asdict(options), zero_is_background=masked, spacing=tuple(edges))

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kdnet_jax.core.errors import UserError, check_choice
 
 
+@runtime_checkable
 class Kind(Protocol):
     """What a value must be."""
 

@@ -19,7 +19,7 @@ from kdnet_jax.data.records import skipping
 from kdnet_jax.data.scans import familiarity
 from kdnet_jax.drawing import figures
 from kdnet_jax.evaluation import evaluation
-from kdnet_jax.experiment import given_teachers, run_data
+from kdnet_jax.experiment import compilation, given_teachers, run_data
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, networks
 from kdnet_jax.parallel import processes, sharding
@@ -31,7 +31,6 @@ from kdnet_jax.runs import trained as runs
 from kdnet_jax.runs import workdir as workdir_lib
 from kdnet_jax.training import (
     checkpoint,
-    compilation,
     loop,
     profiling,
     progress,
@@ -105,7 +104,8 @@ def _run(
     if given:
         teacher = given_teachers.keep(given, workdir)
         teachers.check_statistics(teacher.folder, teacher.model.task, data.cases.task)
-        teachers.check_split(teacher.folder, data)
+        patient = {each.case_id: each.patient_id for each in data.cases.summaries}
+        teachers.check_split(teacher.folder, patient, data.split.test)
     elif to_be:
         folder = workdir / teachers.OWN
         _LOG.info(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")

@@ -19,7 +19,7 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import familiarity, prepare
 from kdnet_jax.models import heads
-from kdnet_jax.prediction import inference
+from kdnet_jax.prediction import inference, predictors
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import teachers, trained
 
@@ -153,7 +153,7 @@ class Ensemble:
             )
         with stage("back"):
             probs = answers[..., : len(self.outputs)]
-            classes = trained.segmentation_on_scan(probs, self.head, case.geometry)
+            classes = predictors.segmentation_on_scan(probs, self.head, case.geometry)
         if not uncertainty:
             return Prediction(classes, probs)
         entropy = inference.entropy(probs, self.head)
@@ -174,7 +174,7 @@ class Ensemble:
 
 def of_run(run: trained.Run) -> Ensemble:
     """Returns the ensemble of one run, which segments as its config says."""
-    return Ensemble((run,), trained.predictor([run.model]))
+    return Ensemble((run,), predictors.predictor([run.model]))
 
 
 def load_ensemble(
@@ -209,7 +209,7 @@ def load_ensemble(
                     f"{other.folder} and {member.folder} are the same network (equal parameters): "
                     "it would count twice. Name each run once."
                 )
-    predictor = trained.predictor(
+    predictor = predictors.predictor(
         [member.model for member in members],
         mirror=mirror,
         whole=whole,

@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Iterable, Mapping
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
@@ -9,7 +10,6 @@ from kdnet_jax.config import reading
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
 from kdnet_jax.data.sources import patients
-from kdnet_jax.experiment import run_data
 from kdnet_jax.models import networks
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import model_folder, workdir
@@ -115,10 +115,15 @@ def _check_bottlenecks(
         )
 
 
-def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
+def check_split(teacher: pathlib.Path, patient: Mapping[str, str], test: Iterable[str]) -> None:
     """Raises UserError if the teacher knows a patient on whom this run is tested.
 
     Where that is unknown, a note says so.
+
+    Args:
+        teacher: its folder.
+        patient: case to patient, of all cases of the run.
+        test: the run's test cases.
     """
     known = known_cases(teacher)
     if not known.complete:
@@ -127,7 +132,6 @@ def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
             "on. If this run's test cases are among them, the teacher's scores, and perhaps the "
             "student's, are too good."
         )
-    patient = {summary.case_id: summary.patient_id for summary in data.cases.summaries}
     seen = {patient.get(name, patients.patient_of(name)) for name in known.ids}
     if seen and not seen & set(patient.values()):
         _LOG.info(
@@ -135,7 +139,7 @@ def check_split(teacher: pathlib.Path, data: run_data.Data) -> None:
             "has the name of a case of this run. If they are the same patients under other names, "
             "the scores on the test cases are too good."
         )
-    leaked = seen & {patient[name] for name in data.split.test}
+    leaked = seen & {patient[name] for name in test}
     if leaked:
         split = teacher / workdir.SPLIT
         remedy = (

@@ -177,7 +177,7 @@ def test_no_cases_are_refused(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--figure=sheet.jpg"], ["sheet.png"]])
 def test_sheet_command_refuses_in_one_line(options: list[str], tmp_path: pathlib.Path) -> None:
-    done = commands.python("-m", "kdnet_jax.data.phantom.sheet", *options, cwd=tmp_path)
+    done = commands.python("-m", "data_builders.brats_phantom.sheet", *options, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -14,7 +14,7 @@ from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.models import networks
-from kdnet_jax.prediction import ensembles, inference
+from kdnet_jax.prediction import ensembles, inference, predictors
 from kdnet_jax.runs import trained
 from kdnet_jax.training import checkpoint, optimizers, saved_checkpoints, steps
 from tests.helpers import glioma
@@ -110,7 +110,9 @@ def test_the_average_is_that_of_the_members(
     members = [_alone(folder / name, case) for name in names]
     assert np.ptp(members, axis=0).max() > 0.05
     np.testing.assert_allclose(prediction.probabilities, np.mean(members, axis=0), atol=2e-6)
-    expected = trained.segmentation_on_scan(prediction.probabilities, glioma.SOFTMAX, case.geometry)
+    expected = predictors.segmentation_on_scan(
+        prediction.probabilities, glioma.SOFTMAX, case.geometry
+    )
     np.testing.assert_array_equal(prediction.classes, expected)
     assert prediction.classes.shape == (14, 13, 12)
     assert prediction.entropy is None

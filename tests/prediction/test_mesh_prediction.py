@@ -19,8 +19,8 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.config import reading
 from kdnet_jax.models import heads, networks, unet
 from kdnet_jax.parallel import sharding
-from kdnet_jax.prediction import inference
-from kdnet_jax.runs import model, trained
+from kdnet_jax.prediction import inference, predictors
+from kdnet_jax.runs import model
 from tests.helpers import commands
 
 # Neither is a multiple of anything.
@@ -42,7 +42,7 @@ def answers(space: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
     # The same padding: zeros beside a scan count in the statistics of the norms.
     window = inference.whole_window(SCAN, divisor, 4) if whole else values.inference.patch
     one = inference.sliding_window(lambda windows: predict(params, windows), image, window)
-    predictor = trained.predictor([model.of_experiment(values)])
+    predictor = predictors.predictor([model.of_experiment(values)])
     return one, predictor.probabilities(predictor.place([params]), image)
 
 

@@ -16,6 +16,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.core import files
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.models import adapted, networks, unet
+from kdnet_jax.prediction import predictors
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import model_folder, trained
 from tests.helpers import foreign_folders
@@ -173,7 +174,7 @@ def test_windows_of_other_tools_need_not_divide_by_all_axes_together() -> None:
     network = adapted.AdaptedConfig(foreign_folders.PLAIN, "regions", (0, 1, 2))
     assert network.divisor == (2, 4, 4)
     model = model_lib.Model(task_lib.GLIOMA, "teacher", network, ("t1",), 1.0, (6, 8, 8))
-    assert trained.prediction_mesh(model).shape["space"] == 1
+    assert predictors.prediction_mesh(model).shape["space"] == 1
 
 
 def test_networks_of_other_strides_share_a_pass_over_a_whole_scan() -> None:
@@ -184,7 +185,7 @@ def test_networks_of_other_strides_share_a_pass_over_a_whole_scan() -> None:
     models = [
         model_lib.Model(task_lib.GLIOMA, "teacher", each, ("t1",), 1.0, (6,) * 3) for each in kinds
     ]
-    assert trained.predictor(models, whole=True).window((7, 7, 7)) == (8, 12, 12)
+    assert predictors.predictor(models, whole=True).window((7, 7, 7)) == (8, 12, 12)
 
 
 def test_whole_scans_of_a_foreign_network_are_not_split() -> None:
@@ -192,6 +193,6 @@ def test_whole_scans_of_a_foreign_network_are_not_split() -> None:
     model = model_lib.Model(
         task_lib.GLIOMA, "teacher", network, ("t1",), 1.0, (16, 16, 16), whole=True
     )
-    assert trained.prediction_mesh(model).shape["space"] == 1
+    assert predictors.prediction_mesh(model).shape["space"] == 1
     split = dataclasses.replace(model, space=2)
-    assert trained.prediction_mesh(split).shape["space"] == 1
+    assert predictors.prediction_mesh(split).shape["space"] == 1

@@ -5,7 +5,7 @@ import pytest
 
 from kdnet_jax.data.scans import geometry
 from kdnet_jax.models import heads
-from kdnet_jax.runs import trained
+from kdnet_jax.prediction import predictors
 from tests.helpers import glioma
 
 
@@ -17,7 +17,7 @@ def test_channels_are_resampled_and_then_decided(head: heads.Head, spacing: floa
     )
     rng = np.random.default_rng(0)
     probs = rng.random((*way.working_shape, len(head.outputs))).astype(np.float32)
-    actual = trained.segmentation_on_scan(probs, head, way)
+    actual = predictors.segmentation_on_scan(probs, head, way)
     assert actual.dtype == np.uint8
     assert len(np.unique(actual)) == 4
     if head.kind == "softmax":

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import shutil
-import types
 
 import jax
 import pytest
@@ -15,7 +14,6 @@ from kdnet_jax.config import reading
 from kdnet_jax.core import files
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
-from kdnet_jax.data.records import store
 from kdnet_jax.experiment import runner
 from kdnet_jax.models import networks, unet
 from kdnet_jax.runs import model, model_folder, teachers
@@ -27,10 +25,7 @@ def _split(train: list[str], validation: list[str], test: list[str]) -> splits.S
     return splits.Split(tuple(train), tuple(validation), tuple(test), "unused")
 
 
-def _data(test: list[str]) -> types.SimpleNamespace:
-    summaries = [store.CaseSummary(name, name[:-4], None) for name in VISITS[1:]]
-    cases = types.SimpleNamespace(summaries=summaries)
-    return types.SimpleNamespace(cases=cases, split=_split([], [], test))
+PATIENTS = {name: name[:-4] for name in VISITS[1:]}
 
 
 def _own_teacher(student: experiment_lib.Experiment, **data: str) -> model.Model:
@@ -46,8 +41,8 @@ def test_another_visit_of_a_test_patient_is_a_leak(tmp_path: pathlib.Path, part:
     (tmp_path / "config.json").write_text(text, "utf-8")
     (tmp_path / "split.json").write_text(str(known).replace("'", '"'), "utf-8")
     with pytest.raises(UserError, match=r"1 patients of this run's test cases.*BraTS-GLI-00001"):
-        teachers.check_split(tmp_path, _data([VISITS[1]]))
-    teachers.check_split(tmp_path, _data([VISITS[2]]))
+        teachers.check_split(tmp_path, PATIENTS, [VISITS[1]])
+    teachers.check_split(tmp_path, PATIENTS, [VISITS[2]])
 
 
 def test_what_cannot_be_told_of_a_leak_is_said(
@@ -58,7 +53,7 @@ def test_what_cannot_be_told_of_a_leak_is_said(
     for name, said in ((VISITS[0], ""), ("BRATS_007", "none of the 1 cases")):
         text = f'{{"train": ["{name}"], "validation": [], "test": []}}'
         (tmp_path / "split.json").write_text(text, "utf-8")
-        teachers.check_split(tmp_path, _data([VISITS[2]]))
+        teachers.check_split(tmp_path, PATIENTS, [VISITS[2]])
         assert said in caplog.text
         assert bool(caplog.text) == bool(said)
 
@@ -86,7 +81,7 @@ def test_a_student_s_known_cases_end_where_its_teacher_s_do(
     assert teachers.known_cases(run) == model.KnownCases(("a", "b", VISITS[0]), complete=False)
     # What is known of them still counts.
     with pytest.raises(UserError, match="1 patients of this run's test cases"):
-        teachers.check_split(teacher, _data([VISITS[1]]))
+        teachers.check_split(teacher, PATIENTS, [VISITS[1]])
     assert f"{teacher} does not say on all cases" in caplog.text
     shutil.rmtree(teacher)
     assert teachers.known_cases(run) == model.KnownCases(("a", "b"), complete=False)

@@ -6,10 +6,11 @@ import pytest
 
 from configs import common
 from kdnet_jax.config import reading
+from kdnet_jax.experiment import compilation
 from kdnet_jax.models import layers, networks, unet
 from kdnet_jax.parallel import sharding
 from kdnet_jax.runs import model
-from kdnet_jax.training import compilation, flops
+from kdnet_jax.training import flops
 
 NNUNET = (32, 64, 128, 256, 320, 320)
 

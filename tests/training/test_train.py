@@ -24,14 +24,14 @@ from kdnet_jax.data.loading import loader
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import cases
 from kdnet_jax.evaluation import evaluation
-from kdnet_jax.experiment import run_data, runner
+from kdnet_jax.experiment import compilation, run_data, runner
 from kdnet_jax.losses import objective
 from kdnet_jax.models import networks
 from kdnet_jax.parallel import sharding
+from kdnet_jax.prediction import predictors
 from kdnet_jax.runs import model, trained
 from kdnet_jax.training import (
     checkpoint,
-    compilation,
     loop,
     progress,
     saved_checkpoints,
@@ -85,7 +85,7 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = ()) -> tuple
     )
     for _ in range(80):
         state, _ = step(state, teacher, batch, root)
-    predictor = trained.predictor([model.of_experiment(values)])
+    predictor = predictors.predictor([model.of_experiment(values)])
     ((_, dice),) = evaluation.dice_on_working_grid(
         predictor, state.params, [(0, case)], "background"
     )

@@ -23,7 +23,7 @@ from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import records
 from kdnet_jax.data.scans import geometry as geometry_lib
-from kdnet_jax.data.scans import intensities, prepare
+from kdnet_jax.data.scans import prepare
 
 # The split that holds every case: which of them train is decided later, by patient (splits.py).
 SPLIT = "cases"
@@ -54,7 +54,7 @@ def features(
     """
     volume = tfds.features.Tensor(shape=(None, None, None), dtype=np.uint8, encoding="bytes")
     image_shape = (None, None, None, len(modalities))
-    more = {} if all(intensities.zero_is_background(task)) else {"foreground": volume}
+    more = {} if all(task.zero_is_background()) else {"foreground": volume}
     return tfds.features.FeaturesDict(
         {
             "case_id": tfds.features.Text(),

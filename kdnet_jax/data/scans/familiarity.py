@@ -21,7 +21,7 @@ from scipy import ndimage
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import documents, files, typed
 from kdnet_jax.core.errors import UserError
-from kdnet_jax.data.scans import intensities, prepare
+from kdnet_jax.data.scans import prepare
 
 FILE = "training_data.json"
 # Of a large cohort so many cases are enough.
@@ -182,7 +182,7 @@ def compare(
 
 
 def _is_stripped(task: task_lib.Task) -> bool:
-    return all(intensities.zero_is_background(task))
+    return all(task.zero_is_background())
 
 
 def _compare_spacing(

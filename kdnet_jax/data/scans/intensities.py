@@ -4,7 +4,6 @@ Every channel is treated separately: its background, mean, deviation and range c
 voxels. So a channel looks the same to the networks whether or not the others were acquired.
 """
 
-from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -119,19 +118,6 @@ def known_statistics(channel: task_lib.Channel) -> tuple[float, float, float, fl
             'measures them), or write them under "kdnet", "statistics" of its dataset.json'
         )
     return channel.statistics
-
-
-def zero_is_background(
-    task: task_lib.Task, modalities: Iterable[str] | None = None
-) -> tuple[bool, ...]:
-    """Returns for each channel whether 0 in the networks' input means background, exactly.
-
-    Args:
-        task: what is segmented.
-        modalities: which of its channels; by default all.
-    """
-    names = task.modalities if modalities is None else modalities
-    return tuple(task.channel(name).normalisation == "zscore_nonzero" for name in names)
 
 
 def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, slice, slice]:

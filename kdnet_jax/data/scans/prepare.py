@@ -337,7 +337,7 @@ def _foreground(
     union: Bool[np.ndarray, "x y z"], way: geometry.Geometry, task: task_lib.Task
 ) -> Bool[np.ndarray, "d h w"] | None:
     """Returns the foreground on the working grid, None where 0 in every channel says the same."""
-    if all(intensities.zero_is_background(task)):
+    if all(task.zero_is_background()):
         return None
     if union.all():
         return np.ones(way.working_shape, bool)

@@ -1,6 +1,6 @@
 """Contact sheet of phantom cases: every sequence beside the same slice with the reference.
 
-    python -m kdnet_jax.data.phantom.sheet --figure=FILE.png
+    python -m data_builders.brats_phantom.sheet --figure=FILE.png
 
 draws two cases.
 """

@@ -15,11 +15,11 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading
 from kdnet_jax.core import memory
 from kdnet_jax.core.errors import UserError
-from kdnet_jax.experiment import runner
+from kdnet_jax.experiment import compilation, runner
 from kdnet_jax.models import networks, unet
 from kdnet_jax.parallel import sharding
 from kdnet_jax.runs import model
-from kdnet_jax.training import compilation, steps
+from kdnet_jax.training import steps
 from tests.helpers import jaxprs
 
 CASES = 4
