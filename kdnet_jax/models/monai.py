@@ -5,7 +5,7 @@ Myronenko, "3D MRI brain tumor segmentation using autoencoder regularization", B
 """
 
 import dataclasses
-from typing import Literal, Self
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class DynUNetConfig:
         return DynUNet(self)
 
     @classmethod
-    def of_unet(cls, like: unet.UNetConfig) -> Self:
+    def of_unet(cls, like: unet.UNetConfig) -> "DynUNetConfig":
         """Returns a network of the widths, strides and kernels of a U-Net's levels.
 
         Raises:
@@ -159,7 +159,7 @@ class SegResNetConfig:
         return SegResNet(self)
 
     @classmethod
-    def of_unet(cls, like: unet.UNetConfig) -> Self:
+    def of_unet(cls, like: unet.UNetConfig) -> "SegResNetConfig":
         """Returns a network as deep as `like.widths`, which begins with as many channels.
 
         Raises:

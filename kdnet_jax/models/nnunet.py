@@ -4,7 +4,6 @@ Isensee et al., "nnU-Net", Nature Methods 2021, and "nnU-Net revisited", MICCAI 
 """
 
 import dataclasses
-from typing import Self
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -71,7 +70,7 @@ class PlainConvConfig:
         return PlainConvUNet(self)
 
     @classmethod
-    def of_unet(cls, like: unet.UNetConfig) -> Self:
+    def of_unet(cls, like: unet.UNetConfig) -> "PlainConvConfig":
         """Returns a network of the widths, strides and kernels of a U-Net's levels."""
         depth = len(like.widths)
         return cls(

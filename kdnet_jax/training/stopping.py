@@ -8,7 +8,7 @@ import contextlib
 import signal
 import types
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -39,7 +39,7 @@ class _Handlers:
     def __init__(self) -> None:
         self._former: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "_Handlers":
         for number in SIGNALS:
             self._former[number] = signal.signal(number, self._note)
         return self

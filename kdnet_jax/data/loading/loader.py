@@ -8,7 +8,7 @@ batches of a seed are the same, bit for bit, whichever way they come.
 import contextlib
 import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import grain
 import jax
@@ -115,7 +115,7 @@ class PatchIterator(Iterator[Batch]):
         self._first = None
         self._iterator.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PatchIterator":
         return self
 
     def __exit__(
