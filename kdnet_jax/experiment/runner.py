@@ -23,7 +23,7 @@ from kdnet_jax.experiment import compilation, given_teachers, run_data
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, networks
 from kdnet_jax.parallel import processes, sharding
-from kdnet_jax.prediction import ensembles
+from kdnet_jax.prediction import ensembles, predictors
 from kdnet_jax.reports import run_report
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import teachers
@@ -68,7 +68,7 @@ def _run(
         experiment.network.divisor[0],
     )
     networks.check_space(mesh.shape[sharding.SPACE], experiment.network, "mesh.space")
-    runs.prediction_mesh(model_lib.of_experiment(experiment))
+    predictors.prediction_mesh(model_lib.of_experiment(experiment))
     own = {workdir: experiment}
     asked = experiment.teacher
     given = to_be = None
@@ -81,7 +81,7 @@ def _run(
         given = processes.together(lambda: given_teachers.load(asked, workdir))
         _check_same(given.run)
         teachers.check_settings(given.run.folder, given.run.model, experiment)
-        runs.prediction_mesh(given.run.model)
+        predictors.prediction_mesh(given.run.model)
     for folder, each in own.items():
         workdir_lib.check(folder, each)
         processes.first_does(functools.partial(_lock, folder, locks))
@@ -308,7 +308,7 @@ def _train(
 
 def _validator(experiment: experiment_lib.Experiment, data: run_data.Data) -> loop.Validate:
     """Returns what scores parameters on this process's share of the validation cases."""
-    predictor = runs.predictor([model_lib.of_experiment(experiment)])
+    predictor = predictors.predictor([model_lib.of_experiment(experiment)])
     own = processes.share(list(enumerate(data.indices("validation"))))
 
     def validate(params: Any) -> list[tuple[int, dict[str, float]]]:
