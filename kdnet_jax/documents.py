@@ -3,13 +3,12 @@
 import json
 import os
 import pathlib
-from typing import Any
 
 from kdnet_jax import typed
 from kdnet_jax.errors import UserError
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str]) -> typed.JsonValue:
     """Returns the content of a JSON file.
 
     Raises:

@@ -12,6 +12,7 @@ from kdnet_jax import checksums, files, model_folder, processes, runs, teachers
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import conversion, foreign
+from kdnet_jax.models import adapted
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,8 +64,10 @@ def load(teacher: experiment_lib.Teacher, workdir: pathlib.Path) -> Given:
             f"-m kdnet_jax.export --checkpoint={path}{chosen} --output=DIR"
         )
     found = conversion.convert(path, folds)
+    network = found.model.network
+    assert isinstance(network, adapted.AdaptedConfig)
     _LOG.info(
-        f"{path}: {found.about['made_by']}; {found.model.network.members} network(s) of "
+        f"{path}: {found.about['made_by']}; {network.members} network(s) of "
         f"{', '.join(found.model.modalities)}, kept in {kept}"
     )
     digest = checksums.content_hash(found.params)

@@ -2,7 +2,8 @@
 
 import ctypes
 import sys
-from typing import Any
+
+import jax
 
 from kdnet_jax.errors import UserError
 
@@ -14,7 +15,7 @@ _REMEDY = (
 )
 
 
-def step_bytes(compiled: Any) -> int:
+def step_bytes(compiled: jax.stages.Compiled) -> int:
     """Returns what a compiled step holds on each device at once: XLA's own plan.
 
     Arguments (state, teacher, batch), results, and the largest set of intermediate values; a

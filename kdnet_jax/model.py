@@ -1,10 +1,9 @@
 """Model: all that is needed to use a trained network on scans, and its form in JSON."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from kdnet_jax import dataset_json
+from kdnet_jax import dataset_json, typed
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import keys, values
@@ -103,7 +102,7 @@ def of_experiment(experiment: experiment_lib.Experiment) -> Model:
     )
 
 
-def to_json(model: Model) -> dict[str, Any]:
+def to_json(model: Model) -> typed.Json:
     """Returns the model as JSON."""
     plain = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     return plain | {
@@ -112,7 +111,7 @@ def to_json(model: Model) -> dict[str, Any]:
     }
 
 
-def from_json(plain: Mapping[str, Any]) -> Model:
+def from_json(plain: typed.JsonView) -> Model:
     """Returns the model that `to_json` wrote.
 
     Raises:
