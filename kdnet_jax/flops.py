@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import jax
+from jax import core as jax_core
 from jax.extend import core
 from jaxtyping import PyTree
 
@@ -46,9 +47,9 @@ def _inner_jaxprs(parameters: Mapping[str, object]) -> Iterator[core.Jaxpr]:
                 yield each
 
 
-def _form(value: core.Var | core.Literal) -> jax.core.ShapedArray:
+def _form(value: core.Var | core.Literal) -> jax_core.ShapedArray:
     # JAX says only that it is abstract.
-    return cast(jax.core.ShapedArray, value.aval)
+    return cast(jax_core.ShapedArray, value.aval)
 
 
 def _convolution(equation: core.JaxprEqn) -> int:

@@ -22,6 +22,7 @@ def step_bytes(compiled: jax.stages.Compiled) -> int:
     donated argument counts once.
     """
     plan = compiled.memory_analysis()
+    assert plan is not None  # CPU, GPU and TPU have one
     return (
         plan.argument_size_in_bytes
         + plan.output_size_in_bytes

@@ -13,8 +13,8 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax._src import distributed
-from jax._src.lib import _jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxlib import _jax
 
 from kdnet_jax import typed
 from kdnet_jax.errors import UserError

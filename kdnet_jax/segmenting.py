@@ -246,11 +246,8 @@ def _write(
             values = geometry.map_to_scan(values, case.geometry)
             nifti.write_image(path, values, affine, stored=stored)
     if job.overlay:
-        figures.save_png(
-            _drawn(case, prediction.classes, job.name, ensemble.head.task), job.overlay
-        )
+        figures.save_png(_drawn(case, prediction.classes, job.name, task), job.overlay)
     # Last: where there is a mask, there is all that was asked for.
-    task = ensemble.head.task
     values = labels.from_classes(prediction.classes, options.convention, task=task)
     nifti.write_mask(job.output, values, affine, stored=stored, description=options.mark)
 
