@@ -13,8 +13,10 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax._src import distributed
+
+# JAX has no public name for its service.
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxlib import _jax
 
 from kdnet_jax import typed
 from kdnet_jax.errors import UserError
