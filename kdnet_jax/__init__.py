@@ -1,8 +1,11 @@
 """KD-Net in JAX: a four-sequence teacher, distilled into a one-sequence student."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kdnet_jax.core import home
+
+if TYPE_CHECKING:
+    from kdnet_jax.api import load
 
 __version__ = "0.1.0"
 __all__ = ["load"]
@@ -11,7 +14,7 @@ __all__ = ["load"]
 home.ensure()
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Imported late: JAX takes seconds, and commands report mistakes in their flags first.
     if name == "load":
         from kdnet_jax import api

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -53,15 +53,15 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(_with_found_config(argv))
         if "config" in flags.FLAGS:
             # A config file that cannot be loaded is told only when its value is asked for.
-            _ = flags.FLAGS["config"].value.role
-            _tell_installed(flags.FLAGS["config"].config_filename)
+            _ = flags.FLAGS.config.role
+            _tell_installed(config_flags.get_config_filename(flags.FLAGS["config"]))
         return rest
     except (flags.Error, errors.UserError) as error:
         message = _without_required(error) or str(error)
     except _CONFIG_ERRORS as error:
         message = _config_mistake(argv, error)
     except OSError as error:
-        message = _unreadable_config(argv, flags.FLAGS["config"].default, error)
+        message = _unreadable_config(argv, str(flags.FLAGS["config"].default), error)
     _refuse(message)
 
 
@@ -122,7 +122,7 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
     suggested = re.search(r'Did you mean "(\w+)"', text)
     keys = [match.group(1) for arg in argv if (match := _CONFIG_KEY.match(arg))]
     wanted = [key for key in keys if quoted and quoted.group(1) in key.split(".")]
-    if not wanted:
+    if quoted is None or not wanted:
         return f"{_given_config(argv) or '--config'}: the config cannot be read: {text}"
     hint = f"; did you mean {suggested.group(1)!r}?" if suggested else ""
     return f"--{wanted[0]}: the config has no key {quoted.group(1)!r}{hint}"
@@ -137,7 +137,7 @@ def refuse_arguments(argv: list[str]) -> None:
         sys.exit(errors.EXIT_USER_ERROR)
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
+def run(main: Callable[[list[str]], object]) -> None:
     """Runs a command whose mistakes are `UserError`s."""
     from absl import app
 

@@ -206,15 +206,16 @@ def fitted(
     return Fitted(**dataclasses.asdict(options), zero_is_background=masked, spacing=tuple(edges))
 
 
-def source_patch(patch: tuple[int, int, int], options: AugmentOptions) -> tuple[int, ...]:
+def source_patch(patch: tuple[int, int, int], options: AugmentOptions) -> tuple[int, int, int]:
     """Returns the size of the crops to cut, so that few resampled patches reach beyond one."""
-    return spatial.source_patch(
+    size = spatial.source_patch(
         patch,
         options.chances["rotation"],
         options.chances["zoom_out"],
         options.chances["elastic"],
         options.spacing,
     )
+    return typed.triple(size)
 
 
 def one_sample(

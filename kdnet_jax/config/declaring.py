@@ -5,7 +5,6 @@ import inspect
 import re
 import typing
 from collections.abc import Mapping
-from typing import Any
 
 from kdnet_jax.config import values
 
@@ -23,7 +22,7 @@ class Key:
         unset: a config leaves it open, and the value of `augment.preset` counts.
     """
 
-    default: Any
+    default: object
     kind: values.Kind
     help: str
     operational: bool = False
@@ -35,7 +34,7 @@ def of_class(
     options: type,
     kinds: Mapping[str, values.Kind],
     operational: tuple[str, ...] = (),
-    **defaults: Any,
+    **defaults: object,
 ) -> dict[str, Key]:
     """Returns the keys of a section that is the options of a class.
 
@@ -58,7 +57,7 @@ def of_class(
     return keys
 
 
-def _kind(hint: Any) -> values.Kind | None:
+def _kind(hint: object) -> values.Kind | None:
     if typing.get_origin(hint) is typing.Literal:
         return values.Choice(typing.get_args(hint))
     return values.Switch() if hint is bool else None

@@ -3,19 +3,19 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from kdnet_jax.augment import augment
 from kdnet_jax.config import keys, values
+from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
 
 # A config as config.json holds it: nested dictionaries.
-Document = Mapping[str, Any]
+Document = typed.JsonView
 _SECTIONS: Final = {name.rpartition(".")[0] for name in keys.KEYS} - {""}
 
 
-def check(flat: Mapping[str, Any]) -> None:
+def check(flat: typed.JsonView) -> None:
     """Raises UserError for the first value that is of another kind than its key's.
 
     Args:
@@ -32,7 +32,7 @@ def check(flat: Mapping[str, Any]) -> None:
             values.check(name, value, key.kind)
 
 
-def check_complete(flat: Mapping[str, Any], role: str) -> None:
+def check_complete(flat: typed.JsonView, role: str) -> None:
     """Raises UserError if keys of a role's config are missing, or unknown."""
     expected = keys.of_role(role)
     missing = [f"no {name}" for name in expected if name not in flat]
@@ -45,9 +45,9 @@ def check_complete(flat: Mapping[str, Any], role: str) -> None:
         )
 
 
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(document: typed.JsonView, prefix: str = "") -> typed.Json:
     """Returns dotted key -> value of a config's nested dictionaries."""
-    found: dict[str, Any] = {}
+    found: typed.Json = {}
     for name, value in document.items():
         if isinstance(value, dict) and value:
             found |= flatten(value, f"{prefix}{name}.")
@@ -56,9 +56,9 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: typed.JsonView) -> typed.Json:
     """Returns the nested dictionaries of dotted keys."""
-    document: dict[str, Any] = {}
+    document: typed.Json = {}
     for name, value in flat.items():
         *sections, last = name.split(".")
         place = document
@@ -68,7 +68,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return document
 
 
-def differences(ours: Document, theirs: Document) -> list[tuple[str, Any, Any]]:
+def differences(ours: Document, theirs: Document) -> list[tuple[str, object, object]]:
     """Returns (dotted key, ours, theirs) wherever two configs differ."""
     left, right = explicit(ours), explicit(theirs)
     return [
@@ -78,12 +78,12 @@ def differences(ours: Document, theirs: Document) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def changes(ours: Document, theirs: Document) -> list[tuple[str, Any, Any]]:
+def changes(ours: Document, theirs: Document) -> list[tuple[str, object, object]]:
     """Returns the `differences` in what is computed."""
     return [each for each in differences(ours, theirs) if each[0] not in keys.OPERATIONAL]
 
 
-def explicit(document: Document) -> dict[str, Any]:
+def explicit(document: Document) -> typed.Json:
     """Returns dotted key -> value, with what is drawn as augmentation for `augment.preset`."""
     # What is drawn counts, not whether a preset or a key of its own says so.
     chosen = augment.choose(**document.get("augment", {}))

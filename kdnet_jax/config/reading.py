@@ -4,8 +4,7 @@ Everything that can be wrong in a config alone is found here, before any data is
 """
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from ml_collections import config_dict
 
@@ -14,7 +13,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys
-from kdnet_jax.core import documents
+from kdnet_jax.core import documents, typed
 from kdnet_jax.core.errors import UserError, check_choice
 from kdnet_jax.data import splits
 from kdnet_jax.data.scans import geometry
@@ -49,7 +48,7 @@ def read_run(run: pathlib.Path) -> experiment_lib.Experiment:
         raise UserError(f"{run / CONFIG}: {error}") from error
 
 
-def read_document(run: pathlib.Path) -> dict[str, Any]:
+def read_document(run: pathlib.Path) -> typed.Json:
     """Returns the config in a run's folder, unchecked.
 
     Raises:
@@ -62,12 +61,12 @@ def read_document(run: pathlib.Path) -> dict[str, Any]:
             "kdnet_jax.main wrote (its --workdir), or one that python -m kdnet_jax.export wrote."
         )
     try:
-        return _tuples(documents.read_object(path))
+        return {key: _tuples(value) for key, value in documents.read_object(path).items()}
     except UserError as error:
         raise UserError(f"{path} is damaged: {error} Restore it or train again.") from error
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     # JSON has no tuples; configs have no lists.
     if isinstance(value, dict):
         return {key: _tuples(each) for key, each in value.items()}
@@ -87,7 +86,7 @@ def read_task(run: pathlib.Path) -> task_lib.Task:
 
 
 def of_document(
-    document: Mapping[str, Any], task: task_lib.Task | None = None
+    document: typed.JsonView, task: task_lib.Task | None = None
 ) -> experiment_lib.Experiment:
     """Returns what a config says, given as nested dictionaries.
 
@@ -144,7 +143,7 @@ def of_document(
     )
 
 
-def _completed(flat: Mapping[str, Any], task: task_lib.Task) -> dict[str, Any]:
+def _completed(flat: typed.JsonView, task: task_lib.Task) -> typed.Json:
     """Returns the nested config in which what the task decides is filled in."""
     values = dict(flat)
     everything = values["data.modalities"] or ",".join(task.modalities)
@@ -168,7 +167,7 @@ def _student_channel(task: task_lib.Task) -> str:
     return task.student
 
 
-def _data(section: Mapping[str, Any], task: task_lib.Task) -> experiment_lib.Data:
+def _data(section: typed.JsonView, task: task_lib.Task) -> experiment_lib.Data:
     geometry.check_orientation(section["orientation"])
     convention = section["label_convention"] or None
     if convention:
@@ -186,7 +185,7 @@ def _data(section: Mapping[str, Any], task: task_lib.Task) -> experiment_lib.Dat
     return experiment_lib.Data(**{**section, **read})
 
 
-def _spacing(given: Any) -> experiment_lib.Spacing:
+def _spacing(given: float | tuple[float, ...] | list[float]) -> experiment_lib.Spacing:
     if not isinstance(given, (tuple, list)):
         return given or None
     d, h, w = map(float, given)
@@ -198,7 +197,7 @@ def _spacing(given: Any) -> experiment_lib.Spacing:
     return d if d == h == w else (d, h, w)
 
 
-def _split(section: Mapping[str, Any], patients: int | None) -> experiment_lib.Split:
+def _split(section: typed.JsonView, patients: int | None) -> experiment_lib.Split:
     """Reads the split; of `patients` where they are known before the data."""
     split = experiment_lib.Split(**section)
     if split.folds and not split.file:
@@ -209,7 +208,7 @@ def _split(section: Mapping[str, Any], patients: int | None) -> experiment_lib.S
 
 
 def _modalities(
-    document: Mapping[str, Any], data: experiment_lib.Data, task: task_lib.Task
+    document: typed.JsonView, data: experiment_lib.Data, task: task_lib.Task
 ) -> tuple[str, ...]:
     names = task.read_modalities(document["model"]["modalities"], "model.modalities")
     if absent := [name for name in names if name not in data.modalities]:
@@ -221,7 +220,7 @@ def _modalities(
 
 
 def _network(
-    section: Mapping[str, Any],
+    section: typed.JsonView,
     task: task_lib.Task,
     spacing: experiment_lib.Spacing,
     patch: tuple[int, int, int],
@@ -242,7 +241,7 @@ def _network(
     return networks.of_family(section["family"], network)
 
 
-def _teacher(document: Mapping[str, Any], task: task_lib.Task) -> experiment_lib.Teacher:
+def _teacher(document: typed.JsonView, task: task_lib.Task) -> experiment_lib.Teacher:
     """Reads the teacher; one to train is the student but for role, channels, widths and budget."""
     section = document["teacher"]
     folds = tuple(filter(None, section["folds"].replace(" ", "").split(",")))
@@ -252,7 +251,7 @@ def _teacher(document: Mapping[str, Any], task: task_lib.Task) -> experiment_lib
     return experiment_lib.Teacher(checkpoint=section["checkpoint"], folds=folds, to_train=to_train)
 
 
-def teacher_document(document: Mapping[str, Any]) -> dict[str, Any]:
+def teacher_document(document: typed.JsonView) -> typed.Json:
     """Returns the config of the teacher that a student's run would have to train first."""
     section = document["teacher"]
     changes = {
@@ -263,9 +262,7 @@ def teacher_document(document: Mapping[str, Any]) -> dict[str, Any]:
     return of_other_role(document, "teacher", changes)
 
 
-def of_other_role(
-    document: Mapping[str, Any], role: str, changes: Mapping[str, Any]
-) -> dict[str, Any]:
+def of_other_role(document: typed.JsonView, role: str, changes: typed.JsonView) -> typed.Json:
     """Returns a config with the keys of another role, and some changes."""
     flat = {**flat_keys.flatten(document), "role": role, **changes}
     return flat_keys.nest({key: flat[key] for key in keys.of_role(role)})

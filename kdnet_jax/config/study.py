@@ -2,14 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from ml_collections import config_dict
 
 from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys, reading
+from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
 
 
@@ -69,8 +68,8 @@ def _folder(workdir: pathlib.Path, fold: int | None, seed: int) -> pathlib.Path:
 
 
 def _document(
-    study: Mapping[str, Any], folder: pathlib.Path, role: str, fold: int | None, seed: int
-) -> dict[str, Any]:
+    study: typed.JsonView, folder: pathlib.Path, role: str, fold: int | None, seed: int
+) -> typed.Json:
     changes = {"seed": seed, "teacher.checkpoint": str(folder / "teacher")}
     if fold is not None:
         changes |= {"split.folds": study["study"]["folds"], "split.fold": fold}

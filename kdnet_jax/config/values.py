@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from kdnet_jax.core.errors import UserError, check_choice
 
@@ -11,12 +11,14 @@ from kdnet_jax.core.errors import UserError, check_choice
 class Kind(Protocol):
     """What a value must be."""
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Says whether a value is of this kind."""
+        ...
 
     @property
     def words(self) -> str:
         """What to give."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Whole:
     low: int
     high: int
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Says whether a value is of this kind; true and false are no numbers."""
         return type(value) is int and self.low <= value <= self.high
 
@@ -45,9 +47,9 @@ class Number:
     without_low: bool = False
     without_high: bool = False
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Says whether a value is of this kind; NaN is not."""
-        if type(value) not in (int, float) or not self.low <= value <= self.high:
+        if not (type(value) is int or type(value) is float) or not self.low <= value <= self.high:
             return False
         at_end = (self.without_low and value == self.low) or (
             self.without_high and value == self.high
@@ -70,7 +72,7 @@ class Several:
     least: int
     most: int
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Says whether a value is of this kind."""
         if not isinstance(value, (tuple, list)) or not self.least <= len(value) <= self.most:
             return False
@@ -89,7 +91,7 @@ class OneOr:
 
     several: Several
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Says whether a value is of this kind."""
         return self.several.kind.fits(value) or self.several.fits(value)
 
@@ -105,7 +107,7 @@ class Text:
 
     words: str = "a text"
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Says whether a value is of this kind; no file's name holds a NUL."""
         return isinstance(value, str) and "\0" not in value
 
@@ -116,7 +118,7 @@ class Choice:
 
     names: tuple[str, ...]
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Says whether a value is of this kind."""
         return value in self.names
 
@@ -132,12 +134,12 @@ class Switch:
 
     words: str = "true or false"
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Says whether a value is of this kind."""
         return isinstance(value, bool)
 
 
-def check(key: str, value: Any, kind: Kind) -> None:
+def check(key: str, value: object, kind: Kind) -> None:
     """Raises UserError for the value of a key that is not of its kind."""
     if isinstance(kind, Choice):
         check_choice(key, value, kind.names)

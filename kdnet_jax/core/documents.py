@@ -3,13 +3,12 @@
 import json
 import os
 import pathlib
-from typing import Any
 
 from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str]) -> typed.JsonValue:
     """Returns the content of a JSON file.
 
     Raises:

@@ -38,7 +38,7 @@ def check_choice(key: str, value: object, choices: Iterable[_Choice]) -> _Choice
     return choices[choices.index(value)]
 
 
-def exit_on_user_error(command: Callable[[], None]) -> None:
+def exit_on_user_error(command: Callable[[], object]) -> None:
     """Runs a command; a `UserError` becomes its message on standard error and exit code 2."""
     try:
         command()

@@ -2,7 +2,8 @@
 
 import ctypes
 import sys
-from typing import Any
+
+import jax
 
 from kdnet_jax.core.errors import UserError
 
@@ -14,13 +15,14 @@ _REMEDY = (
 )
 
 
-def step_bytes(compiled: Any) -> int:
+def step_bytes(compiled: jax.stages.Compiled) -> int:
     """Returns what a compiled step holds on each device at once: XLA's own plan.
 
     Arguments (state, teacher, batch), results, and the largest set of intermediate values; a
     donated argument counts once.
     """
     plan = compiled.memory_analysis()
+    assert plan is not None  # CPU, GPU and TPU have one
     return (
         plan.argument_size_in_bytes
         + plan.output_size_in_bytes

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 # What a JSON file of this project holds: nested values, known by their keys.
 Json = dict[str, Any]
 JsonView = Mapping[str, Any]
+# Any value that JSON can hold.
+JsonValue = Any
 
 # A `jax.Device`, which type checkers take for a variable.
 Device = Any

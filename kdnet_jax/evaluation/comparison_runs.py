@@ -4,11 +4,12 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.config import keys as keys_lib
+from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.metrics import cases as case_metrics
@@ -45,8 +46,8 @@ class Run:
 
     side: str
     folder: pathlib.Path
-    config: Mapping[str, Any] | None
-    summary: Mapping[str, Any]
+    config: typed.JsonView | None
+    summary: typed.JsonView
     scores: Mapping[tuple[str, str], case_metrics.RegionScore]
 
     @property
@@ -115,7 +116,7 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
     return Run(side, folder, config, summary, scores)
 
 
-def _check_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
+def _check_summary(folder: pathlib.Path, summary: typed.JsonView) -> None:
     task = summary.get("task")
     if not (isinstance(task, dict) and "name" in task and isinstance(task.get("regions"), dict)):
         raise UserError(
@@ -132,7 +133,7 @@ def _check_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_gaps(where: str, scores: Mapping[tuple[str, str], Any], regions: Iterable[str]) -> None:
+def _refuse_gaps(where: str, scores: Collection[tuple[str, str]], regions: Iterable[str]) -> None:
     for case in sorted({case for case, _ in scores}):
         for region in regions:
             if (case, region) not in scores:
@@ -219,15 +220,17 @@ def _roles(runs: Sequence[Run]) -> list[str]:
 
 def _config_differences(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[str]:
     known = [run for run in runs if run.config is not None]
-    keys = sorted({key for run in known for key in run.config if wanted(key)})
+    keys = sorted({key for run in known for key in run.config or {} if wanted(key)})
     return [
         line
         for key in keys
-        for line in _disagree(key, known, lambda run, key=key: run.config.get(key, "absent"))
+        for line in _disagree(
+            key, known, lambda run, key=key: (run.config or {}).get(key, "absent")
+        )
     ]
 
 
-def _disagree(key: str, runs: Sequence[Run], value: Callable[[Run], Any]) -> list[str]:
+def _disagree(key: str, runs: Sequence[Run], value: Callable[[Run], object]) -> list[str]:
     """Returns a line if the runs do not all have one value; what is unknown (None) is no value."""
     groups: dict[str, list[str]] = {}
     for run in runs:
@@ -297,7 +300,9 @@ def _overlaps(runs: Sequence[Run]) -> list[str]:
 def _by_seed(runs: Sequence[Run]) -> dict[int, Run]:
     found: dict[int, Run] = {}
     for run in runs:
-        if run.seed is not None and run.seed in found:
+        if run.seed is None:
+            continue
+        if run.seed in found:
             raise UserError(
                 f"--{run.side}: {found[run.seed].folder} and {run.folder} are both seed {run.seed} "
                 "of the same split. Give one of them."

@@ -8,14 +8,14 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, PyTree, UInt8
+from nibabel import affines
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import console, documents, files, provenance
+from kdnet_jax.core import console, documents, files, provenance, typed
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import nifti, prepare
@@ -42,7 +42,7 @@ CASES_FILE, SUMMARY_FILE = "cases.csv", "summary.json"
 
 def dice_on_working_grid(
     predictor: inference.Predictor,
-    params: Any,
+    params: PyTree,
     cases: Iterable[tuple[int, prepare.PreparedCase]],
     cavity: str,
 ) -> list[tuple[int, dict[str, float]]]:
@@ -59,6 +59,7 @@ def dice_on_working_grid(
     head, placed = predictor.models[0].head, predictor.place([params])
     scores = []
     for place, case in cases:
+        assert case.label is not None  # prepared cases of a run have one
         predicted = head.decide(predictor.probabilities(placed, predictor.image(case)))
         reference = labels.map_cavity(case.label, cavity, task=head.task)
         dice = {
@@ -80,8 +81,8 @@ def evaluate(
     cavity: str,
     convention: str,
     folder: pathlib.Path,
-    key: dict[str, Any],
-    about: dict[str, Any],
+    key: typed.Json,
+    about: typed.Json,
     description: str,
 ) -> None:
     """Predicts whole test cases on their own grids, scores them, and writes everything.
@@ -119,6 +120,7 @@ def evaluate(
             if cases.summaries[index].case_id in finished:
                 continue
             case = cases[index]
+            assert case.reference is not None
             reference = labels.map_cavity(case.reference, cavity, task=task)
             yield _Predicted(case, network.segment(case), reference)
 
@@ -146,13 +148,13 @@ def evaluate(
     processes.first_does(lambda: _gather(beside, folder, tested, rules, about | key, task))
 
 
-def _choose_rules(tables: Sequence[pathlib.Path]) -> dict[str, float]:
+def _choose_rules(tables: Sequence[pathlib.Path]) -> typed.Json:
     files.wait_until_seen(tables)
     rules = postprocessing.choose([json.loads(table.read_text("utf-8")) for table in tables])
     return dataclasses.asdict(rules)
 
 
-def _begin(beside: pathlib.Path, key: dict[str, Any]) -> None:
+def _begin(beside: pathlib.Path, key: typed.Json) -> None:
     """Makes the folder of an evaluation under way, or keeps that of an interrupted one."""
     text = json.dumps(key, sort_keys=True)
     of = beside / "key.json"
@@ -172,7 +174,7 @@ def _gather(
     folder: pathlib.Path,
     test: Sequence[str],
     rules: postprocessing.Rules,
-    about: dict[str, Any],
+    about: typed.Json,
     task: task_lib.Task,
 ) -> None:
     """Makes an evaluation of the test cases' own files, each of which must be there."""
@@ -224,7 +226,7 @@ class _Predicted(NamedTuple):
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size of the scan's own grid, mm."""
-        return tuple(nib.affines.voxel_sizes(self.case.geometry.affine).tolist())
+        return typed.triple(affines.voxel_sizes(self.case.geometry.affine).tolist())
 
 
 def _write_prediction(
@@ -283,10 +285,10 @@ def _drop_probabilities(folder: pathlib.Path, keep: Sequence[str]) -> None:
 def write_scores(
     folder: pathlib.Path,
     scores: Sequence[case_metrics.RegionScore],
-    about: dict[str, Any],
+    about: typed.Json,
     *,
     task: task_lib.Task,
-) -> dict[str, Any]:
+) -> typed.Json:
     """Writes `cases.csv` and `summary.json` into a new folder; returns the summary."""
     folder.mkdir(exist_ok=True)
     summary = case_metrics.summarise(scores, task=task) | about
@@ -301,7 +303,7 @@ def _replace_folder(new: pathlib.Path, old: pathlib.Path) -> None:
     os.replace(new, old)
 
 
-def read_summary(folder: pathlib.Path, *, postprocessed: bool = False) -> dict[str, Any] | None:
+def read_summary(folder: pathlib.Path, *, postprocessed: bool = False) -> typed.Json | None:
     """Returns the summary of a run's evaluation, `None` if it has none.
 
     Raises:
@@ -316,6 +318,13 @@ def read_summary(folder: pathlib.Path, *, postprocessed: bool = False) -> dict[s
         raise UserError(
             f"{path} is damaged ({error}). Remove it and give the command that wrote it again."
         ) from error
+
+
+def summary_of(folder: pathlib.Path) -> typed.Json:
+    """Returns the summary of a run that has been evaluated; see `read_summary`."""
+    summary = read_summary(folder)
+    assert summary is not None, f"{folder} has not been evaluated"
+    return summary
 
 
 def is_complete(folder: pathlib.Path) -> bool:

@@ -3,11 +3,11 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
@@ -85,7 +85,7 @@ def _step(
     mesh: Mesh,
     cases: int,
     teacher: model_lib.Model | None,
-) -> tuple[Any, tuple[Any, ...]]:
+) -> tuple[jax.stages.Wrapped, tuple[PyTree, ...]]:
     """Returns the jitted step, and the shapes that the run calls it with."""
     student, modalities = model_lib.of_experiment(experiment), experiment.data.modalities
     patch, update = experiment.loader.patch, optimizer(experiment, cases)

@@ -12,6 +12,7 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import checksums, files
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.interop import conversion, foreign
+from kdnet_jax.models import adapted
 from kdnet_jax.parallel import processes
 from kdnet_jax.runs import model_folder, teachers, trained
 
@@ -65,8 +66,10 @@ def load(teacher: experiment_lib.Teacher, workdir: pathlib.Path) -> Given:
             f"-m kdnet_jax.export --checkpoint={path}{chosen} --output=DIR"
         )
     found = conversion.convert(path, folds)
+    network = found.model.network
+    assert isinstance(network, adapted.AdaptedConfig)
     _LOG.info(
-        f"{path}: {found.about['made_by']}; {found.model.network.members} network(s) of "
+        f"{path}: {found.about['made_by']}; {network.members} network(s) of "
         f"{', '.join(found.model.modalities)}, kept in {kept}"
     )
     digest = checksums.content_hash(found.params)

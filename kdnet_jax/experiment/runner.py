@@ -7,12 +7,12 @@ import math
 import os
 import pathlib
 import shutil
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from kdnet_jax.config import experiment as experiment_lib
-from kdnet_jax.core import checksums, files, provenance
+from kdnet_jax.core import checksums, files, provenance, typed
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import loader
 from kdnet_jax.data.records import skipping
@@ -142,7 +142,7 @@ def _report(
         facts=_facts(experiment, data, workdir),
     )
     shown = {**others, experiment.role: workdir}
-    _LOG.info(run_report.region_table({k: evaluation.read_summary(v) for k, v in shown.items()}))
+    _LOG.info(run_report.region_table({k: evaluation.summary_of(v) for k, v in shown.items()}))
     _LOG.info(f"Report: {report}")
 
 
@@ -221,9 +221,7 @@ def _evaluation_key(run: runs.Run, data: run_data.Data) -> dict[str, str | int]:
     }
 
 
-def evaluate(
-    run: runs.Run, folder: pathlib.Path, data: run_data.Data, about: dict[str, Any]
-) -> None:
+def evaluate(run: runs.Run, folder: pathlib.Path, data: run_data.Data, about: typed.Json) -> None:
     """Scores a run on the test cases, unless `folder` holds just that already."""
     key = _evaluation_key(run, data)
     if processes.first_does(lambda: _is_scored(folder, key) and evaluation.is_complete(folder)):
@@ -311,7 +309,7 @@ def _validator(experiment: experiment_lib.Experiment, data: run_data.Data) -> lo
     predictor = predictors.predictor([model_lib.of_experiment(experiment)])
     own = processes.share(list(enumerate(data.indices("validation"))))
 
-    def validate(params: Any) -> list[tuple[int, dict[str, float]]]:
+    def validate(params: PyTree) -> list[tuple[int, dict[str, float]]]:
         return evaluation.dice_on_working_grid(
             predictor,
             sharding.to_own_devices(params),
@@ -338,9 +336,7 @@ def _note_start(
         familiarity.write(folder, usual)
 
 
-def _open_log(
-    folder: pathlib.Path, start: saved_checkpoints.Progress
-) -> progress.MetricsLog | progress.Unwritten:
+def _open_log(folder: pathlib.Path, start: saved_checkpoints.Progress) -> progress.Log:
     if not processes.is_first():
         return progress.Unwritten()
     return progress.MetricsLog(folder, resume_step=start.step, keep=start.rows)

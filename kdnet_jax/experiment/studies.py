@@ -62,12 +62,12 @@ def is_finished(part: study.Part) -> bool:
     if part.role != "student":
         return True
     teacher = evaluation.read_summary(part.folder.parent / "teacher") or {}
-    taught_by = evaluation.read_summary(part.folder)["teacher"]["hash"]
+    taught_by = evaluation.summary_of(part.folder)["teacher"]["hash"]
     return taught_by == teacher.get("params_hash")
 
 
 def _facts(planned: list[study.Part]) -> list[tuple[str, str]]:
-    summaries = [evaluation.read_summary(part.folder) for part in planned]
+    summaries = [evaluation.summary_of(part.folder) for part in planned]
     hours = sum(each["train_seconds"] + each["evaluate_seconds"] for each in summaries) / 3600
     splits = dict.fromkeys(each["split_hash"][:16] for each in summaries)
     of_role = {part.role: part.experiment for part in planned}

@@ -1,7 +1,7 @@
 """The arguments that a file gives for a class, each taken once and none left over."""
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
@@ -16,11 +16,11 @@ class Arguments:
         self._left = dict(given)
         self._where = where
 
-    def take(self, name: str, default: object = None) -> Any:
+    def take(self, name: str, default: object = None) -> typed.JsonValue:
         """Returns an argument's value, and counts it as understood."""
         return self._left.pop(name, default)
 
-    def need(self, name: str) -> Any:
+    def need(self, name: str) -> typed.JsonValue:
         """Returns the value of an argument that has no default."""
         if name not in self._left:
             raise UserError(f"{self._where}: {name} is missing.")

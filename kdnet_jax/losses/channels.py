@@ -6,7 +6,9 @@ pass over the data many times; on CPU the loss then costs a good part of the ste
 arithmetic on whole volumes, and the values that several sums read are computed once.
 """
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -70,7 +72,7 @@ def predict(logits: Float[Array, "b d h w k"], head: heads.Head) -> Prediction:
     largest = jax.lax.stop_gradient(_largest(channels))
     shifted = [x - largest for x in channels]
     exponentials = [jnp.exp(x) for x in shifted]
-    total = sum(exponentials)
+    total = add(exponentials)
     log_total = jnp.log(total)
     return Prediction(
         tuple(e / total for e in exponentials),
@@ -90,4 +92,9 @@ def _largest(volumes: Sequence[Volume]) -> Volume:
 
 
 def _sum_without(volumes: Sequence[Volume], channel: int) -> Volume:
-    return sum(volume for index, volume in enumerate(volumes) if index != channel)
+    return add(volume for index, volume in enumerate(volumes) if index != channel)
+
+
+def add(values: Iterable[Float[Array, "..."]]) -> Float[Array, "..."]:
+    """Returns the sum of arrays, of which there is at least one."""
+    return functools.reduce(operator.add, values)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from kdnet_jax.losses import distillation, output, segmentation
+from kdnet_jax.losses import channels, distillation, output, segmentation
 from kdnet_jax.models import heads
 
 Values = dict[str, Float[Array, "b"]]
@@ -75,9 +75,12 @@ class Loss:
 
     def total(self, terms: Values) -> Float[Array, "b"]:
         """Returns the weighted sum of terms."""
-        return sum(
-            weight * sum(value for name, value in terms.items() if TERMS[name].role == role)
-            for role, weight in self.weights.items()
+        by_role = {
+            role: [value for name, value in terms.items() if TERMS[name].role == role]
+            for role in self.weights
+        }
+        return channels.add(
+            self.weights[role] * channels.add(values) for role, values in by_role.items() if values
         )
 
 

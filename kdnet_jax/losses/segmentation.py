@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kdnet_jax.core import typed
 from kdnet_jax.losses import channels, output
 
 _SMOOTH = 1e-5
@@ -73,7 +74,7 @@ def weighted_mean(
 
 def cross_entropy(log_p: channels.Volumes, y: channels.Volumes) -> Float[Array, "b d h w"]:
     """Softmax cross-entropy `-sum_k y_k log p_k` of each voxel; y may be soft."""
-    return -sum(target * log for target, log in zip(y, log_p, strict=True))
+    return -channels.add(target * log for target, log in zip(y, log_p, strict=True))
 
 
 def binary_cross_entropy(
@@ -84,7 +85,7 @@ def binary_cross_entropy(
         target * log_p + (1 - target) * log_q
         for target, log_p, log_q in zip(y, prediction.log_p, prediction.log_q, strict=True)
     ]
-    return -sum(terms) / len(terms)
+    return -channels.add(terms) / len(terms)
 
 
 def dice_loss(
@@ -168,7 +169,7 @@ def deep_supervision(
     total: Array = jnp.zeros(y.shape[0])
     for level, coarse in student.coarse.items():
         # "b d h w k" to "b D H W k" of the level
-        shape = coarse.logits.shape[1:4]
+        shape = typed.triple(coarse.logits.shape[1:4])
         counts = None if where is None else _at_centres(where[..., None], shape)[..., 0]
         targets = _at_centres(y, shape)
         total = total + sum(term(coarse, None, targets, counts) for term in terms) / 2**level

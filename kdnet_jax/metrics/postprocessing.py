@@ -3,12 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Integer
 
 from kdnet_jax import task as task_lib
+from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import labelling, lesions, overlap
@@ -22,7 +23,7 @@ _MM3_PER_ML: Final = 1000.0
 Spacing = tuple[float, float, float]
 # Of one case, by component threshold: lesion-wise Dice, and by region with a fallback its Dice by
 # threshold; see `tabulate`. Plain numbers, so that it can be kept as JSON.
-Table = list[Sequence[Any]]
+Table = list[Sequence[typed.JsonValue]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.models import adapted, monai, nnunet, unet
+from kdnet_jax.parallel import sharding
 
 N = TypeVar("N")
 
@@ -121,6 +122,12 @@ def of_family(name: str, like: unet.UNetConfig) -> adapted.AdaptedConfig:
             f"model.family is {name} and model.widths is {like.widths}: {error}"
         ) from error
     return adapted.AdaptedConfig(network, like.head, tuple(range(like.out_channels)))
+
+
+def function(config: Network) -> sharding.Apply:
+    """Returns what computes a network's logits and features from its parameters and an input."""
+    # Flax does not know what a module returns.
+    return typing.cast(sharding.Apply, config.module().apply)
 
 
 def splits_depth(config: Network) -> bool:

@@ -13,12 +13,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import flags
 from ml_collections import config_dict
 
-from kdnet_jax.core import errors
+from kdnet_jax.core import errors, typed
 from kdnet_jax.core.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -55,20 +55,20 @@ class Options:
 
 def define_flags() -> Callable[[], Options]:
     """Defines the flags of the start; the function returned reads them once they are parsed."""
-    holders = (
-        flags.DEFINE_enum(
-            "distributed",
-            "auto",
-            ("auto", "off"),
-            "auto: the processes of the flags below, or else those that JAX finds (Slurm, Open "
-            "MPI, Kubernetes, a TPU pod), or else one process; off: one process.",
-        ),
-        flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, the same on all processes"),
-        flags.DEFINE_integer("processes", None, "How many processes make up the run", 1),
-        flags.DEFINE_integer("process", None, "Which of them this is, from 0", 0),
-        flags.DEFINE_float("start_timeout", 300.0, "Seconds until all must be there", 1.0),
+    mode = flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ("auto", "off"),
+        "auto: the processes of the flags below, or else those that JAX finds (Slurm, Open "
+        "MPI, Kubernetes, a TPU pod), or else one process; off: one process.",
     )
-    return lambda: Options(*(holder.value for holder in holders))
+    coordinator = flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of process 0, the same on all processes"
+    )
+    count = flags.DEFINE_integer("processes", None, "How many processes make up the run", 1)
+    process = flags.DEFINE_integer("process", None, "Which of them this is, from 0", 0)
+    timeout = flags.DEFINE_float("start_timeout", 300.0, "Seconds until all must be there", 1.0)
+    return lambda: Options(mode.value, coordinator.value, count.value, process.value, timeout.value)
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def start(
         _leave(1, traceback.format_exc())
 
 
-def find_processes(options: Options) -> dict[str, Any] | None:
+def find_processes(options: Options) -> typed.Json | None:
     """Returns arguments for `jax.distributed.initialize`; `None` if this is the only process.
 
     Raises:
@@ -184,7 +184,7 @@ def _check_port(coordinator: str) -> None:
         ) from error
 
 
-def _initialize(found: dict[str, Any], options: Options) -> None:
+def _initialize(found: typed.Json, options: Options) -> None:
     import jax
 
     if found.get("process_id") == 0:

@@ -8,13 +8,17 @@ import collections
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax._src import distributed
+
+# JAX has no public name for its service.
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
 
 T = TypeVar("T")
@@ -36,7 +40,7 @@ def is_first() -> bool:
     return index() == 0
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: typed.JsonValue) -> list[typed.JsonValue]:
     """Returns the JSON values that all processes give, in their order.
 
     The others wait however long one of them takes: an exchange between devices (`multihost_utils`)
@@ -49,17 +53,17 @@ def gather(value: Any) -> list[Any]:
     return [read(f"{place}/{each}") for each in range(count())]
 
 
-def publish(name: str, value: Any) -> None:
+def publish(name: str, value: typed.JsonValue) -> None:
     """Gives a JSON value to all processes, under a name that is used once.
 
     It goes, as Orbax's do, through the service that `jax.distributed` has started.
     """
-    distributed.global_state.client.key_value_set(f"kdnet_jax/{name}", json.dumps(value))
+    _client().key_value_set(f"kdnet_jax/{name}", json.dumps(value))
 
 
-def read(name: str) -> Any:
+def read(name: str) -> typed.JsonValue:
     """Waits for what a process publishes under a name, and returns it."""
-    client = distributed.global_state.client
+    client = _client()
     while True:
         try:
             # Short, so that a signal's handler runs in between.
@@ -69,13 +73,19 @@ def read(name: str) -> Any:
                 raise
 
 
+def _client() -> _jax.DistributedRuntimeClient:
+    client = distributed.global_state.client
+    assert client is not None, "jax.distributed has not been started"
+    return client
+
+
 def meet(name: str, limit_s: float) -> None:
     """Waits for all processes, under a name that is used once.
 
     Raises:
         jax.errors.JaxRuntimeError: if not all come within the limit.
     """
-    distributed.global_state.client.wait_at_barrier(f"kdnet_jax/{name}", int(1000 * limit_s))
+    _client().wait_at_barrier(f"kdnet_jax/{name}", int(1000 * limit_s))
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
@@ -83,7 +93,7 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[index() :: count()]
 
 
-def first_does(action: Callable[[], Any]) -> Any:
+def first_does(action: Callable[[], T]) -> T:
     """Lets the first process do something while the others wait; returns its JSON value to all.
 
     Raises:
@@ -111,15 +121,15 @@ def together(action: Callable[[], T]) -> T:
     """
     if count() == 1:
         return action()
-    value, message = None, ""
+    done, message = [], ""
     try:
-        value = action()
+        done.append(action())
     except UserError as error:
         message = str(error)
     for number, said in enumerate(gather(message)):
         if said:
             raise UserError(said if number == index() else f"process {number}: {said}")
-    return value
+    return done[0]
 
 
 class Agreement:

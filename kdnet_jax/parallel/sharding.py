@@ -6,15 +6,17 @@ pjit became.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
 
+# (parameters, image "b d h w m") -> (logits "b d h w k", named features)
+Apply = Callable[[PyTree, Array], tuple[Array, dict[str, Array]]]
 DATA, SPACE = "data", "space"
 STATES = ("replicated", "sharded")
 
@@ -123,7 +125,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA, SPACE))
 
 
-def state_sharding(mesh: Mesh, state: Any, mode: str) -> Any:
+def state_sharding(mesh: Mesh, state: PyTree, mode: str) -> PyTree:
     """Returns how each array of a train state lies on the mesh, as a tree of `NamedSharding`.
 
     Args:
@@ -145,7 +147,7 @@ def _state_spec(mesh: Mesh, shape: Sequence[int], mode: str) -> PartitionSpec:
     return PartitionSpec(*[None] * longest, DATA)
 
 
-def spread(apply: Callable[[Any, Any], Any], mesh: Mesh | None) -> Callable[[Any, Any], Any]:
+def spread(apply: Apply, mesh: Mesh | None) -> Apply:
     """Returns a network's function, computed by each device for its own samples and planes.
 
     What a layer needs of other planes it fetches itself (`models.halo`).
@@ -163,13 +165,13 @@ def spread(apply: Callable[[Any, Any], Any], mesh: Mesh | None) -> Callable[[Any
     )
 
 
-def to_global(batch: Any, mesh: Mesh) -> Any:
+def to_global(batch: PyTree, mesh: Mesh) -> PyTree:
     """Puts this process's share of a batch (a tree of "b d h w ..." arrays) on the mesh."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Returns this process's own arrays, of which all processes have the same, on every device."""
     # By way of the host: an array on a device cannot be sent to those of other processes.
     return jax.device_put(jax.tree.map(np.asarray, tree), replicated(mesh))
@@ -183,11 +185,14 @@ def replicate_key(key: jax.Array, mesh: Mesh) -> jax.Array:
     return jax.jit(wrap, out_shardings=replicated(mesh))(data)
 
 
-def to_own_devices(tree: Any) -> Any:
+def to_own_devices(tree: PyTree) -> PyTree:
     """Returns whole copies of a tree's arrays that this process can use alone."""
 
     def own(x: jax.Array) -> jax.Array:
         if not x.is_fully_replicated:
+            # What one device does not hold alone lies as `state_sharding` says.
+            assert isinstance(x.sharding, NamedSharding)
+            assert isinstance(x.sharding.mesh, Mesh)
             x = jax.jit(lambda part: part, out_shardings=replicated(x.sharding.mesh))(x)
         return x if x.is_fully_addressable else x.addressable_data(0)
 

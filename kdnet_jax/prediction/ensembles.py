@@ -9,13 +9,13 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, PyTree, UInt8
 
 from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
+from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import familiarity, prepare
 from kdnet_jax.models import heads
@@ -88,7 +88,7 @@ class Ensemble:
             )
         return next(iter(known))
 
-    def training_data(self) -> dict[str, Any] | None:
+    def training_data(self) -> typed.Json | None:
         """Returns what the first member that kept it knows of its training data.
 
         Raises:
@@ -122,7 +122,7 @@ class Ensemble:
         return time.monotonic() - started
 
     @functools.cached_property
-    def _params(self) -> list[Any]:
+    def _params(self) -> list[PyTree]:
         return self.predictor.place([member.params for member in self.members])
 
     def segment(

@@ -5,14 +5,15 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy import special as jsp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 from scipy import special
 
 from kdnet_jax.core import console
@@ -22,8 +23,10 @@ from kdnet_jax.models import heads, networks
 from kdnet_jax.parallel import sharding
 from kdnet_jax.runs import model as model_lib
 
+# On the host, or on the device.
+Volume = TypeVar("Volume", np.ndarray, jax.Array)
 # (parameters, windows "b d h w m") -> probabilities "b d h w k"
-Predict = Callable[[Any, Array], Array]
+Predict = Callable[[PyTree, ArrayLike], Array]
 _FLIPS = np.array(list(itertools.product([False, True], repeat=3)))
 
 
@@ -48,7 +51,7 @@ class Predictor:
     whole: bool
     window_batch: int = 1
 
-    def place(self, params: Sequence[Any]) -> list[Any]:
+    def place(self, params: Sequence[PyTree]) -> list[PyTree]:
         """Returns the parameters of each network as `probabilities` takes them."""
         everywhere = sharding.replicated(self.mesh)
         return [jax.device_put(each, everywhere) for each in params]
@@ -71,7 +74,7 @@ class Predictor:
 
     def probabilities(
         self,
-        params: Sequence[Any],
+        params: Sequence[PyTree],
         image: Float[np.ndarray, "d h w m"],
         *,
         entropies: bool = False,
@@ -88,7 +91,7 @@ class Predictor:
         window = self.window(image.shape)
         programs = self._programs(params, entropies, window)
 
-        def predict(windows: Array) -> Array:
+        def predict(windows: np.ndarray) -> Array:
             total = programs[0](params[0], windows)
             for program, each in zip(programs[1:], params[1:], strict=True):
                 total = total + program(each, windows)
@@ -106,7 +109,7 @@ class Predictor:
         d, h, w = (math.lcm(*axis) for axis in zip(*every, strict=True))
         return whole_window(shape, (d, h, w), self.mesh.shape[sharding.SPACE])
 
-    def compile(self, params: Sequence[Any], *, entropies: bool = False) -> None:
+    def compile(self, params: Sequence[PyTree], *, entropies: bool = False) -> None:
         """Compiles what `probabilities` needs for scans of any size; not for whole scans."""
         if not self.whole:
             self._programs(params, entropies, self.models[0].window)
@@ -120,7 +123,7 @@ class Predictor:
         return {}
 
     def _programs(
-        self, params: Sequence[Any], entropies: bool, window: tuple[int, int, int]
+        self, params: Sequence[PyTree], entropies: bool, window: tuple[int, int, int]
     ) -> list[Predict]:
         """Returns the program of each network: those of one form share it."""
         shape = (self._at_once, *window, len(self.models[0].modalities))
@@ -130,7 +133,7 @@ class Predictor:
             key = (model.network, entropies, window)
             if key not in self._compiled:
                 predict = make_predict(
-                    model.network.module().apply, model.head, self.mirror, entropies, self.mesh
+                    networks.function(model.network), model.head, self.mirror, entropies, self.mesh
                 )
                 self._compiled[key] = predict.lower(each, windows).compile()
             programs.append(self._compiled[key])
@@ -138,7 +141,7 @@ class Predictor:
 
 
 def make_predict(
-    apply: Callable[..., Any],
+    apply: sharding.Apply,
     head: heads.Head,
     mirror: bool,
     entropies: bool = False,
@@ -156,13 +159,13 @@ def make_predict(
     """
     apply = sharding.spread(apply, mesh)
 
-    def answer(params: Any, windows: Array) -> Array:
+    def answer(params: PyTree, windows: Array) -> Array:
         probs = head.probabilities(apply(params, windows)[0])
         if not entropies:
             return probs
         return jnp.concatenate([probs, entropy(probs, head, jsp.entr)[..., None]], axis=-1)
 
-    def predict(params: Any, windows: Array) -> Array:
+    def predict(params: PyTree, windows: Array) -> Array:
         if not mirror:
             return answer(params, windows)
 
@@ -172,7 +175,7 @@ def make_predict(
             return total + _flip(answer(params, _flip(windows, flips)), flips), None
 
         zeros = jnp.zeros(jax.eval_shape(answer, params, windows).shape)
-        return jax.lax.scan(add, zeros, _FLIPS)[0] / len(_FLIPS)
+        return jax.lax.scan(add, zeros, jnp.asarray(_FLIPS))[0] / len(_FLIPS)
 
     if mesh is None:
         return jax.jit(predict)
@@ -189,8 +192,10 @@ def _flip(windows: Array, flips: Array) -> Array:
 
 
 def entropy(
-    probs: Float[Any, "*grid k"], head: heads.Head, entr: Callable[[Any], Any] = special.entr
-) -> Float[Any, "*grid"]:
+    probs: Float[Volume, "*grid k"],
+    head: heads.Head,
+    entr: Callable[[Volume], Volume] = special.entr,
+) -> Float[Volume, "*grid"]:
     """Returns the entropy in nats of the k classes (at most ln k), or summed over the regions.
 
     Each region is a yes or no of its own, of at most ln 2. Channel by channel: one volume at a
@@ -205,7 +210,8 @@ def entropy(
     for channel in range(probs.shape[-1]):
         share = probs[..., channel]
         total = total + entr(share) + (entr(1 - share) if head.kind == "regions" else 0.0)
-    return total
+    # NumPy types the sum as float64 whatever was summed.
+    return cast(Volume, total)
 
 
 @functools.lru_cache(maxsize=4)
@@ -247,7 +253,7 @@ def whole_window(
 
 
 def sliding_window(
-    predict: Callable[[Array], Array],
+    predict: Callable[[np.ndarray], ArrayLike],
     image: Float[np.ndarray, "d h w m"],
     patch: Sequence[int],
     overlap: float = 0.5,
@@ -273,7 +279,6 @@ def sliding_window(
         batch: windows at once.
         progress: show a bar on a terminal.
     """
-    patch = tuple(patch)
     missing = [max(edge - size, 0) for edge, size in zip(patch, image.shape[:3], strict=True)]
     before = [gap // 2 for gap in missing]
     if any(missing):
@@ -281,7 +286,7 @@ def sliding_window(
         padded = np.pad(image, [*width, (0, 0)])
     else:
         padded = image
-    blended = _blend(predict, padded, patch, overlap, batch, progress)
+    blended = _blend(predict, padded, tuple(patch), overlap, batch, progress)
     return blended[_box(before, image.shape[:3])]
 
 
@@ -290,7 +295,7 @@ def _box(corner: Sequence[int], edges: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _blend(
-    predict: Callable[[Array], Array],
+    predict: Callable[[np.ndarray], ArrayLike],
     image: Float[np.ndarray, "d h w m"],
     patch: tuple[int, ...],
     overlap: float,
@@ -316,5 +321,6 @@ def _blend(
                 total[box] += probs[row] * weight
                 weights[box] += weight
             bar.update(len(boxes))
+    assert total is not None  # there is a window at least
     total /= weights
     return total

@@ -8,16 +8,16 @@ import logging
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
-import nibabel as nib
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib import figure
+from nibabel import affines
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
-from kdnet_jax.core import memory
+from kdnet_jax.core import memory, typed
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import familiarity, geometry, intensities, nifti, prepare, spaces
 from kdnet_jax.data.sources import cases, labels
@@ -47,8 +47,8 @@ class Options:
     convention: str
     orientation: str
     uncertainty: bool
-    usual: Mapping[str, Any] | None
-    about: Mapping[str, Any]
+    usual: typed.JsonView | None
+    about: typed.Json
     mark: str
 
 
@@ -101,7 +101,7 @@ def segment_scans(
             _LOG.info(f"{job.name}: NOT SEGMENTED")
             continue
         if table:  # after each scan: an interrupted command keeps what is finished
-            ordered = [rows[each.name] for each in jobs if each.name in rows]
+            ordered = [row for each in jobs if (row := rows.get(each.name)) is not None]
             prediction_outputs.write_volumes(table, ordered, options.about)
     if len(jobs) == 1 and failed:
         raise UserError(failed[0])
@@ -149,7 +149,7 @@ def segment_scan(
     found = ", ".join(f"{region} {volume:.1f} ml" for region, volume in volumes.items())
     _LOG.info(f"{job.name}: {found if any(volumes.values()) else _nothing(task)} -> {job.output}")
     _LOG.info(f"  {clock.text()}")
-    spacing = tuple(nib.affines.voxel_sizes(affine).tolist())
+    spacing = typed.triple(affines.voxel_sizes(affine).tolist())
     return prediction_outputs.ScanVolumes(job.name, volumes, spacing, str(job.output), warnings)
 
 
@@ -195,7 +195,7 @@ def prepare_scan(
     task: task_lib.Task,
     spacing: experiment_lib.Spacing,
     orientation: str,
-    usual: Mapping[str, Any] | None,
+    usual: typed.JsonView | None,
 ) -> tuple[prepare.PreparedCase, tuple[str, ...], tuple[str, ...]]:
     """Prepares a scan for prediction, with the skull on too.
 
@@ -229,6 +229,7 @@ def _write(
     options: Options,
 ) -> None:
     affine, stored = case.geometry.affine, case.geometry.stored
+    task = ensemble.head.task
     if job.probabilities:
         prediction_outputs.write_probabilities(
             job.probabilities, prediction.probabilities, case.geometry, ensemble.head
@@ -243,30 +244,29 @@ def _write(
     )
     for path, values in maps:
         if path:
+            assert values is not None  # `Options.uncertainty` asks for what a job has a path for
             values = geometry.map_to_scan(values, case.geometry)
             nifti.write_image(path, values, affine, stored=stored)
     if job.overlay:
-        _draw(case, prediction.classes, job, ensemble.head.task)
+        figures.save_png(_drawn(case, prediction.classes, job.name, task), job.overlay)
     # Last: where there is a mask, there is all that was asked for.
-    task = ensemble.head.task
     values = labels.from_classes(prediction.classes, options.convention, task=task)
     nifti.write_mask(job.output, values, affine, stored=stored, description=options.mark)
 
 
-def _draw(
+def _drawn(
     case: prepare.PreparedCase,
     classes: UInt8[np.ndarray, "x y z"],
-    job: prediction_jobs.Job,
+    name: str,
     task: task_lib.Task,
-) -> None:
+) -> figure.Figure:
     shown = figures.shown_sequence(case.modalities, task)
-    figure = figures.overlay(
+    return figures.overlay(
         case.image[..., case.modalities.index(shown)].astype(np.float32),
         None,
         geometry.to_working(classes, case.geometry, 0),
         spacing=case.geometry.spacing,
-        title=f"{job.name}, {shown}: prediction",
+        title=f"{name}, {shown}: prediction",
         task=task,
         foreground=case.foreground,
     )
-    figures.save_png(figure, job.overlay)

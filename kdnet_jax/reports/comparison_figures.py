@@ -6,7 +6,7 @@ Colours follow Okabe and Ito; line styles and markers tell the same in grey.
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -192,7 +192,7 @@ def _spread(
     metric: str,
     axis: mpl_axis.Axis,
     set_scale: Callable[..., None],
-    set_limits: Callable[..., Any],
+    set_limits: Callable[[float, float], object],
 ) -> None:
     """Spreads the small ones of distances in mm: they reach from 0 to a penalty of 373 mm."""
     if not comparison.MEASURES[metric].larger_is_better:
@@ -222,8 +222,12 @@ def _count(c: comparison.Comparison) -> str:
 
 def _handle(style: _Style, label: str, *, line: bool = True) -> mpl_lines.Line2D:
     """Returns a legend's entry: the line of a style, or its marker."""
-    look = {"ls": style.line, "lw": 1.8} if line else {"ls": "none", "marker": style.marker}
-    return mpl_lines.Line2D([], [], color=style.colour, label=label, **look)
+    handle = mpl_lines.Line2D([], [], color=style.colour, label=label)
+    if line:
+        handle.set(ls=style.line, lw=1.8)
+    else:
+        handle.set(ls="none", marker=style.marker)
+    return handle
 
 
 def _legend(figure: mpl_figure.Figure, handles: list[mpl_lines.Line2D]) -> None:

@@ -3,12 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
 
+from kdnet_jax.core import typed
 from kdnet_jax.evaluation import comparison
 
+# Column -> what stands there.
+Row = dict[str, str | int | float]
 
-def table(c: comparison.Comparison) -> Iterator[dict[str, Any]]:
+
+def table(c: comparison.Comparison) -> Iterator[Row]:
     """Yields a row per metric, region and quantity, each with the same columns."""
     for result in c.results:
         for quantity, values in _quantities(result):
@@ -44,7 +47,7 @@ def _ends(estimate: float, low: float, high: float) -> dict[str, float]:
     return {"estimate": estimate, "low": low, "high": high}
 
 
-def cases(c: comparison.Comparison) -> Iterator[dict[str, Any]]:
+def cases(c: comparison.Comparison) -> Iterator[Row]:
     """Yields a row per case, region and metric, averaged over the runs."""
     for place, name in enumerate(c.cases.names):
         for column, region in enumerate(c.columns):
@@ -63,7 +66,7 @@ def cases(c: comparison.Comparison) -> Iterator[dict[str, Any]]:
                 }
 
 
-def as_json(c: comparison.Comparison) -> dict[str, Any]:
+def as_json(c: comparison.Comparison) -> typed.Json:
     """Returns everything but the scores of single cases; what is undefined is None."""
     return {
         "inputs": {side: [str(folder) for folder in folders] for side, folders in c.sides.items()},
@@ -78,13 +81,13 @@ def as_json(c: comparison.Comparison) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Returns dataclasses and named tuples as dicts, and NaN as None."""
     if dataclasses.is_dataclass(value):
         named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return _plain(named)
-    if hasattr(value, "_asdict"):
-        return _plain(value._asdict())
+    if (as_dict := getattr(value, "_asdict", None)) is not None:
+        return _plain(as_dict())
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, tuple):

@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from kdnet_jax.core import files, provenance
 from kdnet_jax.evaluation import comparison, comparison_scores
@@ -136,6 +136,7 @@ def _share_sentence(c: comparison.Comparison) -> str:
         return ""
     result = c.result("dice", c.main)
     share = result.share
+    assert share is not None  # with a teacher and Dice there is one
     lead = f"a lead over the baseline of {interval(share.lead, 3)} in mean Dice"
     if math.isnan(share.estimate):
         return (
@@ -252,7 +253,7 @@ def write(c: comparison.Comparison, folder: pathlib.Path) -> None:
         files.write_text(folder / name, text)
 
 
-def _csv(records: Iterable[dict[str, Any]]) -> str:
+def _csv(records: Iterable[comparison_records.Row]) -> str:
     records = list(records)
     return files.csv_text(list(records[0]), [list(record.values()) for record in records])
 

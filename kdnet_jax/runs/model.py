@@ -1,13 +1,13 @@
 """Model: all that is needed to use a trained network on scans, and its form in JSON."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import keys, values
+from kdnet_jax.core import typed
 from kdnet_jax.core.errors import UserError, check_choice
 from kdnet_jax.data.scans import geometry
 from kdnet_jax.data.sources import labels
@@ -104,7 +104,7 @@ def of_experiment(experiment: experiment_lib.Experiment) -> Model:
     )
 
 
-def to_json(model: Model) -> dict[str, Any]:
+def to_json(model: Model) -> typed.Json:
     """Returns the model as JSON."""
     plain = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     return plain | {
@@ -113,7 +113,7 @@ def to_json(model: Model) -> dict[str, Any]:
     }
 
 
-def from_json(plain: Mapping[str, Any]) -> Model:
+def from_json(plain: typed.JsonView) -> Model:
     """Returns the model that `to_json` wrote.
 
     Raises:

@@ -106,7 +106,7 @@ def _check_bottlenecks(
             "compare the student's with. Set --config.distillation.latent_weight=0."
         )
     if found[0] != found[1]:
-        words = [" x ".join(map(str, shape)) for shape in found]
+        words = [" x ".join(map(str, shape or ())) for shape in found]
         raise UserError(
             f"the bottleneck of the teacher {where} is {words[0]} for a patch (depth, height, "
             f"width, channels), the student's {words[1]}: they cannot be compared. Give the "

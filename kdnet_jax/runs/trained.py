@@ -3,9 +3,9 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from kdnet_jax.config import reading
 from kdnet_jax.core import checksums, devices
@@ -31,7 +31,7 @@ class Run:
 
     folder: pathlib.Path
     model: model_lib.Model
-    params: Any
+    params: PyTree
     step: int
     params_hash: str
 
@@ -62,7 +62,7 @@ def _of_model_folder(folder: pathlib.Path) -> Run:
     return Run(folder, about.model, params, about.step, about.params_hash)
 
 
-def expected_params(model: model_lib.Model) -> Any:
+def expected_params(model: model_lib.Model) -> PyTree:
     """Returns the shapes of a model's parameters."""
     return jax.eval_shape(
         lambda: networks.init_params(model.network, len(model.modalities), jax.random.key(0))
@@ -72,4 +72,4 @@ def expected_params(model: model_lib.Model) -> Any:
 def as_network(seen: model_lib.Model, data_modalities: Sequence[str]) -> steps.Network:
     """Returns a network as the train steps see it, fed from a stack of `data_modalities`."""
     channels = tuple(data_modalities.index(name) for name in seen.modalities)
-    return steps.Network(seen.network.module().apply, seen.head, channels)
+    return steps.Network(networks.function(seen.network), seen.head, channels)

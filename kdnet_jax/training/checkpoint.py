@@ -13,7 +13,6 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +45,7 @@ class RunCheckpoints:
     def __init__(self, run: pathlib.Path) -> None:
         self._run = run
         self.folder = run / saved_checkpoints.FOLDER
-        self._pending: Any = None
+        self._pending: ocp.AsyncResponse[bool] | None = None
         self._scores: dict[int, float | None] = {}
 
     def __enter__(self) -> "RunCheckpoints":
@@ -64,11 +63,14 @@ class RunCheckpoints:
 
     # Not before the damaged ones are gone: it cannot open a folder that holds some.
     @functools.cached_property
-    def _checkpointer(self) -> Any:
+    def _checkpointer(self) -> ocp.training.Checkpointer:
+        save = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        preserve = ocp.training.preservation_policies.PreserveAll()
         return ocp.training.Checkpointer(
-            self.folder.absolute(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.PreserveAll(),
+            os.fspath(self.folder.absolute()),
+            # Orbax's own policies are not of its own protocols.
+            save_decision_policy=save,  # pyright: ignore[reportArgumentType]
+            preservation_policy=preserve,  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
 
@@ -180,8 +182,8 @@ class RunCheckpoints:
         return state, found
 
     def _read_newest(
-        self, like: dict[str, Any]
-    ) -> tuple[Progress | None, dict[str, Any], dict[int, str]]:
+        self, like: saved_checkpoints.Trees
+    ) -> tuple[Progress | None, saved_checkpoints.Trees, dict[int, str]]:
         """Returns the newest checkpoint whose content is what was saved, and the faults of others.
 
         Notes the scores of those that can be read.
@@ -232,7 +234,7 @@ def _writing(folder: pathlib.Path) -> Iterator[None]:
         raise
 
 
-def _trees(state: steps.TrainState) -> dict[str, Any]:
+def _trees(state: steps.TrainState) -> saved_checkpoints.Trees:
     return {
         saved_checkpoints.PARAMS: state.params,
         saved_checkpoints.OPTIMIZER: {"step": state.step, "opt_state": state.opt_state},

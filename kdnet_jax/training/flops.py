@@ -4,14 +4,16 @@ Convolutions and matrix products only: all else is a few per cent. What XLA's co
 depends on the backend, and knows nothing of foreign functions; this count does not.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import jax
+from jax import core as jax_core
 from jax.extend import core
+from jaxtyping import PyTree
 
 
-def count(function: Callable[..., Any], *arguments: Any) -> int:
+def count(function: Callable[..., PyTree], *arguments: PyTree) -> int:
     """Returns the operations of `function(*arguments)`; arguments may be shapes.
 
     Convolutions must be traced in XLA's own forms (`model.convolutions=native`): a foreign function
@@ -24,7 +26,7 @@ def _of_jaxpr(jaxpr: core.Jaxpr) -> int:
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any) -> int:
+def _of_equation(equation: core.JaxprEqn) -> int:
     name, parameters = equation.primitive.name, equation.params
     if name == "conv_general_dilated":
         return _convolution(equation)
@@ -36,7 +38,7 @@ def _of_equation(equation: Any) -> int:
     return sum(inner) * (parameters["length"] if name == "scan" else 1)
 
 
-def _inner_jaxprs(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def _inner_jaxprs(parameters: Mapping[str, object]) -> Iterator[core.Jaxpr]:
     for value in parameters.values():
         for each in value if isinstance(value, tuple | list) else (value,):
             if isinstance(each, core.ClosedJaxpr):
@@ -45,18 +47,23 @@ def _inner_jaxprs(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
                 yield each
 
 
-def _convolution(equation: Any) -> int:
+def _form(value: core.Var | core.Literal) -> jax_core.ShapedArray:
+    # JAX says only that it is abstract.
+    return cast(jax_core.ShapedArray, value.aval)
+
+
+def _convolution(equation: core.JaxprEqn) -> int:
     """Each output element is a sum over the kernel's voxels and its input channels."""
-    kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+    kernel, out = _form(equation.invars[1]), _form(equation.outvars[0])
     # rhs_spec: output channels, input channels of a group, spatial axes.
     outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
     return 2 * out.size * kernel.size // outputs
 
 
-def _matrix_product(equation: Any) -> int:
+def _matrix_product(equation: core.JaxprEqn) -> int:
     """Each output element is a sum over the contracted axes."""
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left, out = equation.invars[0].aval, equation.outvars[0].aval
+    left, out = _form(equation.invars[0]), _form(equation.outvars[0])
     terms = 1
     for axis in contracted:
         terms *= left.shape[axis]

@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import logging
+import operator
+import pathlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from kdnet_jax.core.errors import UserError, check_choice
 from kdnet_jax.data.loading import loader as loader_lib
@@ -21,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 # (parameters) -> of this process's share of the validation cases: place in the list of all of them,
 # and Dice of each region
-Validate = Callable[[Any], list[tuple[int, dict[str, float]]]]
+Validate = Callable[[PyTree], list[tuple[int, dict[str, float]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +102,13 @@ def train(
     progress: Progress,
     batches: loader_lib.PatchIterator,
     *,
-    teacher_params: Any = (),
+    teacher_params: PyTree = (),
     root: jax.Array,
     mesh: Mesh,
     validate: Validate,
     checkpoints: checkpoint.RunCheckpoints,
     options: TrainOptions,
-    log: progress_lib.MetricsLog,
+    log: progress_lib.Log,
     description: str,
     profiler: profiling.Profiler | None = None,
 ) -> Progress:
@@ -238,7 +241,7 @@ def _save(
     save: Callable[[steps.TrainState, Progress], None],
     state: steps.TrainState,
     progress: Progress,
-    log: progress_lib.MetricsLog,
+    log: progress_lib.Log,
 ) -> None:
     # The log first: its rows must be there when the checkpoint says so.
     log.sync()
@@ -247,10 +250,10 @@ def _save(
 
 def _validated(
     progress: Progress,
-    params: Any,
+    params: PyTree,
     validate: Validate,
     stop: stopping.Request,
-    log: progress_lib.MetricsLog,
+    log: progress_lib.Log,
 ) -> tuple[Progress, int]:
     """Returns the progress with its score, and 0; or as it was, and the signal that broke it off.
 
@@ -263,7 +266,8 @@ def _validated(
     if any(part is None for part in parts):
         return progress, max(signals)
     # In the order of the cases: the mean does not depend on who scored which.
-    scores = [dice for _, dice in sorted((row for part in parts for row in part), key=_place)]
+    rows = [row for part in parts for row in part]
+    scores = [dice for _, dice in sorted(rows, key=operator.itemgetter(0))]
     dice = {region: sum(each[region] for each in scores) / len(scores) for region in scores[0]}
     score = sum(dice.values()) / len(dice)
     row = {f"dice_{region.lower()}": value for region, value in dice.items()}
@@ -278,11 +282,7 @@ def _validated(
     return progress, 0
 
 
-def _place(row: Sequence[Any]) -> int:
-    return row[0]
-
-
-def _check_identity(saved: dict[str, str], current: dict[str, str], folder: Any) -> None:
+def _check_identity(saved: dict[str, str], current: dict[str, str], folder: pathlib.Path) -> None:
     # Older runs lack some parts of the identity. The config is compared key by key
     # (`workdir.check`): another version may have keys that change nothing.
     for key in sorted(saved.keys() & current.keys() - {"config"}):

@@ -7,11 +7,11 @@ import json
 import pathlib
 import shutil
 import time
-from typing import Any
 
 import jax
 
 from kdnet_jax.core import files
+from kdnet_jax.training import steps
 
 FOLDER = "profile"
 # Steps before the trace: the first ones still fill caches and queues.
@@ -32,7 +32,7 @@ class Profiler:
         self._seen = 0
         self._start = self._waited = 0.0
 
-    def after_step(self, metrics: Any, waited: float) -> str:
+    def after_step(self, metrics: steps.Metrics, waited: float) -> str:
         """Notes that a step was dispatched.
 
         Args:

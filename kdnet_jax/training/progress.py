@@ -258,6 +258,10 @@ class Unwritten:
         """Does nothing."""
 
 
+# Of the process that writes, and of the others.
+Log = MetricsLog | Unwritten
+
+
 def read_metrics(path: str | os.PathLike) -> list[typed.Json]:
     """Reads the rows of `metrics.jsonl`; null becomes NaN.
 
@@ -284,7 +288,7 @@ def read_metrics(path: str | os.PathLike) -> list[typed.Json]:
 def _parse(path: pathlib.Path, number: int, line: str) -> typed.Json:
     try:
         row = json.loads(line)
-        row["step"], row["split"]
+        _ = row["step"], row["split"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}, line {number}: {line.strip()[:60]!r} is not a row with step and split; "

@@ -12,15 +12,17 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from kdnet_jax.core import checksums, memory
+from kdnet_jax.core import checksums, memory, typed
 from kdnet_jax.core.errors import UserError
 from kdnet_jax.parallel import processes
 
@@ -28,6 +30,8 @@ _LOG = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 PARAMS, OPTIMIZER = "params", "optimizer"
+# By name.
+Trees = dict[str, PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Progress:
     """
 
     step: int
-    loader: dict[str, Any]
+    loader: typed.Json
     score: float | None
     best_score: float | None
     stale_validations: int
@@ -95,9 +99,7 @@ def read_progress(run: pathlib.Path, step: int) -> Progress:
         return progress
 
 
-def read_trees(
-    run: pathlib.Path, step: int, like: dict[str, Any], expected: dict[str, int]
-) -> dict[str, Any]:
+def read_trees(run: pathlib.Path, step: int, like: Trees, expected: dict[str, int]) -> Trees:
     """Reads trees of a checkpoint, with the types and shardings of `like`, and checks them.
 
     Args:
@@ -111,7 +113,7 @@ def read_trees(
         UserError: this machine cannot read it, though it may be whole.
     """
     with _reading():
-        loaded = ocp.load_checkpointables((run / FOLDER / str(step)).absolute(), like)
+        loaded = ocp.load_checkpointables(os.fspath((run / FOLDER / str(step)).absolute()), like)
     for name, tree in loaded.items():
         if checksums.checksum(tree) != expected.get(name):
             raise Damaged(f"the content of {name} has changed since it was saved")
@@ -150,8 +152,8 @@ def _by_itself() -> Iterator[None]:
 
 
 def load_params(
-    run: pathlib.Path, like: Any, which: Literal["best", "latest"] = "best"
-) -> tuple[Any, int]:
+    run: pathlib.Path, like: PyTree, which: Literal["best", "latest"] = "best"
+) -> tuple[PyTree, int]:
     """Reads only the parameters of a run's best (or newest) checkpoint.
 
     Where that one is damaged, the next best that is whole is read, with a warning.
@@ -204,7 +206,7 @@ def by_preference(scores: Mapping[int, float | None]) -> list[int]:
     return sorted(ranks, key=lambda step: (ranks[step], step), reverse=True)
 
 
-def _checked_params(run: pathlib.Path, step: int, like: Any, document: Progress) -> Any:
+def _checked_params(run: pathlib.Path, step: int, like: PyTree, document: Progress) -> PyTree:
     where = run / FOLDER / str(step)
     if document.shapes != shapes(like):
         raise UserError(
@@ -216,13 +218,13 @@ def _checked_params(run: pathlib.Path, step: int, like: Any, document: Progress)
     return jax.device_put(loaded, jax.local_devices()[0])
 
 
-def save_params(path: pathlib.Path, params: Any) -> None:
+def save_params(path: pathlib.Path, params: PyTree) -> None:
     """Writes parameters alone as an Orbax checkpoint, into a folder that does not exist yet."""
     with _by_itself():
-        ocp.save(path.absolute(), params)
+        ocp.save(os.fspath(path.absolute()), params)
 
 
-def read_params(path: pathlib.Path, like: Any) -> Any:
+def read_params(path: pathlib.Path, like: PyTree) -> PyTree:
     """Reads what `save_params` wrote, onto this process's first device.
 
     Raises:
@@ -231,8 +233,8 @@ def read_params(path: pathlib.Path, like: Any) -> Any:
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     try:
         with _reading():
-            there = shapes(ocp.metadata(path.absolute()).metadata)
-            loaded = ocp.load(path.absolute(), like) if there == shapes(like) else None
+            there = shapes(ocp.metadata(os.fspath(path.absolute())).metadata)
+            loaded = ocp.load(os.fspath(path.absolute()), like) if there == shapes(like) else None
     except Damaged as error:
         raise UserError(f"{path} cannot be read ({error}). Restore it from a copy.") from error
     if loaded is None:
@@ -262,7 +264,7 @@ def warn(text: str) -> None:
     _LOG.warning(f"WARNING: {text}")
 
 
-def shapes(tree: Any) -> dict[str, list[int]]:
+def shapes(tree: PyTree) -> dict[str, list[int]]:
     """Returns the shapes of a tree's arrays by their path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {jax.tree_util.keystr(path): list(leaf.shape) for path, leaf in leaves}

@@ -26,7 +26,7 @@ class Window:
 
     def __init__(
         self,
-        log: progress_lib.MetricsLog,
+        log: progress_lib.Log,
         progress: Progress,
         batches: loader.PatchIterator,
         nonfinite: str,

@@ -10,21 +10,19 @@ randomness is `fold_in(root, step)`, so a resumed run draws what an uninterrupte
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Integer, UInt8
+from jaxtyping import Array, Float, Integer, PyTree, UInt8
 
 from kdnet_jax.augment import augment
 from kdnet_jax.losses import objective, output
 from kdnet_jax.models import heads
 from kdnet_jax.parallel import sharding
 
-# (parameters, image "b d h w m") -> (logits "b d h w k", named features)
-Apply = Callable[[Any, Array], tuple[Array, dict[str, Array]]]
 Metrics = dict[str, Float[Array, ""]]
 # Names of parts of a step in a profile (`profiling`).
 AUGMENT, TEACHER, NETWORK, UPDATE = "augment", "teacher", "network", "update"
@@ -37,7 +35,14 @@ class Batch(TypedDict):
     label: UInt8[Array, "b d h w"]
 
 
-def batch_shapes(batch: int, crop: tuple[int, int, int], modalities: int) -> Batch:
+class BatchShapes(TypedDict):
+    """The shapes and types of a `Batch`."""
+
+    image: jax.ShapeDtypeStruct
+    label: jax.ShapeDtypeStruct
+
+
+def batch_shapes(batch: int, crop: tuple[int, int, int], modalities: int) -> BatchShapes:
     """Returns the shapes and types of a batch of crops, to compile a step before there is one."""
     return {
         "image": jax.ShapeDtypeStruct((batch, *crop, modalities), jnp.float32),
@@ -49,8 +54,8 @@ class TrainState(NamedTuple):
     """All that training changes."""
 
     step: Integer[Array, ""]
-    params: Any
-    opt_state: Any
+    params: PyTree
+    opt_state: PyTree
 
 
 class Network(NamedTuple):
@@ -62,12 +67,12 @@ class Network(NamedTuple):
         channels: positions of its input sequences among those of the batch.
     """
 
-    apply: Apply
+    apply: sharding.Apply
     head: heads.Head
     channels: tuple[int, ...]
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
@@ -92,7 +97,7 @@ class Plan(NamedTuple):
 
 def train_step(
     state: TrainState,
-    teacher_params: Any,
+    teacher_params: PyTree,
     batch: Batch,
     root: jax.Array,
     *,
@@ -122,7 +127,6 @@ def train_step(
         The new state, and the metrics: "loss", each term of it and "gradient_norm".
     """
     learn = sharding.spread(student.apply, plan.mesh)
-    teach = sharding.spread(teacher.apply, plan.mesh) if teacher else None
 
     # -- Augment: crops "b D H W m" and "b D H W" to patches "b d h w m" and "b d h w" -----------
     # The whole batch at once: the draws do not depend on `accumulate`.
@@ -132,13 +136,14 @@ def train_step(
             key, batch["image"], batch["label"], plan.augment, plan.patch, plan.mesh
         )
 
-    def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], Any]:
+    def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], PyTree]:
         # -- Reference: classes "b d h w" to channels "b d h w k"; voxels with a label "b d h w" --
         y, where = student.head.targets(label), student.head.known(label)
 
         # -- Teacher: its sequences "b d h w m" to logits "b d h w k" and features ---------------
         taught = None
         if teacher:
+            teach = sharding.spread(teacher.apply, plan.mesh)
             with jax.named_scope(TEACHER):
                 answer = jax.lax.stop_gradient(
                     teach(teacher_params, _select(image, teacher.channels))
@@ -146,7 +151,7 @@ def train_step(
             taught = output.Output(*answer, teacher.head)
 
         # -- Student: likewise from its own sequences; then terms "b", and their mean over b -----
-        def loss_fn(params: Any) -> tuple[Array, Metrics]:
+        def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
             with jax.named_scope(NETWORK):
                 answer = learn(params, _select(image, student.channels))
             terms = loss.terms(output.Output(*answer, student.head), taught, y, where)
@@ -169,8 +174,8 @@ def jit_step(
     loss: objective.Loss,
     optimizer: optax.GradientTransformation,
     plan: Plan,
-    state_sharding: Any = None,
-) -> Callable[..., tuple[TrainState, Metrics]]:
+    state_sharding: PyTree = None,
+) -> jax.stages.Wrapped:
     """Jits `train_step` over `mesh`: (state [donated], teacher_params, batch, root).
 
     The teacher's parameters are an argument, replicated and not donated: closed over, they would
@@ -215,7 +220,7 @@ def _update(
     optimizer: optax.GradientTransformation,
     loss: Float[Array, ""],
     terms: Metrics,
-    grads: Any,
+    grads: PyTree,
     skip_nonfinite: bool,
 ) -> tuple[TrainState, Metrics]:
     with jax.named_scope(UPDATE):
@@ -237,10 +242,12 @@ def _update(
 
 
 # (image, label) -> ((loss, terms), gradients), each a mean over the samples
-Gradients = Callable[[Array, Array], tuple[tuple[Array, Metrics], Any]]
+Gradients = Callable[[Array, Array], tuple[tuple[Array, Metrics], PyTree]]
 
 
-def _mean_over_parts(gradients: Gradients, image: Array, label: Array, plan: Plan) -> Any:
+def _mean_over_parts(
+    gradients: Gradients, image: Array, label: Array, plan: Plan
+) -> tuple[tuple[Array, Metrics], PyTree]:
     """Returns the mean of `gradients` over equal parts of the batch, one after another.
 
     Only one part's activations exist at a time. Each device works through its own samples.
@@ -248,7 +255,7 @@ def _mean_over_parts(gradients: Gradients, image: Array, label: Array, plan: Pla
     # "b ..." to "accumulate part ..."
     parts = [_in_parts(x, plan) for x in (image, label)]
 
-    def add(total: Any, part: list[Array]) -> tuple[Any, None]:
+    def add(total: PyTree, part: list[Array]) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, gradients(*part)), None
 
     like = jax.eval_shape(gradients, *(part[0] for part in parts))

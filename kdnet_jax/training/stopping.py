@@ -7,9 +7,11 @@ A command ends with 128 + the signal's number then: 143, or 130 after ^C.
 import contextlib
 import signal
 import types
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Self
 
+# What `signal.signal` takes and returns.
+_Handler = Callable[[int, types.FrameType | None], object] | int | None
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,9 +39,9 @@ class _Handlers:
     """Sets `_note` as the handler of `SIGNALS`, and the former ones at the end."""
 
     def __init__(self) -> None:
-        self._former: dict[int, Any] = {}
+        self._former: dict[int, _Handler] = {}
 
-    def __enter__(self) -> "_Handlers":
+    def __enter__(self) -> Self:
         for number in SIGNALS:
             self._former[number] = signal.signal(number, self._note)
         return self

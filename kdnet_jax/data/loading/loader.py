@@ -8,7 +8,6 @@ batches of a seed are the same, bit for bit, whichever way they come.
 import contextlib
 import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Literal
 
 import grain
 import jax
@@ -137,7 +136,7 @@ def make_loader(
     seed: int,
     tumour_share: float = patches.DEFAULT_TUMOUR_SHARE,
     crops_per_read: int = 1,
-    cavity: Literal["background", "NCR"] = "background",
+    cavity: str = "background",
     crop: tuple[int, int, int] | None = None,
     on_device: bool = False,
     unreadable: skipping.Unreadable | None = None,

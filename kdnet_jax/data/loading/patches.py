@@ -25,7 +25,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Final, Literal, NamedTuple, TypedDict
+from typing import Final, NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Float16, Integer, Shaped, UInt8
@@ -94,7 +94,7 @@ class PatchSource:
         seed: int,
         tumour_share: float = DEFAULT_TUMOUR_SHARE,
         crops_per_read: int = 1,
-        cavity: Literal["background", "NCR"] = "background",
+        cavity: str = "background",
         crop: tuple[int, int, int] | None = None,
         unreadable: skipping.Unreadable | None = None,
     ) -> None:

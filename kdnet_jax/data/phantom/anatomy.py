@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from kdnet_jax.core import typed
+
 # How far anatomy is moved (mm, standard deviation) and over which distance the movement varies.
 _SHIFT_MM, _SHIFT_SCALE_MM = 2.5, 22.0
 _MARGIN_MM = 9.0
@@ -49,11 +51,12 @@ def _templates(spacing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     volumes = [np.asarray(load(resolution=1).dataobj, np.float32) for load in loaders]
     sigma = max(spacing - 1, 0) / 2
     coarse = [
-        ndimage.zoom(ndimage.gaussian_filter(v, sigma), 1 / spacing, order=1) for v in volumes
+        np.asarray(ndimage.zoom(ndimage.gaussian_filter(v, sigma), 1 / spacing, order=1))
+        for v in volumes
     ]
     inside = ndimage.find_objects((coarse[2] > 0.5).astype(np.uint8))[0]
     margin = round(_MARGIN_MM / spacing)
-    return tuple(np.pad(volume[inside], margin) for volume in coarse)
+    return typed.triple(np.pad(volume[inside], margin) for volume in coarse)
 
 
 def smooth_noise(
@@ -68,6 +71,7 @@ def smooth_noise(
     noise = ndimage.gaussian_filter(rng.standard_normal(small, np.float32), scale / step)
     if step > 1:
         noise = ndimage.zoom(noise, step, order=1, grid_mode=True, mode="nearest")
+    noise = np.asarray(noise)
     noise = noise[tuple(slice(size) for size in shape)]
     return (noise - noise.mean()) / noise.std()
 
@@ -94,4 +98,5 @@ def make_anatomy(rng: np.random.Generator, spacing: float) -> Anatomy:
     total = np.maximum(grey + white, 1.0)
     grey, white = grey / total, white / total
     fluid = np.clip(1 - grey - white, 0, 1)
-    return Anatomy(*(np.where(mask, tissue, 0) for tissue in (grey, white, fluid)), mask)
+    grey, white, fluid = (np.where(mask, tissue, 0) for tissue in (grey, white, fluid))
+    return Anatomy(grey, white, fluid, mask)

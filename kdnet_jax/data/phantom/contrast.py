@@ -72,7 +72,7 @@ def _vessels(
         anatomy_lib.smooth_noise(rng, shape, 9 / spacing)
     )
     thin = np.clip(1 - strands / 0.35, 0, 1) * (anatomy.white < 0.8)
-    depth = ndimage.distance_transform_edt(anatomy.brain, sampling=spacing)
+    depth = np.asarray(ndimage.distance_transform_edt(anatomy.brain, sampling=spacing))
     dura = (depth < 3.5) * np.clip(anatomy_lib.smooth_noise(rng, shape, 12 / spacing), 0, 1)
     inside = ndimage.gaussian_filter(anatomy.fluid, 1.0) * (depth > 25)
     plexus = inside * np.clip(anatomy_lib.smooth_noise(rng, shape, 5 / spacing) - 0.6, 0, 1)

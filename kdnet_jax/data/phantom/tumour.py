@@ -51,7 +51,7 @@ def _centre(
     near: np.ndarray | None,
 ) -> np.ndarray:
     """Draws a voxel of white matter away from the brain's surface, 25 to 50 mm from `near`."""
-    depth = ndimage.distance_transform_edt(anatomy.brain, sampling=spacing)
+    depth = np.asarray(ndimage.distance_transform_edt(anatomy.brain, sampling=spacing))
     candidates = np.argwhere((anatomy.white > 0.5) & (depth > 12))
     if near is not None:
         distance = np.linalg.norm((candidates - near) * spacing, axis=1)

@@ -13,7 +13,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import cast
 
 import tensorflow_datasets as tfds
 from google.protobuf import message
@@ -86,9 +86,9 @@ class RecordFiles(Sequence[typed.Json]):
         self._features = features
         raw = decode.DeserializeMethod.RAW_BYTES
         # TFDS's decorator hides the arguments from type checkers.
-        as_data_source: Callable[..., Any] = builder.as_data_source
+        as_data_source = cast(Callable[..., Sequence[bytes]], builder.as_data_source)
         self._open = functools.partial(as_data_source, split, deserialize_method=raw)
-        self._records: Any = self._open()
+        self._records = self._open()
 
     def __len__(self) -> int:
         return len(self._case_ids)
@@ -121,7 +121,7 @@ class RecordFiles(Sequence[typed.Json]):
     def _decode(self, raw: bytes) -> typed.Json:
         """Returns a record, or nothing where bytes that are as written make up no such record."""
         try:
-            return dict(self._features.deserialize_example_np(raw))
+            return dict(cast(typed.Json, self._features.deserialize_example_np(raw)))
         except (message.DecodeError, KeyError, TypeError, ValueError):
             return {}
 

@@ -51,7 +51,7 @@ def write(
         OSError: it cannot be written.
     """
     network = networks.portable(network)
-    predict = inference.make_predict(network.module().apply, head, mirror=False)
+    predict = inference.make_predict(networks.function(network), head, mirror=False)
     d, h, w = network.divisor
     shape = export.symbolic_shape(f"b, {d}*d, {h}*h, {w}*w, {modalities}")
     windows = jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -201,7 +201,7 @@ def _write_artifact(run: trained.Run, path: pathlib.Path) -> str:
     windows = np.random.default_rng(0).normal(size=(2, *edges, channels))
     windows = jnp.asarray(windows, jnp.float32)
     network = networks.portable(model.network)
-    predict = inference.make_predict(network.module().apply, model.head, mirror=False)
+    predict = inference.make_predict(networks.function(network), model.head, mirror=False)
     difference = np.abs(
         np.asarray(artifact.run(path, windows)) - np.asarray(predict(run.params, windows))
     ).max()

@@ -6,11 +6,11 @@ After Mitchell et al., "Model cards for model reporting", FAT* 2019.
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from kdnet_jax import task as task_lib
+from kdnet_jax.core import typed
 from kdnet_jax.data.sources import labels
 from kdnet_jax.runs.model import Model
 
@@ -27,7 +27,7 @@ _METRICS = (
 )
 
 
-def render(name: str, model: Model, document: Mapping[str, Any], files: Mapping[str, str]) -> str:
+def render(name: str, model: Model, document: typed.JsonView, files: Mapping[str, str]) -> str:
     """Returns the card as Markdown.
 
     Args:
@@ -59,7 +59,7 @@ def escaped(text: object) -> str:
     return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", plain)
 
 
-def _what(model: Model, document: Mapping[str, Any]) -> str:
+def _what(model: Model, document: typed.JsonView) -> str:
     network = document["network"]
     members = network.get("members", 1)
     rows = {
@@ -109,7 +109,7 @@ def _labels(task: task_lib.Task) -> str:
     return f"BraTS 2021 ({values}), or as asked for"
 
 
-def _training(document: Mapping[str, Any]) -> str:
+def _training(document: typed.JsonView) -> str:
     data = document.get("training")
     if not data:
         made_by = escaped(document.get("made_by", "another tool"))
@@ -130,7 +130,7 @@ def _training(document: Mapping[str, Any]) -> str:
     return f"## Training\n\n{text}"
 
 
-def _test(document: Mapping[str, Any]) -> str:
+def _test(document: typed.JsonView) -> str:
     test = document.get("test")
     if not test:
         return "## Test\n\nNo test scores come with it: nothing is known here of how good it is."
@@ -168,7 +168,7 @@ def _mean(found: Mapping[str, float | None], digits: int) -> str:
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def _limits(model: Model, document: Mapping[str, Any]) -> str:
+def _limits(model: Model, document: typed.JsonView) -> str:
     points = [
         "For research on segmentation: comparing methods, and pre-segmentation that an expert "
         "corrects voxel by voxel.",
@@ -234,7 +234,7 @@ or `python -m kdnet_jax.predict --checkpoint=DIR --input=... --output=mask.nii.g
 {listed}"""
 
 
-def _origin(document: Mapping[str, Any]) -> str:
+def _origin(document: typed.JsonView) -> str:
     licence = escaped(document.get("licence") or "not stated: ask who gave you this model")
     made = {"parameters SHA-256": document["parameters_sha256"], **document.get("provenance", {})}
     return f"""## Licence and origin
