@@ -25,8 +25,8 @@ _COMMANDS: Final = """
 Each is run as `python -m kdnet_jax.NAME`, or, where the package is installed, as the program
 `kdnet_jax.NAME`; the same words follow. `--help` lists the flags.
 
-Exit codes: 0 done; 2 a mistake in flags, settings or files, told in one message; 130 and 143
-stopped by ^C and SIGTERM; `check_data` has 1 for data that must be mended, `main` 134 where another
+Exit codes: 0 done; 2 a mistake in flags, settings or files, reported in one message; 130 and 143
+stopped by ^C and SIGTERM; `check_data` has 1 for data that must be fixed, `main` 134 where another
 process of the same run was lost.
 """
 _CONFIG: Final = """

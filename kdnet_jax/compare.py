@@ -36,7 +36,7 @@ _RESAMPLES = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
     """Compares what the flags name."""
-    # Imported here: a mistake in the flags is told before the seconds that this takes.
+    # Imported here: a mistake in the flags is reported before the seconds that this takes.
     from kdnet_jax.evaluation import comparison
     from kdnet_jax.reports import comparison_figures, comparison_text
 

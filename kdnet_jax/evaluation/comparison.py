@@ -292,7 +292,7 @@ def _within(interval: statistics.Interval, measure: Measure) -> statistics.Inter
 
 
 def _corrected(results: Sequence[Result]) -> list[Result]:
-    """Fills in Holm's correction over all metrics and regions, of each kind of p by itself."""
+    """Fills in Holm's correction over all metrics and regions, of each kind of p separately."""
     method = statistics.holm([result.difference.p for result in results])
     networks = statistics.holm([result.p_wilcoxon for result in results])
     return [

@@ -262,7 +262,7 @@ def pair_up(runs: Sequence[Run]) -> tuple[list[list[Pair]], list[str], list[str]
     Runs are paired by the seed within the fold; where seeds are unknown or differ, in their order.
 
     Raises:
-        UserError: if a fold lacks one of the sides, or a seed is there twice.
+        UserError: if a fold lacks one of the sides, or a seed is duplicated.
     """
     blocks, wrong, notes = [], _overlaps(runs), []
     for fold in folds([run for run in runs if run.side != "teacher"]):

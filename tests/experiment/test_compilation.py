@@ -99,7 +99,7 @@ def _too_much(*unused: object, **unused_too: object) -> Any:
 
 @pytest.mark.parametrize(
     "place",
-    ["kdnet_jax.training.compilation.compile_step", "kdnet_jax.experiment.run_data.open_batches"],
+    ["kdnet_jax.experiment.compilation.compile_step", "kdnet_jax.experiment.run_data.open_batches"],
     ids=["compiler", "data"],
 )
 def test_a_full_device_is_told_in_plain_words_wherever_it_shows(

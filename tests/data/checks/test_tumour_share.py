@@ -22,5 +22,5 @@ def test_half_of_the_brain_is_the_limit() -> None:
 def test_of_a_head_the_brain_is_at_most_a_large_one() -> None:
     # 4000 ml of head, and 800 ml or 700 ml of "tumour".
     with pytest.raises(UserError, match="800 of 1500 ml"):
-        tumour_share.check(_label(200), 4000, 4.0, "seg.nii.gz")
-    tumour_share.check(_label(175), 4000, 4.0, "seg.nii.gz")
+        tumour_share.check(_label(200), 4000.0, 4.0, "seg.nii.gz")
+    tumour_share.check(_label(175), 4000.0, 4.0, "seg.nii.gz")
