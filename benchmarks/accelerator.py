@@ -27,8 +27,8 @@ from absl import flags
 from benchmarks import accelerator_rows, measuring, records
 from kdnet_jax import cli
 from kdnet_jax.core import files, provenance
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import building
+from kdnet_jax.errors import UserError
 
 _FILE = flags.DEFINE_string("json", None, "Also write the rows here.")
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run without an accelerator, to try it out.")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import records
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 START_BATCH = 2
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import tqdm
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 SETTINGS = {
     "train.steps": 200,

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import psutil
 import tqdm
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 # Threads that have just worked may spin for a moment before they sleep.
 _SETTLE_SECONDS = 0.05

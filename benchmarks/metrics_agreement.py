@@ -14,7 +14,7 @@ import tqdm
 from absl import app, flags
 
 from benchmarks import metrics_oracles, metrics_pairs
-from kdnet_jax.core import errors
+from kdnet_jax import errors
 
 METRICS = ("dice", "hd95_mm", "nsd", "nsd_2mm", "lesion_dice", "lesion_hd95_mm")
 _EQUAL = 1e-6

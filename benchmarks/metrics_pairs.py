@@ -10,7 +10,7 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 Mask = Bool[np.ndarray, "d h w"]
 Classes = UInt8[np.ndarray, "d h w"]

@@ -14,8 +14,8 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import metrics_oracles, metrics_pairs
+from kdnet_jax import errors
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import errors
 from kdnet_jax.metrics import cases
 
 ISO = (1.0, 1.0, 1.0)

@@ -22,8 +22,8 @@ import tqdm
 from absl import flags
 
 from benchmarks import measuring, parity_cases, records
-from kdnet_jax import cli
-from kdnet_jax.core import errors, files
+from kdnet_jax import cli, errors
+from kdnet_jax.core import files
 from kdnet_jax.interop import network_kinds
 from kdnet_jax.models import layers, unet
 

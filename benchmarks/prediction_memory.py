@@ -18,9 +18,8 @@ import numpy as np
 from absl import flags
 
 from configs import common
-from kdnet_jax import cli
+from kdnet_jax import cli, errors
 from kdnet_jax.config import reading
-from kdnet_jax.core import errors
 from kdnet_jax.data.scans import nifti
 from kdnet_jax.models import networks
 from kdnet_jax.training import checkpoint, optimizers, saved_checkpoints, steps

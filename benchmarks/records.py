@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 # Cores that other processes may use before the figures are called disturbed.
 BUSY_CORES = 0.1

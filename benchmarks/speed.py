@@ -26,8 +26,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from benchmarks import measuring, records, speed_cases
-from kdnet_jax import cli
-from kdnet_jax.core import errors, files
+from kdnet_jax import cli, errors
+from kdnet_jax.core import files
 
 _JSON = flags.DEFINE_string("json", None, "Also write the rows here.")
 _ONLY = flags.DEFINE_list("only", None, "Names of rows; by default all.")

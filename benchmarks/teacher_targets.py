@@ -16,10 +16,10 @@ from jaxtyping import Float
 from kdnet_jax import cli
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import reading
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import labels
+from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import run_data
 from kdnet_jax.metrics import overlap
 from kdnet_jax.prediction import ensembles

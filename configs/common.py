@@ -10,7 +10,7 @@ from typing import Any, Final
 from ml_collections import config_dict
 
 from kdnet_jax.config import flat_keys, keys, values
-from kdnet_jax.core.errors import UserError, nearest
+from kdnet_jax.errors import UserError, nearest
 
 _PHANTOM: Final = {
     "data.spacing": 3.0,

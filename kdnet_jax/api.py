@@ -21,9 +21,9 @@ from jaxtyping import Float, Num, UInt8
 from nibabel import spatialimages
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError, check_choice
 from kdnet_jax.data.scans import geometry, nifti, prepare, spaces
 from kdnet_jax.data.sources import labels as label_values
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.prediction import ensembles, prediction_outputs, segmenting
 
 Path = str | os.PathLike[str]

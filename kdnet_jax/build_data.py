@@ -14,10 +14,10 @@ from absl import flags
 
 from kdnet_jax import cli, dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.phantom import phantom
 from kdnet_jax.data.records import building, store
 from kdnet_jax.data.scans import geometry, prepare
+from kdnet_jax.errors import UserError
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans.")
 _RELEASE = flags.DEFINE_string("release", "auto", "Layout of the scans; auto recognises it.")

@@ -17,11 +17,11 @@ from absl import flags
 
 from kdnet_jax import cli, dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import geometry
 from kdnet_jax.data.sources import cases, labels, layouts
 from kdnet_jax.drawing import figures
+from kdnet_jax.errors import UserError
 from kdnet_jax.reports import data_summary, data_survey
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans.", required=True)

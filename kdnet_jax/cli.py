@@ -11,7 +11,8 @@ from typing import NoReturn
 from absl import flags, logging
 from ml_collections import config_flags
 
-from kdnet_jax.core import console, errors, home
+from kdnet_jax import errors
+from kdnet_jax.core import console, home
 
 _CONFIG_KEY = re.compile(r"--?(config[\w.]*)")
 # The configs that come with the package: beside it in a checkout and where it is installed.

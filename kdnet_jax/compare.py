@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from kdnet_jax import cli
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.runs import run_folders
 
 _SIDE = "Folders of {}: repeated, with commas, or a pattern such as runs/seed-*/{}"

@@ -27,7 +27,7 @@ from typing import Final
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import documents
-from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.errors import UserError, check_choice
 
 FILE_ENDINGS: Final = (".nii.gz", ".nii", ".nrrd", ".mha")
 # nnU-Net's reserved channel names, in lower case; every other name means a z-score.

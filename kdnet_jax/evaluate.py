@@ -20,8 +20,8 @@ from absl import flags
 
 from kdnet_jax import cli, dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError, check_choice
 from kdnet_jax.data.sources import label_recognition, labels, layouts, segmentations
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.evaluation import mask_evaluation
 from kdnet_jax.metrics import postprocessing, scoring
 from kdnet_jax.runs import run_folders

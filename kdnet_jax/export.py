@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from kdnet_jax import cli
-from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.errors import UserError, check_choice
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run; or what nnU-Net or MONAI trained", required=True

@@ -6,8 +6,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_dict
 
-from kdnet_jax import cli
-from kdnet_jax.core import errors
+from kdnet_jax import cli, errors
 from kdnet_jax.parallel import launch
 
 _CONFIG = cli.define_config(

@@ -10,7 +10,7 @@ from absl import flags
 
 from kdnet_jax import cli
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.runs import run_folders
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from kdnet_jax import cli
-from kdnet_jax.core.errors import UserError, nearest
+from kdnet_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from kdnet_jax.config import experiment as experiment_lib

@@ -11,7 +11,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from kdnet_jax.core.errors import UserError, nearest
+from kdnet_jax.errors import UserError, nearest
 
 Normalisation = Literal["zscore_nonzero", "zscore", "ct", "rescale", "none"]
 NORMALISATIONS: Final[tuple[Normalisation, ...]] = get_args(Normalisation)

@@ -10,8 +10,8 @@ import pytest
 import kdnet_jax
 from kdnet_jax import api
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import geometry, prepare
+from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import segmenting
 from tests.helpers import commands
 

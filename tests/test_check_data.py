@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.checks import case_checks, problems
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import cases
+from kdnet_jax.errors import UserError
 from kdnet_jax.reports import data_summary, data_survey
 from tests.helpers import commands, made_tasks
 

@@ -12,9 +12,9 @@ import pytest
 
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
 from kdnet_jax.data.sources import cases, label_recognition, labels, segmentations
+from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import cohort_segmentation, evaluation, mask_evaluation
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import postprocessing, scoring

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from configs import common
 from kdnet_jax.config import reading
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.experiment import runner
 from kdnet_jax.models import heads

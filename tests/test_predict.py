@@ -13,8 +13,8 @@ import pytest
 from matplotlib import image as mpl_image
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import geometry
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
 from kdnet_jax.prediction import prediction_jobs, prediction_outputs
 from tests.helpers import commands, tiny_cases

@@ -75,7 +75,7 @@ def test_in_python_it_is_a_user_error(platform: str, tmp_path: pathlib.Path) -> 
     assert code == 1
     last = err.splitlines()[-1]
     message = f"JAX_PLATFORMS is '{platform}', but JAX"
-    assert last.startswith(f"kdnet_jax.core.errors.UserError: {message}")
+    assert last.startswith(f"kdnet_jax.errors.UserError: {message}")
 
 
 def test_a_user_without_a_home_folder(tiny_cohort: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -18,9 +18,9 @@ from matplotlib import lines as mpl_lines
 
 from kdnet_jax import cli
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.phantom import phantom
 from kdnet_jax.drawing import figures, planes
+from kdnet_jax.errors import UserError
 
 _FIGURE = flags.DEFINE_string("figure", None, "Where to draw two cases (.png).")
 # One at the ventricles and one at the tentorium, of seed 0.

@@ -29,7 +29,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.augment import draws as augment_draws
 from kdnet_jax.augment import spatial
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.parallel import sharding
 
 Range = tuple[float, float]

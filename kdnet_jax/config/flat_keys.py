@@ -8,7 +8,7 @@ from typing import Final
 from kdnet_jax.augment import augment
 from kdnet_jax.config import keys, values
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 # A config as config.json holds it: nested dictionaries.
 Document = typed.JsonView

@@ -14,10 +14,10 @@ from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys
 from kdnet_jax.core import documents, typed
-from kdnet_jax.core.errors import UserError, check_choice
 from kdnet_jax.data import splits
 from kdnet_jax.data.scans import geometry
 from kdnet_jax.data.sources import labels
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.models import heads, networks, unet
 from kdnet_jax.training import loop, optimizers

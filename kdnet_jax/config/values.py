@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Protocol, runtime_checkable
 
-from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.errors import UserError, check_choice
 
 
 @runtime_checkable

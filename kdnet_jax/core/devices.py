@@ -2,7 +2,7 @@
 
 import jax
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 
 def check() -> None:

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 
 def read_json(path: str | os.PathLike[str]) -> typed.JsonValue:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 _SEEN_SECONDS = 70.0
 

@@ -5,7 +5,7 @@ import sys
 
 import jax
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 _REMEDY = (
     "Lower --config.loader.batch, --config.loader.patch or --config.model.widths; or work through "

@@ -15,7 +15,7 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 
 from kdnet_jax.core import documents, files, typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 PARTS: Final = ("train", "validation", "test")
 _SHOWN: Final = 5  # names in a message

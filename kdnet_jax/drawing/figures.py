@@ -18,8 +18,8 @@ from matplotlib import text as mpl_text
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import files
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.drawing import planes
+from kdnet_jax.errors import UserError
 
 DPI: Final = 110
 _LEGEND_FONT: Final = 11

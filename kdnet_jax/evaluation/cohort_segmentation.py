@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import console
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import nifti, prepare
 from kdnet_jax.data.sources import cases, labels, layouts, patients
+from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import ensembles, prediction_jobs
 from kdnet_jax.runs import workdir
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.evaluation import comparison_runs, comparison_scores
 from kdnet_jax.metrics import statistics
 

@@ -10,7 +10,7 @@ from typing import Final
 from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.config import keys as keys_lib
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.runs import workdir

@@ -16,10 +16,10 @@ from nibabel import affines
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import console, documents, files, provenance, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import nifti, prepare
 from kdnet_jax.data.sources import labels
+from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap, postprocessing
 from kdnet_jax.parallel import processes

@@ -11,11 +11,11 @@ from typing import Final
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError, nearest
 from kdnet_jax.data import splits
 from kdnet_jax.data.checks import mask_checks, problems
 from kdnet_jax.data.scans import grids, spaces
 from kdnet_jax.data.sources import label_recognition, labels, layouts, segmentations
+from kdnet_jax.errors import UserError, nearest
 from kdnet_jax.metrics import cases as case_metrics
 
 # What imports JAX is imported where it is used: the worker processes import this file too.

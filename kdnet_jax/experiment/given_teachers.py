@@ -10,7 +10,7 @@ import pathlib
 
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import checksums, files
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import conversion, foreign
 from kdnet_jax.models import adapted
 from kdnet_jax.parallel import processes

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
 from kdnet_jax.data.loading import loader, placement
 from kdnet_jax.data.records import building, skipping, store
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import processes, sharding
 
 _LOG = logging.getLogger(__name__)

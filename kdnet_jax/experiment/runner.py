@@ -13,11 +13,11 @@ from jaxtyping import PyTree
 
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import checksums, files, provenance, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import loader
 from kdnet_jax.data.records import skipping
 from kdnet_jax.data.scans import familiarity
 from kdnet_jax.drawing import figures
+from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.experiment import compilation, given_teachers, run_data
 from kdnet_jax.metrics import surface

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 # nnU-Net's largest preset, five folds with their optimizers, is below 10 GiB.
 MAX_BYTES = 32 * 2**30

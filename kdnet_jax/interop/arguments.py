@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 Triples = tuple[tuple[int, int, int], ...]
 

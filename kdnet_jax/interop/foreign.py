@@ -5,7 +5,7 @@ import pathlib
 import zipfile
 from collections.abc import Sequence
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import described_weights, foreign_model, monai_bundle, nnunet_folder
 
 ForeignModel = foreign_model.ForeignModel

@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import json_files
 from kdnet_jax.models import adapted, heads
 from kdnet_jax.runs import model

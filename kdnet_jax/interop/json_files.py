@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final, TypeVar
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 _T = TypeVar("_T")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from kdnet_jax.core import documents, typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 # "@network_def", "$@network_def": the value of a key; "::" or "#" leads into it.
 _REFERENCE: Final = re.compile(r"\$?@([\w:#]+)")

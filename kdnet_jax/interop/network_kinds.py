@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Num, PyTree
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError, nearest
+from kdnet_jax.errors import UserError, nearest
 from kdnet_jax.interop import (
     arguments,
     monai_arguments,

@@ -6,7 +6,7 @@ import pathlib
 from typing import Final
 
 from kdnet_jax.core import documents, typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import json_files, network_kinds, nnunet_task
 from kdnet_jax.models import adapted
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Num
 
 from kdnet_jax.core import files
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 SUFFIXES: Final = (".pt", ".pth")
 TORCHSCRIPT: Final = ".ts"

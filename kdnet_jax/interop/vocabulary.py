@@ -6,9 +6,9 @@ from typing import Final
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.sources import label_recognition
 from kdnet_jax.data.sources import names as scan_names
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
 
 # For each output of a head, the model's own channel.

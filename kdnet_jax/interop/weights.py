@@ -13,7 +13,7 @@ from flax import traverse_util
 from jaxtyping import Num, PyTree
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted
 
 State = Mapping[str, Num[np.ndarray, "..."]]

@@ -31,7 +31,7 @@ from jaxtyping import Num
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import files, typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     described_weights,
     foreign_model,

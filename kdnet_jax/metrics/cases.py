@@ -12,7 +12,7 @@ from jaxtyping import Bool, Integer
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import files, typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import boxes, lesions, overlap, surface
 
 

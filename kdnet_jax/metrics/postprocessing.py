@@ -10,7 +10,7 @@ from jaxtyping import Bool, Integer
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import labelling, lesions, overlap
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import monai, nnunet
 
 # Of an axis: the letter that this project's arrays grow to, and the opposite one.

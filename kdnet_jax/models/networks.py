@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted, monai, nnunet, unet
 from kdnet_jax.parallel import sharding
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import layers
 
 Convolutions = Literal["auto", "native", "onednn", "planes", "blocks"]

@@ -18,8 +18,9 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import config_dict
 
-from kdnet_jax.core import errors, typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax import errors
+from kdnet_jax.core import typed
+from kdnet_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 # Under this name a process that fails publishes its number and exit code.

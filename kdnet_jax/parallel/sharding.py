@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 # (parameters, image "b d h w m") -> (logits "b d h w k", named features)
 Apply = Callable[[PyTree, Array], tuple[Array, dict[str, Array]]]

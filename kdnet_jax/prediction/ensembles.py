@@ -16,8 +16,8 @@ from jaxtyping import Float, PyTree, UInt8
 from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import familiarity, prepare
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
 from kdnet_jax.prediction import inference, predictors
 from kdnet_jax.runs import model as model_lib

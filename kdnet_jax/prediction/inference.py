@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, PyTree
 from scipy import special
 
 from kdnet_jax.core import console
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import prepare
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads, networks
 from kdnet_jax.parallel import sharding
 from kdnet_jax.runs import model as model_lib

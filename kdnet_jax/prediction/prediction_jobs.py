@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UnknownLayoutError, UserError
 from kdnet_jax.data.scans import nifti, nifti_header
 from kdnet_jax.data.sources import cases, decathlon, labels, names
+from kdnet_jax.errors import UnknownLayoutError, UserError
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from jaxtyping import Float, UInt8
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import files, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import geometry as geometry_lib
 from kdnet_jax.data.scans import spaces
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
 
 # NIfTI has no float16. 16 bits and a slope, which every reader applies, are as exact and smaller

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import documents, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import nifti_header
+from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import prediction_jobs, prediction_outputs
 
 

@@ -18,10 +18,10 @@ from nibabel import affines
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import memory, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import familiarity, geometry, intensities, nifti, prepare, spaces
 from kdnet_jax.data.sources import cases, labels
 from kdnet_jax.drawing import figures
+from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import ensembles, prediction_jobs, prediction_outputs
 
 _LOG = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from matplotlib import figure as mpl_figure
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import console, files
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.checks import case_checks, cohort_checks, problems
 from kdnet_jax.data.scans import geometry
 from kdnet_jax.data.sources import cases
+from kdnet_jax.errors import UserError
 from kdnet_jax.reports import contact_sheet, data_summary
 
 SHEET_CASES: Final = 24  # on the contact sheet

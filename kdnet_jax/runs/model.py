@@ -8,9 +8,9 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import keys, values
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError, check_choice
 from kdnet_jax.data.scans import geometry
 from kdnet_jax.data.sources import labels
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import heads, networks
 
 _KINDS: Final = {

@@ -16,8 +16,8 @@ from jaxtyping import PyTree
 
 from kdnet_jax import dataset_json
 from kdnet_jax.core import checksums, documents, files, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import familiarity, intensities
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.training import saved_checkpoints

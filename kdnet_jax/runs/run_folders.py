@@ -4,7 +4,7 @@ import glob
 import pathlib
 from collections.abc import Sequence
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 
 def expand(flag: str, words: Sequence[str]) -> list[pathlib.Path]:

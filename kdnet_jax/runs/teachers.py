@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
 from kdnet_jax.data.sources import patients
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import model_folder, workdir

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from kdnet_jax.config import reading
 from kdnet_jax.core import checksums, devices
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign
 from kdnet_jax.models import networks
 from kdnet_jax.runs import model as model_lib

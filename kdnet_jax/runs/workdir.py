@@ -19,8 +19,8 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.core import files
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
+from kdnet_jax.errors import UserError
 from kdnet_jax.training import saved_checkpoints
 
 _LOG = logging.getLogger(__name__)

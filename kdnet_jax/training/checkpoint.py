@@ -19,7 +19,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from kdnet_jax.core import checksums, files
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import processes
 from kdnet_jax.training import saved_checkpoints, steps
 from kdnet_jax.training.saved_checkpoints import Damaged, Progress

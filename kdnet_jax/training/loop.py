@@ -13,8 +13,8 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from kdnet_jax.core.errors import UserError, check_choice
 from kdnet_jax.data.loading import loader as loader_lib
+from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.parallel import processes, sharding
 from kdnet_jax.training import checkpoint, profiling, step_metrics, steps, stopping
 from kdnet_jax.training import progress as progress_lib

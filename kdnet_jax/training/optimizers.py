@@ -6,7 +6,7 @@ from typing import Literal
 import optax
 import optax.contrib
 
-from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.errors import UserError, check_choice
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import tensorboardX
 import tqdm
 
 from kdnet_jax.core import console, files, typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from kdnet_jax.core import checksums, memory, typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import processes
 
 _LOG = logging.getLogger(__name__)

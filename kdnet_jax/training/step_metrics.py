@@ -4,8 +4,8 @@ import math
 
 import jax
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import loader
+from kdnet_jax.errors import UserError
 from kdnet_jax.training import progress as progress_lib
 from kdnet_jax.training import steps
 from kdnet_jax.training.saved_checkpoints import Progress

@@ -16,7 +16,7 @@ import pytest
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment, draws, spatial
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from tests.helpers import commands
 
 SHAPE = (2, 3, 4)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from configs import student
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, reading
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import nifti, nifti_header, prepare
 from kdnet_jax.data.sources import cases
+from kdnet_jax.errors import UserError
 from tests.bad_input import scans
 
 pytestmark = pytest.mark.once

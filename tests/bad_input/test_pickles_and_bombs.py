@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import nifti_header
+from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import evaluation
 from tests.bad_input import runs, scans
 from tests.helpers import forks
@@ -73,7 +73,7 @@ def test_a_pickle_among_the_probabilities_of_a_run_is_not_loaded(
 
 _READ = """
 import resource, sys
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.data.scans import nifti
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

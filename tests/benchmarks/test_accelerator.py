@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks import accelerator_rows
-from kdnet_jax.core import errors
+from kdnet_jax import errors
 from tests.helpers import commands
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks import measuring, records, speed_cases
-from kdnet_jax.core import errors
+from kdnet_jax import errors
 from tests.helpers import commands
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from configs import baseline, common, student, teacher
 from kdnet_jax.config import flat_keys, reading
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 FILES = {"teacher": teacher, "baseline": baseline, "student": student}
 

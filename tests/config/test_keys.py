@@ -6,7 +6,7 @@ import pytest
 
 from configs import common
 from kdnet_jax.config import flat_keys, keys, values
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 REFERENCE = pathlib.Path(__file__).parents[2] / "docs" / "reference.md"
 # The name of the config's file gives these.

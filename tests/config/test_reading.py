@@ -12,7 +12,7 @@ from configs import common
 from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys, reading
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
 
 

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from kdnet_jax.core import files
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 
 @pytest.mark.parametrize(

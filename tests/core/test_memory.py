@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kdnet_jax.core import memory
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import unet
 
 GIB = 2**30

@@ -10,8 +10,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
+from kdnet_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

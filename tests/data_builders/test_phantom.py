@@ -9,9 +9,9 @@ from nilearn import datasets
 from scipy import stats
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.phantom import anatomy, phantom, sheet, tumour
 from kdnet_jax.data.sources import cases as case_lib
+from kdnet_jax.errors import UserError
 from tests.helpers import commands
 
 NCR, ED, ET = tumour.NCR, tumour.ED, tumour.ET

@@ -18,7 +18,7 @@ from ml_collections import config_dict, config_flags
 from docs import make_reference
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import reading, study
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 # Modules whose further words are files.
 _WITH_WORDS = ("kdnet_jax.predict",)

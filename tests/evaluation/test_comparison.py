@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import comparison
 from kdnet_jax.metrics import statistics
 from kdnet_jax.reports import comparison_figures, comparison_text

@@ -14,7 +14,7 @@ from configs import common
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading
 from kdnet_jax.core import memory
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import compilation, runner
 from kdnet_jax.models import networks, unet
 from kdnet_jax.parallel import sharding

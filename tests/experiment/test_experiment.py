@@ -19,7 +19,7 @@ from ml_collections import config_dict
 
 from configs import common
 from kdnet_jax.config import reading
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import runner
 from kdnet_jax.runs import trained
 from tests.helpers import commands, tiny_cases

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from configs import common
 from kdnet_jax.augment import augment
 from kdnet_jax.config import reading
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import run_data
 from kdnet_jax.parallel import sharding
 

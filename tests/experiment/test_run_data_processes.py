@@ -14,8 +14,8 @@ import jax
 
 from configs import common
 from kdnet_jax.config import reading
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import building, store
+from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import run_data
 from kdnet_jax.parallel import sharding
 from tests.helpers import companies, tiny_cases

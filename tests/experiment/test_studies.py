@@ -11,7 +11,7 @@ import pytest
 from configs import common, study
 from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.config import study as study_lib
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from tests.helpers import commands, forks
 
 pytestmark = pytest.mark.once

@@ -11,8 +11,7 @@ import time
 
 from absl import app, flags
 
-from kdnet_jax import cli
-from kdnet_jax.core import errors
+from kdnet_jax import cli, errors
 from kdnet_jax.parallel import launch
 
 _CONFIG = cli.define_config("configs/student.py:smoke", "A role's file and a preset")

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 _WRONG = (None, 0, 1, -1.5, "x", "$x", [], [1], ["a", "b"], {}, {"a": 1}, True)
 

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import archives
 
 WANTED = re.compile(r"(.*/)?wanted\.txt")

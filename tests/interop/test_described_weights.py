@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import described_weights, foreign
 from kdnet_jax.runs.model import KnownCases
 from tests.helpers import foreign_folders as folders

@@ -6,7 +6,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign
 from kdnet_jax.runs.model import KnownCases
 from tests.helpers import foreign_folders as folders

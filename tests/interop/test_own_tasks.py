@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import conversion, foreign, writing
 from kdnet_jax.models import heads
 from kdnet_jax.runs import model_folder

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import torch_files
 from tests.helpers import foreign_folders
 

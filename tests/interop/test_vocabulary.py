@@ -1,6 +1,6 @@
 import pytest
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import vocabulary
 
 WHERE = "dataset.json: labels"

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 import torch
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign, writing
 from kdnet_jax.models import heads, unet
 from kdnet_jax.runs import model

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation, objective, output
 from kdnet_jax.models import heads
 from tests.helpers import glioma

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases
 
 ISO = (1.0, 1.0, 1.0)

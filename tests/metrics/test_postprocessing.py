@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap, postprocessing
 from tests.helpers import made_up_tasks

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import nifti
+from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import postprocessing, scoring
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases
 from tests.helpers import made_up_tasks
 

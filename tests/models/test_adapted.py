@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted
 
 # All ways in which three axes can lie.

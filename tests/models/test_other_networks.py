@@ -18,7 +18,7 @@ from jax import export
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.losses import objective
 from kdnet_jax.models import heads, monai, networks, unet
 from kdnet_jax.parallel import sharding

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers, networks, unet
 from kdnet_jax.models.kernels import build
 from kdnet_jax.parallel import sharding

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers, torch_layers
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import launch
 from tests.helpers import commands, companies
 

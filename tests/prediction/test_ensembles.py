@@ -10,9 +10,9 @@ import pytest
 
 from configs import common
 from kdnet_jax.config import reading
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
 from kdnet_jax.data.scans import prepare
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
 from kdnet_jax.prediction import ensembles, inference, predictors
 from kdnet_jax.runs import trained
@@ -149,7 +149,7 @@ def test_mirrors_are_a_choice(folder: pathlib.Path, case: prepare.PreparedCase) 
     assert not plain.disagreeing
     assert mirrored.disagreeing
     assert _load(folder, "mirror").predictor.mirror
-    assert not _load(folder, "mirror", mirror=False).mirror
+    assert not _load(folder, "mirror", mirror=False).predictor.mirror
     turned = [np.abs(plain.segment(case).probabilities - mirrored.segment(case).probabilities)]
     assert np.max(turned) > 1e-3
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import prediction_jobs
 from tests.bad_input import scans
 

@@ -14,7 +14,7 @@ import pytest
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import files
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted, networks, unet
 from kdnet_jax.prediction import predictors
 from kdnet_jax.runs import model as model_lib

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.runs import run_folders
 
 

@@ -12,8 +12,8 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading
 from kdnet_jax.core import files
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
+from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import runner
 from kdnet_jax.models import networks, unet
 from kdnet_jax.runs import model, model_folder, teachers
@@ -48,6 +48,7 @@ def test_another_visit_of_a_test_patient_is_a_leak(tmp_path: pathlib.Path, part:
 def test_what_cannot_be_told_of_a_leak_is_said(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     text = reading.read(common.base_config("teacher", "smoke")).to_json()
     (tmp_path / "config.json").write_text(text, "utf-8")
     for name, said in ((VISITS[0], ""), ("BRATS_007", "none of the 1 cases")):

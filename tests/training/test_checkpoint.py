@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from kdnet_jax.core import checksums
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.training import checkpoint, saved_checkpoints, steps
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.training import checkpoint, saved_checkpoints, steps
 
 

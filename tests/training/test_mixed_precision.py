@@ -14,7 +14,7 @@ from jax.extend import core
 from configs import common
 from kdnet_jax.augment import augment
 from kdnet_jax.config import reading
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import layers, networks, unet
 from kdnet_jax.parallel import sharding

@@ -19,10 +19,10 @@ from configs import common
 from kdnet_jax.augment import augment
 from kdnet_jax.config import reading
 from kdnet_jax.core import checksums
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import loader
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import cases
+from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.experiment import compilation, run_data, runner
 from kdnet_jax.losses import objective

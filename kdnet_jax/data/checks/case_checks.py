@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.checks import cohort_checks, problems, tumour_share
 from kdnet_jax.data.scans import copies, geometry, grids, intensities, nifti, prepare, spaces
 from kdnet_jax.data.sources import cases, labels, patients
+from kdnet_jax.errors import UserError
 
 _ONE_GRID = "Register and resample the files of a case to one grid, or repair the wrong header"
 _REPAIR = "Or repair the headers"

@@ -12,10 +12,10 @@ from nibabel import affines
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import grids, nifti, spaces
 from kdnet_jax.data.sources import labels, segmentations
+from kdnet_jax.errors import UserError
 
 # A mask with larger values, or with more than these and the task's, is none.
 _MOST_VALUES: Final = 16

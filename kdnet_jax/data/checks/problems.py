@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 # Training refuses the case, or its scores would be wrong; or somebody should look at it.
 ERROR: Final = "error"

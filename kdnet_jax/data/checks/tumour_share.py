@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import UInt8
 
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 # The largest whole tumour of 35 BraTS cases (2021; Africa) takes 18 % of its brain.
 MAX_SHARE: Final = 0.5

@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 from jaxtyping import Shaped
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import patches, resident
 from kdnet_jax.data.records import skipping, store
 from kdnet_jax.data.scans import prepare
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import sharding
 
 # Batches that have arrived on the device before they are asked for, besides one on its way. With a

@@ -32,10 +32,10 @@ from jaxtyping import Float16, Integer, Shaped, UInt8
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import records, skipping, store
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import labels
+from kdnet_jax.errors import UserError
 
 DEFAULT_TUMOUR_SHARE: Final = 1 / 3
 # The length of the endless stream: more than any run reads, and still a machine integer.

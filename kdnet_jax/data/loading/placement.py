@@ -7,9 +7,9 @@ from typing import Final
 from jax.sharding import Mesh
 
 from kdnet_jax.core import console
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import resident
 from kdnet_jax.data.records import store
+from kdnet_jax.errors import UserError
 
 CHOICES: Final = ("auto", "device", "host", "stream")
 # Of free memory, the part that cases may fill where nobody asked for it. The rest of a device's is

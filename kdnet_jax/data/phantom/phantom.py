@@ -9,10 +9,10 @@ import pathlib
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.phantom import anatomy, contrast, tumour
 from kdnet_jax.data.scans import nifti
 from kdnet_jax.data.sources import labels as label_lib
+from kdnet_jax.errors import UserError
 
 # The template has voxels of 1 mm; above 10 mm the brain is too few voxels for a tumour.
 _FINEST_MM, _COARSEST_MM = 1.0, 10.0

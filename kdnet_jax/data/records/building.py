@@ -21,10 +21,10 @@ from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
 from data_builders.task_cohort import task_cohort_dataset_builder
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import case_builder, cohort_builder, store
 from kdnet_jax.data.scans import geometry, prepare
 from kdnet_jax.data.sources import cases, labels
+from kdnet_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 

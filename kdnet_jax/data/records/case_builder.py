@@ -27,9 +27,9 @@ from tensorflow_datasets.core import dataset_info
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import console, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import prepare
+from kdnet_jax.errors import UserError
 
 # To be raised by whoever changes what `prepare` returns or how `store` records it: datasets that
 # were built before are then built anew.

@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import console, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import case_builder
 from kdnet_jax.data.scans import ct_statistics, geometry, nifti, prepare
 from kdnet_jax.data.sources import cases, decathlon, labels
+from kdnet_jax.errors import UserError
 
 # Bytes of records per byte of the scans, at the scans' own voxel size. BraTS 2021 takes 1.1; the
 # rest is for scans that compress better than their z-scored float16 form.

@@ -20,7 +20,7 @@ from google.protobuf import message
 from tensorflow_datasets.core import decode
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
+from kdnet_jax.errors import UserError
 
 # A compiled module without types.
 _ARRAY_RECORD = importlib.import_module("array_record.python.array_record_module")

@@ -9,8 +9,8 @@ import time
 from typing import Final
 
 from kdnet_jax.core import console
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import records
+from kdnet_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import tensorflow_datasets as tfds
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import records
 from kdnet_jax.data.scans import geometry as geometry_lib
 from kdnet_jax.data.scans import prepare
+from kdnet_jax.errors import UserError
 
 # The split that holds every case: which of them train is decided later, by patient (splits.py).
 SPLIT = "cases"

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import brain
+from kdnet_jax.errors import UserError
 
 # From this correlation on, of a sequence with what another one predicts of it, both are one image.
 COPIED: Final = 0.9965

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import geometry, grids, prepare
 from kdnet_jax.data.sources import cases, labels
+from kdnet_jax.errors import UserError
 
 # Of each case, drawn with replacement: each counts the same, however large its foreground.
 _SAMPLES: Final = 10_000

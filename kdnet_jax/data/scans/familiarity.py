@@ -20,8 +20,8 @@ from scipy import ndimage
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import documents, files, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import prepare
+from kdnet_jax.errors import UserError
 
 FILE = "training_data.json"
 # Of a large cohort so many cases are enough.

@@ -20,8 +20,8 @@ from numpy.typing import DTypeLike
 from scipy import ndimage
 
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import class_maps, spaces
+from kdnet_jax.errors import UserError
 
 CANONICAL = ("S", "P", "L")
 HEADER = "header"  # the value of `orientation` that means: as the affine says

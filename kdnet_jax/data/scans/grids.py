@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 from nibabel import affines
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import nifti, spaces
+from kdnet_jax.errors import UserError
 
 LABEL = "label"  # the name of the reference among the modalities'
 # A single header that is off by less than half a voxel is outvoted by so many that agree.

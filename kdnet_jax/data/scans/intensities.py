@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import brain
+from kdnet_jax.errors import UserError
 
 # In the note on a head that was taken as it is: `predict` makes a warning of it.
 SKULL_ON = "the skull seems to be on"

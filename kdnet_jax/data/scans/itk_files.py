@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Num
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import nifti_header, spaces
+from kdnet_jax.errors import UserError
 
 _T = TypeVar("_T")
 

@@ -19,8 +19,8 @@ from nibabel import arrayproxy
 from numpy.typing import ArrayLike
 
 from kdnet_jax.core import files, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import itk_files, nifti_header, spaces
+from kdnet_jax.errors import UserError
 
 _MEBI = 2**20
 # What scaling to integers and back leaves of a whole number: up to 8e-3 for 0, 1, 2, 4 in uint8.

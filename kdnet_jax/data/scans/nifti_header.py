@@ -16,8 +16,8 @@ import nibabel as nib
 import numpy as np
 from nibabel import affines, filebasedimages, spatialimages
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import spaces
+from kdnet_jax.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
 # What else is read, by SimpleITK (`itk_files.py`); nothing is written so.

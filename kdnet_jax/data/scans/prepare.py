@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Float16, Num, UInt8
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.checks import tumour_share
 from kdnet_jax.data.scans import copies, geometry, grids, intensities, nifti, nifti_header, spaces
 from kdnet_jax.data.sources import cases, decathlon, labels
+from kdnet_jax.errors import UserError
 
 # A sequence of MRI shows something of its own; CT windows of one scan do not.
 COMPARED: Final = ("zscore_nonzero", "zscore")

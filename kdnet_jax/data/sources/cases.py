@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Sequence
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UnknownLayoutError, UserError, check_choice
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.data.sources import (
@@ -24,6 +23,7 @@ from kdnet_jax.data.sources import (
     task_layouts,
     task_names,
 )
+from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice
 
 Source = pathlib.Path | tuple[pathlib.Path, int]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import documents
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.sources import labels, names
+from kdnet_jax.errors import UserError
 
 
 def read_channels(folder: pathlib.Path, notes: list[str]) -> dict[str, int]:

@@ -9,8 +9,8 @@ from typing import Final
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import documents, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.sources import labels, layouts
+from kdnet_jax.errors import UserError
 
 AUTO: Final = "auto"
 # One name for each meaning, in the order in which they are named and taken.

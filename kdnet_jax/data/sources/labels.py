@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Num, UInt8
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError, check_choice
+from kdnet_jax.errors import UserError, check_choice
 
 _NCR, _ED, _ET, _CAVITY = 1, 2, 3, 4
 _CHALLENGE_WITH_4: Final = {0: 0, 1: _NCR, 2: _ED, 4: _ET}

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UnknownLayoutError, UserError
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.data.sources import labels, names, own_layouts, task_names
+from kdnet_jax.errors import UnknownLayoutError, UserError
 
 NAMES: Final[dict[str, re.Pattern[str]]] = {
     release: re.compile(pattern, re.IGNORECASE)

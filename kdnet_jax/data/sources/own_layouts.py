@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.sources import names
+from kdnet_jax.errors import UserError
 
 if TYPE_CHECKING:
     from kdnet_jax.data.sources.layouts import File, Groups

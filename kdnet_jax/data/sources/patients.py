@@ -7,8 +7,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.sources import labels, layouts, own_layouts
+from kdnet_jax.errors import UserError
 
 _WITH_VISITS: Final = re.compile(
     r"(sub-[0-9a-z]+|UCSF-PDGM-\d+|UPENN-GBM-\d+|TCGA-\w{2}-\w{4}|RHUH-\d+|PatientID_\d+)"

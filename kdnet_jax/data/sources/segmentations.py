@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError, nearest
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.data.sources import layouts, names, own_layouts, task_names
+from kdnet_jax.errors import UserError, nearest
 
 # What tools also write behind the name of the case; "trans" is the default of MONAI's SaveImage.
 _MASK_ENDINGS: Final = ("labels", "pred", "prediction", "trans")

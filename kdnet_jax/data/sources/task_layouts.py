@@ -9,9 +9,9 @@ from typing import Final
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import documents
-from kdnet_jax.core.errors import UnknownLayoutError, UserError
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.sources import layouts, names, own_layouts
+from kdnet_jax.errors import UnknownLayoutError, UserError
 
 NNUNET, DECATHLON, USER = "nnunet", "decathlon", "user"
 _IMAGES, _LABELS, _DATASET_JSON = "imagesTr", "labelsTr", "dataset.json"

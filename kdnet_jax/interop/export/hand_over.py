@@ -9,9 +9,9 @@ import numpy as np
 
 from kdnet_jax.config import reading
 from kdnet_jax.core import checksums, files, provenance, typed
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data import splits
 from kdnet_jax.data.scans import familiarity
+from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.interop import conversion, foreign, foreign_model, writing
 from kdnet_jax.interop.export import artifact, model_card, scores

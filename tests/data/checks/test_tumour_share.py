@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.checks import tumour_share
+from kdnet_jax.errors import UserError
 
 
 def _label(voxels: int) -> np.ndarray:

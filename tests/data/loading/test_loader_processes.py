@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import loader
 from kdnet_jax.data.records import skipping
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import sharding
 from tests.helpers import companies, stores
 

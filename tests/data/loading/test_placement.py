@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import placement
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import sharding
 from tests.helpers import stores
 

@@ -10,10 +10,10 @@ import pytest
 
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import loader, patches
 from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import prepare
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import sharding
 from tests.helpers import made_tasks, stores
 

@@ -25,11 +25,11 @@ from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
 from data_builders.task_cohort import task_cohort_dataset_builder
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import loader
 from kdnet_jax.data.records import building, case_builder, cohort_builder, store
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import cases, layouts
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import sharding
 from tests.helpers import commands
 
@@ -228,7 +228,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(
 
 _FULL = """
     import pathlib, resource, sys
-    from kdnet_jax.core import errors
+    from kdnet_jax import errors
     from kdnet_jax.data.records import building
 
     # No file may grow beyond these bytes, as on a disk that becomes full while it is written.

@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import records, store
+from kdnet_jax.errors import UserError
 from tests.helpers import damage
 
 COUNT = 4

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.loading import loader, patches
 from kdnet_jax.data.records import records, skipping, store
 from kdnet_jax.data.scans import prepare
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import sharding
 from tests.helpers import damage, stores
 

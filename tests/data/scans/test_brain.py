@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import brain, intensities
+from kdnet_jax.errors import UserError
 
 SHAPE = (52, 48, 44)
 MOVE = (0.4, 0.3, 0.5)

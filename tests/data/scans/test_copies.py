@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import building
 from kdnet_jax.data.scans import copies, intensities, prepare
 from kdnet_jax.data.sources import cases
+from kdnet_jax.errors import UserError
 
 SHAPE = (40, 36, 32)
 BRAIN = np.zeros(SHAPE, bool)

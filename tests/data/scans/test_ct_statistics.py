@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from kdnet_jax import dataset_json
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import ct_statistics, prepare
 from kdnet_jax.data.sources import cases
+from kdnet_jax.errors import UserError
 
 TASK = dataset_json.parse(
     {

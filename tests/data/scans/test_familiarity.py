@@ -10,9 +10,9 @@ from scipy import ndimage
 
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import familiarity, prepare
 from kdnet_jax.data.sources import cases as cases_lib
+from kdnet_jax.errors import UserError
 
 EDGE = 48
 

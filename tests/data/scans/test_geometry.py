@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from jaxtyping import Float, UInt8
 from nibabel import orientations
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import class_maps, geometry
+from kdnet_jax.errors import UserError
 
 FLIPS = dict(zip("RAS", "LPI", strict=True))
 ALL_48 = [

@@ -7,8 +7,8 @@ import pytest
 from scipy import ndimage
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import intensities
+from kdnet_jax.errors import UserError
 
 CT = task_lib.Channel(name="ct", normalisation="ct", statistics=(-100.0, 300.0, 50.0, 80.0))
 

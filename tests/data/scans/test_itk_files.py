@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from kdnet_jax import dataset_json
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import building
 from kdnet_jax.data.scans import nifti, nifti_header
 from kdnet_jax.data.sources import cases
+from kdnet_jax.errors import UserError
 from tests.helpers import made_tasks
 
 itk = pytest.importorskip("SimpleITK")

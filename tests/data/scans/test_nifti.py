@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import nifti
+from kdnet_jax.errors import UserError
 
 AFFINE = np.array([[-1.0, 0, 0, 90], [0, -1, 0, 126], [0, 0, 1, -72], [0, 0, 0, 1]])
 

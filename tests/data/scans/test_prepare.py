@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.scans import geometry, intensities, prepare
 from kdnet_jax.data.sources import cases
+from kdnet_jax.errors import UserError
 
 MODALITIES = task_lib.GLIOMA.modalities
 AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])

@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.sources import cases
+from kdnet_jax.errors import UserError
 
 OLD = ("flair", "t1", "t1ce", "t2", "seg")
 NEW = ("t1n", "t1c", "t2w", "t2f", "seg")

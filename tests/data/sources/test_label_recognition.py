@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.sources import label_recognition
+from kdnet_jax.errors import UserError
 
 NNUNET = {"background": 0, "NCR": 1, "ED": 2, "ET": 3}
 REGIONS = {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.sources import labels
+from kdnet_jax.errors import UserError
 from tests.helpers import made_up_tasks
 
 CAVITY = len(task_lib.GLIOMA.classes)

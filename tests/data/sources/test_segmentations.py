@@ -5,8 +5,8 @@ import pathlib
 import pytest
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.sources import cases, segmentations
+from kdnet_jax.errors import UserError
 
 
 def _folder(root: pathlib.Path, *names: str) -> pathlib.Path:

@@ -11,10 +11,10 @@ import pytest
 
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.core.errors import UserError
 from kdnet_jax.data.records import building
 from kdnet_jax.data.scans import nifti
 from kdnet_jax.data.sources import cases, task_names
+from kdnet_jax.errors import UserError
 from tests.helpers import made_tasks
 
 PROSTATE = dataset_json.parse(made_tasks.PLAIN, "p/dataset.json")
