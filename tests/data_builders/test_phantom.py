@@ -8,8 +8,9 @@ import pytest
 from nilearn import datasets
 from scipy import stats
 
+from data_builders.brats_phantom import sheet
 from kdnet_jax import task as task_lib
-from kdnet_jax.data.phantom import anatomy, phantom, sheet, tumour
+from kdnet_jax.data.phantom import anatomy, phantom, tumour
 from kdnet_jax.data.sources import cases as case_lib
 from kdnet_jax.errors import UserError
 from tests.helpers import commands
