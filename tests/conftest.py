@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.helpers import commands, tiny_cases
+from tests.helpers import commands, fork_server, tiny_cases
 
 # Small CPU tests: one set of XLA threads per worker is enough, and no accelerator is claimed.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,9 +17,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _XLA_CACHE = pathlib.Path(tempfile.gettempdir()) / f"kdnet_jax_tests_xla_{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_XLA_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Small programs run once or twice: less of LLVM's work on them saves half of the compilation. What
-# XLA makes of a program before that is the same.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# Small programs run once or twice: without the work of LLVM on them compilation takes half as long;
+# what XLA makes of a program before that is the same.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 
 # A worker takes a file at a time: with these last, one would work alone at the end.
@@ -45,13 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the drawing of a run's report, half of the time of a tiny run.
 
-    For tests that train in this process and look at other things than the report.
+    For tests that look at other things than the report; forked commands have `report_free_env`.
     """
-
-    def write(folder: pathlib.Path, *_: object, **__: object) -> pathlib.Path:
-        return folder / "report.html"
-
-    monkeypatch.setattr("kdnet_jax.reports.run_report.write", write)
+    monkeypatch.setattr("kdnet_jax.reports.run_report.write", fork_server.empty_report)
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +67,12 @@ def sample_dir() -> pathlib.Path:
 def command_env() -> dict[str, str]:
     """The environment of commands: that of the tests, with its compilation cache."""
     return dict(os.environ)
+
+
+@pytest.fixture(scope="session")
+def report_free_env(command_env: dict[str, str]) -> dict[str, str]:
+    """The environment of forked commands whose report, an empty file then, nobody looks at."""
+    return command_env | {fork_server.WITHOUT_REPORT: "1"}
 
 
 def _once(

@@ -47,6 +47,7 @@ def test_scans_become_a_dataset_in_the_default_folder(tmp_path: pathlib.Path) ->
     assert "preparing" not in again.stderr
 
 
+@pytest.mark.once
 def test_synthetic_cases_become_a_dataset_or_scans(tmp_path: pathlib.Path) -> None:
     options = ("--phantom", "--cases=2", "--seed=3", "--spacing=4")
     built = run(tmp_path, *options, "--output=here")

@@ -24,7 +24,7 @@ from kdnet_jax.prediction import ensembles
 from kdnet_jax.training import saved_checkpoints, stopping
 from tests.helpers import commands
 
-pytestmark = pytest.mark.usefixtures("without_report")
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("without_report")]
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers import commands
 
+pytestmark = pytest.mark.once
+
 _TOLD = "import os, sys; print(sys.argv, os.getcwd(), sys.path[0], os.environ.get('A'))"
 
 

@@ -1,7 +1,6 @@
 """A run that is killed again and again ends as one that was never stopped."""
 
 import contextlib
-import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -21,9 +20,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def record(folder: pathlib.Path) -> dict[str, Any]:
+def record(folder: pathlib.Path, report_free_env: dict[str, str]) -> dict[str, Any]:
     def start(words: Sequence[str]) -> contextlib.AbstractContextManager[forks.Running]:
-        env = forks.with_packages(os.environ)
+        env = forks.with_packages(report_free_env)
         return forks.started(words, cwd=forks.ROOT, env=env, limit_s=300)
 
     # Half of the steps of the 40 kills.

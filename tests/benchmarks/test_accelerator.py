@@ -42,6 +42,7 @@ def test_rows_of_the_first_and_the_largest_batch() -> None:
     assert first.notes["peer_share_of_matmul"] is None
 
 
+@pytest.mark.once
 def test_without_an_accelerator_it_refuses_at_once() -> None:
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = commands.python("-m", "benchmarks.accelerator", "--nopeer", env=env, timeout=100)

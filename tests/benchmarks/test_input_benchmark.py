@@ -3,9 +3,12 @@
 import json
 import pathlib
 
+import pytest
+
 from tests.helpers import commands
 
 
+@pytest.mark.once
 def test_every_place_is_measured(
     tiny_cohort: pathlib.Path, tmp_path: pathlib.Path, command_env: dict[str, str]
 ) -> None:

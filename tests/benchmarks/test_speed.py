@@ -10,6 +10,8 @@ from benchmarks import measuring, records, speed_cases
 from kdnet_jax import errors
 from tests.helpers import commands
 
+pytestmark = pytest.mark.once
+
 
 def test_row_of_a_comparison() -> None:
     row = records.make_row("step", "s", 0.8, [3.0, 1.0, 2.0], [4.0, 4.0, 100.0])

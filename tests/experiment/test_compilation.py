@@ -75,6 +75,7 @@ def test_the_compiled_step_of_a_student_is_the_step_of_a_run() -> None:
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(parameters[1]))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("role", ["baseline", "student"])
 def test_a_run_whose_step_cannot_fit_is_refused_before_any_step(
     tiny_cohort: pathlib.Path, built: pathlib.Path, tmp_path: pathlib.Path, role: str

@@ -5,6 +5,8 @@ import pathlib
 import shutil
 import subprocess
 
+import pytest
+
 from configs import common
 from kdnet_jax.config import reading
 from kdnet_jax.data.records import skipping
@@ -14,6 +16,7 @@ from tests.helpers import commands, damage
 CASES = 8
 
 
+@pytest.mark.once
 def test_a_damaged_dataset_stops_a_run_and_loses_nothing(
     tmp_path: pathlib.Path, command_env: dict[str, str]
 ) -> None:

@@ -119,10 +119,12 @@ def test_the_same_command_again_repeats_nothing(
     assert (smoke_student.folder / "evaluation" / "cases.csv").stat().st_mtime_ns == before
 
 
+@pytest.mark.once
 def test_sigterm_saves_and_the_same_command_goes_on(
     tiny_cohort: pathlib.Path,
     built: pathlib.Path,
     command_env: dict[str, str],
+    report_free_env: dict[str, str],
     tmp_path: pathlib.Path,
 ) -> None:
     folder = tmp_path / "run"
@@ -149,7 +151,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert process.returncode == 143, said
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
-    again = commands.run("main", *words, env=command_env)
+    again = commands.run("main", *words, env=report_free_env)
     assert again.returncode == 0, again.stderr
     assert "resuming from step" in again.stdout
     steps = [json.loads(line)["step"] for line in log.read_text("utf-8").splitlines()]
@@ -183,6 +185,7 @@ def _on(
     return config
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_given_teacher_is_used_and_must_stay_the_same(
     student: config_dict.ConfigDict, smoke_student: commands.Finished, tmp_path: pathlib.Path
 ) -> None:
@@ -205,6 +208,7 @@ def test_a_given_teacher_is_used_and_must_stay_the_same(
         runner.run(reading.read(student), folder)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
@@ -227,6 +231,7 @@ def test_a_teacher_that_cannot_teach(
 # --- Mistakes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
@@ -282,6 +287,7 @@ def _label(case: pathlib.Path) -> None:
     nib.save(nib.Nifti1Image(values, image.affine), path)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [(_cut, "t1ce"), (_drop, "t1ce"), (_text, "t1ce"), (_shift, "t1ce"), (_label, "7")],
@@ -302,6 +308,7 @@ def test_spoilt_cases_are_named(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.once
 def test_folders_without_cases(config: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
     for name, content in (("absent", None), ("empty", ""), ("unknown", "scan.txt")):
         folder = tmp_path / name
@@ -314,6 +321,7 @@ def test_folders_without_cases(config: config_dict.ConfigDict, tmp_path: pathlib
             runner.run(reading.read(config), tmp_path / "run")
 
 
+@pytest.mark.once
 def test_a_folder_of_another_config(
     config: config_dict.ConfigDict, smoke_student: commands.Finished
 ) -> None:
@@ -321,18 +329,21 @@ def test_a_folder_of_another_config(
         runner.run(reading.read(config), smoke_student.folder)
 
 
+@pytest.mark.once
 def test_a_teacher_that_is_no_run(student: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
     student.teacher.checkpoint = str(tmp_path)
     with pytest.raises(UserError, match=r"is no run of kdnet_jax"):
         runner.run(reading.read(student), tmp_path / "run")
 
 
+@pytest.mark.once
 def test_a_workdir_below_a_file(config: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("x", "utf-8")
     with pytest.raises(UserError, match="file"):
         runner.run(reading.read(config), tmp_path / "file" / "run")
 
 
+@pytest.mark.once
 def test_a_full_disk(
     config: config_dict.ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 
 import jax
+import pytest
 
 from configs import common
 from kdnet_jax.config import reading
@@ -29,6 +30,7 @@ SCENES = {
 }
 
 
+@pytest.mark.once
 def test_two_processes_open_the_same_data(tmp_path: pathlib.Path) -> None:
     tiny_cases.write_cohort(tmp_path / "scans", 8)
     shutil.copytree(tmp_path / "scans", tmp_path / "copy")

@@ -85,7 +85,7 @@ def test_numbers_that_cannot_be_are_refused(key: str, value: int) -> None:
 def test_a_stopped_study_goes_on_and_compares(
     tiny_cohort: pathlib.Path,
     built: pathlib.Path,
-    command_env: dict[str, str],
+    report_free_env: dict[str, str],
     tmp_path: pathlib.Path,
 ) -> None:
     words = [
@@ -97,7 +97,7 @@ def test_a_stopped_study_goes_on_and_compares(
     ]
     first = tmp_path / "study" / "fold-0" / "seed-0" / "teacher"
     started = ["-m", "kdnet_jax.main", *words]
-    env = forks.with_packages(command_env)
+    env = forks.with_packages(report_free_env)
     with forks.started(started, cwd=commands.ROOT, env=env, limit_s=200) as process:
         while not process.is_over() and not (first / "report.html").exists():
             time.sleep(0.1)
@@ -106,7 +106,7 @@ def test_a_stopped_study_goes_on_and_compares(
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
     assert before
 
-    done = commands.run("main", *words, env=command_env)
+    done = commands.run("main", *words, env=report_free_env)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
     assert f"{first}: finished" in done.stdout

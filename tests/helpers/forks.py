@@ -32,6 +32,7 @@ _READ_LATE = (
     "XLA_FLAGS",
     "http_proxy",
     "https_proxy",
+    fork_server.WITHOUT_REPORT,
     *fork_server.TAKEN_LATER,
 )
 # Each holds some 400 MB.

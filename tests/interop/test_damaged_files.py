@@ -13,6 +13,8 @@ from kdnet_jax.runs import model
 from tests.helpers import foreign_folders as folders
 from tests.helpers import own_tasks, wrong_values
 
+pytestmark = pytest.mark.once
+
 # As plans of before nnU-Net 2.4 have it.
 _OLDER = {
     "UNet_class_name": "PlainConvUNet",

@@ -48,6 +48,7 @@ def test_edge_cases_equal_scipy(pair: metrics_pairs.Pair) -> None:
     assert expected
 
 
+@pytest.mark.once
 def test_real_pairs_equal_scipy(real: list[metrics_pairs.Pair]) -> None:
     assert len(real) == 7
     for name, *masks in real:

@@ -144,6 +144,7 @@ def test_the_rules_are_off_where_they_do_not_help() -> None:
     assert _choose([_case(20, 20), _case(3, 2)]) == postprocessing.Rules()
 
 
+@pytest.mark.once
 @hypothesis.given(
     st.lists(
         st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 30), st.integers(0, 40)),

@@ -42,6 +42,7 @@ def test_two_processes_exchange_and_the_first_alone_speaks() -> None:
     assert "process 1 works\n" in second.stderr
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number", [0, 1])
 def test_when_one_is_killed_the_other_ends(number: int) -> None:
     words = [f"--then={number}:kill"]
@@ -51,6 +52,7 @@ def test_when_one_is_killed_the_other_ends(number: int) -> None:
     assert done[1 - number].returncode in (1, -signal.SIGABRT)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_mistake_of_one_ends_all_with_exit_code_2(number: int) -> None:
     words = [f"--then={number}:mistake"]
@@ -62,6 +64,7 @@ def test_a_mistake_of_one_ends_all_with_exit_code_2(number: int) -> None:
     assert "Traceback" not in done[0].stderr + done[1].stderr
 
 
+@pytest.mark.once
 def test_a_bug_of_one_ends_all_with_its_traceback() -> None:
     words = ["--then=1:bug"]
     first, second = together(words, words)
@@ -75,6 +78,7 @@ def test_all_leave_together_after_a_stop_that_saved() -> None:
     assert [each.returncode for each in together(words, words)] == [143, 143]
 
 
+@pytest.mark.once
 def test_different_configs_are_named_to_all() -> None:
     done = together(["--config.train.steps=6"], ["--config.train.steps=8", "--workdir=other"])
     for each in done:
@@ -85,6 +89,7 @@ def test_different_configs_are_named_to_all() -> None:
         assert "Traceback" not in each.stderr
 
 
+@pytest.mark.once
 def test_processes_that_are_missing_and_different_numbers_of_them() -> None:
     port = companies.free_port()
     start = ["tests.helpers.launched", f"--coordinator=127.0.0.1:{port}", "--start_timeout=4"]
@@ -126,6 +131,7 @@ def test_a_coordinator_that_is_not_there(tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.once
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]

@@ -22,7 +22,7 @@ from kdnet_jax.config import reading
 from kdnet_jax.metrics import cases
 from kdnet_jax.models import networks
 from kdnet_jax.training import saved_checkpoints
-from tests.helpers import commands, companies
+from tests.helpers import commands, companies, fork_server
 
 STEPS = 8
 # Adam divides a gradient by its size, and that of a bias before a norm is rounding alone: such a
@@ -48,7 +48,8 @@ def _of_two(words: list[str]) -> list[list[str]]:
     return [[*words, *start, f"--process={number}"] for number in range(2)]
 
 
-ONE_PROCESS = {"JAX_NUM_CPU_DEVICES": "2"}
+NO_REPORT = {fork_server.WITHOUT_REPORT: "1"}
+ONE_PROCESS = {"JAX_NUM_CPU_DEVICES": "2"} | NO_REPORT
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def together(
     """The same run, of two processes that each hold a half of the optimizer's state."""
     folder = tmp_path_factory.mktemp("together") / "run"
     words = [*_words(tiny_cohort, built, folder), "--config.mesh.state=sharded"]
-    ended = companies.run(_of_two(words), timeout=200)
+    ended = companies.run(_of_two(words), [NO_REPORT] * 2, timeout=200)
     assert [done.returncode for done in ended] == [0, 0], ended[0].stderr + ended[1].stderr
     # Gloo prints from C++.
     assert all(line.startswith("[Gloo]") for line in ended[1].stdout.splitlines())
@@ -115,6 +116,7 @@ def test_two_processes_score_every_case_once(alone: pathlib.Path, together: path
     assert not list(together.glob(".*.part"))
 
 
+@pytest.mark.once
 def test_a_signal_to_one_process_stops_both_and_one_goes_on(
     tiny_cohort: pathlib.Path, built: pathlib.Path, alone: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

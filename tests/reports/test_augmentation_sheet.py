@@ -69,6 +69,7 @@ def test_a_row_for_each_part_that_can_be_drawn(case: prepare.PreparedCase) -> No
     assert [title for title in titles if title][:2] == ["as it is", "× 0.90"]
 
 
+@pytest.mark.once
 def test_the_command_draws_a_real_case(sample_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     done = commands.run(
         "preview_augmentation",

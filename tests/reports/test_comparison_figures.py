@@ -68,6 +68,7 @@ def test_sides_differ_in_grey_too(compared: comparison.Comparison) -> None:
     assert np.abs(contrast).max() > 0.5
 
 
+@pytest.mark.once
 def test_files_follow_the_metrics(compared: comparison.Comparison, tmp_path: pathlib.Path) -> None:
     comparison_figures.write(compared, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}

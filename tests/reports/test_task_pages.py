@@ -88,6 +88,7 @@ def write_page(folder: pathlib.Path, task: task_lib.Task) -> pathlib.Path:
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_report_names_and_draws_every_region(tmp_path: pathlib.Path, count: int) -> None:
     task = made_up_tasks.of_regions(count)

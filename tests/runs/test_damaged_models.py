@@ -12,6 +12,8 @@ from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import model_folder, trained
 from tests.helpers import wrong_values
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("name", ["unet", "plain_conv_unet", "dynunet", "segresnet"])
 def test_a_damaged_document_is_refused(tmp_path: pathlib.Path, name: str) -> None:

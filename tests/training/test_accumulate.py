@@ -127,6 +127,7 @@ def test_parts_give_the_update_of_the_whole_batch(form: str, accumulate: int) ->
     assert_same(parts, whole)
 
 
+@pytest.mark.once
 def test_parts_take_less_memory() -> None:
     mesh = sharding.make_mesh()
     whole, quarter = (

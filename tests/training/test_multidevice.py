@@ -25,7 +25,16 @@ from kdnet_jax.training import optimizers, steps
 from tests.helpers import commands, glioma
 
 STEPS = 3
-MESHES = ("4x1", "2x2", "1x4")
+# Of how many parts a sharded state is on each.
+MESHES = {"4x1": 4, "2x2": 2, "1x4": 1}
+# The mesh of both axes is tried on every stack; each of the others has one of them.
+on_meshes = pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(mesh, marks=() if mesh == "2x2" else pytest.mark.once, id=mesh)
+        for mesh in MESHES
+    ],
+)
 PATCH = (16, 8, 8)
 # Between them: every layer, both forms of the convolution that a mesh takes, both forms of the
 # state, an augmentation without and one with whole crops.
@@ -132,13 +141,19 @@ def run(output: pathlib.Path, devices: int, *meshes: str) -> dict[str, np.ndarra
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def results(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, np.ndarray]:
     folder = tmp_path_factory.mktemp("devices")
-    return run(folder / "one.npz", 1, "1x1") | run(folder / "four.npz", 4, *MESHES)
+    # The meshes of the tests that are run, in the order of MESHES.
+    params = [getattr(item, "callspec", None) for item in request.session.items]
+    asked = {each.params.get("mesh") for each in params if each}
+    meshes = [mesh for mesh in MESHES if mesh in asked]
+    return run(folder / "one.npz", 1, "1x1") | run(folder / "four.npz", 4, *meshes)
 
 
 @pytest.mark.parametrize("state_form", sharding.STATES)
-@pytest.mark.parametrize("mesh", MESHES)
+@on_meshes
 def test_four_devices_train_as_one(
     results: dict[str, np.ndarray], mesh: str, state_form: str
 ) -> None:
@@ -155,7 +170,7 @@ def test_four_devices_train_as_one(
     assert np.ptp(metrics[:, -1]) > 0
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@on_meshes
 def test_no_activations_are_gathered(results: dict[str, np.ndarray], mesh: str) -> None:
     baseline = json.loads(str(results[f"{mesh}/supervised"]))
     found = json.loads(str(results[f"{mesh}/replicated/sent"]))
@@ -166,7 +181,7 @@ def test_no_activations_are_gathered(results: dict[str, np.ndarray], mesh: str) 
     assert (["collective-permute", "halos of upsampling"] in found) == (mesh != "4x1")
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@on_meshes
 def test_a_sharded_state_gathers_parameters_and_nothing_else(
     results: dict[str, np.ndarray], mesh: str
 ) -> None:
@@ -178,11 +193,11 @@ def test_a_sharded_state_gathers_parameters_and_nothing_else(
     assert gathered == expected.get(mesh, {"parameters", "crops to augment"})
 
 
-@pytest.mark.parametrize(("mesh", "parts"), [("4x1", 4), ("2x2", 2), ("1x4", 1)])
+@on_meshes
 def test_a_sharded_state_takes_its_share_of_memory(
-    results: dict[str, np.ndarray], mesh: str, parts: int
+    results: dict[str, np.ndarray], mesh: str
 ) -> None:
-    for state_form, devices in (("replicated", 1), ("sharded", parts)):
+    for state_form, devices in (("replicated", 1), ("sharded", MESHES[mesh])):
         whole = int(results[f"{mesh}/{state_form}/bytes"])
         own = int(results[f"{mesh}/{state_form}/own_bytes"])
         # The few numbers that cannot be divided are on every device.

@@ -16,6 +16,8 @@ from kdnet_jax.experiment import runner
 from kdnet_jax.models import networks
 from kdnet_jax.training import saved_checkpoints
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 
 @pytest.fixture
 def config(tiny_cohort: pathlib.Path, built: pathlib.Path) -> config_dict.ConfigDict:
@@ -61,6 +63,7 @@ def test_a_profiled_run_is_the_same_run_with_a_trace_and_figures(
     assert f"xprof --logdir={folder}" in said
 
 
+@pytest.mark.once
 def test_a_training_too_short_says_so_and_leaves_nothing(
     config: config_dict.ConfigDict, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:

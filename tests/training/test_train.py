@@ -169,7 +169,12 @@ def straight(
 # Steps 3 and 6 are due for validation: it is made up for when the run resumes.
 @pytest.mark.parametrize(
     ("call", "number"),
-    [(4, signal.SIGTERM), (2, signal.SIGINT), (3, signal.SIGTERM), (6, signal.SIGTERM)],
+    [
+        (3, signal.SIGTERM),
+        pytest.param(2, signal.SIGINT, marks=pytest.mark.once),
+        pytest.param(4, signal.SIGTERM, marks=pytest.mark.once),
+        pytest.param(6, signal.SIGTERM, marks=pytest.mark.once),
+    ],
 )
 def test_a_stopped_run_resumes_bit_for_bit(
     config: config_dict.ConfigDict,
@@ -193,6 +198,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert _untimed(_rows(tmp_path)) == _untimed(_rows(straight))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("first", "second"), [("device", "stream"), ("host", "device")])
 def test_a_run_resumes_with_its_cases_elsewhere(
     config: config_dict.ConfigDict,
@@ -279,6 +285,7 @@ def test_rows_of_the_log(straight: pathlib.Path) -> None:
         assert row["dice_mean"] == pytest.approx(mean)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("stop_at", [None, 2])
 def test_early_stop(
     config: config_dict.ConfigDict,
@@ -298,6 +305,7 @@ def test_early_stop(
     assert [row["step"] for row in _rows(tmp_path) if row["split"] == "validation"] == [1, 2, 3]
 
 
+@pytest.mark.once
 def test_other_data_does_not_resume(
     config: config_dict.ConfigDict,
     straight: pathlib.Path,
@@ -344,6 +352,7 @@ def test_a_nan_stops_and_is_never_saved(
     assert not saved_checkpoints.saved_steps(tmp_path)
 
 
+@pytest.mark.once
 def test_a_batch_with_a_nan_names_its_cases(
     config: config_dict.ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +383,7 @@ def test_a_batch_with_a_nan_is_skipped_and_told(
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_params(tmp_path)))
 
 
+@pytest.mark.once
 def test_nothing_but_nans_is_refused_even_so(
     config: config_dict.ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +394,7 @@ def test_nothing_but_nans_is_refused_even_so(
     assert not saved_checkpoints.saved_steps(tmp_path)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("first_save", [1, 5])
 def test_when_it_is_saved_changes_nothing(
     config: config_dict.ConfigDict,
@@ -403,6 +414,7 @@ def test_when_it_is_saved_changes_nothing(
     assert _untimed(_rows(tmp_path)) == _untimed(_rows(straight))
 
 
+@pytest.mark.once
 def test_a_case_that_cannot_be_read_loses_no_step(
     config: config_dict.ConfigDict,
     straight: pathlib.Path,

@@ -185,6 +185,7 @@ def test_the_order_of_the_dictionary_does_not_matter() -> None:
     assert values[0] == pytest.approx(values[1])
 
 
+@pytest.mark.once
 def test_real_cases(sample_dir: pathlib.Path) -> None:
     found = cases.find_cases(sample_dir).cases[:2]
     readings = [case_checks.read_case(case) for case in found]

@@ -92,6 +92,7 @@ def test_stored_cases_are_the_prepared_ones_in_the_order_of_their_names(
     assert opened.summaries == [store.summarise(case) for case in opened]
 
 
+@pytest.mark.once
 def test_the_bits_do_not_depend_on_the_workers(
     tmp_path: pathlib.Path, scans: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_moved_cohort_is_the_same_cohort(tmp_path: pathlib.Path, scans: pathli
     assert len(built(tmp_path / "root")) == 1
 
 
+@pytest.mark.once
 def test_everything_that_changes_the_records_gets_its_own_folder(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_tfds_alone_reads_what_was_built(tmp_path: pathlib.Path, scans: pathlib.
     assert store.open_store(builder).summaries == opened.summaries
 
 
+@pytest.mark.once
 def test_real_scans_give_patches_with_tumour(
     tmp_path: pathlib.Path, sample_dir: pathlib.Path
 ) -> None:
@@ -211,6 +214,7 @@ _KILLED = """
 """
 
 
+@pytest.mark.once
 def test_a_killed_build_leaves_nothing_that_looks_finished(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:
@@ -240,6 +244,7 @@ _FULL = """
 """
 
 
+@pytest.mark.once
 def test_a_disk_that_becomes_full_is_told_and_nothing_is_left(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:
@@ -274,6 +279,7 @@ def test_the_threads_may_be_left_from_one_of_them(monkeypatch: pytest.MonkeyPatc
     assert (first, lost) == (0, [])
 
 
+@pytest.mark.once
 def test_leftovers_go_even_if_the_cohort_changed_since(
     tmp_path: pathlib.Path, scans: pathlib.Path
 ) -> None:
@@ -289,6 +295,7 @@ def spoil(scans: pathlib.Path, case: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_bad_case_stops_the_build_and_names_the_way_out(
     tmp_path: pathlib.Path, scans: pathlib.Path, workers: int
@@ -300,6 +307,7 @@ def test_a_bad_case_stops_the_build_and_names_the_way_out(
     assert not list((tmp_path / "root").rglob("incomplete.*"))
 
 
+@pytest.mark.once
 def test_bad_cases_can_be_left_out_and_are_told(
     tmp_path: pathlib.Path, scans: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +323,7 @@ def test_bad_cases_can_be_left_out_and_are_told(
     assert len(build(tmp_path / "root", scans, skip_bad_cases=True)) == 3
 
 
+@pytest.mark.once
 def test_nothing_but_bad_cases(tmp_path: pathlib.Path, scans: pathlib.Path) -> None:
     for index in range(5):
         spoil(scans, f"BraTS2021_{index:05d}")
@@ -323,6 +332,7 @@ def test_nothing_but_bad_cases(tmp_path: pathlib.Path, scans: pathlib.Path) -> N
     assert not built(tmp_path / "root")
 
 
+@pytest.mark.once
 def test_too_little_space_is_told_before_the_work(
     tmp_path: pathlib.Path, scans: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +368,7 @@ def test_a_damaged_dataset_is_named(tmp_path: pathlib.Path, scans: pathlib.Path)
         build(tmp_path / "root", scans)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", [store.METADATA_FILE, "dataset_info.json"])
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -381,6 +392,7 @@ def test_a_damaged_description_is_named(
         build(tmp_path / "root", scans)
 
 
+@pytest.mark.once
 def test_two_builds_of_one_dataset_at_once(tmp_path: pathlib.Path, scans: pathlib.Path) -> None:
     with futures.ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(build, tmp_path / "root", scans) for _ in range(2)]
@@ -462,6 +474,7 @@ def test_a_named_config_builds_from_manual_dir(tmp_path: pathlib.Path, scans: pa
     assert len(store.open_store(builder)) == 5
 
 
+@pytest.mark.once
 def test_phantom_cases_are_a_function_of_seed_and_index(tmp_path: pathlib.Path) -> None:
     few = building.build_phantom(tmp_path, cases=2, seed=1, spacing=4.0, progress=False)
     more = building.build_phantom(tmp_path, cases=3, seed=1, spacing=4.0, progress=False)

@@ -115,6 +115,7 @@ def test_a_mended_file_is_read_again(cases: store.CaseStore, read_before: bool) 
     np.testing.assert_array_equal(cases[2].image, expected)
 
 
+@pytest.mark.once
 def test_no_flipped_bit_passes(cases: store.CaseStore) -> None:
     path = damage.file_of(cases, 2)
     expected = cases[2]

@@ -36,6 +36,7 @@ def _resample(
     return class_maps.resample_classes(labels, source, target, shape)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("radius", [3, 6])
 @pytest.mark.parametrize(
     ("source", "target"),
@@ -107,6 +108,7 @@ def test_a_rim_thinner_than_a_coarse_voxel_is_not_lost_to_its_neighbours() -> No
     assert set(np.argwhere(coarse == 1)[:, 0]) == {3}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("factor", "voxels"), [(2.0, 1), (2.0, 3), (3.0, 1), (3.0, 6)])
 def test_less_than_a_voxel_is_kept_as_often_as_its_volume_says(factor: float, voxels: int) -> None:
     kept = []

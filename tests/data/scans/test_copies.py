@@ -132,6 +132,7 @@ def write_cohort(root: pathlib.Path) -> None:
             nib.save(nib.Nifti1Image(data, AFFINE), path)
 
 
+@pytest.mark.once
 def test_a_build_names_the_case_and_can_leave_it_out(tmp_path: pathlib.Path) -> None:
     write_cohort(tmp_path / "scans")
 
@@ -148,6 +149,7 @@ def test_a_build_names_the_case_and_can_leave_it_out(tmp_path: pathlib.Path) -> 
     assert [summary.case_id[-1] for summary in built.summaries] == ["0", "2"]
 
 
+@pytest.mark.once
 def test_real_cases(sample_dir: pathlib.Path) -> None:
     case = cases.find_cases(sample_dir).cases[0]
     images = {name: volume.data for name, volume in prepare.read_images(case.images).items()}

@@ -111,6 +111,7 @@ def test_the_file(usual: dict, tmp_path: pathlib.Path) -> None:
             familiarity.read(tmp_path)
 
 
+@pytest.mark.once
 def test_real_cases(sample_dir: pathlib.Path) -> None:
     """T1ce passes among the other real cases; T2 in its place mostly does not."""
     cohort = cases_lib.find_cases(sample_dir, "auto", ("t1ce", "t2"))

@@ -370,6 +370,7 @@ def test_empty_array_is_refused() -> None:
 # ------------------------------------------------------------------------------- real scans
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("index", "spacing"), [(0, None), (1, 2.0)])
 def test_real_case(sample_dir: pathlib.Path, index: int, spacing: float | None) -> None:
     folder = sorted(path for path in sample_dir.iterdir() if path.is_dir())[index]

@@ -99,6 +99,7 @@ def test_jax_alone_runs_it_on_a_real_case(
     assert np.ptp(found) > 0.1
 
 
+@pytest.mark.once
 def test_it_holds_no_teacher(exported: commands.Finished, smoke_student: commands.Finished) -> None:
     document = json.loads((exported.folder / "model.json").read_text("utf-8"))
     own = trained.load_run(smoke_student.folder)
@@ -197,6 +198,7 @@ def _losses(log: str) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
+@pytest.mark.once
 def test_mistakes_are_told(smoke_student: commands.Finished, tmp_path: pathlib.Path) -> None:
     run = f"--checkpoint={smoke_student.folder}"
     mistakes = [

@@ -21,6 +21,7 @@ def choose(setting: str, env: dict[str, str]) -> subprocess.CompletedProcess[str
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.once
 @compiles
 def test_compiled_once_and_then_taken_from_the_cache(
     tmp_path: pathlib.Path, command_env: dict[str, str]
