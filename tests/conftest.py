@@ -30,6 +30,7 @@ _LONGEST = (
     *("test_wheel.py", "training/test_train.py", "interop/export/test_export.py"),
     *("experiment/test_studies.py", "docs/test_commands.py", "docs/test_tasks.py"),
     *("notebooks/test_colab.py", "test_kill.py", "bad_input/test_corpus.py"),
+    *("training/test_multidevice.py", "parallel/test_several_processes.py"),
     *("benchmarks/test_parity.py", "test_faults.py", "interop/test_writing.py"),
 )
 

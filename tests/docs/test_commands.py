@@ -7,11 +7,10 @@ import json
 import pathlib
 import shutil
 
-import nibabel as nib
 import pytest
 
 from tests.docs import doc_commands
-from tests.helpers import commands
+from tests.helpers import commands, tiny_cases
 
 pytestmark = pytest.mark.once
 
@@ -60,13 +59,7 @@ def test_a_command_that_is_wrong_is_found(tmp_path: pathlib.Path) -> None:
 
 @pytest.fixture
 def cohort(sample_dir: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Some of the real cases, every second voxel of them."""
-    for case in sorted(sample_dir.glob("BraTS2021_*"))[:CASES]:
-        (tmp_path / "cohort" / case.name).mkdir(parents=True)
-        for path in case.glob("*.nii.gz"):
-            image = nib.load(path).slicer[::2, ::2, ::2]
-            nib.save(image, tmp_path / "cohort" / case.name / path.name)
-    return tmp_path / "cohort"
+    return tiny_cases.write_coarser(sample_dir, tmp_path / "cohort", CASES)
 
 
 def test_real_scans_and_the_readme(
@@ -74,7 +67,7 @@ def test_real_scans_and_the_readme(
 ) -> None:
     """docs/real_brats.md from top to bottom, then what the README has beyond it, in one folder.
 
-    Smaller: the preset of seconds, scans of 2 mm worked on at 6 mm, four cases of which two are
+    Smaller: the preset of seconds, scans of 3 mm worked on at 6 mm, four cases of which two are
     test cases.
     """
     case = min(case.name for case in cohort.iterdir())

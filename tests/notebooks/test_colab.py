@@ -17,7 +17,7 @@ nbclient = pytest.importorskip("nbclient", reason="the notebook is run by nbclie
 pytest.importorskip("ipykernel", reason="the notebook needs a Python kernel")
 nbformat = pytest.importorskip("nbformat")
 
-from tests.helpers import commands  # noqa: E402
+from tests.helpers import commands, tiny_cases  # noqa: E402
 
 NOTEBOOK = commands.ROOT / "notebooks/kdnet_colab.ipynb"
 
@@ -47,10 +47,7 @@ def on_own_scans(
 ) -> tuple[Any, pathlib.Path]:
     """Likewise with real scans as the user's own, without the demo on synthetic ones."""
     folder = tmp_path_factory.mktemp("own")
-    brats = folder / "BraTS"
-    brats.mkdir()
-    for case in sorted(each for each in sample_dir.iterdir() if each.is_dir())[:5]:
-        (brats / case.name).symlink_to(case)
+    brats = tiny_cases.write_coarser(sample_dir, folder / "BraTS", 5)
     smaller = _with(
         notebook,
         {'PRESET = "phantom"': 'PRESET = "smoke"', 'BRATS = ""': f'BRATS = "{brats}"'},
