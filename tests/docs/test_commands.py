@@ -67,7 +67,7 @@ def test_real_scans_and_the_readme(
 ) -> None:
     """docs/real_brats.md from top to bottom, then what the README has beyond it, in one folder.
 
-    Smaller: the preset of seconds, scans of 3 mm worked on at 6 mm, four cases of which two are
+    Smaller: the preset of seconds, scans of 2 mm worked on at 6 mm, four cases of which two are
     test cases.
     """
     case = min(case.name for case in cohort.iterdir())

@@ -42,9 +42,16 @@ def try_all(
 
 def _places(value: Any, at: tuple = ()) -> Iterator[tuple]:
     yield at
-    if isinstance(value, dict | list):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            yield from _places(value[key], (*at, key))
+    if isinstance(value, dict):
+        keys = list(value)
+    elif isinstance(value, list):
+        # Of numbers and words the ends are enough: those between are read like them.
+        nested = any(isinstance(each, dict | list) for each in value)
+        keys = sorted(set(range(len(value)) if nested else (0, len(value) - 1))) if value else []
+    else:
+        return
+    for key in keys:
+        yield from _places(value[key], (*at, key))
 
 
 def _replaced(value: Any, at: tuple, new: Any) -> Any:

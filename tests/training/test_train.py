@@ -50,15 +50,15 @@ REGIONS = ("dice_et", "dice_tc", "dice_wt")
 
 @pytest.fixture(scope="module")
 def tiny_case(tiny_cohort: pathlib.Path) -> prepare.PreparedCase:
-    return prepare.prepare_case(cases.find_cases(tiny_cohort).cases[0], spacing=4.0)[0]
+    return prepare.prepare_case(cases.find_cases(tiny_cohort).cases[0], spacing=8.0)[0]
 
 
 def _centre(case: prepare.PreparedCase) -> dict[str, jax.Array]:
-    """The whole case as a batch of one, cut or padded to 32 voxels an axis."""
+    """The whole case as a batch of one, cut or padded to 16 voxels an axis."""
     batch = {"image": case.image.astype("float32"), "label": case.label}
     for key, value in batch.items():
-        value = value[:32, :32, :32]
-        widths = [(0, 32 - size) for size in value.shape[:3]] + [(0, 0)] * (value.ndim - 3)
+        value = value[:16, :16, :16]
+        widths = [(0, 16 - size) for size in value.shape[:3]] + [(0, 0)] * (value.ndim - 3)
         batch[key] = jnp.pad(value, widths)[None]
     return batch
 
