@@ -38,7 +38,7 @@ from kdnet_jax.training import (
     steps,
     stopping,
 )
-from tests.helpers import stores
+from tests.helpers import stores, tiny_cases
 
 pytestmark = pytest.mark.usefixtures("without_report")
 
@@ -49,8 +49,11 @@ REGIONS = ("dice_et", "dice_tc", "dice_wt")
 
 
 @pytest.fixture(scope="module")
-def tiny_case(tiny_cohort: pathlib.Path) -> prepare.PreparedCase:
-    return prepare.prepare_case(cases.find_cases(tiny_cohort).cases[0], spacing=8.0)[0]
+def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> prepare.PreparedCase:
+    """A case of 16 voxels an axis, with a tumour of some hundred."""
+    folder = tmp_path_factory.mktemp("case")
+    tiny_cases.write_cohort(folder, 1, edge=16, radius=5.5)
+    return prepare.prepare_case(cases.find_cases(folder).cases[0], spacing=4.0)[0]
 
 
 def _centre(case: prepare.PreparedCase) -> dict[str, jax.Array]:
@@ -67,6 +70,7 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = ()) -> tuple
     """Trains one network on one case alone; returns its parameters and its worst Dice."""
     config = common.base_config(role, "smoke")
     config.model.widths = (8, 16)
+    config.inference.patch = (16, 16, 16)  # as in training: its size is seen by the norms
     if role == "student":
         config.teacher.widths = config.model.widths
     values = reading.read(config)
@@ -83,7 +87,7 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = ()) -> tuple
         optimizer=optimizer,
         plan=steps.Plan(augment.AugmentOptions("", 0.0, 0.0, 0.0)),
     )
-    for _ in range(80):
+    for _ in range(120):
         state, _ = step(state, teacher, batch, root)
     predictor = predictors.predictor([model.of_experiment(values)])
     ((_, dice),) = evaluation.dice_on_working_grid(
