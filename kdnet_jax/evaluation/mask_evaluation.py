@@ -55,7 +55,7 @@ def read_cases(text: str | None) -> list[str] | None:
     """Returns the case ids of --cases, None where it is not given.
 
     Raises:
-        UserError: no case, one that is named twice, or a split or part that there is not.
+        UserError: no case, a duplicate one, or an unknown split or part.
     """
     if text is None:
         return None

@@ -1,7 +1,7 @@
 """Checker of array annotations that pytest's jaxtyping plugin applies to the whole package.
 
-`addopts` of pyproject.toml names it twice: `-p` imports it before any conftest.py, and the last item
-of `--jaxtyping-packages` applies it to each function and to the `__init__` of each dataclass.
+In pyproject.toml's `addopts`, `-p` imports it before any conftest.py, and `--jaxtyping-packages`
+applies it to each function and to the `__init__` of each dataclass.
 """
 
 import typing
