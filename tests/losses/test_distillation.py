@@ -42,7 +42,7 @@ def latent_divergence(
         output.Output(latent, {"bottleneck": latent}, glioma.SOFTMAX)
         for latent in (student, teacher)
     ]
-    return term(*outputs, jnp.zeros((*SHAPE, 1)), None)
+    return term(*outputs, jnp.zeros((len(student), *SHAPE[1:], 1)), None)
 
 
 def random_logits(head: heads.Head, seed: int) -> jax.Array:
