@@ -235,7 +235,7 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, Any]:
         ]
         for which in ("best", "latest"):
             found[f"{name}: {which} parameters"] = _parameters(run, which)
-        # Damage would be mended, and hide what made it.
+        # The next start would repair damage and hide its cause.
         found[f"{name}: damaged checkpoints"] = (run / "damaged_checkpoints").exists()
         for path in ("evaluation/cases.csv", "evaluation/postprocessed/cases.csv", "split.json"):
             found[f"{name}: {path}"] = _hash([run / path])

@@ -1,7 +1,7 @@
 """Two sides of a comparison by turns: each in a process of its own, on the same cores.
 
-A worker imports its side, builds what is measured, and waits. Told to, it does one repetition and
-answers with the seconds that it took; meanwhile the other workers sleep. So neither side's threads
+A worker imports its side, builds what is measured, and waits. On request it does one repetition and
+returns the seconds that it took, while the other workers sleep. So neither side's threads
 disturb the other's, and whatever else the machine does falls on both.
 """
 
@@ -128,7 +128,7 @@ def _serve(pipe: connection.Connection, place: str, cores: int, options: dict[st
         _answer(pipe, job)
     except EOFError:  # the parent is done
         return
-    except Exception:  # told to the parent, whole
+    except Exception:  # reported to the parent in full
         pipe.send(("failed", traceback.format_exc()))
 
 

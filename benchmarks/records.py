@@ -116,7 +116,7 @@ def text(row: Row) -> str:
 
 def facts() -> dict[str, str]:
     """Returns what a reader needs to repeat a figure: see `provenance.collect`, and the peers."""
-    # Here, so that a mistake in the flags is told before JAX is loaded.
+    # Here, so that a mistake in the flags is reported before JAX is loaded.
     from kdnet_jax.core import provenance
 
     installed = {dist.metadata["Name"].lower() for dist in importlib.metadata.distributions()}

@@ -53,7 +53,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(_with_found_config(argv))
         if "config" in flags.FLAGS:
-            # A config file that cannot be loaded is reported only when its value is asked for.
+            # A config file that cannot be loaded is reported only when its value is read.
             _ = flags.FLAGS.config.role
             _tell_installed(config_flags.get_config_filename(flags.FLAGS["config"]))
         return rest

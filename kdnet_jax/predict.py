@@ -169,7 +169,7 @@ def _orientation(ensemble: "ensembles.Ensemble") -> str:
 
 
 def _training_data(ensemble: "ensembles.Ensemble") -> typed.Json | None:
-    """Returns what the first member that kept it knows of its training data, or says that none."""
+    """Returns the first member's record of its training data, or reports that there is none."""
     from kdnet_jax.data.scans import familiarity
 
     if (usual := ensemble.training_data()) is not None:

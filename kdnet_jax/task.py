@@ -68,7 +68,7 @@ class Task:
         regions: what is scored, in the order of reports and of a regions head's outputs.
         painting: positions in `regions`, in the order in which they are painted.
         unscored: names of the stored values from `len(classes)` on that are no class.
-        ignore: the stored value of voxels that nobody labelled; in no loss and no score.
+        ignore: the stored value of unlabelled voxels; in no loss and no score.
         file_ending: of the images and labels.
         student: the channel that a student sees by default; `None`: the user must say.
         noun: what the regions are parts of, for messages and reports.

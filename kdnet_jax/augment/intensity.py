@@ -98,7 +98,7 @@ def _coarse_map(edge: int, scale: PerSequence) -> Float[Array, "m x y"]:
     return out
 
 
-def _along_axes(image: Image, maps: list[Float[Array, "m x y"]]) -> Image:
+def _along_axes(image: Image, maps: list[Float[Array, "m _ _"]]) -> Image:
     """Applies a linear map along each axis: matrix products, fast on every kind of device."""
     # "d h w m" -> "m d h w", one einsum an axis, and back
     volume = jnp.moveaxis(image, -1, 0)

@@ -51,7 +51,7 @@ def of_class(
         kind = kinds.get(field.name) or _kind(hints[field.name])
         if kind is not None:
             default = defaults.get(field.name, field.default)
-            # "noise_probability" speaks for those that the docstring does not list.
+            # The text of "noise_probability" serves for those that the docstring does not list.
             text = documented.get(field.name) or documented.get("noise_probability", "")
             keys[f"{section}.{field.name}"] = Key(default, kind, text, field.name in operational)
     return keys

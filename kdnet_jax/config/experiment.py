@@ -116,7 +116,7 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A run as it was asked for.
+    """A run as requested.
 
     Attributes:
         role: "teacher", "baseline" or "student".

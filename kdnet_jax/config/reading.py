@@ -30,7 +30,7 @@ def read(config: config_dict.ConfigDict) -> experiment_lib.Experiment:
     """Returns what the config of a role says.
 
     Raises:
-        UserError: for the first value that cannot be.
+        UserError: for the first invalid value.
     """
     return of_document(config.to_dict())
 
@@ -95,7 +95,7 @@ def of_document(
         task: what its key `task` names, where that was read before.
 
     Raises:
-        UserError: for the first value that cannot be.
+        UserError: for the first invalid value.
     """
     flat = flat_keys.flatten(document)
     flat_keys.check(flat)

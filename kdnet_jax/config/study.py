@@ -1,4 +1,4 @@
-"""Study: the runs over folds and seeds that a study's config stands for."""
+"""Study: the runs over folds and seeds that its config describes."""
 
 import dataclasses
 import pathlib

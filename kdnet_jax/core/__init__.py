@@ -1,1 +1,1 @@
-"""Errors, files and the machine: what everything else stands on."""
+"""Errors, files and the machine: the basis of all other folders."""

@@ -93,7 +93,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def disk_error(error: OSError, where: pathlib.Path) -> Exception:
-    """Returns a UserError for a full disk or a place that cannot be, else the error itself."""
+    """Returns a UserError for a full disk or an unusable path, else the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(
             f"No space left on the disk for {where}. What was saved before is kept; free some "

@@ -61,7 +61,7 @@ def is_exhausted(error: BaseException) -> bool:
 
 
 def exhausted(device: str) -> UserError:
-    """Returns the error for a device that ran out of memory, whatever the check has said."""
+    """Returns the error for a device that ran out of memory although the check passed."""
     return UserError(
         f"the memory of {device} is used up, by this run or by another program beside it. What was "
         f"saved is kept. {_REMEDY}"

@@ -183,7 +183,7 @@ def check_fractions(fractions: Sequence[float]) -> None:
 def check_folds(
     folds: int, fold: int, validation_fraction: float, patients: int | None = None
 ) -> None:
-    """Raises UserError for folds that cannot be; `patients` is how many there are, if known."""
+    """Raises UserError for impossible folds; `patients` is their number, if known."""
     if folds < 2 or not 0 <= fold < folds:
         raise UserError(
             f"split.fold is {fold} of {folds} folds; expected at least 2 folds and a fold from 0 "

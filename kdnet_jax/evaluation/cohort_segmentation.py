@@ -61,7 +61,7 @@ def segment(
     prediction_jobs.check_headers((case.images for case in chosen), task)
     with _beside(output) as beside:
         for case in console.bar(chosen, "segmenting", unit="case"):
-            # The reference is read where it is scored, with the labels that are asked for there.
+            # The reference is read where it is scored, with the labels requested there.
             prepared, notes = prepare.prepare_case(
                 dataclasses.replace(case, label=None),
                 task=task,

@@ -156,7 +156,7 @@ def compare(
         teacher: the students' teachers, for the share of their lead; may be empty.
         metrics: keys of `MEASURES`.
         postprocessed: compare the scores after post-processing.
-        force: go on where the runs are not comparable; the result says what differs.
+        force: continue where the runs are not comparable; the result says what differs.
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
@@ -210,7 +210,7 @@ def read_metrics(given: Sequence[str] | None) -> list[str]:
     """Returns the metrics that --metric names, all without it.
 
     Raises:
-        UserError: for one that is not known, or named twice.
+        UserError: for an unknown or duplicate one.
     """
     for name in given or ():
         check_choice("--metric", name, MEASURES)

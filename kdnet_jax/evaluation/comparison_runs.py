@@ -98,8 +98,8 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
         )
         raise UserError(
             f"--{side}={folder}: there are no {what} ({where}/{evaluation.SUMMARY_FILE} is "
-            "missing). Give the folder of a finished run (an unfinished one goes on by the command "
-            "that started it) or the --output of python -m kdnet_jax.evaluate."
+            "missing). Give the folder of a finished run (the command that started an unfinished "
+            "one resumes it) or the --output of python -m kdnet_jax.evaluate."
         )
     _check_summary(folder, summary)
     rows = evaluation.read_scores(folder, postprocessed=postprocessed)
@@ -144,7 +144,7 @@ def _refuse_gaps(where: str, scores: Collection[tuple[str, str]], regions: Itera
 
 
 def refuse_doubles(runs: Sequence[Run]) -> None:
-    """Raises UserError if a folder, or a network in two folders, is given twice."""
+    """Raises UserError if a folder, or a network in two folders, is a duplicate."""
     for key in (_place, lambda run: run.summary.get("params_hash")):
         groups = collections.defaultdict(list)
         for run in runs:
@@ -275,12 +275,12 @@ def pair_up(runs: Sequence[Run]) -> tuple[list[list[Pair]], list[str], list[str]
             couples = [(known[0][seed], known[1][seed]) for seed in sorted(known[0])]
         else:
             couples = list(zip(sides["baseline"], sides["student"], strict=False))
-            told = ", ".join(f"{a.folder} with {b.folder}" for a, b in couples)
+            pairs = ", ".join(f"{a.folder} with {b.folder}" for a, b in couples)
             if all(run.seed is not None for run in fold):
                 seeds = [f"{side} {sorted(_by_seed(of))}" for side, of in sides.items()]
-                wrong.append(f"seed: {', '.join(seeds)}; paired in the order given: {told}")
+                wrong.append(f"seed: {', '.join(seeds)}; paired in the order given: {pairs}")
             else:
-                notes.append(f"Seeds are not known of all runs; paired in the order given: {told}.")
+                notes.append(f"Some runs have no known seed; paired in the order given: {pairs}.")
             left = [run for of in sides.values() for run in of[len(couples) :]]
             wrong += [f"runs: {run.folder} has no partner and is left out" for run in left]
         teachers = [run for run in runs if run.side == "teacher"]

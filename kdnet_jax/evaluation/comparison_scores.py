@@ -26,7 +26,7 @@ class CaseScores:
         folds: number of each case's fold.
         volumes_ml: volume of the reference per case and column of `columns`; for the mean that of
             the largest region.
-        largest: the region that is the largest in every case; `None`: there is none.
+        largest: the region that is the largest in every case; `None`: no region is.
         values: (side, metric) -> scores per case and column.
     """
 

@@ -55,7 +55,7 @@ def read_cases(text: str | None) -> list[str] | None:
     """Returns the case ids of --cases, None where it is not given.
 
     Raises:
-        UserError: no case, one that is named twice, or a split or part that there is not.
+        UserError: no case, a duplicate one, or an unknown split or part.
     """
     if text is None:
         return None
@@ -246,25 +246,14 @@ def job(pair: segmentations.Pair, inputs: Inputs, cavity: str) -> scoring.Job:
     """Returns how a worker loads a case."""
     conventions_of = (inputs.reference_labels.convention, inputs.prediction_labels.convention)
     load = functools.partial(
-        _load, pair, *conventions_of, cavity, inputs.ignore_affine, task=inputs.task
+        mask_checks.read_pair,
+        pair,
+        *conventions_of,
+        cavity,
+        inputs.ignore_affine,
+        task=inputs.task,
     )
     return scoring.Job(pair.case_id, load)
-
-
-def _load(
-    pair: segmentations.Pair,
-    reference_labels: str,
-    prediction_labels: str,
-    cavity: str,
-    ignore_affine: bool,
-    *,
-    task: task_lib.Task,
-) -> scoring.Masks:
-    return scoring.Masks(
-        *mask_checks.read_pair(
-            pair, reference_labels, prediction_labels, cavity, ignore_affine, task=task
-        )
-    )
 
 
 # ------------------------------------------------------------------------- what it leaves

@@ -45,7 +45,7 @@ def open_data(experiment: experiment_lib.Experiment) -> Data:
     its disk, build their own.
 
     Raises:
-        UserError: for whatever is wrong with the data, or differs between the processes.
+        UserError: for invalid data, or data that differ between the processes.
     """
     if experiment.split.file:
         splits.load_split(experiment.split.file)  # What is wrong with it, before hours of building.

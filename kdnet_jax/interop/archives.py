@@ -42,7 +42,7 @@ def _members(
 ) -> list[zipfile.ZipInfo]:
     members = [each for each in archive.infolist() if not each.is_dir()]
     for member in members:
-        # `zipfile` would make such a name harmless; whoever wrote it meant harm.
+        # `zipfile` would make such a name harmless, but its author meant harm.
         parts = re.split(r"[/\\]", member.filename)
         outside = ".." in parts or parts[0] == "" or parts[0].endswith(":")
         if outside or stat.S_ISLNK(member.external_attr >> 16):

@@ -1,4 +1,4 @@
-"""The arguments that a file gives for a class, each taken once and none left over."""
+"""Arguments that a file gives for a class: each is read once, and an unread one is refused."""
 
 from collections.abc import Mapping
 from typing import NoReturn

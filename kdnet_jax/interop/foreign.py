@@ -1,4 +1,4 @@
-"""A model that another tool trained, whatever form it comes in."""
+"""Model that another tool trained, in any supported form."""
 
 import math
 import pathlib

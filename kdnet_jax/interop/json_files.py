@@ -31,7 +31,7 @@ def need(content: typed.JsonView, key: str, where: object, kind: type[_T]) -> _T
         kind: what the value must be.
 
     Raises:
-        UserError: there is none, or another than that.
+        UserError: it is missing, or another value.
     """
     if key not in content:
         raise UserError(

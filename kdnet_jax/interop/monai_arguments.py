@@ -10,7 +10,7 @@ _EPSILON: Final = 1e-5  # PyTorch's default of all norms
 
 
 def read_dynunet(given: arguments.Arguments) -> monai.DynUNetConfig:
-    """Returns what a DynUNet's arguments stand for."""
+    """Returns the config equivalent to a DynUNet's arguments."""
     given.expect("spatial_dims", None, 3)
     given.take("dropout")  # without effect once trained
     strides = given.triples("strides", given.need("strides"))
@@ -59,7 +59,7 @@ def _slope(given: arguments.Arguments) -> float:
 
 
 def read_segresnet(given: arguments.Arguments) -> monai.SegResNetConfig:
-    """Returns what a SegResNet's arguments stand for."""
+    """Returns the config equivalent to a SegResNet's arguments."""
     given.expect("spatial_dims", 3, 3)
     given.expect("use_conv_final", True, True)
     given.take("dropout_prob")  # without effect once trained

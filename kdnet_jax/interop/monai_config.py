@@ -36,7 +36,7 @@ class Config:
         """Returns the first file that has a key, and its value.
 
         Raises:
-            UserError: there is none.
+            UserError: it is missing.
         """
         for path, content in self.files.items():
             if key in content:

@@ -1,4 +1,4 @@
-"""The network classes of nnU-Net and MONAI, and what stands for each of them here."""
+"""Network classes of nnU-Net and MONAI, and the equivalent of each in this package."""
 
 import dataclasses
 import types
@@ -109,7 +109,7 @@ def of_config(config: adapted.RawConfig) -> Kind:
 
 
 def read(kind: Kind, given: typed.JsonView, where: str) -> tuple[adapted.RawConfig, int]:
-    """Returns the raw config that a class's arguments stand for, and its input channels.
+    """Returns the raw config equivalent to a class's arguments, and its input channels.
 
     Args:
         kind: the class.

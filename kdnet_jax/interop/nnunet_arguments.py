@@ -10,13 +10,13 @@ _EPSILON: Final = 1e-5  # PyTorch's default
 
 
 def read_plain(given: arguments.Arguments) -> nnunet.PlainConvConfig:
-    """Returns what a PlainConvUNet's arguments stand for."""
+    """Returns the config equivalent to a PlainConvUNet's arguments."""
     given.expect("nonlin_first", False, False)
     return nnunet.PlainConvConfig(**_fields(given, "n_conv_per_stage"))
 
 
 def read_residual(given: arguments.Arguments) -> nnunet.ResidualEncoderConfig:
-    """Returns what a ResidualEncoderUNet's arguments stand for."""
+    """Returns the config equivalent to a ResidualEncoderUNet's arguments."""
     block = given.take("block")
     if block is not None and str(block).rpartition(".")[2] != "BasicBlockD":
         given.refuse("block", block, "BasicBlockD")

@@ -130,7 +130,7 @@ def _choose(path: pathlib.Path) -> pathlib.Path:
 
 
 def _folds(folder: pathlib.Path, asked: Sequence[str]) -> dict[str, pathlib.Path]:
-    """Returns fold -> checkpoint, of the folds asked for or of all that are there."""
+    """Returns fold -> checkpoint, of the requested folds or of all."""
     there = {
         each.name.removeprefix("fold_"): file
         for each in sorted(folder.glob("fold_*"))

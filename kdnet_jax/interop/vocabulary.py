@@ -44,7 +44,7 @@ def channels_of(task: task_lib.Task, names: Sequence[object], where: str) -> tup
         where: the file and key, for messages.
 
     Raises:
-        UserError: one is no channel of the task, or named twice.
+        UserError: a name is no channel of the task, or a duplicate.
     """
     found = tuple(str(name).strip().lower() for name in names)
     if not found or len(set(found)) < len(found) or not set(found) <= set(task.modalities):

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import output, segmentation
 from kdnet_jax.models import heads
 
@@ -50,25 +49,6 @@ class DistillationOptions:
     kl_direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
     latent_softmax: Literal["channels", "voxels"] = "channels"
     latent_reduction: Literal["mean", "sum"] = "mean"
-
-    def __post_init__(self) -> None:
-        """Raises UserError for a value outside its range."""
-        for key, allowed in _CHOICES.items():
-            check_choice(f"distillation.{key}", getattr(self, key), allowed)
-        if not 0 <= self.kd_weight <= 1:
-            raise UserError(f"distillation.kd_weight is {self.kd_weight}: give 0 to 1.")
-        if self.latent_weight < 0:
-            raise UserError(f"distillation.latent_weight is {self.latent_weight}: give 0 or more.")
-        if self.temperature <= 0:
-            raise UserError(f"distillation.temperature is {self.temperature}: give more than 0.")
-
-
-_CHOICES = {
-    "kd_voxels": ("uniform", "balanced"),
-    "kl_direction": ("teacher_student", "student_teacher"),
-    "latent_softmax": ("channels", "voxels"),
-    "latent_reduction": ("mean", "sum"),
-}
 
 
 def softened_dice_loss(

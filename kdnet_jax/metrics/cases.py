@@ -90,7 +90,7 @@ def score_case(
 ) -> list[RegionScore]:
     """Scores one case on the whole grid that it is given on.
 
-    Voxels that nobody labelled count for nothing (`labelled`).
+    Unlabelled voxels are not counted (`labelled`).
 
     Args:
       case_id: The case's id.

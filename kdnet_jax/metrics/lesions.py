@@ -37,7 +37,7 @@ _FACES_AND_EDGES: Final = ndimage.generate_binary_structure(3, 2)
 Mask = Bool[np.ndarray, "d h w"]
 Labels = Integer[np.ndarray, "d h w"]
 # The components that match each lesion that counts.
-_Matches = Mapping[int, Integer[np.ndarray, "c"]]
+_Matches = Mapping[int, Integer[np.ndarray, "_"]]
 
 
 class LesionScore(NamedTuple):

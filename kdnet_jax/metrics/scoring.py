@@ -75,7 +75,7 @@ def score_pairs(
     """Scores cases without and with post-processing, `workers` at a time, with a progress bar.
 
     The rows come in the order of the jobs, whatever the number of workers. A worker holds one
-    case. The jobs may be a generator: it is asked for the next only when a worker is near.
+    case. The jobs may be a generator: the next is taken only when a worker is about to need it.
 
     Raises:
         UserError: the masks of a case cannot be read or scored, or a worker was ended from

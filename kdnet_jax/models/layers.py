@@ -309,7 +309,7 @@ def normalise(
         form: see `convolve`: "onednn" takes the CPU kernel, every other XLA's operations.
     """
     if form == "onednn" and x.dtype == jnp.float32:
-        # Without a gradient nobody reads x again.
+        # Without a gradient x is not read again.
         return ops.normalise(x, scale, bias, _EPSILON, slope, in_place=True)[0]
     return _normalise_forward(x, scale, bias, slope, form)[0]
 

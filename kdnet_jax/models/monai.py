@@ -163,7 +163,7 @@ class SegResNetConfig:
         """Returns a network as deep as `like.widths`, which begins with as many channels.
 
         Raises:
-            UserError: the widths do not double, deep supervision is asked for, or its levels are
+            UserError: the widths do not double, deep supervision is requested, or its levels are
                 not to halve every axis.
         """
         widths = like.widths

@@ -35,7 +35,7 @@ class Prediction:
         classes: on the scan's own grid.
         probabilities: of the head's outputs, on the working grid.
         entropy: of the averaged probabilities, in nats (`inference.entropy`), on the working grid;
-            `None` unless asked for.
+            `None` unless requested.
         mutual_information: what of it is disagreement: the entropy less the mean entropy of the
             single answers (members, mirror images, overlapping windows); likewise.
     """

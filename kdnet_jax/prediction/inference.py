@@ -210,7 +210,7 @@ def entropy(
     for channel in range(probs.shape[-1]):
         share = probs[..., channel]
         total = total + entr(share) + (entr(1 - share) if head.kind == "regions" else 0.0)
-    # NumPy types the sum as float64 whatever was summed.
+    # NumPy types every such sum as float64.
     return cast(Volume, total)
 
 

@@ -73,7 +73,7 @@ def _told(path: pathlib.Path) -> Iterator[None]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text whole or not at all.
+    """Writes a text atomically.
 
     Raises:
         UserError: the file cannot be written.

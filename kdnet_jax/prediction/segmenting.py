@@ -249,7 +249,7 @@ def _write(
             nifti.write_image(path, values, affine, stored=stored)
     if job.overlay:
         figures.save_png(_drawn(case, prediction.classes, job.name, task), job.overlay)
-    # Last: where there is a mask, there is all that was asked for.
+    # Last: a mask on disk means that all requested outputs are there.
     values = labels.from_classes(prediction.classes, options.convention, task=task)
     nifti.write_mask(job.output, values, affine, stored=stored, description=options.mark)
 

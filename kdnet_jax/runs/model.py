@@ -117,7 +117,7 @@ def from_json(plain: typed.JsonView) -> Model:
     """Returns the model that `to_json` wrote.
 
     Raises:
-        UserError: its network is of no kind that is known here, or a value cannot be.
+        UserError: its network is of an unknown kind, or a value is invalid.
         TypeError: fields are missing, or unknown.
     """
     listed = ("modalities", "window", "spacing")

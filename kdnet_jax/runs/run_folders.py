@@ -14,7 +14,7 @@ def expand(flag: str, words: Sequence[str]) -> list[pathlib.Path]:
     matches, runs and outputs of `kdnet_jax.evaluate` are taken, sorted by name.
 
     Raises:
-        UserError: for a folder that is not there or is named twice, or a pattern without a match.
+        UserError: for a missing or duplicate folder, or a pattern without a match.
     """
     folders = [folder for word in words for folder in _named(flag, word)]
     resolved = [folder.resolve() for folder in folders]

@@ -1,7 +1,7 @@
 """Floating-point operations of a function, counted from its jaxpr; 2 for a multiply and add.
 
 Convolutions and matrix products only: all else is a few per cent. What XLA's cost analysis says
-depends on the backend, and knows nothing of foreign functions; this count does not.
+depends on the backend, and ignores foreign functions; this count does not.
 """
 
 from collections.abc import Callable, Iterator, Mapping

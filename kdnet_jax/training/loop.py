@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from kdnet_jax.data.loading import loader as loader_lib
-from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import processes, sharding
 from kdnet_jax.training import checkpoint, profiling, step_metrics, steps, stopping
 from kdnet_jax.training import progress as progress_lib
@@ -51,18 +51,6 @@ class TrainOptions:
     accumulate: int = 1
     save_steps: int = 0
     nonfinite: Literal["stop", "skip"] = "stop"
-
-    def __post_init__(self) -> None:
-        """Raises UserError for a value that cannot be."""
-        for key in ("steps", "log_every", "validate_every", "accumulate"):
-            if getattr(self, key) < 1:
-                raise UserError(f"train.{key} is {getattr(self, key)}: give at least 1.")
-        check_choice("train.nonfinite", self.nonfinite, ("stop", "skip"))
-        for key in ("save_steps", "early_stop"):
-            if getattr(self, key) < 0:
-                raise UserError(f"train.{key} is {getattr(self, key)}: give 0 or more.")
-        if not self.save_minutes > 0:
-            raise UserError(f"train.save_minutes is {self.save_minutes}: give more than 0.")
 
 
 def resume(
@@ -182,7 +170,7 @@ def train(
                         batch = next(batches)
                     state, metrics = step_fn(state, teacher_params, batch, root)
             except UserError:
-                # A case that cannot be read. Other processes do not know of it: no save then.
+                # An unreadable case. The other processes do not know of it, so nothing is saved.
                 if step > progress.step and processes.count() == 1:
                     window.fetch(bar)
                     _save(checkpoints.save, state, now(), log)

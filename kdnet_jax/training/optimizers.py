@@ -6,7 +6,7 @@ from typing import Literal
 import optax
 import optax.contrib
 
-from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,31 +36,12 @@ class OptimizerOptions:
     plateau_epochs: int = 50
 
     def __post_init__(self) -> None:
-        """Raises UserError for an unknown name or a number outside its range."""
-        for key, allowed in _CHOICES.items():
-            check_choice(f"optimizer.{key}", getattr(self, key), allowed)
-        if self.learning_rate <= 0:
-            raise UserError(f"optimizer.learning_rate is {self.learning_rate}: give more than 0.")
-        for key in ("warmup", "weight_decay", "clip"):
-            if getattr(self, key) < 0:
-                raise UserError(f"optimizer.{key} is {getattr(self, key)}: give 0 or more.")
+        """Raises UserError for settings that exclude each other."""
         if self.weight_decay and self.name == "adam":
             raise UserError(
                 f"optimizer.weight_decay is {self.weight_decay}, which adam has no place for. Set "
                 "--config.optimizer.name=adamw."
             )
-        if not 0 < self.plateau_factor < 1:
-            raise UserError(
-                f"optimizer.plateau_factor is {self.plateau_factor}: give a number between 0 and 1."
-            )
-        if self.plateau_epochs < 1:
-            raise UserError(f"optimizer.plateau_epochs is {self.plateau_epochs}: give at least 1.")
-
-
-_CHOICES = {
-    "name": ("adam", "adamw", "sgd"),
-    "schedule": ("constant", "cosine", "poly", "plateau"),
-}
 
 
 def learning_rate(options: OptimizerOptions, steps: int) -> optax.Schedule:

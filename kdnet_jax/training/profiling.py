@@ -63,7 +63,7 @@ class Profiler:
             jax.profiler.stop_trace()
             shutil.rmtree(self._folder)
         return (
-            f"profile: {WARM_UP} + {self._steps} steps were requested, and this training had "
+            f"profile: {WARM_UP} + {self._steps} steps were requested, and this training took "
             f"{self._seen}; no profile was written. Lower --config.profile, or raise "
             "--config.train.steps."
         )

@@ -1,7 +1,7 @@
 """Checkpoints as they lie on disk: read, compared with what was saved, chosen. Trains nothing.
 
 A checkpoint holds two trees, `params` and `optimizer` (step and optimizer state), and a JSON
-document (`Progress`). The parameters stand alone so that a teacher or a prediction reads nothing
+document (`Progress`). The parameters are separate so that a teacher or a prediction reads nothing
 else, and a student's checkpoint never holds its teacher.
 
 A save appears whole (`checkpoint.py`), but what is on disk may be damaged later: the document holds
@@ -36,7 +36,7 @@ Trees = dict[str, PyTree]
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a run must know, besides its state, to go on as if it had never stopped.
+    """What a run needs, besides its state, to resume as if it had never stopped.
 
     Attributes:
         step: steps done.
@@ -75,7 +75,7 @@ class Damaged(Exception):  # noqa: N818 - says what is wrong with a folder, not 
 
 
 def saved_steps(run: pathlib.Path) -> list[int]:
-    """Returns the steps of all that stands under a run's `checkpoints/`, whole or not."""
+    """Returns the steps of all folders in a run's `checkpoints/`, complete or not."""
     folder = run / FOLDER
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal())

@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stopped(BaseException):
     """The program was asked to stop, and what has to be saved is saved.
 
-    As KeyboardInterrupt, it is no `Exception`: nobody shall take it for a failure.
+    As KeyboardInterrupt, it is no `Exception`, so that no handler takes it for a failure.
 
     Attributes:
         signal: the signal that asked.

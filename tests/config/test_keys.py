@@ -50,6 +50,13 @@ def test_nested_keys_and_flat_ones_are_each_other_s_inverse() -> None:
         ({"seed.x": 5}, "seed has keys of its own: give a whole number"),
         ({"loader.cache": "gpu"}, "loader.cache is 'gpu': choose one of auto, device"),
         ({"model.remat": 1}, "model.remat is 1: give true or false"),
+        ({"train.steps": 0}, "train.steps is 0: give a whole number from 1"),
+        ({"train.save_minutes": 0.0}, "train.save_minutes is 0.0: give a number above 0"),
+        ({"optimizer.plateau_factor": 1.0}, "is 1.0: give a number above 0 to below 1"),
+        ({"optimizer.clip": -1.0}, "optimizer.clip is -1.0: give a number from 0"),
+        ({"augment.scale": float("nan")}, "augment.scale is nan: give a number from 0 to 1"),
+        ({"distillation.kd_weight": 1.5}, "distillation.kd_weight is 1.5: give a number from 0"),
+        ({"distillation.kl_direction": "both"}, "is 'both': choose one of teacher_student"),
     ],
 )
 def test_a_value_of_another_kind_is_named(flat: dict[str, object], words: str) -> None:

@@ -62,8 +62,9 @@ def test_the_network_sees_its_own_axes(axes: str) -> None:
     x = np.random.default_rng(0).normal(size=(1, 2, 4, 6, 1)).astype(np.float32)
     config = _network(axes)
     params = {"params": {"member_0": {"scale": jnp.zeros(4)}}}
-    logits, features = config.module().apply(params, x)
-    theirs = _Config().module().apply({"params": {"scale": jnp.zeros(4)}}, _to(axes, x[0])[None])
+    logits, features = config.module().apply(params, jnp.asarray(x))
+    seen = jnp.asarray(_to(axes, x[0])[None])
+    theirs = _Config().module().apply({"params": {"scale": jnp.zeros(4)}}, seen)
     np.testing.assert_array_equal(_to(axes, np.asarray(logits[0])), theirs[0][0])
     for name, expected in theirs[1].items():
         np.testing.assert_array_equal(_to(axes, np.asarray(features[name][0])), expected[0])
@@ -78,7 +79,7 @@ def test_edges_follow_their_axes() -> None:
 
 
 def test_outputs_are_put_into_our_order() -> None:
-    x = np.ones((1, 2, 2, 2, 1), np.float32)
+    x = jnp.ones((1, 2, 2, 2, 1), jnp.float32)
     network = _network("SPL", (3, 1, 0, 2)).module()
     logits, features = network.apply({"params": {"member_0": {"scale": jnp.arange(4.0)}}}, x)
     assert logits[0, 0, 0, 0].tolist() == [4.0, 1.0, 0.0, 2.0]
@@ -88,7 +89,7 @@ def test_outputs_are_put_into_our_order() -> None:
 @pytest.mark.parametrize("head", ["softmax", "regions"])
 def test_members_are_averaged_as_probabilities(head: Any) -> None:
     members = np.random.default_rng(1).normal(scale=8, size=(3, 2, 5)).astype(np.float32)
-    found = np.asarray(adapted.mean_logits(list(members), head), np.float64)
+    found = np.asarray(adapted.mean_logits(list(jnp.asarray(members)), head), np.float64)
     if head == "softmax":
         probs, expected = (scipy.special.softmax(each, axis=-1) for each in (found, members))
     else:
@@ -98,7 +99,7 @@ def test_members_are_averaged_as_probabilities(head: Any) -> None:
 
 def test_several_members_have_parameters_of_their_own_and_no_bottleneck() -> None:
     config = dataclasses.replace(_network("SPL"), members=2)
-    x = np.ones((1, 2, 2, 2, 1), np.float32)
+    x = jnp.ones((1, 2, 2, 2, 1), jnp.float32)
     own = [{"params": {"scale": jnp.full(4, value)}} for value in (0.0, 5.0)]
     params = adapted.join_members(tuple(own))
     fresh = config.module().init(jax.random.key(0), x)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdnet_jax.errors import UserError
 from kdnet_jax.training import optimizers
 
 
@@ -114,23 +113,3 @@ def test_the_plateau_s_count_starts_anew_at_an_improvement() -> None:
 @pytest.mark.parametrize("schedule", ["constant", "plateau"])
 def test_the_loss_may_be_given_to_every_optimizer(schedule: str) -> None:
     assert len(updates(options(schedule=schedule, clip=1.0), [1.0])) == 1
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("name", "lion"),
-        ("schedule", "linear"),
-        ("learning_rate", 0.0),
-        ("learning_rate", -1e-3),
-        ("warmup", -1),
-        ("weight_decay", -0.1),
-        ("clip", -1.0),
-        ("plateau_factor", 1.0),
-        ("plateau_factor", 0.0),
-        ("plateau_epochs", 0),
-    ],
-)
-def test_a_wrong_option_is_named(key: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"optimizer.{key} is "):
-        options(**{key: value})

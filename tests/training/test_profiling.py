@@ -69,7 +69,7 @@ def test_a_training_too_short_says_so_and_leaves_nothing(
 ) -> None:
     caplog.set_level("INFO")
     run(config, tmp_path, 50)
-    assert "5 + 50 steps were requested, and this training had 12" in caplog.text
+    assert "5 + 50 steps were requested, and this training took 12" in caplog.text
     assert not (tmp_path / "profile").exists()
 
 

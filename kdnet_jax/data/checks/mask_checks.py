@@ -16,6 +16,7 @@ from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import grids, nifti, spaces
 from kdnet_jax.data.sources import labels, segmentations
 from kdnet_jax.errors import UserError
+from kdnet_jax.metrics import scoring
 
 # A mask with larger values, or with more than these and the task's, is none.
 _MOST_VALUES: Final = 16
@@ -215,8 +216,8 @@ def read_pair(
     ignore_affine: bool,
     *,
     task: task_lib.Task,
-) -> tuple[UInt8[np.ndarray, "x y z"], UInt8[np.ndarray, "x y z"], tuple[float, float, float]]:
-    """Returns the classes of reference and prediction, and the spacing of the reference in mm.
+) -> scoring.Masks:
+    """Returns the classes "x y z" of reference and prediction, and the reference's spacing.
 
     Args:
         pair: on one grid, as `check_pairs` found.
@@ -237,8 +238,6 @@ def read_pair(
         return labels.map_cavity(found, cavity, task=task)
 
     spacing = typed.triple(affines.voxel_sizes(reference.affine).tolist())
-    return (
-        classes(reference, reference_labels),
-        classes(prediction, prediction_labels),
-        spacing,
+    return scoring.Masks(
+        classes(reference, reference_labels), classes(prediction, prediction_labels), spacing
     )

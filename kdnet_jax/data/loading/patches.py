@@ -64,7 +64,7 @@ class _Outline(NamedTuple):
     """What the draw of a crop needs of a case: its size, and `class_voxels`."""
 
     shape: tuple[int, ...]
-    centres: list[Integer[np.ndarray, " n"]]
+    centres: list[Integer[np.ndarray, " _"]]
 
 
 class PatchSource:
@@ -281,7 +281,7 @@ def _permutation(seed: int, epoch: int, count: int) -> Integer[np.ndarray, " n"]
 
 def class_voxels(
     label: UInt8[np.ndarray, "d h w"], task: task_lib.Task
-) -> list[Integer[np.ndarray, " n"]]:
+) -> list[Integer[np.ndarray, " _"]]:
     """Returns flat indices of voxels, one array for each class but 0 that is present.
 
     Of a large class evenly spaced voxels are taken, which keeps the memory of a cohort small.

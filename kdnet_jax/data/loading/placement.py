@@ -87,7 +87,7 @@ def choose(
         free: what is free; measured if None.
 
     Raises:
-        UserError: what was asked for cannot fit.
+        UserError: the requested place is too small.
     """
     free = free or free_memory(mesh)
     noted = all(cases.summaries[index].shape for index in training)

@@ -134,8 +134,8 @@ class ResidentCases:
 
 @functools.partial(jax.jit, static_argnames="size")
 def _cut(
-    images: tuple[Float16[Array, "m D H W"], ...],
-    labels: tuple[UInt8[Array, "D H W"], ...],
+    images: tuple[Float16[Array, "m _ _ _"], ...],
+    labels: tuple[UInt8[Array, "_ _ _"], ...],
     starts: Int32[Array, "b 3"],
     size: tuple[int, ...],
 ) -> tuple[Float[Array, "b d h w m"], UInt8[Array, "b d h w"]]:

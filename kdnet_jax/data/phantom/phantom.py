@@ -98,7 +98,7 @@ def write_scans(folder: pathlib.Path, *, seed: int, cases: int, spacing: float) 
     `<folder>/phantom-0003/phantom-0003_t1ce.nii.gz`, and so on with t1, t2, flair and seg.
 
     Raises:
-        UserError: no case was asked for, or one that `generate` refuses.
+        UserError: no case was requested, or one that `generate` refuses.
     """
     if cases < 1:
         raise UserError(f"cases: {cases} was given, a number above 0 was expected")

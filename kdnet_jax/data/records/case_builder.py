@@ -31,7 +31,7 @@ from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.errors import UserError
 
-# To be raised by whoever changes what `prepare` returns or how `store` records it: datasets that
+# Increase it when `prepare` returns or `store` records something else: datasets that
 # were built before are then built anew.
 RECORD_VERSION = 4
 CASES_PER_SHARD = 16

@@ -48,7 +48,7 @@ def measure(
     used = [name for name in unknown if any(name in case.images for case in found)]
     if not used:
         return task
-    samples: dict[str, list[Float[np.ndarray, " n"]]] = {name: [] for name in used}
+    samples: dict[str, list[Float[np.ndarray, " _"]]] = {name: [] for name in used}
     for case in found:
         try:
             drawn = {} if case.label is None else _sample(case, used, task, orientation)
@@ -90,7 +90,7 @@ def _sample(
 
 
 def _statistics(
-    name: str, samples: Sequence[Float[np.ndarray, " n"]]
+    name: str, samples: Sequence[Float[np.ndarray, " _"]]
 ) -> tuple[float, float, float, float]:
     values = np.concatenate(samples) if samples else np.zeros(0)
     if not values.size or values.min() == values.max():

@@ -289,7 +289,7 @@ def _interval(low: str, high: str) -> str:
 
 
 def write(folder: pathlib.Path, statistics: typed.JsonView) -> None:
-    """Writes the statistics into a run's folder, whole or not at all."""
+    """Writes the statistics into a run's folder atomically."""
     files.write_text(folder / FILE, json.dumps(statistics, indent=1) + "\n")
 
 

@@ -191,7 +191,7 @@ def write_mask(
     stored: typed.JsonView | None = None,
     description: str = "",
 ) -> None:
-    """Writes a mask as uint8 NIfTI; whole or not at all.
+    """Writes a mask as uint8 NIfTI, atomically.
 
     Args:
         path: a `.nii` or `.nii.gz` file.
@@ -249,7 +249,7 @@ def _image(
 
 
 def save(path: str | os.PathLike[str], image: nib.Nifti1Image) -> None:
-    """Writes an image; whole or not at all, and with the errors of `write_mask`."""
+    """Writes an image atomically, with the errors of `write_mask`."""
     path = nifti_header.check_suffix(path)
     # nibabel goes by the suffix, and does not know every mixture of cases.
     suffix = ".nii.gz" if path.suffix.lower() == ".gz" else ".nii"

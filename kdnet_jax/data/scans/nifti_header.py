@@ -241,7 +241,7 @@ def _check_size(shape: tuple[int, ...], dtype: np.dtype, path: pathlib.Path) -> 
 
 
 def damaged(path: pathlib.Path, detail: object) -> UserError:
-    """Returns the error for a file whose content cannot be."""
+    """Returns the error for a file with invalid content."""
     reason = " ".join(str(detail).split())
     return UserError(
         f"{path}: the file is damaged or cut off ({reason}). Copy or download it again"

@@ -288,7 +288,7 @@ def choose_release(
     More than one release is there only where `report` lets the search continue.
 
     Raises:
-        UserError: the release asked for is not there.
+        UserError: the requested release is not there.
     """
     _check_nnunet(files, root)
     groups = {} if release == "user" else _group(files, root)
@@ -371,7 +371,7 @@ def _check_paediatric(
 
 
 def check_unique(groups: Groups, report: problems.Report) -> None:
-    """Refuses a case id that stands in two folders."""
+    """Refuses a case id that is in two folders."""
     folders: dict[str, pathlib.Path] = {}
     for case_id, folder in groups:
         if case_id in folders:

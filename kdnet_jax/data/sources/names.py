@@ -100,7 +100,7 @@ class Name:
     Attributes:
         prefix: the name of the case that it holds, empty where it holds none.
         sequence: a modality, `LABEL`, or None.
-        secondary: the same image with other intensities, or a mask that nobody corrected: where
+        secondary: the same image with other intensities, or an uncorrected mask: where
             there is one that is not, that one is taken.
         aside: what else it is, where it is a mask or an image that is not looked for.
         doubt: why its sequence is unknown.

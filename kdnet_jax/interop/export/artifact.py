@@ -38,7 +38,7 @@ def write(
     head: heads.Head,
     modalities: int,
 ) -> None:
-    """Writes a network as a `jax.export` artifact, in float32; whole or not at all.
+    """Writes a network as a `jax.export` artifact in float32, atomically.
 
     Args:
         path: the file.

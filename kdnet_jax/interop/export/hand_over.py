@@ -138,7 +138,7 @@ def _run(path: pathlib.Path) -> Package:
 
 
 def _shareable(about: typed.JsonView) -> typed.Json:
-    """Leaves out the command, which names folders of whoever gave it."""
+    """Leaves out the command, which names the user's folders."""
     return {key: value for key, value in about.items() if key != "command"}
 
 
@@ -150,7 +150,7 @@ def _teacher(path: pathlib.Path) -> typed.JsonView | None:
 
 
 def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> list[str]:
-    """Writes the folder: whole or not at all.
+    """Writes the folder atomically.
 
     Args:
         package: what is handed over.

@@ -53,7 +53,7 @@ def render(name: str, model: Model, document: typed.JsonView, files: Mapping[str
 
 
 def escaped(text: object) -> str:
-    """Returns a text as it is to be read, whatever it means in Markdown or HTML."""
+    """Escapes a text so that Markdown and HTML show it unchanged."""
     plain = " ".join(str(text).split())
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", plain)

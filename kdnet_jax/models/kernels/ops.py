@@ -32,7 +32,7 @@ def _convolve_backward(
     x, kernel = saved
     like_x, like_kernel = (jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in saved)
     like_bias = jax.ShapeDtypeStruct(kernel.shape[-1:], jnp.float32)
-    # Two calls: XLA leaves the first out where nobody asks for the gradient of the image.
+    # Two calls: XLA omits the first where the gradient of the image is unused.
     dx = ffi.ffi_call("KdnetConvolveBackwardInput", like_x)(dy, kernel)
     dkernel, dbias = ffi.ffi_call("KdnetConvolveBackwardKernel", (like_kernel, like_bias))(x, dy)
     return dx, dkernel, dbias
@@ -81,7 +81,7 @@ def normalise_backward(
     call = ffi.ffi_call(
         "KdnetNormaliseBackward",
         (jax.ShapeDtypeStruct(x.shape, jnp.float32), each, each),
-        # In place: nobody reads dy afterwards, and its memory is warm.
+        # In place: dy is not read afterwards, and its memory is warm.
         input_output_aliases={0: 0},
     )
     dx, dscale, dbias = call(dy, x, scale, bias, mean, inverse, slope=np.float32(slope))
