@@ -65,6 +65,8 @@ class Split:
     test: float
     folds: int
     fold: int
+    labelled: int
+    labelled_seed: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ class Loader:
     patch: tuple[int, int, int]
     batch: int
     tumour_share: float
+    unlabelled_share: float
     crops_per_read: int
     threads: int
     prefetch_batches: int

@@ -26,14 +26,14 @@ class Data:
 
     Attributes:
         cases: the prepared cases.
-        split: case ids of train, validation and test.
+        split: case ids of the parts.
     """
 
     cases: store.CaseStore
     split: splits.Split
 
     def indices(self, part: str) -> list[int]:
-        """Returns the positions in `cases` of the split's part ("train", "validation", "test")."""
+        """Returns the positions in `cases` of a part of the split, such as "train"."""
         position = {summary.case_id: i for i, summary in enumerate(self.cases.summaries)}
         return [position[case_id] for case_id in getattr(self.split, part)]
 
@@ -52,7 +52,10 @@ def open_data(experiment: experiment_lib.Experiment) -> Data:
     cases = _build(experiment)
     for note in cases.notes:
         _LOG.info(f"note: {note}")
-    split = _split(experiment.split, cases)
+    section = experiment.split
+    split = splits.keep_labels(
+        _split(section, cases), cases.summaries, section.labelled, section.labelled_seed
+    )
     empty = [part for part, ids in split.parts.items() if not ids]
     if empty:
         raise UserError(
@@ -174,30 +177,38 @@ def open_batches(
     Raises:
         UserError: for settings that cannot be, or a place that is too small.
     """
-    training = data.indices("train")
+    training, unlabelled = data.indices("train"), unlabelled_cases(experiment, data)
+    everything = [*training, *unlabelled]
     given = dataclasses.asdict(experiment.loader)
     crop = augment.source_patch(experiment.loader.patch, experiment.augment)
     sharding.check_batch(mesh, given["batch"], crop)
     free = _agreed_memory(placement.free_memory(mesh))
-    chosen = placement.choose(given.pop("cache"), data.cases, training, mesh=mesh, free=free)
+    chosen = placement.choose(given.pop("cache"), data.cases, everything, mesh=mesh, free=free)
     _LOG.info(chosen.sentence)
     data.cases.cache_bytes = chosen.cache_bytes
     batches = loader.make_loader(
         data.cases,
         training,
+        unlabelled=unlabelled,
         mesh=mesh,
         seed=experiment.seed,
         cavity=experiment.data.resection_cavity,
         crop=crop,
         on_device=chosen.mode == "device",
         unreadable=skipping.Unreadable(
-            len(training), experiment.data.on_read_error, folder, processes.index()
+            len(everything), experiment.data.on_read_error, folder, processes.index()
         ),
         **given,
     )
     for note in batches.notes:
         _LOG.info(f"note: {note}")
     return batches
+
+
+def unlabelled_cases(experiment: experiment_lib.Experiment, data: Data) -> list[int]:
+    """Returns the training cases that a student learns from without a reference."""
+    used = experiment.role == "student" and experiment.loader.unlabelled_share > 0
+    return data.indices(splits.UNLABELLED) if used else []
 
 
 def _agreed_memory(own: placement.Memory) -> placement.Memory:

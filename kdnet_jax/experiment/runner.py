@@ -110,7 +110,8 @@ def _run(
         folder = workdir / teachers.OWN
         _LOG.info(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
         # Check that the student's step fits in memory before spending hours on the teacher.
-        compilation.compile_step(experiment, mesh, len(data.split.train), to_be)
+        mixed = bool(run_data.unlabelled_cases(experiment, data))
+        compilation.compile_step(experiment, mesh, len(data.split.train), to_be, mixed)
         teacher = train_and_evaluate(own[folder], folder, data, None)
 
     # -- The run itself ----------------------------------------------------------------------
@@ -265,7 +266,8 @@ def _train(
     training = data.indices("train")
     optimizer = compilation.optimizer(experiment, len(training))
     taught_by = teacher.model if teacher else None
-    step_fn, sentence = compilation.compile_step(experiment, mesh, len(training), taught_by)
+    mixed = bool(run_data.unlabelled_cases(experiment, data))
+    step_fn, sentence = compilation.compile_step(experiment, mesh, len(training), taught_by, mixed)
     _LOG.info(sentence)
     network = experiment.network
     params = networks.init_params(network, len(experiment.modalities), init_key)

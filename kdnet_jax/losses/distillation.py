@@ -39,6 +39,10 @@ class DistillationOptions:
         kl_direction: "teacher_student" for KL(teacher || student), or "student_teacher".
         latent_softmax: what the bottleneck's softmax runs over: "channels", or "voxels".
         latent_reduction: "mean" over what the softmax leaves, or "sum" (per sample).
+        unlabelled: the teacher's labels of scans without a reference: "hard", its decisions in the
+            place of the reference, or "soft", its probabilities.
+        unlabelled_weight: weight of the loss against these labels.
+        unlabelled_temperature: T of "soft", of both networks.
     """
 
     kd_weight: float = 0.75
@@ -50,6 +54,9 @@ class DistillationOptions:
     kl_direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
     latent_softmax: Literal["channels", "voxels"] = "channels"
     latent_reduction: Literal["mean", "sum"] = "mean"
+    unlabelled: Literal["soft", "hard"] = "hard"
+    unlabelled_weight: float = 1.0
+    unlabelled_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Raises UserError for a value outside its range."""

@@ -162,7 +162,7 @@ def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
     if model_folder.is_model(folder):
         return model_folder.read(folder).known
     split = splits.load_split(folder / workdir.SPLIT)
-    own = (*split.train, *split.validation)
+    own = (*split.train, *split.unlabelled, *split.validation)
     teacher = find_folder(reading.read_run(folder), folder)
     if teacher is None:
         return model_lib.KnownCases(own, complete=True)
