@@ -174,6 +174,11 @@ class Experiment:
         return tuple(self.data.modalities.index(name) for name in self.modalities)
 
     @property
+    def uses_unlabelled(self) -> bool:
+        """Whether it learns from training cases without a reference, if there are any."""
+        return self.role == "student" and self.loader.unlabelled_share > 0
+
+    @property
     def hash(self) -> str:
         """SHA-256 of all that changes what the run computes."""
         return flat_keys.hash_of(self.document)

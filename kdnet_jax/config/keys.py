@@ -311,6 +311,8 @@ _OF_STUDENTS: Final = of_class(
         "temperature": values.Number(0, 1000, without_low=True),
         "unlabelled_weight": values.Number(0, 1e6),
         "unlabelled_temperature": values.Number(0, 1000, without_low=True),
+        "sharpening": values.Number(0, 1, without_low=True),
+        "confidence_threshold": _SHARE,
     },
 ) | {
     # Guarded by its content: the checkpoints know the hash of its parameters.

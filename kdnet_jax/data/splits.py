@@ -120,6 +120,20 @@ def _split(parts: Mapping[str, Iterable[str]]) -> Split:
     return Split(**ordered, hash=hashlib.sha256(text.encode()).hexdigest())
 
 
+def with_unlabelled(split: Split, summaries: Sequence[Summary], cases: Iterable[str]) -> Split:
+    """Returns the split with cases that have no reference; not those of tested patients.
+
+    Args:
+        split: of the cases with a reference.
+        summaries: all cases.
+        cases: those without.
+    """
+    patients = {each.case_id: each.patient_id for each in summaries}
+    taken = {patients[case] for case in (*split.validation, *split.test)}
+    free = [case for case in cases if patients[case] not in taken]
+    return _split({**split.parts, UNLABELLED: (*split.unlabelled, *free)})
+
+
 def keep_labels(split: Split, summaries: Sequence[Summary], count: int, seed: int) -> Split:
     """Returns the split in which `count` training cases keep their labels, the others do not.
 

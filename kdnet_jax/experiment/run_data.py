@@ -56,6 +56,12 @@ def open_data(experiment: experiment_lib.Experiment) -> Data:
     split = splits.keep_labels(
         _split(section, cases), cases.summaries, section.labelled, section.labelled_seed
     )
+    if split.unlabelled and not experiment.uses_unlabelled:
+        _LOG.info(
+            f"note: {len(split.unlabelled)} training cases have no reference in use "
+            f"({split.unlabelled[0]} among them) and are left out: a student alone learns from "
+            "them, with loader.unlabelled_share above 0"
+        )
     empty = [part for part, ids in split.parts.items() if not ids]
     if empty:
         raise UserError(
@@ -207,8 +213,7 @@ def open_batches(
 
 def unlabelled_cases(experiment: experiment_lib.Experiment, data: Data) -> list[int]:
     """Returns the training cases that a student learns from without a reference."""
-    used = experiment.role == "student" and experiment.loader.unlabelled_share > 0
-    return data.indices(splits.UNLABELLED) if used else []
+    return data.indices(splits.UNLABELLED) if experiment.uses_unlabelled else []
 
 
 def _agreed_memory(own: placement.Memory) -> placement.Memory:
@@ -226,17 +231,42 @@ def _agreed_memory(own: placement.Memory) -> placement.Memory:
 
 def _split(section: experiment_lib.Split, cases: store.CaseStore) -> splits.Split:
     if section.file:
-        return splits.load_split(pathlib.Path(section.file), cases.summaries)
+        split = splits.load_split(pathlib.Path(section.file), cases.summaries)
+        _check_references(section.file, split, cases)
+        return split
+    known = [each for each in cases.summaries if each.class_voxels is not None]
     if section.folds:
-        return splits.make_split(
-            cases.summaries,
+        split = splits.make_split(
+            known,
             seed=section.seed,
             folds=section.folds,
             fold=section.fold,
             validation_fraction=section.validation,
         )
-    return splits.make_split(
-        cases.summaries,
-        seed=section.seed,
-        fractions=(section.train, section.validation, section.test),
-    )
+    else:
+        fractions = (section.train, section.validation, section.test)
+        split = splits.make_split(known, seed=section.seed, fractions=fractions)
+    bare = _bare(cases)
+    split = splits.with_unlabelled(split, cases.summaries, bare)
+    if left := sorted(set(bare) - set(split.unlabelled)):
+        _LOG.info(
+            f"note: {len(left)} cases without a reference are of patients that validate or test, "
+            f"and are left out ({left[0]} among them)"
+        )
+    return split
+
+
+def _bare(cases: store.CaseStore) -> list[str]:
+    """Returns the ids of the cases that have no reference."""
+    return [each.case_id for each in cases.summaries if each.class_voxels is None]
+
+
+def _check_references(path: str, split: splits.Split, cases: store.CaseStore) -> None:
+    bare = set(_bare(cases))
+    for part in splits.PARTS:
+        if found := bare.intersection(split.parts[part]):
+            raise UserError(
+                f"{path}: {len(found)} cases of its {part} part have no reference (such as "
+                f'{min(found)}). List them as "{splits.UNLABELLED}", for a student to learn from, '
+                "or remove them."
+            )

@@ -40,9 +40,13 @@ class DistillationOptions:
         latent_softmax: what the bottleneck's softmax runs over: "channels", or "voxels".
         latent_reduction: "mean" over what the softmax leaves, or "sum" (per sample).
         unlabelled: the teacher's labels of scans without a reference: "hard", its decisions in the
-            place of the reference, or "soft", its probabilities.
+            place of the reference; "soft", its probabilities; or "sharp", these sharpened.
         unlabelled_weight: weight of the loss against these labels.
         unlabelled_temperature: T of "soft", of both networks.
+        sharpening: T of "sharp", of the teacher's probabilities: p^(1/T), normalised.
+        confidence: weight of a voxel there: "none" (1), "probability" (the teacher's of its
+            decision), or "threshold": 1 where that reaches the threshold, else 0.
+        confidence_threshold: see above.
     """
 
     kd_weight: float = 0.75
@@ -54,9 +58,12 @@ class DistillationOptions:
     kl_direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
     latent_softmax: Literal["channels", "voxels"] = "channels"
     latent_reduction: Literal["mean", "sum"] = "mean"
-    unlabelled: Literal["soft", "hard"] = "hard"
+    unlabelled: Literal["soft", "sharp", "hard"] = "hard"
     unlabelled_weight: float = 1.0
     unlabelled_temperature: float = 1.0
+    sharpening: float = 0.5
+    confidence: Literal["none", "probability", "threshold"] = "none"
+    confidence_threshold: float = 0.8
 
     def __post_init__(self) -> None:
         """Raises UserError for a value outside its range."""
@@ -75,6 +82,8 @@ _CHOICES = {
     "kl_direction": ("teacher_student", "student_teacher"),
     "latent_softmax": ("channels", "voxels"),
     "latent_reduction": ("mean", "sum"),
+    "unlabelled": ("soft", "sharp", "hard"),
+    "confidence": ("none", "probability", "threshold"),
 }
 
 

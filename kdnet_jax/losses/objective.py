@@ -58,8 +58,8 @@ TERMS: Mapping[str, Term] = {
     "pl_ce": Term(segmentation.cross_entropy_loss, "pl"),
     "pl_bce": Term(segmentation.binary_cross_entropy_loss, "pl"),
     "pl_coarse": Term(segmentation.deep_supervision, "pl"),
-    "pl_soft_dice": Term(distillation.softened_dice_loss, "pl"),
-    "pl_soft_bce": Term(distillation.softened_cross_entropy_loss, "pl"),
+    "pl_soft_dice": Term(pseudo_labels.soft_dice_loss, "pl"),
+    "pl_soft_bce": Term(pseudo_labels.soft_cross_entropy_loss, "pl"),
 }
 
 
@@ -94,7 +94,7 @@ class Loss:
             where: voxels that count.
             labelled: 1 for samples with a reference, 0 for those without; `None`: all have one.
         """
-        if labelled is not None and self.labels:
+        if labelled is not None and self.labels and teacher:
             y, where = pseudo_labels.complete(self.labels, teacher, y, where, labelled)
         found = {name: term(student, teacher, y, where) for name, term in self.functions.items()}
         values = {name: value for name, value in found.items() if value is not None}
@@ -170,11 +170,15 @@ def of_options(
         weights["kl"] = kd.latent_weight
     if not unlabelled:
         return Loss(chosen, weights)
-    if kd.unlabelled == "soft":
-        soft = dict.fromkeys(
-            ("teacher_temperature", "student_temperature"), kd.unlabelled_temperature
-        )
-        chosen |= {name: _bound(name, **soft) for name in ("pl_soft_dice", "pl_soft_bce")}
+    if kd.unlabelled != "hard":
+        soft, sharp = kd.unlabelled_temperature, kd.sharpening
+        temperatures = (soft, soft) if kd.unlabelled == "soft" else (sharp, 1.0)
+        chosen |= {
+            name: _bound(
+                name, teacher_temperature=temperatures[0], student_temperature=temperatures[1]
+            )
+            for name in ("pl_soft_dice", "pl_soft_bce")
+        }
     weights["pl"] = kd.unlabelled_weight
     return Loss(chosen, weights, pseudo_labels.of_options(kd))
 

@@ -8,6 +8,7 @@ on tumour, and every element is still a pure function of (seed, i).
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 from kdnet_jax.core import typed
 from kdnet_jax.data.loading import patches
@@ -108,7 +109,7 @@ def make_source(
     share: float,
     *,
     batch: int,
-    **options: object,
+    **options: Any,
 ) -> Source:
     """Returns the stream of a run's training cases.
 

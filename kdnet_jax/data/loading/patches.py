@@ -155,8 +155,8 @@ class PatchSource:
             self._unreadable.add(error)
             return None
         if case_index not in self._outlines:
-            unknown = self._hidden or case.label is None
-            centres = [] if unknown else class_voxels(case.label, self._task)
+            label = None if self._hidden else case.label
+            centres = [] if label is None else class_voxels(label, self._task)
             self._outlines[case_index] = _Outline(case.image.shape[:3], centres)
         return case
 
@@ -274,7 +274,11 @@ class PatchSource:
         order = np.roll(order, -within)
         by_slot = np.argsort(np.arange(count) % self.batch != 0, kind="stable")
         others = (self.indices[place] for place in order[by_slot])
-        return next(each for each in others if each not in self._unreadable)
+        found = next((each for each in others if each not in self._unreadable), None)
+        if found is None:
+            kind = "without" if self._hidden else "with"
+            raise UserError(f"none of the {count} training cases {kind} a reference can be read.")
+        return found
 
 
 def _by(sizes: Sequence[int]) -> str:
