@@ -1,4 +1,4 @@
-"""Labels of a teacher where there is no reference: by hand, and that each counts where it is due."""
+"""Labels of a teacher where there is no reference: by hand, and that each counts where due."""
 
 from typing import Any
 
