@@ -13,6 +13,9 @@ from jaxtyping import Bool, Integer
 
 from kdnet_jax.errors import UserError, nearest
 
+# The class of all voxels of a case whose reference is not used; no task has so many.
+NO_LABEL: Final = 255
+
 Normalisation = Literal["zscore_nonzero", "zscore", "ct", "rescale", "none"]
 NORMALISATIONS: Final[tuple[Normalisation, ...]] = get_args(Normalisation)
 

@@ -65,6 +65,8 @@ class Split:
     test: float
     folds: int
     fold: int
+    labelled: int
+    labelled_seed: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ class Loader:
     patch: tuple[int, int, int]
     batch: int
     tumour_share: float
+    unlabelled_share: float
     crops_per_read: int
     threads: int
     prefetch_batches: int
@@ -169,6 +172,11 @@ class Experiment:
     def channels(self) -> tuple[int, ...]:
         """Positions of the network's channels among the data's."""
         return tuple(self.data.modalities.index(name) for name in self.modalities)
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether it learns from training cases without a reference, if there are any."""
+        return self.role == "student" and self.loader.unlabelled_share > 0
 
     @property
     def hash(self) -> str:

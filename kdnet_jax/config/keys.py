@@ -108,7 +108,9 @@ _DATA: Final = {
 
 _SPLIT: Final = {
     "split.file": Key(
-        "", _TEXT, "A JSON file that gives the split; then the rest of the section is unused."
+        "",
+        _TEXT,
+        "A JSON file that gives the split; then only `labelled` and its seed are read besides.",
     ),
     "split.seed": Key(0, _SEED, "Of the drawing of the parts."),
     "split.train": Key(0.7, _SHARE, "Share of the patients; unused with folds."),
@@ -118,6 +120,15 @@ _SPLIT: Final = {
     "split.test": Key(0.2, _SHARE, "Share of the patients; unused with folds."),
     "split.folds": Key(0, values.Whole(0, 1000), "Number of folds; 0: the shares above."),
     "split.fold": Key(0, values.Whole(0, 999), "Which of the folds is the test part, from 0."),
+    "split.labelled": Key(
+        0,
+        _COUNT,
+        "Training cases that keep their reference; the others are used without it, by a student. "
+        "0: all.",
+    ),
+    "split.labelled_seed": Key(
+        0, _SEED, "Of the drawing of these; those of a smaller number are part of a larger one's."
+    ),
 }
 
 _LOADER: Final = {
@@ -125,6 +136,12 @@ _LOADER: Final = {
     "loader.batch": Key(1, values.Whole(1, 10**5), "Patches a step, over all devices."),
     "loader.tumour_share": Key(
         0.5, values.Number(1 / 3, 1), "Share of the patches that are placed on tumour."
+    ),
+    "loader.unlabelled_share": Key(
+        0.5,
+        _SHARE,
+        "Of a student: share of the patches from training cases without a reference, if there are "
+        "any; 0 does not use them.",
     ),
     "loader.crops_per_read": Key(1, values.Whole(1, 1000), "Batches in a row from the same cases."),
     "loader.threads": Key(2, _THREADS, "Threads that decode and cut.", operational=True),
@@ -292,6 +309,10 @@ _OF_STUDENTS: Final = of_class(
         "kd_weight": _SHARE,
         "latent_weight": values.Number(0, 1e6),
         "temperature": values.Number(0, 1000, without_low=True),
+        "unlabelled_weight": values.Number(0, 1e6),
+        "unlabelled_temperature": values.Number(0, 1000, without_low=True),
+        "sharpening": values.Number(0, 1, without_low=True),
+        "confidence_threshold": _SHARE,
     },
 ) | {
     # Guarded by its content: the checkpoints know the hash of its parameters.

@@ -18,6 +18,7 @@ from kdnet_jax.core import documents, files, typed
 from kdnet_jax.errors import UserError
 
 PARTS: Final = ("train", "validation", "test")
+UNLABELLED: Final = "unlabelled"
 _SHOWN: Final = 5  # names in a message
 
 
@@ -42,17 +43,27 @@ class Summary(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Case ids of the three parts, sorted, and the sha256 of their canonical JSON."""
+    """Case ids of the parts, sorted, and the sha256 of their canonical JSON.
+
+    Attributes:
+        train: cases that train with their reference.
+        validation: those that choose the best checkpoint.
+        test: those that are scored.
+        hash: of the lists of names.
+        unlabelled: cases of the training part whose reference is not used, or that have none.
+    """
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
     hash: str
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """Part -> case ids, in the order of `PARTS`."""
-        return {part: getattr(self, part) for part in PARTS}
+        """Part -> case ids, in the order of `PARTS`; then the unlabelled ones, if there are any."""
+        others = {UNLABELLED: self.unlabelled} if self.unlabelled else {}
+        return {part: getattr(self, part) for part in PARTS} | others
 
 
 def make_split(
@@ -103,13 +114,54 @@ def make_split(
 
 
 def _split(parts: Mapping[str, Iterable[str]]) -> Split:
-    ordered = {part: tuple(sorted(parts[part])) for part in PARTS}
-    return Split(**ordered, hash=_hash(ordered))
+    ordered = {part: tuple(sorted(ids)) for part, ids in parts.items()}
+    named = {part: ids for part, ids in ordered.items() if part in PARTS or ids}
+    text = json.dumps(named, separators=(",", ":"))
+    return Split(**ordered, hash=hashlib.sha256(text.encode()).hexdigest())
 
 
-def _hash(parts: Mapping[str, Sequence[str]]) -> str:
-    text = json.dumps({part: sorted(parts[part]) for part in PARTS}, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+def with_unlabelled(split: Split, summaries: Sequence[Summary], cases: Iterable[str]) -> Split:
+    """Returns the split with cases that have no reference; not those of tested patients.
+
+    Args:
+        split: of the cases with a reference.
+        summaries: all cases.
+        cases: those without.
+    """
+    patients = {each.case_id: each.patient_id for each in summaries}
+    taken = {patients[case] for case in (*split.validation, *split.test)}
+    free = [case for case in cases if patients[case] not in taken]
+    return _split({**split.parts, UNLABELLED: (*split.unlabelled, *free)})
+
+
+def keep_labels(split: Split, summaries: Sequence[Summary], count: int, seed: int) -> Split:
+    """Returns the split in which `count` training cases keep their labels, the others do not.
+
+    The cases that keep them follow a permutation of the patients by `seed`: those of a smaller
+    count are part of those of a larger one.
+
+    Args:
+        split: the split.
+        summaries: the cases.
+        count: how many keep their labels; 0: all.
+        seed: of the permutation.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    if not count:
+        return split
+    if count > len(split.train):
+        raise UserError(
+            f"split.labelled is {count}, but the training part has {len(split.train)} cases with "
+            f"a reference. Give up to {len(split.train)}, or 0 for all of them."
+        )
+    patients = {each.case_id: each.patient_id for each in summaries}
+    order = np.random.default_rng(seed).permutation(sorted({patients[c] for c in split.train}))
+    place = {patient: number for number, patient in enumerate(order.tolist())}
+    cases = sorted(split.train, key=lambda case: (place[patients[case]], case))
+    without = (*split.unlabelled, *cases[count:])
+    return _split({**split.parts, "train": cases[:count], UNLABELLED: without})
 
 
 # ------------------------------------------------------------------------- dividing patients
@@ -216,7 +268,7 @@ def _check_filled(part_of: Mapping[str, str], wanted: Mapping[str, float], patie
 
 
 def save_split(split: Split, path: str | os.PathLike[str]) -> None:
-    """Writes `split` as JSON: the three lists of case ids and the hash. Never half-written.
+    """Writes `split` as JSON: the lists of case ids and the hash. Never half-written.
 
     Raises:
         UserError: the file cannot be written.
@@ -241,7 +293,8 @@ def load_split(path: str | os.PathLike[str], summaries: Sequence[Summary] | None
             twice, or a patient in two parts.
     """
     content = _read_json(path)
-    split = _split({part: _ids(content, part, path) for part in PARTS})
+    listed = (*PARTS, UNLABELLED) if UNLABELLED in content else PARTS
+    split = _split({part: _ids(content, part, path) for part in listed})
     if content.get("hash", split.hash) != split.hash:
         raise UserError(
             f"{path}: the cases do not fit its hash, so it was changed after it was saved. If that "
@@ -259,11 +312,15 @@ def _read_json(path: str | os.PathLike[str]) -> typed.Json:
         raise UserError(f"{path}: no such file; expected a split as JSON") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    unknown = set(content) - {*PARTS, "hash"} if isinstance(content, dict) else {"a list or value"}
+    unknown = (
+        set(content) - {*PARTS, UNLABELLED, "hash"}
+        if isinstance(content, dict)
+        else {"a list or value"}
+    )
     if unknown:
         raise UserError(
             f"{path}: holds {', '.join(sorted(unknown))}; expected an object with the lists of "
-            f"case ids {', '.join(PARTS)}, and perhaps hash"
+            f"case ids {', '.join(PARTS)}, and perhaps {UNLABELLED} and hash"
         )
     return content
 
@@ -296,6 +353,8 @@ def _check_members(
                 )
             placed[case_id] = part
             patient = patients[case_id]
+            # Both train: a patient may have visits with a reference and without.
+            part = "train" if part == UNLABELLED else part
             if side.setdefault(patient, part) != part:
                 raise UserError(
                     f"{path}: patient {patient} is in {side[patient]} and in {part} (case "
@@ -312,8 +371,8 @@ def check_same_split(saved: Split, current: Split) -> None:
     if saved.hash == current.hash:
         return
     differences = []
-    for part in PARTS:
-        before, now = set(saved.parts[part]), set(current.parts[part])
+    for part in (*PARTS, UNLABELLED):
+        before, now = set(getattr(saved, part)), set(getattr(current, part))
         if gone := sorted(before - now):
             differences.append(f"{part} lost {len(gone)} ({_shown(gone)})")
         if new := sorted(now - before):

@@ -34,6 +34,7 @@ def compile_step(
     mesh: Mesh,
     cases: int,
     teacher: model_lib.Model | None,
+    unlabelled: bool = False,
 ) -> tuple[Step, str]:
     """Compiles the step, and checks that it fits into the memory of each device.
 
@@ -42,6 +43,7 @@ def compile_step(
         mesh: the devices.
         cases: training cases.
         teacher: a student's teacher.
+        unlabelled: batches hold samples without a reference.
 
     Returns:
         (state [donated], teacher's parameters, batch, root key) to (state, metrics), and a
@@ -57,7 +59,7 @@ def compile_step(
             teacher.network.divisor[0],
             "loader.patch",
         )
-    step, arguments = _step(experiment, mesh, cases, teacher)
+    step, arguments = _step(experiment, mesh, cases, teacher, unlabelled)
     compiled = step.lower(*arguments).compile()
     memory.return_freed()
     found = placement.free_memory(mesh)
@@ -85,6 +87,7 @@ def _step(
     mesh: Mesh,
     cases: int,
     teacher: model_lib.Model | None,
+    unlabelled: bool = False,
 ) -> tuple[jax.stages.Wrapped, tuple[PyTree, ...]]:
     """Returns the jitted step, and the shapes that the run calls it with."""
     student, modalities = model_lib.of_experiment(experiment), experiment.data.modalities
@@ -97,7 +100,9 @@ def _step(
         student=trained.as_network(student, modalities),
         # It sees its sequences at their positions in this run's stack.
         teacher=trained.as_network(teacher, modalities) if teacher else None,
-        loss=objective.of_options(experiment.head, experiment.loss, experiment.distillation),
+        loss=objective.of_options(
+            experiment.head, experiment.loss, experiment.distillation, unlabelled=unlabelled
+        ),
         optimizer=update,
         plan=steps.Plan(
             experiment.augment,

@@ -26,14 +26,14 @@ class Data:
 
     Attributes:
         cases: the prepared cases.
-        split: case ids of train, validation and test.
+        split: case ids of the parts.
     """
 
     cases: store.CaseStore
     split: splits.Split
 
     def indices(self, part: str) -> list[int]:
-        """Returns the positions in `cases` of the split's part ("train", "validation", "test")."""
+        """Returns the positions in `cases` of a part of the split, such as "train"."""
         position = {summary.case_id: i for i, summary in enumerate(self.cases.summaries)}
         return [position[case_id] for case_id in getattr(self.split, part)]
 
@@ -52,7 +52,16 @@ def open_data(experiment: experiment_lib.Experiment) -> Data:
     cases = _build(experiment)
     for note in cases.notes:
         _LOG.info(f"note: {note}")
-    split = _split(experiment.split, cases)
+    section = experiment.split
+    split = splits.keep_labels(
+        _split(section, cases), cases.summaries, section.labelled, section.labelled_seed
+    )
+    if split.unlabelled and not experiment.uses_unlabelled:
+        _LOG.info(
+            f"note: {len(split.unlabelled)} training cases have no reference in use "
+            f"({split.unlabelled[0]} among them) and are left out: a student alone learns from "
+            "them, with loader.unlabelled_share above 0"
+        )
     empty = [part for part, ids in split.parts.items() if not ids]
     if empty:
         raise UserError(
@@ -174,30 +183,37 @@ def open_batches(
     Raises:
         UserError: for settings that cannot be, or a place that is too small.
     """
-    training = data.indices("train")
+    training, unlabelled = data.indices("train"), unlabelled_cases(experiment, data)
+    everything = [*training, *unlabelled]
     given = dataclasses.asdict(experiment.loader)
     crop = augment.source_patch(experiment.loader.patch, experiment.augment)
     sharding.check_batch(mesh, given["batch"], crop)
     free = _agreed_memory(placement.free_memory(mesh))
-    chosen = placement.choose(given.pop("cache"), data.cases, training, mesh=mesh, free=free)
+    chosen = placement.choose(given.pop("cache"), data.cases, everything, mesh=mesh, free=free)
     _LOG.info(chosen.sentence)
     data.cases.cache_bytes = chosen.cache_bytes
     batches = loader.make_loader(
         data.cases,
         training,
+        unlabelled=unlabelled,
         mesh=mesh,
         seed=experiment.seed,
         cavity=experiment.data.resection_cavity,
         crop=crop,
         on_device=chosen.mode == "device",
         unreadable=skipping.Unreadable(
-            len(training), experiment.data.on_read_error, folder, processes.index()
+            len(everything), experiment.data.on_read_error, folder, processes.index()
         ),
         **given,
     )
     for note in batches.notes:
         _LOG.info(f"note: {note}")
     return batches
+
+
+def unlabelled_cases(experiment: experiment_lib.Experiment, data: Data) -> list[int]:
+    """Returns the training cases that a student learns from without a reference."""
+    return data.indices(splits.UNLABELLED) if experiment.uses_unlabelled else []
 
 
 def _agreed_memory(own: placement.Memory) -> placement.Memory:
@@ -215,17 +231,42 @@ def _agreed_memory(own: placement.Memory) -> placement.Memory:
 
 def _split(section: experiment_lib.Split, cases: store.CaseStore) -> splits.Split:
     if section.file:
-        return splits.load_split(pathlib.Path(section.file), cases.summaries)
+        split = splits.load_split(pathlib.Path(section.file), cases.summaries)
+        _check_references(section.file, split, cases)
+        return split
+    known = [each for each in cases.summaries if each.class_voxels is not None]
     if section.folds:
-        return splits.make_split(
-            cases.summaries,
+        split = splits.make_split(
+            known,
             seed=section.seed,
             folds=section.folds,
             fold=section.fold,
             validation_fraction=section.validation,
         )
-    return splits.make_split(
-        cases.summaries,
-        seed=section.seed,
-        fractions=(section.train, section.validation, section.test),
-    )
+    else:
+        fractions = (section.train, section.validation, section.test)
+        split = splits.make_split(known, seed=section.seed, fractions=fractions)
+    bare = _bare(cases)
+    split = splits.with_unlabelled(split, cases.summaries, bare)
+    if left := sorted(set(bare) - set(split.unlabelled)):
+        _LOG.info(
+            f"note: {len(left)} cases without a reference are of patients that validate or test, "
+            f"and are left out ({left[0]} among them)"
+        )
+    return split
+
+
+def _bare(cases: store.CaseStore) -> list[str]:
+    """Returns the ids of the cases that have no reference."""
+    return [each.case_id for each in cases.summaries if each.class_voxels is None]
+
+
+def _check_references(path: str, split: splits.Split, cases: store.CaseStore) -> None:
+    bare = set(_bare(cases))
+    for part in splits.PARTS:
+        if found := bare.intersection(split.parts[part]):
+            raise UserError(
+                f"{path}: {len(found)} cases of its {part} part have no reference (such as "
+                f'{min(found)}). List them as "{splits.UNLABELLED}", for a student to learn from, '
+                "or remove them."
+            )

@@ -93,9 +93,11 @@ def _run(
     for folder, each in own.items():
         processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))
         processes.together(functools.partial(workdir_lib.check_seen, folder))
+    unlabelled = len(run_data.unlabelled_cases(experiment, data))
+    more = f" and {unlabelled} without a reference" if unlabelled else ""
     _LOG.info(
         f"{workdir}: {experiment.role} on {', '.join(experiment.modalities)}; "
-        f"{len(data.split.train)} training, {len(data.split.validation)} validation and "
+        f"{len(data.split.train)} training{more}, {len(data.split.validation)} validation and "
         f"{len(data.split.test)} test cases"
     )
 
@@ -110,7 +112,7 @@ def _run(
         folder = workdir / teachers.OWN
         _LOG.info(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
         # Check that the student's step fits in memory before spending hours on the teacher.
-        compilation.compile_step(experiment, mesh, len(data.split.train), to_be)
+        compilation.compile_step(experiment, mesh, len(data.split.train), to_be, bool(unlabelled))
         teacher = train_and_evaluate(own[folder], folder, data, None)
 
     # -- The run itself ----------------------------------------------------------------------
@@ -265,7 +267,8 @@ def _train(
     training = data.indices("train")
     optimizer = compilation.optimizer(experiment, len(training))
     taught_by = teacher.model if teacher else None
-    step_fn, sentence = compilation.compile_step(experiment, mesh, len(training), taught_by)
+    mixed = bool(run_data.unlabelled_cases(experiment, data))
+    step_fn, sentence = compilation.compile_step(experiment, mesh, len(training), taught_by, mixed)
     _LOG.info(sentence)
     network = experiment.network
     params = networks.init_params(network, len(experiment.modalities), init_key)
@@ -283,9 +286,7 @@ def _train(
         state, start = loop.resume(checkpoints, state, batches, identity, teacher_path)
         if start.step:
             _LOG.info(f"{folder}: resuming from step {start.step} of {experiment.train.steps}")
-        processes.first_does(
-            lambda: _note_start(folder, data, batches, start.step, experiment.train.steps)
-        )
+        processes.first_does(lambda: _note_start(experiment, folder, data, batches, start.step))
         with _open_log(folder, start) as log:
             return loop.train(
                 step_fn,
@@ -321,16 +322,16 @@ def _validator(experiment: experiment_lib.Experiment, data: run_data.Data) -> lo
 
 
 def _note_start(
+    experiment: experiment_lib.Experiment,
     folder: pathlib.Path,
     data: run_data.Data,
     batches: loader.PatchIterator,
     step: int,
-    steps_in_all: int,
 ) -> None:
-    if step != steps_in_all:
+    if step != experiment.train.steps:
         provenance.record_start(folder, step)
     if familiarity.read(folder) is None:
-        training = data.indices("train")
+        training = data.indices("train") + run_data.unlabelled_cases(experiment, data)
         sample = training[:: math.ceil(len(training) / familiarity.SAMPLE)]
         usual = familiarity.measure(batches.cases(sample), task=data.cases.task)
         familiarity.write(folder, usual)
@@ -353,11 +354,13 @@ def _facts(
 ) -> list[tuple[str, str]]:
     skipped = skipping.left_out(workdir)
     sizes = [len(getattr(data.split, part)) for part in ("train", "validation", "test")]
+    unlabelled = len(run_data.unlabelled_cases(experiment, data))
     return [
         ("Role", experiment.role),
         ("Config", f"configs/{experiment.role}.py:{experiment.preset}"),
         ("Cases", experiment.data.data_dir or "synthetic cohort brats_phantom"),
         ("Training / validation / test cases", " / ".join(map(str, sizes))),
+        *([("Training cases without a reference", str(unlabelled))] if unlabelled else []),
         *([("Training cases skipped as unreadable", ", ".join(skipped))] if skipped else []),
         ("Working voxel size", _spacing_text(experiment.data.spacing)),
         ("Seed", str(experiment.seed)),

@@ -38,6 +38,14 @@ class DistillationOptions:
         kl_direction: "teacher_student" for KL(teacher || student), or "student_teacher".
         latent_softmax: what the bottleneck's softmax runs over: "channels", or "voxels".
         latent_reduction: "mean" over what the softmax leaves, or "sum" (per sample).
+        unlabelled: the teacher's labels of scans without a reference: "hard", its decisions in the
+            place of the reference; "soft", its probabilities; or "sharp", these sharpened.
+        unlabelled_weight: weight of the loss against these labels.
+        unlabelled_temperature: T of "soft", of both networks.
+        sharpening: T of "sharp", of the teacher's probabilities: p^(1/T), normalised.
+        confidence: weight of a voxel there: "none" (1), "probability" (the teacher's of its
+            decision), or "threshold": 1 where that reaches the threshold, else 0.
+        confidence_threshold: see above.
     """
 
     kd_weight: float = 0.75
@@ -49,6 +57,12 @@ class DistillationOptions:
     kl_direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
     latent_softmax: Literal["channels", "voxels"] = "channels"
     latent_reduction: Literal["mean", "sum"] = "mean"
+    unlabelled: Literal["soft", "sharp", "hard"] = "hard"
+    unlabelled_weight: float = 1.0
+    unlabelled_temperature: float = 1.0
+    sharpening: float = 0.5
+    confidence: Literal["none", "probability", "threshold"] = "none"
+    confidence_threshold: float = 0.8
 
 
 def softened_dice_loss(

@@ -9,6 +9,11 @@ student and teacher are `output.Output` (no teacher: `None`), y is the reference
 all have one; `Head.known`), and the result has a value for each sample. The loss is
 
     L = sum over roles r of weight_r * (sum of the terms of role r)
+
+Where a batch has samples without a reference, a term counts on those with one alone, unless it is
+registered as one for all; the terms of role "pl" compare the others with the teacher's labels
+(`pseudo_labels.py`). The logged value of a term is its mean over all samples, 0 where it does not
+count, so the sum above holds for the logged values too.
 """
 
 import dataclasses
@@ -18,7 +23,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from kdnet_jax.losses import channels, distillation, output, segmentation
+from kdnet_jax.losses import channels, distillation, output, pseudo_labels, segmentation
 from kdnet_jax.models import heads
 
 Values = dict[str, Float[Array, "b"]]
@@ -32,10 +37,12 @@ class Term(NamedTuple):
     Attributes:
         function: of (student, teacher, y, where), and options by keyword.
         role: which weight it has.
+        everywhere: it counts on samples without a reference too.
     """
 
     function: Function
     role: str
+    everywhere: bool = False
 
 
 # By the name in `metrics.jsonl`.
@@ -46,7 +53,13 @@ TERMS: Mapping[str, Term] = {
     "gt_coarse": Term(segmentation.deep_supervision, "gt"),
     "kd_dice": Term(distillation.softened_dice_loss, "kd"),
     "kd_bce": Term(distillation.softened_cross_entropy_loss, "kd"),
-    "kl": Term(distillation.latent_divergence, "kl"),
+    "kl": Term(distillation.latent_divergence, "kl", everywhere=True),
+    "pl_dice": Term(segmentation.dice_loss, "pl"),
+    "pl_ce": Term(segmentation.cross_entropy_loss, "pl"),
+    "pl_bce": Term(segmentation.binary_cross_entropy_loss, "pl"),
+    "pl_coarse": Term(segmentation.deep_supervision, "pl"),
+    "pl_soft_dice": Term(pseudo_labels.soft_dice_loss, "pl"),
+    "pl_soft_bce": Term(pseudo_labels.soft_cross_entropy_loss, "pl"),
 }
 
 
@@ -57,10 +70,12 @@ class Loss:
     Attributes:
         functions: name to term, its options bound, in the order of computation.
         weights: role to weight, in the order of the sum.
+        labels: how the teacher labels samples without a reference; `None`: there are none.
     """
 
     functions: Mapping[str, Function]
     weights: Mapping[str, float]
+    labels: pseudo_labels.Labels | None = None
 
     def terms(
         self,
@@ -68,10 +83,34 @@ class Loss:
         teacher: output.Output | None,
         y: Float[Array, "b d h w k"],
         where: Float[Array, "b d h w"] | None,
+        labelled: Float[Array, "b"] | None = None,
     ) -> Values:
-        """Returns the value of each term, without its weight."""
-        values = {name: term(student, teacher, y, where) for name, term in self.functions.items()}
-        return {name: value for name, value in values.items() if value is not None}
+        """Returns the value of each term, without its weight.
+
+        Args:
+            student: what is trained.
+            teacher: who teaches it.
+            y: the reference.
+            where: voxels that count.
+            labelled: 1 for samples with a reference, 0 for those without; `None`: all have one.
+        """
+        if labelled is not None and self.labels and teacher:
+            y, where = pseudo_labels.complete(self.labels, teacher, y, where, labelled)
+        found = {name: term(student, teacher, y, where) for name, term in self.functions.items()}
+        values = {name: value for name, value in found.items() if value is not None}
+        return values if labelled is None else self._counted(values, labelled)
+
+    def _counted(self, values: Values, labelled: Float[Array, "b"]) -> Values:
+        """Returns each term as 0 for the samples on which it does not count."""
+        counted = {}
+        for name, value in values.items():
+            term = TERMS[name]
+            its = 1 - labelled if term.role == "pl" else labelled
+            counted[name] = value if term.everywhere else value * its
+            # Against the reference or, in its place, the teacher's decisions: computed once.
+            if term.role == "gt" and self.labels and self.labels.form == "hard":
+                counted[name.replace("gt", "pl", 1)] = value * (1 - labelled)
+        return counted
 
     def total(self, terms: Values) -> Float[Array, "b"]:
         """Returns the weighted sum of terms."""
@@ -88,6 +127,8 @@ def of_options(
     head: heads.Head,
     loss: segmentation.LossOptions | None = None,
     kd: distillation.DistillationOptions | None = None,
+    *,
+    unlabelled: bool = False,
 ) -> Loss:
     """Returns the loss that the options of a run describe.
 
@@ -97,6 +138,7 @@ def of_options(
         head: what the student's channels are.
         loss: the form of L_GT (the section `loss` of a config); `None`: its defaults.
         kd: of a student (the section `distillation`); `None` without a teacher.
+        unlabelled: there are samples without a reference, which the teacher labels.
     """
     loss = loss or segmentation.LossOptions()
     plain = loss.form == "dice_ce"
@@ -126,7 +168,19 @@ def of_options(
             reduction=kd.latent_reduction,
         )
         weights["kl"] = kd.latent_weight
-    return Loss(chosen, weights)
+    if not unlabelled:
+        return Loss(chosen, weights)
+    if kd.unlabelled != "hard":
+        soft, sharp = kd.unlabelled_temperature, kd.sharpening
+        temperatures = (soft, soft) if kd.unlabelled == "soft" else (sharp, 1.0)
+        chosen |= {
+            name: _bound(
+                name, teacher_temperature=temperatures[0], student_temperature=temperatures[1]
+            )
+            for name in ("pl_soft_dice", "pl_soft_bce")
+        }
+    weights["pl"] = kd.unlabelled_weight
+    return Loss(chosen, weights, pseudo_labels.of_options(kd))
 
 
 def _bound(name: str, **options: object) -> Function:

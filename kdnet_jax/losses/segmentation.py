@@ -103,16 +103,16 @@ def dice_loss(
         student: its probabilities are p.
         teacher: not read.
         y: one-hot classes or 0/1 regions.
-        where: voxels that count.
+        where: voxels that count, or a weight of each, of p and y.
         background: the mean counts the background's channel too, as in KD-Net's L_GT.
         over_batch: batch Dice.
     """
     del teacher
     counted = slice(None) if background else student.head.foreground
-    p = student.prediction.p[counted]
-    if where is not None:  # the target is 0 there already
-        p = tuple(channel * where for channel in p)
-    return 1 - soft_dice(p, channels.split(y)[counted], over_batch=over_batch).mean(axis=-1)
+    p, target = student.prediction.p[counted], channels.split(y)[counted]
+    if where is not None:
+        p, target = (tuple(channel * where for channel in each) for each in (p, target))
+    return 1 - soft_dice(p, target, over_batch=over_batch).mean(axis=-1)
 
 
 def cross_entropy_loss(

@@ -162,8 +162,11 @@ def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
     if model_folder.is_model(folder):
         return model_folder.read(folder).known
     split = splits.load_split(folder / workdir.SPLIT)
+    experiment = reading.read_run(folder)
     own = (*split.train, *split.validation)
-    teacher = find_folder(reading.read_run(folder), folder)
+    if experiment.uses_unlabelled:
+        own += split.unlabelled
+    teacher = find_folder(experiment, folder)
     if teacher is None:
         return model_lib.KnownCases(own, complete=True)
     if not (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file()):

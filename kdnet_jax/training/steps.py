@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer, PyTree, UInt8
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.losses import objective, output
 from kdnet_jax.models import heads
@@ -29,7 +30,10 @@ AUGMENT, TEACHER, NETWORK, UPDATE = "augment", "teacher", "network", "update"
 
 
 class Batch(TypedDict):
-    """A batch of patches: all the modalities of the data, and the class of each voxel."""
+    """A batch of patches: all the modalities of the data, and the class of each voxel.
+
+    All voxels of a sample without a reference are `task.NO_LABEL`.
+    """
 
     image: Float[Array, "b d h w m"]
     label: UInt8[Array, "b d h w"]
@@ -135,8 +139,15 @@ def train_step(
         image, label = augment.augment(
             key, batch["image"], batch["label"], plan.augment, plan.patch, plan.mesh
         )
+    arrays = [image, label]
+    if loss.labels:
+        # -- Samples without a reference, before a border is added: 0 in "b", the others 1 --------
+        known = (batch["label"] != task_lib.NO_LABEL).all(axis=(1, 2, 3))
+        arrays.append(known.astype(jnp.float32))
 
-    def gradients(image: Array, label: Array) -> tuple[tuple[Array, Metrics], PyTree]:
+    def gradients(
+        image: Array, label: Array, labelled: Array | None = None
+    ) -> tuple[tuple[Array, Metrics], PyTree]:
         # -- Reference: classes "b d h w" to channels "b d h w k"; voxels with a label "b d h w" --
         y, where = student.head.targets(label), student.head.known(label)
 
@@ -154,15 +165,15 @@ def train_step(
         def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
             with jax.named_scope(NETWORK):
                 answer = learn(params, _select(image, student.channels))
-            terms = loss.terms(output.Output(*answer, student.head), taught, y, where)
+            terms = loss.terms(output.Output(*answer, student.head), taught, y, where, labelled)
             return loss.total(terms).mean(), {name: each.mean() for name, each in terms.items()}
 
         return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
 
     if plan.accumulate == 1:
-        (value, terms), grads = gradients(image, label)
+        (value, terms), grads = gradients(*arrays)
     else:
-        (value, terms), grads = _mean_over_parts(gradients, image, label, plan)
+        (value, terms), grads = _mean_over_parts(gradients, arrays, plan)
     return _update(state, optimizer, value, terms, grads, plan.skip_nonfinite)
 
 
@@ -241,19 +252,19 @@ def _update(
     return new, {"loss": loss, **terms, "gradient_norm": norm}
 
 
-# (image, label) -> ((loss, terms), gradients), each a mean over the samples
-Gradients = Callable[[Array, Array], tuple[tuple[Array, Metrics], PyTree]]
+# (image, label, perhaps labelled) -> ((loss, terms), gradients), each a mean over the samples
+Gradients = Callable[..., tuple[tuple[Array, Metrics], PyTree]]
 
 
 def _mean_over_parts(
-    gradients: Gradients, image: Array, label: Array, plan: Plan
+    gradients: Gradients, arrays: list[Array], plan: Plan
 ) -> tuple[tuple[Array, Metrics], PyTree]:
     """Returns the mean of `gradients` over equal parts of the batch, one after another.
 
     Only one part's activations exist at a time. Each device works through its own samples.
     """
     # "b ..." to "accumulate part ..."
-    parts = [_in_parts(x, plan) for x in (image, label)]
+    parts = [_in_parts(x, plan) for x in arrays]
 
     def add(total: PyTree, part: list[Array]) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, gradients(*part)), None
@@ -273,5 +284,6 @@ def _in_parts(x: Array, plan: Plan) -> Array:
     if plan.mesh is None:
         return parts
     # Without it the samples might be gathered on every device.
-    spec = jax.sharding.PartitionSpec(None, *sharding.batch_sharding(plan.mesh).spec)
+    own = sharding.batch_sharding(plan.mesh).spec[: x.ndim]
+    spec = jax.sharding.PartitionSpec(None, *own)
     return jax.lax.with_sharding_constraint(parts, jax.sharding.NamedSharding(plan.mesh, spec))

@@ -222,3 +222,51 @@ def test_an_unwritable_place_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         splits.save_split(split, tmp_path / "file" / "split.json")
+
+
+# --------------------------------------------------------------------- cases without a reference
+
+
+def test_labelled_cases_are_nested_and_counted_and_the_rest_train_without() -> None:
+    cohort = [Visit(f"{i:02}-{visit}", f"p{i:02}") for i in range(20) for visit in range(2)]
+    whole = splits.make_split(cohort, seed=0, fractions=(0.6, 0.2, 0.2))
+    assert splits.keep_labels(whole, cohort, 0, 0) == whole
+    some = {n: splits.keep_labels(whole, cohort, n, 3) for n in (3, 8, len(whole.train))}
+    assert set(some[3].train) < set(some[8].train) < set(whole.train)
+    for count, split in some.items():
+        assert len(split.train) == count
+        assert sorted(split.train + split.unlabelled) == list(whole.train)
+        assert (split.validation, split.test) == (whole.validation, whole.test)
+    # By patient: of three cases two are the visits of one.
+    assert len({case[:2] for case in some[3].train}) == 2
+    assert some[24] == whole
+    assert some[8].hash != whole.hash
+    assert splits.keep_labels(whole, cohort, 8, 4).train != some[8].train
+    with pytest.raises(UserError, match="labelled is 25, but the training part has 24 cases"):
+        splits.keep_labels(whole, cohort, 25, 0)
+
+
+def test_a_split_with_unlabelled_cases_comes_back(tmp_path: pathlib.Path) -> None:
+    path, cohort = tmp_path / "split.json", visits(10)
+    split = splits.make_split(cohort, seed=0, fractions=(0.6, 0.2, 0.2))
+    split = splits.keep_labels(split, cohort, 2, 0)
+    splits.save_split(split, path)
+    assert splits.load_split(path, cohort) == split
+    with pytest.raises(UserError, match=r"train lost 1 .*unlabelled gained 1"):
+        splits.check_same_split(split, splits.keep_labels(split, cohort, 1, 0))
+    edit(path, lambda content: content["unlabelled"].append(content["test"][0]))
+    edit(path, lambda content: content.pop("hash"))
+    with pytest.raises(UserError, match="listed twice"):
+        splits.load_split(path, cohort)
+
+
+def test_cases_without_a_reference_train_unless_their_patient_is_tested() -> None:
+    cohort = [Visit(f"{i:02}-0", f"p{i:02}") for i in range(10)]
+    split = splits.make_split(cohort, seed=0, fractions=(0.6, 0.2, 0.2))
+    bare = [Visit(f"{i:02}-1", f"p{i:02}") for i in range(12)]
+    found = splits.with_unlabelled(split, cohort + bare, [visit.case_id for visit in bare])
+    tested = {case[:2] for case in split.validation + split.test}
+    assert {case[:2] for case in found.unlabelled} == {f"{i:02}" for i in range(12)} - tested
+    assert (found.train, found.validation, found.test) == (
+        *(split.train, split.validation, split.test),
+    )

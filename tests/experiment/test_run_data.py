@@ -9,11 +9,13 @@ import pytest
 from ml_collections import config_dict
 
 from configs import common
+from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import run_data
 from kdnet_jax.parallel import sharding
+from tests.helpers import made_tasks
 
 
 def test_the_label_convention_reaches_the_dataset(
@@ -89,6 +91,56 @@ def test_a_patch_larger_than_every_case_is_noted(
     data = run_data.open_data(values)
     run_data.open_batches(values, data, sharding.make_mesh(), tmp_path).close()
     assert "patch of 64 x 16 x 16 is larger along some axis than every" in caplog.text
+
+
+def test_labels_are_kept_of_so_many_cases_and_a_student_alone_learns_from_the_others(
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    config = _config(tiny_cohort, built)
+    config.split.labelled = 3
+    values = reading.read(config)
+    data = run_data.open_data(values)
+    assert len(data.split.train) == 3
+    assert run_data.unlabelled_cases(values, data) == []
+    assert "1 training cases have no reference in use" in caplog.text
+    caplog.clear()
+    student = common.base_config("student", "smoke")
+    student.data, student.split = config.data, config.split
+    values = reading.read(student)
+    assert run_data.unlabelled_cases(values, data) == data.indices("unlabelled")
+    with run_data.open_batches(values, data, sharding.make_mesh(), tmp_path) as batches:
+        labels = [jax.device_get(next(batches)["label"]) for _ in range(2)]
+    assert [(label == task_lib.NO_LABEL).all() for label in labels] == [False, True]
+    assert "the 4 training cases would take" in caplog.text
+    student.loader.unlabelled_share = 0.0
+    assert run_data.unlabelled_cases(reading.read(student), data) == []
+    config.split.labelled = 5
+    with pytest.raises(UserError, match=r"split\.labelled is 5, but the training part has 4"):
+        run_data.open_data(reading.read(config))
+
+
+def test_cases_without_a_label_file_train_without_a_reference(tmp_path: pathlib.Path) -> None:
+    folder = made_tasks.write_plain(tmp_path / "scans", 5)
+    for name in ("made_01", "made_03"):
+        (folder / "labelsTr" / f"{name}.nii.gz").unlink()
+    config = _config(folder, tmp_path / "root")
+    config.task, config.model.modalities = str(folder), "t2"
+    config.data.modalities, config.data.spacing = "", 4.0
+    config.split.train = config.split.validation = config.split.test = 1 / 3
+    data = run_data.open_data(reading.read(config))
+    assert data.split.unlabelled == ("made_01", "made_03")
+    assert {*data.split.train, *data.split.validation, *data.split.test} == {
+        *("made_00", "made_02", "made_04"),
+    }
+    path = tmp_path / "split.json"
+    path.write_text('{"train": ["made_01"], "validation": ["made_00"], "test": ["made_02"]}')
+    config.split.file = str(path)
+    with pytest.raises(UserError, match=r"train part have no reference \(such as made_01\)"):
+        run_data.open_data(reading.read(config))
 
 
 def _config(cohort: pathlib.Path, built: pathlib.Path) -> config_dict.ConfigDict:

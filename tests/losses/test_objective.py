@@ -47,13 +47,14 @@ def test_the_terms_are_those_of_the_options(head: heads.Head, form: str, kd: KD 
 
 
 def test_every_registered_term_is_chosen_by_some_options() -> None:
-    chosen = {
-        name
-        for form in ("dice_ce", "dice_bce")
-        for name in objective.of_options(
-            glioma.SOFTMAX, segmentation.LossOptions(form), KD()
-        ).functions
-    }
+    outputs = [make_output(glioma.SOFTMAX, seed) for seed in (0, 1)]
+    y = glioma.SOFTMAX.targets(random_labels())
+    chosen: set[str] = set()
+    for form, labels in (("dice_ce", "hard"), ("dice_bce", "hard"), ("dice_ce", "soft")):
+        loss = objective.of_options(
+            glioma.SOFTMAX, segmentation.LossOptions(form), KD(unlabelled=labels), unlabelled=True
+        )
+        chosen |= loss.terms(*outputs, y, None, jnp.array([1.0, 0.0])).keys()
     assert chosen == objective.TERMS.keys()
 
 

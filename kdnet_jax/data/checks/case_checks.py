@@ -134,7 +134,7 @@ def _read_label(case: cases.Case, book: _Notebook) -> nifti.Volume | None:
     if case.label is None:
         book.warn(
             folder_of(case),
-            "no segmentation: the case is left out of training",
+            "no segmentation: only a student with a teacher can train on the case",
             "Add the segmentation if there is one; otherwise nothing",
         )
         return None

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Shaped
 
 from kdnet_jax.core import typed
-from kdnet_jax.data.loading import patches, resident
+from kdnet_jax.data.loading import mixed, patches, resident
 from kdnet_jax.data.records import skipping, store
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.errors import UserError
@@ -47,7 +47,7 @@ class PatchIterator(Iterator[Batch]):
 
     def __init__(
         self,
-        source: patches.PatchSource,
+        source: mixed.Source,
         open_at: Callable[[int], Generator[Batch, None, None]],
         notes: Sequence[str] = (),
         device_bytes: int = 0,
@@ -140,6 +140,8 @@ def make_loader(
     crop: tuple[int, int, int] | None = None,
     on_device: bool = False,
     unreadable: skipping.Unreadable | None = None,
+    unlabelled: Sequence[int] = (),
+    unlabelled_share: float = 0.5,
     threads: int = 2,
     prefetch_batches: int = 2,
 ) -> PatchIterator:
@@ -164,6 +166,8 @@ def make_loader(
         on_device: keep the training cases on every device and cut there. They are sent before
             the first batch.
         unreadable: what is done about cases that cannot be read; by default the stream stops.
+        unlabelled: which cases train without their reference: all of their voxels are `NO_LABEL`.
+        unlabelled_share: share of the elements that are theirs, where there are any.
         threads: elements prepared at once. The stream does not depend on it.
         prefetch_batches: batches prepared ahead on the host.
 
@@ -175,9 +179,11 @@ def make_loader(
     _check(patch, batch, seed, crops_per_read)
     if unreadable and unreadable.choice == skipping.SKIP:
         _check_unshared(mesh, batch)
-    source = patches.PatchSource(
+    source = mixed.make_source(
         cases,
         indices,
+        unlabelled,
+        unlabelled_share,
         patch=patch,
         batch=batch,
         seed=seed,
@@ -206,7 +212,7 @@ def _share(mesh: Mesh, batch: int) -> tuple[int, ...]:
 
 
 def _read(
-    source: patches.PatchSource,
+    source: mixed.Source,
     share: Sequence[int],
     first: int,
     options: grain.ReadOptions,
@@ -256,7 +262,7 @@ def _to_mesh(
 class _Part:
     """The elements of one process in order: its share of every global batch from `first` on."""
 
-    def __init__(self, source: patches.PatchSource, share: Sequence[int], first: int) -> None:
+    def __init__(self, source: mixed.Source, share: Sequence[int], first: int) -> None:
         self._source = source
         self._share = share
         self._first = first

@@ -13,7 +13,7 @@ centred on a foreground voxel: of a class drawn evenly among those that the case
 small class is met as often as a large one. Voxels that are no class (`Task.unscored`,
 `Task.ignore`) are no centres. The other elements are uniform in the volume. A case without
 foreground gives a uniform crop in place of a centred one; so does one without a label, all of
-which then has the task's ignore label.
+which then has the task's ignore label, and one of a hidden stream, all of which has `NO_LABEL`.
 
 A case that cannot be read stops the stream, or its elements are cut from another case (`skipping`):
 the first of the epoch's order from there on that can be read. So the stream is a function of the
@@ -42,8 +42,11 @@ DEFAULT_TUMOUR_SHARE: Final = 1 / 3
 ENDLESS: Final = 2**53
 # Voxels of a class to choose centres from, per case: 4 bytes each in memory.
 _CENTRES: Final = 4096
-# Random streams, never mixed: one for the permutations, one for the crops.
-_EPOCH_STREAM, _CROP_STREAM = 0, 1
+# Random streams, never mixed: one for the permutations, one for the crops; a hidden stream's own.
+_EPOCH_STREAM, _CROP_STREAM, _HIDDEN_STREAMS = 0, 1, 2
+
+
+Classes = UInt8[np.ndarray, "d h w"]
 
 
 class Patch(TypedDict):
@@ -82,6 +85,7 @@ class PatchSource:
         crop: what is cut, with the patch in its middle; by default the patch. Which patches are
             drawn does not depend on it.
         unreadable: what is done about cases that cannot be read; by default the stream stops.
+        hidden: references are not used: nothing that is drawn depends on them.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class PatchSource:
         cavity: str = "background",
         crop: tuple[int, int, int] | None = None,
         unreadable: skipping.Unreadable | None = None,
+        hidden: bool = False,
     ) -> None:
         self._cases = cases
         self.indices = tuple(indices)
@@ -109,6 +114,9 @@ class PatchSource:
         self._cavity = cavity
         self._task = cases.task
         self._unreadable = unreadable or skipping.Unreadable(len(self.indices))
+        self._hidden = hidden
+        first = _HIDDEN_STREAMS if hidden else 0
+        self._epoch_stream, self._crop_stream = first + _EPOCH_STREAM, first + _CROP_STREAM
         self._outlines: dict[int, _Outline] = {}
 
     def __len__(self) -> int:
@@ -125,8 +133,11 @@ class PatchSource:
     def cases_of(self, batch: int) -> list[str]:
         """Returns the ids of the cases of a global batch, each once."""
         elements = range(batch * self.batch, (batch + 1) * self.batch)
-        ids = (self._cases.summaries[self.case_of(element)].case_id for element in elements)
-        return list(dict.fromkeys(ids))
+        return list(dict.fromkeys(map(self.case_id_of, elements)))
+
+    def case_id_of(self, index: int) -> str:
+        """Returns the id of the case that element `index` is cut from."""
+        return self._cases.summaries[self.case_of(index)].case_id
 
     def read(self, case_index: int, *, keep: bool = True) -> prepare.PreparedCase | None:
         """Returns a case and learns where its crops may lie; `None` if it is skipped.
@@ -144,7 +155,8 @@ class PatchSource:
             self._unreadable.add(error)
             return None
         if case_index not in self._outlines:
-            centres = [] if case.label is None else class_voxels(case.label, self._task)
+            label = None if self._hidden else case.label
+            centres = [] if label is None else class_voxels(label, self._task)
             self._outlines[case_index] = _Outline(case.image.shape[:3], centres)
         return case
 
@@ -155,7 +167,7 @@ class PatchSource:
 
     def _start(self, index: int, case_index: int) -> tuple[int, ...]:
         outline = self._outlines[case_index]
-        rng = np.random.default_rng([self._seed, _CROP_STREAM, index])
+        rng = np.random.default_rng([self._seed, self._crop_stream, index])
         if self.is_centred(index) and outline.centres:
             voxels = outline.centres[rng.integers(len(outline.centres))]
             centre = np.unravel_index(voxels[rng.integers(len(voxels))], outline.shape)
@@ -165,16 +177,19 @@ class PatchSource:
         margins = ((outer - inner) // 2 for inner, outer in zip(self.patch, self.crop, strict=True))
         return tuple(first - margin for first, margin in zip(start, margins, strict=True))
 
-    def label_of(self, case: prepare.PreparedCase) -> UInt8[np.ndarray, "d h w"]:
+    def label_of(self, case_index: int, case: prepare.PreparedCase) -> Classes:
         """Returns the classes of a whole case as this stream has them, and the ignore label."""
+        del case_index
         return self._trained(self._stored(case))
 
-    def _stored(self, case: prepare.PreparedCase) -> UInt8[np.ndarray, "d h w"]:
+    def _stored(self, case: prepare.PreparedCase) -> Classes:
+        if self._hidden:
+            return np.broadcast_to(np.uint8(task_lib.NO_LABEL), case.image.shape[:3])
         if case.label is not None:
             return case.label
         return np.broadcast_to(np.uint8(self._task.ignore or 0), case.image.shape[:3])
 
-    def _trained(self, label: UInt8[np.ndarray, "d h w"]) -> UInt8[np.ndarray, "d h w"]:
+    def _trained(self, label: Classes) -> Classes:
         return labels.map_cavity(label, self._cavity, task=self._task)
 
     @property
@@ -252,14 +267,18 @@ class PatchSource:
         count = len(self.indices)
         length = count - count % self.batch if count >= self.batch else count
         epoch, within = divmod(position, length)
-        order = _permutation(self._seed, epoch, count)
+        order = _permutation(self._seed, self._epoch_stream, epoch, count)
         case_index = self.indices[order[within]]
         if case_index not in self._unreadable:
             return case_index
         order = np.roll(order, -within)
         by_slot = np.argsort(np.arange(count) % self.batch != 0, kind="stable")
         others = (self.indices[place] for place in order[by_slot])
-        return next(each for each in others if each not in self._unreadable)
+        found = next((each for each in others if each not in self._unreadable), None)
+        if found is None:
+            kind = "without" if self._hidden else "with"
+            raise UserError(f"none of the {count} training cases {kind} a reference can be read.")
+        return found
 
 
 def _by(sizes: Sequence[int]) -> str:
@@ -275,8 +294,8 @@ def _as_fraction(share: float) -> Fraction:
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, count: int) -> Integer[np.ndarray, " n"]:
-    return np.random.default_rng([seed, _EPOCH_STREAM, epoch]).permutation(count)
+def _permutation(seed: int, stream: int, epoch: int, count: int) -> Integer[np.ndarray, " n"]:
+    return np.random.default_rng([seed, stream, epoch]).permutation(count)
 
 
 def class_voxels(

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float16, Int32, Shaped, UInt8
 
 from kdnet_jax.core import console, typed
-from kdnet_jax.data.loading import patches
+from kdnet_jax.data.loading import mixed, patches
 from kdnet_jax.data.records import case_builder, store
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.parallel import sharding
@@ -66,7 +66,7 @@ class ResidentCases:
     """
 
     def __init__(
-        self, cases: store.CaseStore, source: patches.PatchSource, mesh: Mesh, threads: int
+        self, cases: store.CaseStore, source: mixed.Source, mesh: Mesh, threads: int
     ) -> None:
         self._source, self._threads = source, threads
         self._shape = padded_shape([cases.shape(index) for index in source.indices])
@@ -117,7 +117,7 @@ class ResidentCases:
         for index, case in zip(indices, bar, strict=True):
             if case is None:
                 continue
-            padded = self._padded(case)
+            padded = self._padded(index, case)
             for device, its in held.items():
                 its[index] = _Held(*jax.device_put(padded, device))
             # One at a time: the copies of those on their way would fill the host's memory.
@@ -125,10 +125,10 @@ class ResidentCases:
         return held
 
     def _padded(
-        self, case: prepare.PreparedCase
+        self, index: int, case: prepare.PreparedCase
     ) -> tuple[Float16[np.ndarray, "m d h w"], UInt8[np.ndarray, "d h w"]]:
         image = patches.crop(case.image, (0, 0, 0), self._shape)
-        label = patches.crop(self._source.label_of(case), (0, 0, 0), self._shape)
+        label = patches.crop(self._source.label_of(index, case), (0, 0, 0), self._shape)
         return np.ascontiguousarray(np.moveaxis(image, -1, 0)), label
 
 

@@ -88,7 +88,7 @@ def build_scans(
     skip_bad_cases: bool = False,
     damaged: bool = False,
 ) -> store.CaseStore:
-    """Builds (or opens) the labelled cases under `data_dir`.
+    """Builds (or opens) the cases under `data_dir`, those without a segmentation too.
 
     Args:
         root: folder of the built datasets.
@@ -113,7 +113,7 @@ def build_scans(
         _check_positive("spacing", float(np.min(spacing)))
     chosen = task.modalities if modalities is None else tuple(modalities)
     cohort = cases.find_cases(
-        data_dir, release, chosen, label_convention=label_convention, task=task
+        data_dir, release, chosen, label_convention=label_convention, task=task, unlabelled=True
     )
     config = cohort_builder.make_config(
         cohort,

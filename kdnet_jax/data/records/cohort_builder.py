@@ -85,6 +85,7 @@ class CohortBuilder(case_builder.CaseBuilder, skip_registration=True):
                 config.release,
                 config.modalities,
                 task=self.task,
+                unlabelled=True,
             )
         self._notes += cohort.notes
         if not labels.is_brats(self.task) and not self._skip_bad_cases:

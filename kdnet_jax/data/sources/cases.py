@@ -70,6 +70,7 @@ def find_cases(
     label_convention: str | None = None,
     *,
     task: task_lib.Task = task_lib.DEFAULT,
+    unlabelled: bool = False,
 ) -> Cohort:
     """Finds the cases under `data_dir`.
 
@@ -83,6 +84,7 @@ def find_cases(
             the release's own, and for a user's own data "brats2021" (with a note). Of tasks
             other than the glioma the values are the task's own numbers.
         task: what is segmented: it names the channels and the label values.
+        unlabelled: with `labelled`, keep those without a segmentation that have all sequences.
 
     Raises:
         UserError: nothing usable is there, several releases are, a case lacks a sequence or is
@@ -92,8 +94,10 @@ def find_cases(
     _check_arguments(release, modalities, label_convention, task)
     root = layouts.check_folder(data_dir)
     cohort = _find(root, release, label_convention, task, problems.refuse)
-    found = _labelled(cohort, root, task) if labelled else cohort.cases
+    found = _labelled(cohort, root, task, unlabelled) if labelled else cohort.cases
     found = _with_modalities(found, root, modalities, task, problems.refuse)
+    if unlabelled:
+        found = _without_incomplete_bare(found, cohort.notes, task)
     return _told(cohort, _refuse_incomplete(found, root, task), root)
 
 
@@ -373,13 +377,29 @@ def _decathlon_cases(
 # ------------------------------------------------------------------------- what was asked for
 
 
-def _labelled(cohort: Cohort, root: pathlib.Path, task: task_lib.Task) -> list[Case]:
+def _labelled(
+    cohort: Cohort, root: pathlib.Path, task: task_lib.Task, keep_others: bool
+) -> list[Case]:
     kept = [case for case in cohort.cases if case.label is not None]
     if not kept:
         raise _unlabelled(cohort, root, task)
     left = [case.case_id for case in cohort.cases if case.label is None]
-    if left:
+    if left and not keep_others:
         cohort.notes.append(f"left out for want of a segmentation: {layouts.shown(left)}")
+    return cohort.cases if keep_others else kept
+
+
+def _without_incomplete_bare(
+    found: list[Case], notes: list[str], task: task_lib.Task
+) -> list[Case]:
+    """Leaves out cases that have no segmentation and lack a sequence that others have."""
+    lacking = _lacking(found, task)
+    left = [case.case_id for i, case in enumerate(found) if i in lacking and case.label is None]
+    if left:
+        notes.append(f"left out, without a segmentation and incomplete: {layouts.shown(left)}")
+    kept = [case for case in found if case.case_id not in left]
+    if bare := [case.case_id for case in kept if case.label is None]:
+        notes.append(f"without a segmentation: {layouts.shown(bare)}")
     return kept
 
 

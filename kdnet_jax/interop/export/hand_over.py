@@ -114,6 +114,7 @@ def _run(path: pathlib.Path) -> Package:
         "licence": "" if data_dir else "Apache-2.0",
         "training": {
             "cases": len(split.train),
+            "unlabelled_cases": len(split.unlabelled) if experiment.uses_unlabelled else 0,
             "validation_cases": len(split.validation),
             "test_cases": len(split.test),
             "split_hash": split.hash,

@@ -115,6 +115,8 @@ def _training(document: typed.JsonView) -> str:
         made_by = escaped(document.get("made_by", "another tool"))
         return f"## Training\n\nTrained by {made_by}; its files say no more than `model.json`."
     lines = [f"{data['cases']} training and {data['validation_cases']} validation cases"]
+    if unlabelled := data.get("unlabelled_cases"):
+        lines.append(f"and {unlabelled} training cases without a reference")
     if data["synthetic"]:
         lines.append("all of them **synthetic**: it has never seen a patient")
     else:
