@@ -209,6 +209,12 @@ _TRAINING: Final = {
         values.Whole(0, 10**6),
         "Stop after so many validations without a better one; 0 never stops early.",
     ),
+    "train.average": Key(
+        0.0,
+        values.Number(0, 1, without_high=True),
+        "Decay of a moving average of the weights, which is then validated, kept and used, such as "
+        "0.99; 0: none.",
+    ),
     # Equal but for rounding.
     "train.accumulate": Key(
         1,

@@ -269,7 +269,7 @@ def _train(
     _LOG.info(sentence)
     network = experiment.network
     params = networks.init_params(network, len(experiment.modalities), init_key)
-    state = steps.init_state(params, optimizer)
+    state = steps.init_state(params, optimizer, averaged=experiment.train.average > 0)
     state = jax.device_put(state, sharding.state_sharding(mesh, state, experiment.mesh.state))
     profiler = None
     if experiment.profile and processes.is_first():

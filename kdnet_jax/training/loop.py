@@ -41,6 +41,8 @@ class TrainOptions:
         accumulate: parts that each batch is worked through in, one after another.
         nonfinite: what a batch with a NaN or infinite loss or gradient does: "stop" the run, or
             "skip" its update, with a warning.
+        average: decay of the moving average of the weights, which is then what is validated, kept
+            and used; 0 for none.
     """
 
     steps: int
@@ -51,6 +53,7 @@ class TrainOptions:
     accumulate: int = 1
     save_steps: int = 0
     nonfinite: Literal["stop", "skip"] = "stop"
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot be."""
@@ -61,6 +64,8 @@ class TrainOptions:
         for key in ("save_steps", "early_stop"):
             if getattr(self, key) < 0:
                 raise UserError(f"train.{key} is {getattr(self, key)}: give 0 or more.")
+        if not 0 <= self.average < 1:
+            raise UserError(f"train.average is {self.average}: give 0, or a decay below 1.")
         if not self.save_minutes > 0:
             raise UserError(f"train.save_minutes is {self.save_minutes}: give more than 0.")
 
@@ -154,7 +159,7 @@ def train(
         stopped = 0
         if progress.step and _is_due(progress.step, options) and progress.score is None:
             # A signal came at a step that was due: it was saved at once, and is validated now.
-            progress, stopped = _validated(progress, state.params, validate, stop, log)
+            progress, stopped = _validated(progress, state.used, validate, stop, log)
             if not stopped:
                 _save(checkpoints.replace, state, progress, log)
         step = progress.step
@@ -211,7 +216,7 @@ def train(
             progress = now()
             with bar.paused():
                 if due and not stopped:
-                    progress, stopped = _validated(progress, state.params, validate, stop, log)
+                    progress, stopped = _validated(progress, state.used, validate, stop, log)
                 _save(checkpoints.save, state, progress, log)
             last_save = time.monotonic()
             agreement.forget()
