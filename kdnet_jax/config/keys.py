@@ -270,6 +270,12 @@ _USE: Final = {
         "Share of a window's edge that the next one covers too.",
     ),
     "inference.mirror": Key(False, _SWITCH, "Average over the 8 mirror images."),
+    "inference.thresholds": Key(
+        "fixed",
+        values.Choice(("fixed", "validation")),
+        "Decision: fixed, the most probable class (of a regions head: above 0.5); or validation, a "
+        "threshold for each region that is chosen on the validation cases.",
+    ),
     "inference.whole": Key(
         False,
         _SWITCH,

@@ -113,3 +113,16 @@ def test_a_region_painted_later_covers_what_it_contains() -> None:
     )
     probs = np.array([[0.9, 0.1], [0.9, 0.9], [0.1, 0.9]])
     np.testing.assert_array_equal(heads.Head(task, "regions").decide(probs), [2, 1, 1])
+
+
+def test_regions_from_both_kinds_of_head() -> None:
+    classes = np.array([[[[0.1, 0.2, 0.3, 0.4]]]], np.float32)  # background NCR ED ET
+    sums = SOFTMAX.region_probabilities(classes)
+    assert np.allclose(sums, [[[[0.4, 0.6, 0.9]]]])
+    regions = np.array([[[[0.4, 0.6, 0.9]]]], np.float32)
+    assert REGIONS.region_probabilities(regions) is regions
+    # The head says what the channels are, and not their number.
+    four = np.array([[[[0.4, 0.6, 0.9, 0.1]]]], np.float32)
+    assert REGIONS.region_probabilities(four) is four
+    with pytest.raises(IndexError):
+        SOFTMAX.region_probabilities(regions)
