@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Integer, PyTree
+from jaxtyping import Bool, Float, Integer, PyTree
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import prepare
@@ -40,15 +40,19 @@ def tabulate(
     """
     edges = np.asarray(CANDIDATES, probabilities.dtype)
     below = [
-        np.searchsorted(edges, probabilities[..., place]) for place in range(len(task.regions))
+        np.searchsorted(edges, probabilities[..., place]).astype(np.uint8)
+        for place in range(len(task.regions))
     ]
-    rows = np.stack([*below, reference], axis=-1).astype(np.uint8)
     # What no candidate paints and no region holds changes no Dice.
-    counts = rows[..., :-1].any(axis=-1) | task.hull_mask(reference)
+    counts = np.logical_or.reduce([each > 0 for each in below]) | task.hull_mask(reference)
     if task.ignore is not None:
         counts &= reference != task.ignore
-    kinds, voxels = np.unique(rows[counts], axis=0, return_counts=True)
-    return np.column_stack([kinds, voxels]).tolist()
+    columns = [each[counts].astype(np.int64) for each in (*below, reference)]
+    kind = np.zeros(np.count_nonzero(counts), np.int64)
+    for column in columns:  # numbered anew each time: no number of regions is too large
+        kind = np.unique(kind * 256 + column, return_inverse=True)[1]
+    _, first, voxels = np.unique(kind, return_index=True, return_counts=True)
+    return np.stack([*(column[first] for column in columns), voxels], axis=-1).tolist()
 
 
 def tabulate_cases(
@@ -90,16 +94,16 @@ def choose(tables: Sequence[Table], head: heads.Head) -> tuple[float, ...]:
         tables: one of each case; at least one.
         head: whose probabilities they hold.
     """
-    cases, places = _joined(tables), [_HALF] * len(head.task.regions)
+    cases, places = _Cases(tables, head), [_HALF] * len(head.task.regions)
     # Of two that are as near to 0.5, the lower one.
     by_distance = sorted(range(len(CANDIDATES)), key=lambda place: abs(place - _HALF))
-    best, former = _score(cases, places, head), None
+    best, former = cases.score(places), None
     while places != former:
         former = list(places)
         for region in head.task.painting:
             for candidate in by_distance:
                 tried = [*places[:region], candidate, *places[region + 1 :]]
-                score = _score(cases, tried, head)
+                score = cases.score(tried)
                 if score > best:
                     best, places = score, tried
     return tuple(CANDIDATES[place] for place in places)
@@ -110,33 +114,40 @@ def mean_dice(
 ) -> dict[str, float]:
     """Returns region -> mean Dice over the cases by thresholds out of `CANDIDATES`."""
     places = [CANDIDATES.index(threshold) for threshold in thresholds]
-    dice = _dice(_joined(tables), places, head).mean(axis=0).tolist()
+    dice = _Cases(tables, head).dice(places).mean(axis=0).tolist()
     return dict(zip(head.task.region_names, dice, strict=True))
 
 
-def _joined(tables: Sequence[Table]) -> Integer[np.ndarray, "n c"]:
-    """Returns the rows of all cases, each with the number of its case before it."""
-    return np.array([[case, *row] for case, table in enumerate(tables) for row in table])
+class _Cases:
+    """The tables of all cases, and the Dice that thresholds come to on them."""
 
+    def __init__(self, tables: Sequence[Table], head: heads.Head) -> None:
+        regions = head.task.regions
+        rows = [np.array(table, np.int64).reshape(-1, len(regions) + 2) for table in tables]
+        joined = np.concatenate(rows)
+        self._head, self._count = head, len(tables)
+        self._case = np.repeat(np.arange(len(tables)), [len(each) for each in rows])
+        self._below = joined[:, :-2].astype(np.uint8)
+        self._voxels = joined[:, -1].astype(np.float64)
+        # class "256" -> which regions "r" it belongs to
+        self._members = np.zeros((256, len(regions)), bool)
+        for place, region in enumerate(regions):
+            self._members[list(region.members), place] = True
+        self._truth = self._members[joined[:, -2]]
 
-def _score(cases: Integer[np.ndarray, "n c"], places: Sequence[int], head: heads.Head) -> float:
-    # Rounded, so that no rounding error tells equals apart.
-    return round(float(_dice(cases, places, head).mean()), 9)
+    def score(self, places: Sequence[int]) -> float:
+        """Returns the mean Dice over cases and regions; rounded, so that equals are equal."""
+        return round(float(self.dice(places).mean()), 9)
 
+    def dice(self, places: Sequence[int]) -> Float[np.ndarray, "cases r"]:
+        """Returns the Dice of each case and region by thresholds, given as places in CANDIDATES."""
+        found = self._members[self._head.paint(self._below > np.asarray(places, np.uint8))]
+        total = self._counted(self._truth) + self._counted(found)
+        both = self._counted(self._truth & found)
+        return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
 
-def _dice(
-    cases: Integer[np.ndarray, "n c"], places: Sequence[int], head: heads.Head
-) -> Float[np.ndarray, "cases r"]:
-    case, below, reference, voxels = cases[:, 0], cases[:, 1:-2], cases[:, -2], cases[:, -1]
-    predicted = head.paint(below > np.asarray(places))
-
-    def counted(mask: np.ndarray) -> np.ndarray:
-        return np.bincount(case, voxels * mask)
-
-    columns = []
-    for region in head.task.region_names:
-        truth, found = (head.task.mask(classes, region) for classes in (reference, predicted))
-        total = counted(truth) + counted(found)
-        both = counted(truth & found)
-        columns.append(np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0))
-    return np.stack(columns, axis=-1)
+    def _counted(self, mask: Bool[np.ndarray, "n r"]) -> Float[np.ndarray, "cases r"]:
+        columns = (
+            np.bincount(self._case[column], self._voxels[column], self._count) for column in mask.T
+        )
+        return np.stack([*columns], axis=-1)
