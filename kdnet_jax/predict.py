@@ -139,6 +139,8 @@ def main(argv: list[str]) -> None:
         "whole": ensemble.predictor.whole,
     }
     chosen = {key: about[key] for key in ("parameters_sha256", "mirror", "whole")}
+    if ensemble.thresholds:
+        about["thresholds"] = chosen["thresholds"] = [f"{each:g}" for each in ensemble.thresholds]
     mark = resuming_predictions.mark(chosen | {"labels": convention, "orientation": orientation})
     done: dict[str, prediction_outputs.ScanVolumes | None] = {}
     if _RESUME.value:

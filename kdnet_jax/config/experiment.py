@@ -90,7 +90,13 @@ class Inference:
     patch: tuple[int, int, int]
     overlap: float
     mirror: bool
+    thresholds: str
     whole: bool
+
+    @property
+    def chooses_thresholds(self) -> bool:
+        """Whether the regions' thresholds are chosen on the validation cases."""
+        return self.thresholds == "validation"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

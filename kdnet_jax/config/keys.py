@@ -226,6 +226,12 @@ _TRAINING: Final = {
         values.Whole(0, 10**6),
         "Stop after so many validations without a better one; 0 never stops early.",
     ),
+    "train.average": Key(
+        0.0,
+        values.Number(0, 1, without_high=True),
+        "Decay of a moving average of the weights, which is then validated, kept and used, such as "
+        "0.99; 0: none.",
+    ),
     # Equal but for rounding.
     "train.accumulate": Key(
         1,
@@ -281,6 +287,12 @@ _USE: Final = {
         "Share of a window's edge that the next one covers too.",
     ),
     "inference.mirror": Key(False, _SWITCH, "Average over the 8 mirror images."),
+    "inference.thresholds": Key(
+        "fixed",
+        values.Choice(("fixed", "validation")),
+        "Decision: fixed, the most probable class (of a regions head: above 0.5); or validation, a "
+        "threshold for each region that is chosen on the validation cases.",
+    ),
     "inference.whole": Key(
         False,
         _SWITCH,

@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +22,9 @@ from kdnet_jax.data.sources import labels
 from kdnet_jax.errors import UserError
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap, postprocessing
+from kdnet_jax.models import heads
 from kdnet_jax.parallel import processes
-from kdnet_jax.prediction import ensembles, inference
+from kdnet_jax.prediction import ensembles, inference, predictors
 
 FOLDER = "evaluation"
 PREDICTIONS = "predictions"
@@ -32,8 +33,10 @@ POSTPROCESSED = "postprocessed"
 PROBABILITIES = f"{FOLDER}/probabilities"
 NO_POST_PROCESSING = "none"
 _UNFINISHED = f".{FOLDER}.part"
-# Of an evaluation under way, one file a case: for the thresholds, and the scores of both kinds.
+# Of an evaluation under way, one file a case: for the thresholds, the scores of both kinds, and the
+# Dice of the fixed decision.
 _TABLES, _PLAIN, _PROCESSED = "tables", "scores", "scores_postprocessed"
+_FIXED = "dice_of_fixed_decision"
 # Raised when what is scored changes: a run that was evaluated by an older version is done again.
 VERSION = 3
 WORST = 10
@@ -87,6 +90,7 @@ def evaluate(
 ) -> None:
     """Predicts whole test cases on their own grids, scores them, and writes everything.
 
+    Where the network has thresholds, the summary also says what the fixed decision comes to.
     `evaluation/` with `cases.csv`, `summary.json`, the same two after post-processing and the
     probabilities of the cases that the report shows, and `predictions/<case>.nii.gz` (without
     post-processing) appear at the end. An interrupted evaluation leaves the earlier ones, and
@@ -132,6 +136,8 @@ def evaluate(
     def score(rules: postprocessing.Rules) -> None:
         for each in share(test, beside / _PLAIN, "test"):
             _write_prediction(beside, each, convention, task)
+            if network.thresholds:
+                _write_fixed_dice(beside, each, network.head)
             _write_case_scores(beside, each, rules, task)
 
     # A case that cannot be read on one process ends all of them.
@@ -145,7 +151,10 @@ def evaluate(
         "peak_memory_gib": round(provenance.peak_memory_gib(), 2),
     }
     tested = [names[index] for index in test]
-    processes.first_does(lambda: _gather(beside, folder, tested, rules, about | key, task))
+    thresholds = dict(zip(task.region_names, network.thresholds, strict=False))
+    processes.first_does(
+        lambda: _gather(beside, folder, tested, rules, thresholds, about | key, task)
+    )
 
 
 def _choose_rules(tables: Sequence[pathlib.Path]) -> typed.Json:
@@ -158,7 +167,8 @@ def _begin(beside: pathlib.Path, key: typed.Json) -> None:
     """Makes the folder of an evaluation under way, or keeps that of an interrupted one."""
     text = json.dumps(key, sort_keys=True)
     of = beside / "key.json"
-    parts = [beside / name for name in (PREDICTIONS, PROBABILITIES, _TABLES, _PLAIN, _PROCESSED)]
+    names = (PREDICTIONS, PROBABILITIES, _TABLES, _PLAIN, _PROCESSED, _FIXED)
+    parts = [beside / name for name in names]
     # A part may be in its place already, where the last moment of an evaluation was interrupted.
     whole = of.is_file() and all(part.is_dir() for part in parts)
     if whole and of.read_text("utf-8") == text:
@@ -174,6 +184,7 @@ def _gather(
     folder: pathlib.Path,
     test: Sequence[str],
     rules: postprocessing.Rules,
+    thresholds: Mapping[str, float],
     about: typed.Json,
     task: task_lib.Task,
 ) -> None:
@@ -190,6 +201,8 @@ def _gather(
         for part in (_PLAIN, _PROCESSED)
     )
     _drop_probabilities(beside / PROBABILITIES, keep=shown_cases(plain))
+    if thresholds:
+        about = about | {"decision": _decision(beside, test, thresholds)}
     write_scores(
         beside / FOLDER,
         plain,
@@ -204,6 +217,20 @@ def _gather(
     for name in (PREDICTIONS, FOLDER):
         _replace_folder(beside / name, folder / name)
     remove_unfinished(folder)
+
+
+def _decision(
+    beside: pathlib.Path, test: Sequence[str], thresholds: Mapping[str, float]
+) -> typed.Json:
+    """Returns the thresholds, and the mean Dice of each region by the fixed decision."""
+    texts = [(beside / _FIXED / f"{name}.json").read_text("utf-8") for name in test]
+    cases = [json.loads(text) for text in texts]
+    return {
+        "thresholds": dict(thresholds),
+        "fixed_dice": {
+            region: sum(case[region] for case in cases) / len(cases) for region in thresholds
+        },
+    }
 
 
 def remove_unfinished(folder: pathlib.Path) -> None:
@@ -243,6 +270,16 @@ def _write_prediction(
         beside / PROBABILITIES / f"{name}.npz",
         probabilities=np.round(each.prediction.probabilities * 255).astype(np.uint8),
     )
+
+
+def _write_fixed_dice(beside: pathlib.Path, each: _Predicted, head: heads.Head) -> None:
+    fixed = predictors.segmentation_on_scan(each.prediction.probabilities, head, each.case.geometry)
+    both = case_metrics.labelled(each.reference, fixed, head.task)
+    dice = {
+        region: overlap.dice(*(head.task.mask(classes, region) for classes in both))
+        for region in head.task.region_names
+    }
+    files.write_text(beside / _FIXED / f"{each.case.case_id}.json", json.dumps(dice))
 
 
 def _write_case_scores(

@@ -93,7 +93,8 @@ def _step(
     student, modalities = model_lib.of_experiment(experiment), experiment.data.modalities
     patch, update = experiment.loader.patch, optimizer(experiment, cases)
     state = jax.eval_shape(
-        lambda params: steps.init_state(params, update), trained.expected_params(student)
+        lambda params: steps.init_state(params, update, averaged=experiment.train.average > 0),
+        trained.expected_params(student),
     )
     step = steps.jit_step(
         mesh,
@@ -109,6 +110,7 @@ def _step(
             patch,
             experiment.train.accumulate,
             experiment.train.nonfinite == "skip",
+            experiment.train.average,
         ),
         state_sharding=sharding.state_sharding(mesh, state, experiment.mesh.state),
     )

@@ -1,7 +1,9 @@
 """One run from its experiment to its report: data, split, teacher, training, evaluation, report."""
 
 import contextlib
+import dataclasses
 import functools
+import itertools
 import logging
 import math
 import os
@@ -18,7 +20,7 @@ from kdnet_jax.data.records import skipping
 from kdnet_jax.data.scans import familiarity
 from kdnet_jax.drawing import figures
 from kdnet_jax.errors import UserError
-from kdnet_jax.evaluation import evaluation
+from kdnet_jax.evaluation import decisions, evaluation
 from kdnet_jax.experiment import compilation, given_teachers, run_data
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, networks
@@ -26,7 +28,7 @@ from kdnet_jax.parallel import processes, sharding
 from kdnet_jax.prediction import ensembles, predictors
 from kdnet_jax.reports import run_report
 from kdnet_jax.runs import model as model_lib
-from kdnet_jax.runs import teachers
+from kdnet_jax.runs import teachers, thresholds
 from kdnet_jax.runs import trained as runs
 from kdnet_jax.runs import workdir as workdir_lib
 from kdnet_jax.training import (
@@ -168,11 +170,36 @@ def train_and_evaluate(
     trained = _train(experiment, folder, data, teacher, identity)
     best = processes.together(lambda: runs.load_run(folder))
     _check_same(best)
+    if best.undecided:
+        best = _decided(best, data)
     about = {"steps": trained.step, "train_seconds": round(trained.seconds, 1)}
     if teacher:
         about["teacher"] = {"path": os.fspath(teacher.folder), "hash": teacher.params_hash}
     evaluate(best, folder, data, about)
     return best
+
+
+def _decided(run: runs.Run, data: run_data.Data) -> runs.Run:
+    """Chooses the run's thresholds on the validation cases, and keeps them in its folder."""
+    tables = processes.together(lambda: _tables(run, data))
+    every = sorted(itertools.chain.from_iterable(processes.gather(tables)))
+    tables, head = [table for _, table in every], run.model.head
+    chosen = decisions.choose(tables, head)
+    model = dataclasses.replace(run.model, thresholds=chosen)
+    dice = decisions.mean_dice(tables, chosen, head)
+    processes.first_does(lambda: thresholds.write(run.folder, model, run.params_hash, dice))
+    _LOG.info(f"{run.folder}: decision, chosen on validation cases: {model.decision}")
+    return dataclasses.replace(run, model=model, undecided=False)
+
+
+def _tables(run: runs.Run, data: run_data.Data) -> list[tuple[int, decisions.Table]]:
+    own = processes.share(list(enumerate(data.indices("validation"))))
+    return decisions.tabulate_cases(
+        predictors.predictor([run.model]),
+        run.params,
+        ((place, data.cases[index]) for place, index in own),
+        run.model.resection_cavity,
+    )
 
 
 def _check_same(run: runs.Run) -> None:
@@ -215,12 +242,14 @@ def _copy_log(source: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _evaluation_key(run: runs.Run, data: run_data.Data) -> dict[str, str | int]:
-    return {
+    key = {
         "evaluation_version": evaluation.VERSION,
         "params_hash": run.params_hash,
         "split_hash": data.split.hash,
         "data_fingerprint": data.cases.fingerprint,
     }
+    # Not of the fixed decision: earlier evaluations stay valid.
+    return key | ({"thresholds": run.model.decision} if run.model.thresholds else {})
 
 
 def evaluate(run: runs.Run, folder: pathlib.Path, data: run_data.Data, about: typed.Json) -> None:
@@ -272,7 +301,7 @@ def _train(
     _LOG.info(sentence)
     network = experiment.network
     params = networks.init_params(network, len(experiment.modalities), init_key)
-    state = steps.init_state(params, optimizer)
+    state = steps.init_state(params, optimizer, averaged=experiment.train.average > 0)
     state = jax.device_put(state, sharding.state_sharding(mesh, state, experiment.mesh.state))
     profiler = None
     if experiment.profile and processes.is_first():
@@ -297,6 +326,7 @@ def _train(
                 root=root,
                 mesh=mesh,
                 validate=_validator(experiment, data),
+                summarise=_summariser(experiment),
                 checkpoints=checkpoints,
                 options=experiment.train,
                 log=log,
@@ -310,15 +340,30 @@ def _validator(experiment: experiment_lib.Experiment, data: run_data.Data) -> lo
     predictor = predictors.predictor([model_lib.of_experiment(experiment)])
     own = processes.share(list(enumerate(data.indices("validation"))))
 
-    def validate(params: PyTree) -> list[tuple[int, dict[str, float]]]:
-        return evaluation.dice_on_working_grid(
-            predictor,
-            sharding.to_own_devices(params),
-            ((place, data.cases[index]) for place, index in own),
-            experiment.data.resection_cavity,
-        )
+    def validate(params: PyTree) -> list[tuple[int, typed.JsonValue]]:
+        params, cavity = sharding.to_own_devices(params), experiment.data.resection_cavity
+        cases = ((place, data.cases[index]) for place, index in own)
+        if experiment.inference.chooses_thresholds:
+            return [*decisions.tabulate_cases(predictor, params, cases, cavity)]
+        return [*evaluation.dice_on_working_grid(predictor, params, cases, cavity)]
 
     return validate
+
+
+def _summariser(experiment: experiment_lib.Experiment) -> loop.Summarise:
+    """Returns what gives the Dice of each region over the validation cases, by its best decision.
+
+    By the fixed one, a network of low probabilities would score 0 at every validation, and its
+    best checkpoint would be any.
+    """
+    if not experiment.inference.chooses_thresholds:
+        return loop.mean_dice
+
+    def summarise(tables: list[typed.JsonValue]) -> dict[str, float]:
+        head = experiment.head
+        return decisions.mean_dice(tables, decisions.choose(tables, head), head)
+
+    return summarise
 
 
 def _note_start(

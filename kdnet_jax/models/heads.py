@@ -1,12 +1,13 @@
 """Heads: a network's logits as probabilities, classes and regions of its task."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, UInt8
+from jaxtyping import Array, Bool, Float, Integer, UInt8
 
 from kdnet_jax import task as task_lib
 
@@ -64,21 +65,48 @@ class Head:
             return None
         return (labels != self.task.ignore).astype(jnp.float32)
 
-    def decide(self, probs: Float[np.ndarray, "*grid k"]) -> UInt8[np.ndarray, "*grid"]:
+    def region_probabilities(
+        self, probs: Float[np.ndarray, "*grid k"]
+    ) -> Float[np.ndarray, "*grid r"]:
+        """Returns the probability of each region, in the order of the task, on the host.
+
+        A softmax gives one channel per class; a region is the sum of its classes.
+        """
+        if self.kind == "regions":
+            return probs
+        sums = [probs[..., list(region.members)].sum(axis=-1) for region in self.task.regions]
+        return np.stack(sums, axis=-1)
+
+    def limits(self, thresholds: Sequence[float] = ()) -> Sequence[float]:
+        """Returns the threshold of each region, in the order of the task; 0.5 unless given."""
+        return thresholds or (0.5,) * len(self.task.regions)
+
+    def decide(
+        self, probs: Float[np.ndarray, "*grid k"], thresholds: Sequence[float] = ()
+    ) -> UInt8[np.ndarray, "*grid"]:
         """Returns the class of each voxel on the host.
 
-        Softmax: the most probable class. Regions: each is painted where it is above 0.5 and inside
-        the regions painted before that contain it, in the task's order (as nnU-Net's region export,
-        which does not look at what contains it).
+        Args:
+            probs: of the outputs.
+            thresholds: of the regions; where there are none, a softmax decides for the most
+                probable class, and a region lies where it is above 0.5.
         """
-        if self.kind == "softmax":
+        if self.kind == "softmax" and not thresholds:
             return probs.argmax(axis=-1).astype(np.uint8)
-        above = [probs[..., channel] > 0.5 for channel in range(probs.shape[-1])]
-        classes = np.zeros(probs.shape[:-1], np.uint8)
+        limits = np.asarray(self.limits(thresholds), probs.dtype)
+        return self.paint(self.region_probabilities(probs) > limits)
+
+    def paint(self, above: Bool[np.ndarray, "*grid r"]) -> UInt8[np.ndarray, "*grid"]:
+        """Returns the classes of regions that are above their thresholds.
+
+        Each is painted inside the regions painted before that contain it, in the task's order (as
+        nnU-Net's region export, which does not look at what contains it).
+        """
+        classes = np.zeros(above.shape[:-1], np.uint8)
         painted: list[int] = []
         for place in self.task.painting:
             outer = [each for each in painted if self._contains(each, place)]
-            inside = np.logical_and.reduce([above[each] for each in (place, *outer)])
+            inside = np.logical_and.reduce([above[..., each] for each in (place, *outer)])
             classes[inside] = self.task.regions[place].paint
             painted.append(place)
         return classes

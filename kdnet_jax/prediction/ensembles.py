@@ -6,6 +6,7 @@ One run is the ensemble of one; there is no other way from a run to a segmentati
 import contextlib
 import dataclasses
 import functools
+import logging
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from kdnet_jax.models import heads
 from kdnet_jax.prediction import inference, predictors
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import teachers, trained
+
+_LOG = logging.getLogger(__name__)
 
 # Times a stage, such as "network": used as `with stage("network"):`.
 Stage = Callable[[str], contextlib.AbstractContextManager]
@@ -107,6 +110,12 @@ class Ensemble:
         """Names of the outputs: classes or regions."""
         return self._model.outputs
 
+    @functools.cached_property
+    def thresholds(self) -> tuple[float, ...]:
+        """Of the regions, each the mean of the members'; empty: the fixed decision."""
+        each = [member.model.thresholds for member in self.members]
+        return tuple(float(np.mean(values)) for values in zip(*each, strict=True))
+
     @property
     def disagreeing(self) -> bool:
         """Whether a voxel has several answers wherever it lies."""
@@ -153,7 +162,9 @@ class Ensemble:
             )
         with stage("back"):
             probs = answers[..., : len(self.outputs)]
-            classes = predictors.segmentation_on_scan(probs, self.head, case.geometry)
+            classes = predictors.segmentation_on_scan(
+                probs, self.head, case.geometry, self.thresholds
+            )
         if not uncertainty:
             return Prediction(classes, probs)
         entropy = inference.entropy(probs, self.head)
@@ -202,6 +213,11 @@ def load_ensemble(
         raise UserError("no checkpoint is given: name the folder of at least one run.")
     members = tuple(trained.load_run(folder) for folder in folders)
     for index, member in enumerate(members):
+        if member.undecided:
+            _LOG.info(
+                f"note: {member.folder} is to have thresholds (inference.thresholds), which a run "
+                "chooses when its training ends; until then its decision is the fixed one"
+            )
         _check_agreement(members[0], member, mirror, whole)
         for other in members[:index]:
             if other.params_hash == member.params_hash:
@@ -246,6 +262,7 @@ def _must_agree(run: trained.Run, mirror: bool | None, whole: bool | None) -> di
         "outputs (model.head)": ", ".join(model.outputs),
         "windows (inference.patch)": "x".join(map(str, model.window)),
         "overlaps (inference.overlap)": str(model.overlap),
+        "decisions (inference.thresholds)": "validation" if model.thresholds else "fixed",
     }
     # A choice made for all members need not be in their configs.
     if mirror is None:

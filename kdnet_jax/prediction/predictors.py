@@ -81,20 +81,29 @@ def predictor(
 
 
 def segmentation_on_scan(
-    probs: Float[np.ndarray, "d h w k"], head: heads.Head, geometry: geometry_lib.Geometry
+    probs: Float[np.ndarray, "d h w k"],
+    head: heads.Head,
+    geometry: geometry_lib.Geometry,
+    thresholds: Sequence[float] = (),
 ) -> UInt8[np.ndarray, "x y z"]:
     """Returns the classes on the scan's own grid from probabilities on the working grid.
 
-    Each channel is resampled before the decision: the most probable class, or for regions
-    whether each is above 1/2.
+    Each class or region is resampled before the decision, which is that of `heads.Head.decide`.
+
+    Args:
+        probs: of the head's outputs.
+        head: what they are.
+        geometry: the way to the scan.
+        thresholds: of the regions; empty: the fixed decision.
     """
-    if head.kind == "softmax":
+    if head.kind == "softmax" and not thresholds:
         return geometry_lib.back_to_scan(probs, geometry)
+    regions = head.region_probabilities(probs)
     decided = [
-        geometry_lib.threshold_to_scan(probs[..., channel], geometry)
-        for channel in range(probs.shape[-1])
+        geometry_lib.threshold_to_scan(regions[..., place], geometry, limit)
+        for place, limit in enumerate(head.limits(thresholds))
     ]
     classes = np.empty(geometry.shape, np.uint8)
-    for plane, masks in enumerate(zip(*decided, strict=True)):  # not all as float32 at once
-        classes[plane] = head.decide(np.stack(masks, axis=-1).astype(np.float32))
+    for plane, masks in enumerate(zip(*decided, strict=True)):
+        classes[plane] = head.paint(np.stack(masks, axis=-1))
     return classes

@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
@@ -62,7 +61,7 @@ def write(
     report = html.Report(
         title=f"KD-Net {summary['role']}: {', '.join(summary['modalities'])}",
         summary=run_facts.sentences(summaries, processed, scores, summary["role"]),
-        tables=[_results(folders, scores, processed, task)],
+        tables=[_results(folders, scores, processed, task), *score_tables.decisions(summaries)],
         pictures=_pictures(folders, scores, task.region_names),
         cases=_case_views(folder, cases, channel, head, cavity, scores[summary["role"]], shown),
         cases_note=_cases_note(summary, len(shown), task.noun),
@@ -199,7 +198,7 @@ def _case_views(
                 channel,
                 labels.map_cavity(case.label, cavity, task=head.task),
                 geometry.to_working(predicted, case.geometry, 0),
-                None if probabilities is None else region_probabilities(probabilities, head),
+                None if probabilities is None else head.region_probabilities(probabilities),
                 [score for score in scores if score.case == case_id],
                 task=head.task,
             )
@@ -247,19 +246,6 @@ def case_view(
     )
     table = score_tables.of_case(case.case_id, scores)
     return html.CaseView(rank, case.case_id, html.Picture(picture, alt), table, slices)
-
-
-def region_probabilities(
-    probabilities: Float[np.ndarray, "d h w k"], head: heads.Head
-) -> Float[np.ndarray, "d h w r"]:
-    """Returns the probability of each region, in the order of the task, on the host.
-
-    A softmax gives one channel per class; a region is the sum of its classes.
-    """
-    if head.kind == "regions":
-        return probabilities
-    sums = [probabilities[..., list(region.members)].sum(axis=-1) for region in head.task.regions]
-    return np.stack(sums, axis=-1)
 
 
 def region_table(summaries: Mapping[str, typed.JsonView]) -> str:

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from kdnet_jax import task as task_lib
+from kdnet_jax.core import typed
 from kdnet_jax.drawing import html
 from kdnet_jax.metrics import cases, statistics, surface
 
@@ -72,6 +73,34 @@ def results(runs: Mapping[str, Scores], note: str = "", *, task: task_lib.Task) 
     header = ["Run", *columns, "Cases", "Reference empty"]
     about = f"{_NOTE.format(regions=_described(task))} {note}".strip()
     return html.Table("Test scores by region and run", header, rows, about)
+
+
+def decisions(summaries: Mapping[str, typed.JsonView]) -> list[html.Table]:
+    """Returns a table of the Dice by chosen thresholds and by the fixed decision, if any has both.
+
+    Args:
+      summaries: Of the evaluations, by the run's name.
+    """
+    rows = [
+        [
+            name,
+            region,
+            f"{threshold:g}",
+            f"{summary['regions'][region]['dice']['mean']:.3f}",
+            f"{summary['decision']['fixed_dice'][region]:.3f}",
+        ]
+        for name, summary in summaries.items()
+        for region, threshold in summary.get("decision", {"thresholds": {}})["thresholds"].items()
+    ]
+    if not rows:
+        return []
+    header = ["Run", "Region", "Threshold", "Dice", "Dice, fixed decision"]
+    note = (
+        "Mean Dice over the test cases by the thresholds that were chosen on validation cases, "
+        "which is the decision of all other scores here, and by the fixed one: the most probable "
+        "class, or of a regions head above 0.5."
+    )
+    return [html.Table("Decision by region and run", header, rows, note)]
 
 
 def _described(task: task_lib.Task) -> str:

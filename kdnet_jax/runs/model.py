@@ -44,6 +44,8 @@ class Model:
         orientation: see `prepare.prepare_case`.
         allow_skull: scans with the skull on were taken in training.
         resection_cavity: what a resection cavity counted as.
+        thresholds: of the regions, in the order of the task, chosen on validation cases; empty: the
+            fixed decision (`heads.Head.decide`).
     """
 
     task: task_lib.Task
@@ -59,6 +61,7 @@ class Model:
     orientation: str = geometry.HEADER
     allow_skull: bool = False
     resection_cavity: str = "background"
+    thresholds: tuple[float, ...] = ()
 
     @property
     def head(self) -> heads.Head:
@@ -69,6 +72,18 @@ class Model:
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs: classes or regions."""
         return self.head.outputs
+
+    @property
+    def threshold_of(self) -> dict[str, float]:
+        """Region -> threshold; empty: the fixed decision."""
+        return dict(zip(self.task.region_names, self.thresholds, strict=False))
+
+    @property
+    def decision(self) -> str:
+        """How probabilities become a mask, in words."""
+        if self.thresholds:
+            return ", ".join(f"{name} above {limit:g}" for name, limit in self.threshold_of.items())
+        return "the most probable class" if self.head.kind == "softmax" else "each region above 0.5"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +125,7 @@ def to_json(model: Model) -> typed.Json:
     return plain | {
         "network": networks.to_json(model.network),
         "task": dataset_json.to_json(model.task),
+        "thresholds": model.threshold_of,
     }
 
 
@@ -126,9 +142,30 @@ def from_json(plain: typed.JsonView) -> Model:
         "network": networks.from_json(plain["network"]),
         "task": dataset_json.from_json(plain["task"], "its task"),
     }
+    if "thresholds" in plain:
+        tuples["thresholds"] = read_thresholds(plain["thresholds"], parts["task"])
     model = Model(**{**plain, **tuples, **parts})
     _check(model)
     return model
+
+
+def read_thresholds(given: object, task: task_lib.Task) -> tuple[float, ...]:
+    """Returns the thresholds of a task's regions from region -> threshold; of {}: none.
+
+    Raises:
+        UserError: these are no thresholds of the task's regions.
+    """
+    kind = values.Number(0, 1, without_low=True, without_high=True)
+    names = task.region_names
+    if given == {}:
+        return ()
+    if not (isinstance(given, dict) and given.keys() == set(names)):
+        raise UserError(
+            f"thresholds is {given!r:.80}; expected one for each of {', '.join(names)}."
+        )
+    for name in names:
+        values.check(f"the threshold of {name}", given[name], kind)
+    return tuple(float(given[name]) for name in names)
 
 
 def _check(model: Model) -> None:

@@ -13,7 +13,7 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign
 from kdnet_jax.models import networks
 from kdnet_jax.runs import model as model_lib
-from kdnet_jax.runs import model_folder
+from kdnet_jax.runs import model_folder, thresholds
 from kdnet_jax.training import saved_checkpoints, steps
 
 
@@ -27,6 +27,7 @@ class Run:
         params: the parameters, of a run's best checkpoint.
         step: the step they come from.
         params_hash: SHA-256 of their content.
+        undecided: thresholds are to be chosen on validation cases, and have not been.
     """
 
     folder: pathlib.Path
@@ -34,6 +35,7 @@ class Run:
     params: PyTree
     step: int
     params_hash: str
+    undecided: bool = False
 
 
 def load_run(folder: pathlib.Path) -> Run:
@@ -51,9 +53,22 @@ def load_run(folder: pathlib.Path) -> Run:
             f"{folder} was trained by another tool. Make a model folder of it first: python -m "
             f"kdnet_jax.export --checkpoint={folder} --output=DIR"
         )
-    model = model_lib.of_experiment(reading.read_run(folder))
+    experiment = reading.read_run(folder)
+    model = model_lib.of_experiment(experiment)
     params, step = saved_checkpoints.load_params(folder, expected_params(model))
-    return Run(folder, model, params, step, checksums.content_hash(params))
+    run = Run(folder, model, params, step, checksums.content_hash(params))
+    return decided(run) if experiment.inference.chooses_thresholds else run
+
+
+def decided(run: Run) -> Run:
+    """Returns a run with the thresholds that lie in its folder.
+
+    Raises:
+        UserError: that file is damaged.
+    """
+    chosen = thresholds.read(run.folder, run.model.task, run.params_hash)
+    model = dataclasses.replace(run.model, thresholds=chosen)
+    return dataclasses.replace(run, model=model, undecided=not chosen)
 
 
 def _of_model_folder(folder: pathlib.Path) -> Run:

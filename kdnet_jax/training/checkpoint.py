@@ -110,7 +110,7 @@ class RunCheckpoints:
         self._finish()
         trees = _trees(state)
         sums = {name: checksums.checksum(tree) for name, tree in trees.items()}
-        shapes = saved_checkpoints.shapes(state.params)
+        shapes = saved_checkpoints.shapes(state.used)
         progress = dataclasses.replace(progress, checksums=sums, shapes=shapes)
         with _writing(self.folder):
             self._pending = self._checkpointer.save_checkpointables_async(
@@ -175,9 +175,13 @@ class RunCheckpoints:
         if faults:
             processes.first_does(lambda: self._put_aside(faults, found.step))
         trees = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), trees, _trees(like))
-        optimizer = trees[saved_checkpoints.OPTIMIZER]
+        used, rest = trees[saved_checkpoints.PARAMS], trees[saved_checkpoints.OPTIMIZER]
+        averaged = like.average is not None
         state = steps.TrainState(
-            optimizer["step"], trees[saved_checkpoints.PARAMS], optimizer["opt_state"]
+            rest["step"],
+            rest["params"] if averaged else used,
+            rest["opt_state"],
+            used if averaged else None,
         )
         return state, found
 
@@ -235,7 +239,7 @@ def _writing(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _trees(state: steps.TrainState) -> saved_checkpoints.Trees:
-    return {
-        saved_checkpoints.PARAMS: state.params,
-        saved_checkpoints.OPTIMIZER: {"step": state.step, "opt_state": state.opt_state},
-    }
+    rest = {"step": state.step, "opt_state": state.opt_state}
+    if state.average is not None:
+        rest["params"] = state.params
+    return {saved_checkpoints.PARAMS: state.used, saved_checkpoints.OPTIMIZER: rest}

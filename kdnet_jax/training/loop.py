@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from kdnet_jax.core import typed
 from kdnet_jax.data.loading import loader as loader_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import processes, sharding
@@ -23,8 +24,10 @@ from kdnet_jax.training.saved_checkpoints import Progress
 _LOG = logging.getLogger(__name__)
 
 # (parameters) -> of this process's share of the validation cases: place in the list of all of them,
-# and Dice of each region
-Validate = Callable[[PyTree], list[tuple[int, dict[str, float]]]]
+# and what is found in each
+Validate = Callable[[PyTree], list[tuple[int, typed.JsonValue]]]
+# (what is found in all validation cases, in order) -> Dice of each region
+Summarise = Callable[[list[typed.JsonValue]], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,8 @@ class TrainOptions:
         accumulate: parts that each batch is worked through in, one after another.
         nonfinite: what a batch with a NaN or infinite loss or gradient does: "stop" the run, or
             "skip" its update, with a warning.
+        average: decay of the moving average of the weights, which is then what is validated, kept
+            and used; 0 for none.
     """
 
     steps: int
@@ -51,6 +56,7 @@ class TrainOptions:
     accumulate: int = 1
     save_steps: int = 0
     nonfinite: Literal["stop", "skip"] = "stop"
+    average: float = 0.0
 
 
 def resume(
@@ -84,6 +90,11 @@ def resume(
     return state, progress
 
 
+def mean_dice(scores: list[typed.JsonValue]) -> dict[str, float]:
+    """Returns region -> mean of the cases' Dice, of region -> Dice for each case."""
+    return {region: sum(each[region] for each in scores) / len(scores) for region in scores[0]}
+
+
 def train(
     step_fn: Callable[..., tuple[steps.TrainState, steps.Metrics]],
     state: steps.TrainState,
@@ -94,6 +105,7 @@ def train(
     root: jax.Array,
     mesh: Mesh,
     validate: Validate,
+    summarise: Summarise = mean_dice,
     checkpoints: checkpoint.RunCheckpoints,
     options: TrainOptions,
     log: progress_lib.Log,
@@ -114,7 +126,8 @@ def train(
         teacher_params: of a student's teacher, on the mesh; () without one.
         root: the root key of all that is drawn inside the step.
         mesh: where state and batches lie.
-        validate: scores of this process's share of the validation cases.
+        validate: what is found in this process's share of the validation cases.
+        summarise: what it comes to over all of them; by default each finding is region -> Dice.
         checkpoints: where to save.
         options: budget and intervals.
         log: the run's metrics.
@@ -142,7 +155,7 @@ def train(
         stopped = 0
         if progress.step and _is_due(progress.step, options) and progress.score is None:
             # A signal came at a step that was due: it was saved at once, and is validated now.
-            progress, stopped = _validated(progress, state.params, validate, stop, log)
+            progress, stopped = _validated(progress, state.used, validate, summarise, stop, log)
             if not stopped:
                 _save(checkpoints.replace, state, progress, log)
         step = progress.step
@@ -199,7 +212,9 @@ def train(
             progress = now()
             with bar.paused():
                 if due and not stopped:
-                    progress, stopped = _validated(progress, state.params, validate, stop, log)
+                    progress, stopped = _validated(
+                        progress, state.used, validate, summarise, stop, log
+                    )
                 _save(checkpoints.save, state, progress, log)
             last_save = time.monotonic()
             agreement.forget()
@@ -240,6 +255,7 @@ def _validated(
     progress: Progress,
     params: PyTree,
     validate: Validate,
+    summarise: Summarise,
     stop: stopping.Request,
     log: progress_lib.Log,
 ) -> tuple[Progress, int]:
@@ -255,8 +271,8 @@ def _validated(
         return progress, max(signals)
     # In the order of the cases: the mean does not depend on who scored which.
     rows = [row for part in parts for row in part]
-    scores = [dice for _, dice in sorted(rows, key=operator.itemgetter(0))]
-    dice = {region: sum(each[region] for each in scores) / len(scores) for region in scores[0]}
+    scores = [found for _, found in sorted(rows, key=operator.itemgetter(0))]
+    dice = summarise(scores)
     score = sum(dice.values()) / len(dice)
     row = {f"dice_{region.lower()}": value for region, value in dice.items()}
     log.write(progress.step, "validation", row | {"dice_mean": score})

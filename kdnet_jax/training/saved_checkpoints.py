@@ -2,7 +2,8 @@
 
 A checkpoint holds two trees, `params` and `optimizer` (step and optimizer state), and a JSON
 document (`Progress`). The parameters are separate so that a teacher or a prediction reads nothing
-else, and a student's checkpoint never holds its teacher.
+else, and a student's checkpoint never holds its teacher. With a moving average, `params` is the
+average, and `optimizer` holds the parameters that training continues from.
 
 A save appears whole (`checkpoint.py`), but what is on disk may be damaged later: the document holds
 a checksum of each tree, and what is read is compared with it.

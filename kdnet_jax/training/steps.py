@@ -55,11 +55,24 @@ def batch_shapes(batch: int, crop: tuple[int, int, int], modalities: int) -> Bat
 
 
 class TrainState(NamedTuple):
-    """All that training changes."""
+    """All that training changes.
+
+    Attributes:
+        step: steps done.
+        params: the parameters that the gradient is taken at.
+        opt_state: the optimizer's.
+        average: the moving average of `params` (`Plan.average`); `None` where there is none.
+    """
 
     step: Integer[Array, ""]
     params: PyTree
     opt_state: PyTree
+    average: PyTree = None
+
+    @property
+    def used(self) -> PyTree:
+        """The parameters that are validated, kept and exported: the average, where there is one."""
+        return self.params if self.average is None else self.average
 
 
 class Network(NamedTuple):
@@ -76,9 +89,13 @@ class Network(NamedTuple):
     channels: tuple[int, ...]
 
 
-def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def init_state(
+    params: PyTree, optimizer: optax.GradientTransformation, *, averaged: bool = False
+) -> TrainState:
+    """Returns the state before the first step; `averaged`: with a moving average (`Plan`)."""
+    # A copy: a step donates its state, and no array can be donated twice.
+    average = jax.tree.map(jnp.copy, params) if averaged else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
 class Plan(NamedTuple):
@@ -89,6 +106,7 @@ class Plan(NamedTuple):
         patch: size of the patches that the network sees, "d h w"; None: of the crops.
         accumulate: number of parts that the batch is worked through in, one after another.
         skip_nonfinite: leave out the update of a batch whose loss or gradient is not finite.
+        average: decay of the moving average of the parameters; 0: the state has none.
         mesh: over which the batch is spread (set by `jit_step`); None: one device.
     """
 
@@ -96,6 +114,7 @@ class Plan(NamedTuple):
     patch: tuple[int, int, int] | None = None
     accumulate: int = 1
     skip_nonfinite: bool = False
+    average: float = 0.0
     mesh: Mesh | None = None
 
 
@@ -174,7 +193,7 @@ def train_step(
         (value, terms), grads = gradients(*arrays)
     else:
         (value, terms), grads = _mean_over_parts(gradients, arrays, plan)
-    return _update(state, optimizer, value, terms, grads, plan.skip_nonfinite)
+    return _update(state, optimizer, value, terms, grads, plan)
 
 
 def jit_step(
@@ -232,7 +251,7 @@ def _update(
     loss: Float[Array, ""],
     terms: Metrics,
     grads: PyTree,
-    skip_nonfinite: bool,
+    plan: Plan,
 ) -> tuple[TrainState, Metrics]:
     with jax.named_scope(UPDATE):
         # `value` is read by the plateau schedule and ignored by the other transformations.
@@ -240,16 +259,27 @@ def _update(
             grads, state.opt_state, state.params, value=loss
         )
         params = optax.apply_updates(state.params, updates)
+        new = TrainState(state.step + 1, params, opt_state, _averaged(state, params, plan.average))
         norm = optax.tree.norm(grads)
-        if skip_nonfinite:
+        if plan.skip_nonfinite:
             finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-            params, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old),
-                (params, opt_state),
-                (state.params, state.opt_state),
-            )
-    new = TrainState(state.step + 1, params, opt_state)
+            kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+            new = kept._replace(step=new.step)
     return new, {"loss": loss, **terms, "gradient_norm": norm}
+
+
+def _averaged(state: TrainState, params: PyTree, decay: float) -> PyTree:
+    """Returns the moving average after a step: a = d a + (1 - d) w; `None` where decay is 0.
+
+    d = min(decay, (1 + t) / (10 + t)) after t steps, so that the random initial weights are soon
+    forgotten. Averages of the iterates: Polyak & Juditsky, "Acceleration of Stochastic
+    Approximation by Averaging", 1992; exponential, as a better network than the last iterate:
+    Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017.
+    """
+    if not decay:
+        return None
+    warm = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return optax.incremental_update(params, state.average, 1 - warm)
 
 
 # (image, label, perhaps labelled) -> ((loss, terms), gradients), each a mean over the samples

@@ -113,3 +113,29 @@ def test_a_region_painted_later_covers_what_it_contains() -> None:
     )
     probs = np.array([[0.9, 0.1], [0.9, 0.9], [0.1, 0.9]])
     np.testing.assert_array_equal(heads.Head(task, "regions").decide(probs), [2, 1, 1])
+
+
+def test_regions_from_both_kinds_of_head() -> None:
+    classes = np.array([[[[0.1, 0.2, 0.3, 0.4]]]], np.float32)  # background NCR ED ET
+    sums = SOFTMAX.region_probabilities(classes)
+    assert np.allclose(sums, [[[[0.4, 0.6, 0.9]]]])
+    regions = np.array([[[[0.4, 0.6, 0.9]]]], np.float32)
+    assert REGIONS.region_probabilities(regions) is regions
+    # The head says what the channels are, and not their number.
+    four = np.array([[[[0.4, 0.6, 0.9, 0.1]]]], np.float32)
+    assert REGIONS.region_probabilities(four) is four
+    with pytest.raises(IndexError):
+        SOFTMAX.region_probabilities(regions)
+
+
+def test_thresholds_of_a_softmax_paint_regions_by_their_classes_sums() -> None:
+    probs = np.array(
+        [
+            [0.70, 0.10, 0.10, 0.10],  # ET 0.1, TC 0.2, WT 0.3: WT alone is above
+            [0.60, 0.05, 0.05, 0.30],  # ET 0.3, TC 0.35, WT 0.4
+            [0.55, 0.15, 0.20, 0.10],  # ET 0.1, TC 0.25, WT 0.45
+            [0.80, 0.00, 0.00, 0.20],  # ET 0.2 and TC 0.2, but outside of WT: 0.2
+        ]
+    )
+    np.testing.assert_array_equal(SOFTMAX.decide(probs, (0.15, 0.22, 0.25)), [2, 3, 1, 0])
+    np.testing.assert_array_equal(SOFTMAX.decide(probs), [0, 0, 0, 0])

@@ -2,9 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
-import pytest
-
 from kdnet_jax import task as task_lib
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.metrics import cases
@@ -105,19 +102,6 @@ def test_facts_are_those_that_are_known() -> None:
         ("Teacher", f"runs/t ({'f' * 16})"),
     ]
     assert run_facts.rows({}) == []
-
-
-def test_regions_from_both_kinds_of_head() -> None:
-    classes = np.array([[[[0.1, 0.2, 0.3, 0.4]]]], np.float32)  # background NCR ED ET
-    sums = run_report.region_probabilities(classes, SOFTMAX)
-    assert np.allclose(sums, [[[[0.4, 0.6, 0.9]]]])
-    regions = np.array([[[[0.4, 0.6, 0.9]]]], np.float32)
-    assert run_report.region_probabilities(regions, REGIONS) is regions
-    # The head says what the channels are, and not their number.
-    four = np.array([[[[0.4, 0.6, 0.9, 0.1]]]], np.float32)
-    assert run_report.region_probabilities(four, REGIONS) is four
-    with pytest.raises(IndexError):
-        run_report.region_probabilities(regions, SOFTMAX)
 
 
 def test_lines_of_dice() -> None:

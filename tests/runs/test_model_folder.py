@@ -74,6 +74,25 @@ def test_all_of_a_model_comes_back(tmp_path: pathlib.Path, network: networks.Net
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_thresholds_come_back_by_name(tmp_path: pathlib.Path) -> None:
+    model, params = _write(tmp_path / "fixed")
+    chosen = dataclasses.replace(model, thresholds=(0.3, 0.35, 0.45))
+    with files.new_folder(tmp_path / "chosen") as beside:
+        model_folder.fill(beside, chosen, params, step=7, known=model_lib.KnownCases(), about={})
+    path = tmp_path / "chosen" / "model.json"
+    document = json.loads(path.read_text("utf-8"))
+    assert document["thresholds"] == {"ET": 0.3, "TC": 0.35, "WT": 0.45}
+    assert trained.load_run(tmp_path / "chosen").model == chosen
+    for wrong in ({"ET": 0.3}, {"ET": 0.3, "TC": 1.5, "WT": 0.5}, [0.3, 0.3, 0.3]):
+        path.write_text(json.dumps(document | {"thresholds": wrong}), "utf-8")
+        with pytest.raises(UserError, match="threshold"):
+            model_folder.read(tmp_path / "chosen")
+    # Models of before thresholds have none.
+    del document["thresholds"]
+    path.write_text(json.dumps(document), "utf-8")
+    assert model_folder.read(tmp_path / "chosen").model == model
+
+
 def test_nothing_but_jax_and_orbax_reads_the_parameters(tmp_path: pathlib.Path) -> None:
     _, params = _write(tmp_path / "model")
     from orbax.checkpoint import v1 as ocp

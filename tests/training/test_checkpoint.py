@@ -66,6 +66,19 @@ def test_restores_every_bit_and_the_progress(tmp_path: pathlib.Path) -> None:
     assert progress.checksums["params"] == checksums.checksum(state.params)
 
 
+def test_the_average_is_what_others_read_and_comes_back_beside_the_weights(
+    tmp_path: pathlib.Path,
+) -> None:
+    average = jax.tree.map(lambda x: x + 0.25, _state(1.0).params)
+    state = _state(1.0, 7)._replace(average=average)
+    with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, _progress(7, 0.5))
+    with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
+        restored, _ = checkpoints.restore(_state(0.0)._replace(average=average))
+    _assert_same(restored, state)
+    _assert_same(saved_checkpoints.load_params(tmp_path, average)[0], average)
+
+
 def test_nothing_to_restore(tmp_path: pathlib.Path) -> None:
     with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(_state(0.0)) is None

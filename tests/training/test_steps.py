@@ -245,3 +245,30 @@ def test_a_batch_that_nobody_labelled_teaches_nothing() -> None:
     _, metrics = step(fresh_state(), dict(batch, label=first), ROOT)
     assert np.isfinite(metrics["loss"])
     assert metrics["gradient_norm"] > 0
+
+
+def test_the_average_of_the_weights_by_hand_and_without_a_broken_batch() -> None:
+    # Decay min(0.15, (1 + t) / (10 + t)): 0.1 at the first step, 0.15 after it.
+    plan = steps.Plan(NO_AUGMENT, skip_nonfinite=True, average=0.15)
+    step = supervised(step_options(NO_AUGMENT) | {"plan": plan})
+    weights = jax.tree.map(jnp.array, initial(1))
+    state = steps.init_state(weights, optimizer(), averaged=True)
+    first, _ = step(state, make_batch(), ROOT)
+    seen = jax.device_get(first)
+    expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, initial(1), seen.params)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-7), seen.used, expected)
+
+    broken = make_batch() | {"image": jnp.full((2, 4, 4, 4, 2), jnp.nan)}
+    second, _ = step(first, broken, ROOT)
+    assert int(second.step) == 2
+    equal(jax.device_get(second)._replace(step=seen.step), seen)
+
+    third = jax.device_get(step(second, make_batch(1), ROOT)[0])
+    expected = jax.tree.map(lambda old, new: 0.15 * old + 0.85 * new, seen.average, third.params)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-7), third.used, expected)
+
+
+def test_without_an_average_the_state_is_as_ever() -> None:
+    state = fresh_state()
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(tuple(state)[:3]))
+    assert state.used is state.params

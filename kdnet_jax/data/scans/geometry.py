@@ -304,13 +304,14 @@ def back_to_scan(
 
 
 def threshold_to_scan(
-    probability: Float[np.ndarray, "d h w"], geometry: Geometry
+    probability: Float[np.ndarray, "d h w"], geometry: Geometry, threshold: float = 0.5
 ) -> Bool[np.ndarray, "x y z"]:
     """Returns where a region lies on the scan's own grid.
 
-    It keeps the volume of the voxels of the working grid with a probability above 1/2.
+    It keeps the volume of the voxels of the working grid with a probability above the threshold.
     """
-    two = np.stack([1 - probability, probability], axis=-1)
+    # p is above 2t - p where it is above t.
+    two = np.stack([2 * threshold - probability, probability], axis=-1)
     return back_to_scan(two, geometry).astype(bool)
 
 

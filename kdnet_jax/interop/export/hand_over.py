@@ -106,6 +106,11 @@ def _again(path: pathlib.Path) -> Package:
 
 def _run(path: pathlib.Path) -> Package:
     run = trained.load_run(path)
+    if run.undecided:
+        raise UserError(
+            f"{path} has no thresholds for its best parameters yet (inference.thresholds). Finish "
+            "the run first: start its python -m kdnet_jax.main again."
+        )
     experiment = reading.read_run(path)
     data_dir = experiment.data.data_dir
     split = splits.load_split(path / "split.json")
@@ -210,7 +215,8 @@ def _write_artifact(run: trained.Run, path: pathlib.Path) -> str:
         raise RuntimeError(f"the exported network differs by {difference}")
     return (
         f"{ARTIFACT}: for JAX alone, {', '.join(model.modalities)} to {', '.join(model.outputs)}; "
-        f"differs from the network by {difference:.1e} at most"
+        f"differs from the network by {difference:.1e} at most; it gives probabilities, the "
+        f"decision ({model.decision}) is in {model_folder.FILE}"
     )
 
 
@@ -238,4 +244,10 @@ def _write_pytorch(package: Package, folder: pathlib.Path) -> list[str]:
             "licence": package.about.get("licence", ""),
         },
     )
-    return writing.write(folder, given)
+    said = writing.write(folder, given)
+    if run.model.thresholds:
+        said.append(
+            f"no thresholds: these tools have their own decision, not that of {model_folder.FILE} "
+            f"({run.model.decision})"
+        )
+    return said

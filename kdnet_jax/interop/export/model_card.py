@@ -70,6 +70,7 @@ def _what(model: Model, document: typed.JsonView) -> str:
         "Parameters": f"{document['parameters']:,}",
         "Working voxel size": _spacing(model),
         "Window, voxels": " x ".join(map(str, model.window)),
+        "Decision": model.decision,
         "Labels of its masks": _labels(model.task),
         "Normalisation": document["input"]["intensities"],
         "Axes": document["input"]["axes"],

@@ -229,6 +229,10 @@ def test_a_region_s_threshold_is_that_of_two_classes(spacing: float | None) -> N
         np.testing.assert_array_equal(geometry.orient(region, way.affine), p > 0.5)
     probs = np.stack([1 - p, p], axis=-1)
     np.testing.assert_array_equal(region, geometry.back_to_scan(probs, way) == 1)
+    lower = geometry.threshold_to_scan(p, way, 0.2)
+    if spacing is None:
+        np.testing.assert_array_equal(geometry.orient(lower, way.affine), p > np.float32(0.2))
+    assert lower.mean() > 0.7
 
 
 def test_a_map_outside_of_the_box() -> None:
