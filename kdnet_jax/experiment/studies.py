@@ -1,15 +1,17 @@
 """A study: teacher, baseline and student over folds and seeds, each a run of its own."""
 
 import functools
+import json
 import logging
 import pathlib
 
 import jax
 
 from kdnet_jax.config import keys, study
-from kdnet_jax.core import provenance
-from kdnet_jax.evaluation import evaluation
-from kdnet_jax.experiment import runner
+from kdnet_jax.core import documents, files, provenance
+from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.evaluation import comparison, comparison_scores, evaluation
+from kdnet_jax.experiment import run_data, runner
 from kdnet_jax.parallel import processes
 from kdnet_jax.reports import run_report, study_report
 from kdnet_jax.runs import workdir as workdir_lib
@@ -17,12 +19,19 @@ from kdnet_jax.runs import workdir as workdir_lib
 _LOG = logging.getLogger(__name__)
 
 
-def run(planned: list[study.Part], workdir: pathlib.Path) -> None:
+# Of a study of few labels: what its first start has fixed.
+FIXED = "study.json"
+
+
+def run(
+    planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint | None = None
+) -> None:
     """Runs every part that is not finished, compares the roles and writes the study's report.
 
     Args:
         planned: the parts, in the order in which they are run.
         workdir: the study's folder.
+        primary: of a study of few labels, its primary endpoint; `None`: the usual study.
 
     Raises:
         UserError: for everything that the user can fix, before the first part is trained.
@@ -30,6 +39,9 @@ def run(planned: list[study.Part], workdir: pathlib.Path) -> None:
     """
     for part in planned:
         workdir_lib.check(part.folder, part.experiment)
+    if primary:
+        _check_few_labels(planned, workdir, primary)
+        processes.first_does(lambda: _fix(workdir / FIXED, planned, primary))
     for number, part in enumerate(planned, 1):
         _LOG.info(f"--- {number} of {len(planned)}: {part.folder}")
         if processes.first_does(functools.partial(is_finished, part)):
@@ -38,6 +50,52 @@ def run(planned: list[study.Part], workdir: pathlib.Path) -> None:
         runner.run(part.experiment, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
     processes.first_does(lambda: _report(planned, workdir))
+
+
+def _check_few_labels(
+    planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint
+) -> None:
+    """Raises UserError for what no study of few labels can have, before anything is trained."""
+    task = planned[0].experiment.task
+    check_choice("study.primary: the metric", primary.metric, comparison.MEASURES)
+    check_choice(
+        "study.primary: the region",
+        primary.region,
+        (comparison_scores.MEAN, *task.region_names),
+    )
+    fixed = workdir / FIXED
+    was = documents.read_object(fixed).get("primary") if fixed.is_file() else str(primary)
+    # A first start that found a mistake has begun nothing.
+    if was != str(primary) and any(part.folder.exists() for part in planned):
+        raise UserError(
+            f"study.primary is {primary}, but {fixed} says that this study was begun to decide "
+            f"{was}. A primary endpoint is named before the first run: keep it, or give a new "
+            "--workdir."
+        )
+    for fold in dict.fromkeys(part.fold for part in planned):
+        own = [part for part in planned if part.fold == fold]
+        if not processes.first_does(lambda own=own: all(map(is_finished, own))):
+            # The number of labelled cases is the same for all seeds.
+            _check_cases(next(part for part in own if not study.ARMS[part.arm].all_labels))
+
+
+def _check_cases(part: study.Part) -> None:
+    """Raises UserError if the cases that a part will find cannot make a study of few labels."""
+    split = run_data.open_data(part.experiment).split
+    if not split.unlabelled:
+        raise UserError(
+            f"split.labelled is {part.experiment.split.labelled}, and all {len(split.train)} "
+            "training cases are labelled then: no scan is left to learn from without a reference. "
+            "Give a smaller --config.split.labelled, or a larger --config.split.train."
+        )
+
+
+def _fix(path: pathlib.Path, planned: list[study.Part], primary: study.Endpoint) -> None:
+    """Writes the primary endpoint, unless that was done and runs have followed."""
+    if not (path.is_file() and any(part.folder.exists() for part in planned)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"primary": str(primary), "provenance": provenance.collect()}
+        files.write_text(path, json.dumps(about, indent=2) + "\n")
 
 
 def _report(planned: list[study.Part], workdir: pathlib.Path) -> None:
@@ -61,7 +119,8 @@ def is_finished(part: study.Part) -> bool:
         return False
     if part.role != "student":
         return True
-    teacher = evaluation.read_summary(part.folder.parent / "teacher") or {}
+    assert part.experiment.teacher
+    teacher = evaluation.read_summary(pathlib.Path(part.experiment.teacher.checkpoint)) or {}
     taught_by = evaluation.summary_of(part.folder)["teacher"]["hash"]
     return taught_by == teacher.get("params_hash")
 
