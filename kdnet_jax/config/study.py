@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
-from kdnet_jax.config import flat_keys, keys, reading
+from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.core import typed
 from kdnet_jax.errors import UserError, check_choice
 

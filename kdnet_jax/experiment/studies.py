@@ -7,13 +7,14 @@ import pathlib
 
 import jax
 
-from kdnet_jax.config import keys, study
+from kdnet_jax.config import study
 from kdnet_jax.core import documents, files, provenance
+from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.evaluation import comparison, comparison_scores, evaluation
 from kdnet_jax.experiment import run_data, runner
 from kdnet_jax.parallel import processes
-from kdnet_jax.reports import run_report, study_report
+from kdnet_jax.reports import arms_report, run_report, study_report
 from kdnet_jax.runs import workdir as workdir_lib
 
 _LOG = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def run(
             continue
         runner.run(part.experiment, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
-    processes.first_does(lambda: _report(planned, workdir))
+    processes.first_does(lambda: _report(planned, workdir, primary))
 
 
 def _check_few_labels(
@@ -98,16 +99,39 @@ def _fix(path: pathlib.Path, planned: list[study.Part], primary: study.Endpoint)
         files.write_text(path, json.dumps(about, indent=2) + "\n")
 
 
-def _report(planned: list[study.Part], workdir: pathlib.Path) -> None:
-    first = planned[0].experiment
-    report, verdict = study_report.write(
-        workdir,
-        {role: [part.folder for part in planned if part.role == role] for role in keys.ROLES},
-        noun=first.task.noun,
-        facts=_facts(planned),
-        synthetic=not first.data.data_dir,
-    )
+def _report(
+    planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint | None
+) -> None:
+    task, synthetic = planned[0].experiment.task, not planned[0].experiment.data.data_dir
+    runs: dict[str, list[pathlib.Path]] = {}
+    for part in planned:
+        runs.setdefault(part.arm, []).append(part.folder)
+    facts = _facts(planned)
+    if primary:
+        cases = ("Labelled / unlabelled training cases", _case_counts(planned))
+        report, verdict = arms_report.write(
+            workdir,
+            runs,
+            primary=primary,
+            facts=[("Primary endpoint", str(primary)), cases, *facts],
+            synthetic=synthetic,
+        )
+    else:
+        report, verdict = study_report.write(
+            workdir, runs, noun=task.noun, facts=facts, synthetic=synthetic
+        )
     _LOG.info("\n\n".join(["", *verdict, f"Report: {report}"]))
+
+
+def _case_counts(planned: list[study.Part]) -> str:
+    """Returns how many training cases have a label, and how many have none, of each fold."""
+    counts = [
+        f"{len(split.train)} / {len(split.unlabelled)}"
+        for part in planned
+        if not study.ARMS[part.arm].all_labels
+        for split in [splits.load_split(part.folder / workdir_lib.SPLIT)]
+    ]
+    return ", ".join(dict.fromkeys(counts))
 
 
 def is_finished(part: study.Part) -> bool:
@@ -128,20 +152,22 @@ def is_finished(part: study.Part) -> bool:
 def _facts(planned: list[study.Part]) -> list[tuple[str, str]]:
     summaries = [evaluation.summary_of(part.folder) for part in planned]
     hours = sum(each["train_seconds"] + each["evaluate_seconds"] for each in summaries) / 3600
-    splits = dict.fromkeys(each["split_hash"][:16] for each in summaries)
-    of_role = {part.role: part.experiment for part in planned}
-    student = of_role["student"]
-    steps = [of_role[role].train.steps for role in ("teacher", "student")]
+    splits_of = dict.fromkeys(each["split_hash"][:16] for each in summaries)
+    experiments = [part.experiment for part in planned]
+    steps = {each.role: each.train.steps for each in experiments}
+    # A student, or where none was run, a baseline.
+    own = next(each for each in reversed(experiments) if each.role != "teacher")
+    roles = [role for role in ("teacher", own.role) if role in steps]
     folds = {part.fold for part in planned if part.fold is not None}
     return [
-        ("Config", f"configs/study.py:{student.preset}"),
+        ("Config", f"configs/study.py:{own.preset}"),
         ("Folds", str(len(folds)) if folds else "one split"),
-        ("Seeds", ", ".join(dict.fromkeys(str(part.experiment.seed) for part in planned))),
+        ("Seeds", ", ".join(dict.fromkeys(str(each.seed) for each in experiments))),
         ("Runs", str(len(planned))),
-        ("Cases", student.data.data_dir or "synthetic cohort brats_phantom"),
-        ("Student's sequence", ",".join(student.modalities)),
-        ("Steps, teacher / student", " / ".join(map(str, steps))),
+        ("Cases", own.data.data_dir or "synthetic cohort brats_phantom"),
+        ("Student's sequence", ",".join(own.modalities)),
+        (f"Steps, {' / '.join(roles)}", " / ".join(str(steps[role]) for role in roles)),
         ("Training and evaluation, together", f"{hours:.2f} h"),
-        ("Splits", ", ".join(splits)),
+        ("Splits", ", ".join(splits_of)),
         *provenance.collect().items(),
     ]
