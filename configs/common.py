@@ -61,6 +61,10 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "fewlabels": _PHANTOM | _COHORT | {"split.labelled": 8},
 }
 _TEACHER_STEPS: Final = {"phantom": 1200, "brats": 95_000, "smoke": 6, "fewlabels": 1200}
+# Of a student alone: the reference teaches where there is one, the teacher everywhere else.
+_STUDENTS: Final[dict[str, dict[str, Any]]] = {
+    "fewlabels": {"distillation.kd_weight": 0.0, "distillation.latent_weight": 0.0},
+}
 _STUDIES: Final[dict[str, dict[str, Any]]] = {
     "phantom": _COHORT,
     "brats": {"study.folds": 5},
@@ -87,7 +91,7 @@ def base_config(role: str, preset: str) -> config_dict.ConfigDict:
     if role == "teacher":
         changes["train.steps"] = _TEACHER_STEPS[preset]
     if "teacher.steps" in declared:
-        changes["teacher.steps"] = _TEACHER_STEPS[preset]
+        changes |= {"teacher.steps": _TEACHER_STEPS[preset]} | _STUDENTS.get(preset, {})
     if role == "study":
         changes |= _STUDIES[preset]
     config.update_from_flattened_dict(changes)

@@ -348,7 +348,7 @@ _OF_STUDIES: Final = {
     "study.arms": Key(
         "",
         values.Text("arms out of E, A, D, B and C with commas, or nothing"),
-        "Arms of a study of few labels (docs/distillation.md); empty: teacher, baseline, student.",
+        "Arms of a study of few labels (docs/statistics.md); empty: teacher, baseline, student.",
     ),
     "study.primary": Key(
         "C-A:dice:mean",

@@ -100,14 +100,13 @@ def _arms(found: comparison_arms.Arms) -> html.Table:
         own = [run.summary for run in found.runs[arm]]
         rows.append(
             [
-                arm,
-                arms_text.ARMS[arm],
+                f"{arm}: {arms_text.ARMS[arm]}",
                 str(len(own)),
                 f"{own[0]['steps']}",
                 *(_seconds([each[what] for each in own]) for what in _COSTS),
             ]
         )
-    header = ["Arm", "What it is", "Runs", "Steps", *_COSTS.values()]
+    header = ["Arm", "Runs", "Steps", *_COSTS.values()]
     return html.Table("The arms and their cost", header, rows, "Of a run: mean, and range.")
 
 

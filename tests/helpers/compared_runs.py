@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from configs import baseline, student, teacher
 from kdnet_jax import task as task_lib
-from kdnet_jax.config import reading
+from kdnet_jax.config import reading, study
 from kdnet_jax.metrics import cases
 
 _CONFIGS = {"baseline": baseline, "student": student, "teacher": teacher}
@@ -103,3 +104,31 @@ def write_sides(
         ],
         "teacher": [write_run(folder / "teacher", "teacher", noisy(base + 0.2))],
     }
+
+
+def write_arms(
+    folder: pathlib.Path, dice: Mapping[str, Sequence[Sequence[float]]]
+) -> dict[str, list[pathlib.Path]]:
+    """Writes the runs of a study of few labels, whose scores post-processing leaves as they are.
+
+    Args:
+        folder: the study's.
+        dice: arm -> seed -> Dice of ET per case; see `write_run`.
+    """
+    runs: dict[str, list[pathlib.Path]] = {}
+    for name, of_seeds in dice.items():
+        arm = study.ARMS[name]
+        for seed, scores in enumerate(of_seeds):
+            taught = {"path": "t", "hash": f"{arm.taught_by}{seed}"} if arm.taught_by else None
+            about = {
+                **{"params_hash": f"{name}{seed}", "teacher": taught},
+                # Other cases are labelled with each seed, and all of them in D.
+                "split_hash": f"{arm.all_labels} {seed}",
+                **{"steps": 800, "train_seconds": 100.0 + seed, "evaluate_seconds": 30.0},
+            }
+            place = folder / f"seed-{seed}" / arm.folder
+            run = write_run(place, arm.role, scores, seed=seed, summary=about)
+            shutil.copytree(run / "evaluation", run / "processed")
+            (run / "processed").rename(run / "evaluation" / "postprocessed")
+            runs.setdefault(name, []).append(run)
+    return runs
