@@ -25,9 +25,9 @@ n = --config.split.labelled training cases; A, a baseline on these; D, a baselin
 cases with their labels; B, a student on all without the other labels, whose teacher is A's run
 (self-training); C, a student likewise, whose teacher is E. The seed draws the labelled cases too,
 the same for all arms; validation and test cases are the same for all seeds. With
---config.study.arms=E,A,D only these are run, to see whether there is room (D - A); the command with
-all five adds the others. E, A and D do not depend on --config.distillation: a second study may begin
-with copies of their folders.
+--config.study.arms=E,A,D only these are run, to see whether there is room (D - A); the command
+with all five adds the others. E, A and D do not depend on --config.distillation: a second study may
+begin with copies of their folders.
 """
 
 from ml_collections import config_dict
