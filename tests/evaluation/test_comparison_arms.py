@@ -15,20 +15,11 @@ from kdnet_jax.reports import arms_text
 from tests.helpers import compared_runs
 
 PRIMARY = study.Endpoint("C-A", "dice", "mean")
-# Two seeds of three cases.
-A = np.array([[0.3, 0.4, 0.5], [0.32, 0.42, 0.52]])
-SCORES = {
-    "E": A + 0.3,
-    "A": A,
-    "D": np.add(A, [[0.15], [0.17]]),
-    "B": np.add(A, [0.03, 0, -0.03]),
-    "C": np.add(A, [[0.05, 0.06, 0.10], [0.07, 0.08, 0.12]]),
-}
+A = compared_runs.ARMS["A"]
 
 
 def write(folder: pathlib.Path, **others: np.ndarray) -> dict[str, list[pathlib.Path]]:
-    dice = {arm: scores.tolist() for arm, scores in (SCORES | others).items()}
-    return compared_runs.write_arms(folder, dice)
+    return compared_runs.write_arms(folder, compared_runs.ARMS | others)
 
 
 @pytest.fixture(scope="module")

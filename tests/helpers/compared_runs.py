@@ -16,6 +16,15 @@ from kdnet_jax.metrics import cases
 
 _CONFIGS = {"baseline": baseline, "student": student, "teacher": teacher}
 TEACHER_HASH = "t" * 64
+_A = np.array([[0.3, 0.4, 0.5], [0.32, 0.42, 0.52]])
+# Of a study of few labels: arm -> Dice of ET, two seeds of three cases.
+ARMS = {
+    "E": _A + 0.3,
+    "A": _A,
+    "D": np.add(_A, [[0.15], [0.17]]),
+    "B": np.add(_A, [0.03, 0, -0.03]),
+    "C": np.add(_A, [[0.05, 0.06, 0.10], [0.07, 0.08, 0.12]]),
+}
 
 
 def row(case: str, region: str, dice: float, hd95: float, volume: float) -> cases.RegionScore:
@@ -107,18 +116,18 @@ def write_sides(
 
 
 def write_arms(
-    folder: pathlib.Path, dice: Mapping[str, Sequence[Sequence[float]]]
+    folder: pathlib.Path, dice: Mapping[str, np.ndarray]
 ) -> dict[str, list[pathlib.Path]]:
     """Writes the runs of a study of few labels, whose scores post-processing leaves as they are.
 
     Args:
         folder: the study's.
-        dice: arm -> seed -> Dice of ET per case; see `write_run`.
+        dice: arm -> Dice of ET, "seeds cases"; see `write_run`.
     """
     runs: dict[str, list[pathlib.Path]] = {}
     for name, of_seeds in dice.items():
         arm = study.ARMS[name]
-        for seed, scores in enumerate(of_seeds):
+        for seed, scores in enumerate(of_seeds.tolist()):
             taught = {"path": "t", "hash": f"{arm.taught_by}{seed}"} if arm.taught_by else None
             about = {
                 **{"params_hash": f"{name}{seed}", "teacher": taught},
