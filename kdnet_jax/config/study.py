@@ -125,13 +125,14 @@ def primary(config: config_dict.ConfigDict) -> Endpoint | None:
         UserError: for one that such a study does not have. Whether the metric and the region exist
             is not known here.
     """
-    if not config.study.arms:
+    flat = flat_keys.flatten(config.to_dict())
+    if not flat["study.arms"]:
         return None
-    words = config.study.primary.split(":")
+    words = flat["study.primary"].split(":")
     if len(words) != len(Endpoint._fields):
         raise UserError(
-            f"study.primary is {config.study.primary!r}: give a difference of arms, a metric and a "
-            "region (or mean) with colons, such as C-A:dice:mean."
+            f"study.primary is {flat['study.primary']!r}: give a difference of arms, a metric and "
+            "a region (or mean) with colons, such as C-A:dice:mean."
         )
     endpoint = Endpoint(*words)
     check_choice("study.primary: the difference", endpoint.contrast, CONTRASTS)

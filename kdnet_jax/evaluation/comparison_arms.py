@@ -134,7 +134,9 @@ def _contrast(
     if wanted in folders:
         sides["teacher"] = wanted
     found = comparison.compare(
-        **{side: folders[arm] for side, arm in sides.items()},
+        folders[second],
+        folders[first],
+        folders.get(wanted, ()),
         metrics=metrics,
         postprocessed=postprocessed,
         force=True,
