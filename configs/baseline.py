@@ -20,5 +20,5 @@ from configs import common
 
 
 def get_config(preset: str = "phantom") -> config_dict.ConfigDict:
-    """Returns the config for a preset: phantom, brats or smoke."""
+    """Returns the config for a preset: phantom, brats, smoke or fewlabels."""
     return common.base_config("baseline", preset)

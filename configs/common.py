@@ -21,6 +21,12 @@ _PHANTOM: Final = {
     "train.validate_every": 200,
     "inference.patch": (64, 64, 56),
 }
+_COHORT: Final = {
+    "data.phantom.cases": 100,
+    "split.train": 0.4,
+    "split.validation": 0.1,
+    "split.test": 0.5,
+}
 # Preset -> key -> value, for every role.
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "phantom": _PHANTOM,
@@ -52,17 +58,18 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "train.validate_every": 3,
         "inference.patch": (32, 32, 32),
     },
+    "fewlabels": _PHANTOM | _COHORT | {"split.labelled": 8},
 }
-_TEACHER_STEPS: Final = {"phantom": 1200, "brats": 95_000, "smoke": 6}
+_TEACHER_STEPS: Final = {"phantom": 1200, "brats": 95_000, "smoke": 6, "fewlabels": 1200}
+# Of a student alone: the reference teaches where there is one, the teacher everywhere else.
+_STUDENTS: Final[dict[str, dict[str, Any]]] = {
+    "fewlabels": {"distillation.kd_weight": 0.0, "distillation.latent_weight": 0.0},
+}
 _STUDIES: Final[dict[str, dict[str, Any]]] = {
-    "phantom": {
-        "data.phantom.cases": 100,
-        "split.train": 0.4,
-        "split.validation": 0.1,
-        "split.test": 0.5,
-    },
+    "phantom": _COHORT,
     "brats": {"study.folds": 5},
     "smoke": {"study.folds": 2, "study.seeds": 2},
+    "fewlabels": {"study.arms": "E,A,D,B,C", "study.seeds": 5},
 }
 
 
@@ -84,7 +91,7 @@ def base_config(role: str, preset: str) -> config_dict.ConfigDict:
     if role == "teacher":
         changes["train.steps"] = _TEACHER_STEPS[preset]
     if "teacher.steps" in declared:
-        changes["teacher.steps"] = _TEACHER_STEPS[preset]
+        changes |= {"teacher.steps": _TEACHER_STEPS[preset]} | _STUDENTS.get(preset, {})
     if role == "study":
         changes |= _STUDIES[preset]
     config.update_from_flattened_dict(changes)

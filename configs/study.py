@@ -10,10 +10,24 @@ MICCAI 2020 (arXiv 2106.09564): the comparison that its table 1 makes, with seed
     python -m kdnet_jax.main --config=configs/study.py:smoke
         2 folds, 2 seeds in about two minutes; shows that everything runs, and nothing else
 
+    python -m kdnet_jax.main --config=configs/study.py:fewlabels
+        does a student profit from scans without a reference? 5 seeds of five arms, 25 trainings, on
+        100 synthetic cases, of which 8 of the 40 training cases keep their labels; on scans add
+        --config.task=DIR --config.data.data_dir=DIR --config.split.labelled=N
+
 All keys but --config.study.* are the student's (configs/student.py); the baseline is the same run
 without a teacher, and the teacher differs by --config.teacher.{modalities,widths,steps}. A study
 lands in runs/study-<preset> unless --workdir says otherwise. The same command resumes
 wherever it was stopped and never repeats a finished part; more seeds add to what is there.
+
+A study of few labels (--config.study.arms, docs/statistics.md) runs for each seed E, a teacher on
+n = --config.split.labelled training cases; A, a baseline on these; D, a baseline on all training
+cases with their labels; B, a student on all without the other labels, whose teacher is A's run
+(self-training); C, a student likewise, whose teacher is E. The seed draws the labelled cases too,
+the same for all arms; validation and test cases are the same for all seeds. With
+--config.study.arms=E,A,D only these are run, to see whether there is room (D - A); the command
+with all five adds the others. E, A and D do not depend on --config.distillation: a second study may
+begin with copies of their folders.
 """
 
 from ml_collections import config_dict
@@ -22,5 +36,5 @@ from configs import common
 
 
 def get_config(preset: str = "phantom") -> config_dict.ConfigDict:
-    """Returns the config for a preset: phantom, brats or smoke."""
+    """Returns the config for a preset: phantom, brats, smoke or fewlabels."""
     return common.base_config("study", preset)

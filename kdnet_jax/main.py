@@ -39,7 +39,7 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
 
     def run() -> None:
         if config.role == "study":
-            studies.run(study.parts(config, workdir), workdir)
+            studies.run(study.parts(config, workdir), workdir, study.primary(config))
         else:
             runner.run(reading.read(config), workdir)
 

@@ -357,6 +357,16 @@ _OF_STUDIES: Final = {
         values.Whole(0, 100),
         "Every case is tested once in k folds; 0: the one split of `split`.",
     ),
+    "study.arms": Key(
+        "",
+        values.Text("arms out of E, A, D, B and C with commas, or nothing"),
+        "Arms of a study of few labels (docs/statistics.md); empty: teacher, baseline, student.",
+    ),
+    "study.primary": Key(
+        "C-A:dice:mean",
+        values.Text("a difference of arms, a metric and a region (or mean) with colons"),
+        "The primary endpoint of a study of few labels, fixed by its first start.",
+    ),
 }
 
 _OF_ALL: Final = _RUN | _DATA | _SPLIT | _LOADER | _MODEL | _TRAINING | _AUGMENT | _USE

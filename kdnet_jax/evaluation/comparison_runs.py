@@ -331,7 +331,7 @@ def _named(cases: frozenset[str]) -> str:
 
 
 def _teacher_of(student: Run, teachers: Sequence[Run]) -> Run | None:
-    """Returns the teacher that the student names, else one that was tested on the same cases."""
+    """Returns the teacher that the student names, else one of its test cases, and of its seed."""
     tested = [run for run in teachers if run.cases == student.cases]
     named = [run for run in tested if run.summary.get("params_hash") == student.teacher_hash]
     if teachers and not tested:
@@ -339,4 +339,5 @@ def _teacher_of(student: Run, teachers: Sequence[Run]) -> Run | None:
             f"no --teacher was tested on the cases of {student.folder}. Give the student's own "
             "teacher (its folder teacher/ or teacher_evaluation/)."
         )
-    return (named or tested or [None])[0]
+    of_seed = [run for run in tested if run.seed is not None and run.seed == student.seed]
+    return (named or of_seed or tested or [None])[0]

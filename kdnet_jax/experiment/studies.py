@@ -1,28 +1,38 @@
 """A study: teacher, baseline and student over folds and seeds, each a run of its own."""
 
 import functools
+import json
 import logging
 import pathlib
 
 import jax
 
-from kdnet_jax.config import keys, study
-from kdnet_jax.core import provenance
-from kdnet_jax.evaluation import evaluation
-from kdnet_jax.experiment import runner
+from kdnet_jax.config import study
+from kdnet_jax.core import documents, files, provenance
+from kdnet_jax.data import splits
+from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.evaluation import comparison, comparison_scores, evaluation
+from kdnet_jax.experiment import run_data, runner
 from kdnet_jax.parallel import processes
-from kdnet_jax.reports import run_report, study_report
+from kdnet_jax.reports import arms_report, run_report, study_report
 from kdnet_jax.runs import workdir as workdir_lib
 
 _LOG = logging.getLogger(__name__)
 
 
-def run(planned: list[study.Part], workdir: pathlib.Path) -> None:
+# Of a study of few labels: what its first start has fixed.
+FIXED = "study.json"
+
+
+def run(
+    planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint | None = None
+) -> None:
     """Runs every part that is not finished, compares the roles and writes the study's report.
 
     Args:
         planned: the parts, in the order in which they are run.
         workdir: the study's folder.
+        primary: of a study of few labels, its primary endpoint; `None`: the usual study.
 
     Raises:
         UserError: for everything that the user can fix, before the first part is trained.
@@ -30,6 +40,9 @@ def run(planned: list[study.Part], workdir: pathlib.Path) -> None:
     """
     for part in planned:
         workdir_lib.check(part.folder, part.experiment)
+    if primary:
+        _check_few_labels(planned, workdir, primary)
+        processes.first_does(lambda: _fix(workdir / FIXED, planned, primary))
     for number, part in enumerate(planned, 1):
         _LOG.info(f"--- {number} of {len(planned)}: {part.folder}")
         if processes.first_does(functools.partial(is_finished, part)):
@@ -37,19 +50,88 @@ def run(planned: list[study.Part], workdir: pathlib.Path) -> None:
             continue
         runner.run(part.experiment, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
-    processes.first_does(lambda: _report(planned, workdir))
+    processes.first_does(lambda: _report(planned, workdir, primary))
 
 
-def _report(planned: list[study.Part], workdir: pathlib.Path) -> None:
-    first = planned[0].experiment
-    report, verdict = study_report.write(
-        workdir,
-        {role: [part.folder for part in planned if part.role == role] for role in keys.ROLES},
-        noun=first.task.noun,
-        facts=_facts(planned),
-        synthetic=not first.data.data_dir,
+def _check_few_labels(
+    planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint
+) -> None:
+    """Raises UserError for what no study of few labels can have, before anything is trained."""
+    task = planned[0].experiment.task
+    check_choice("study.primary: the metric", primary.metric, comparison.MEASURES)
+    check_choice(
+        "study.primary: the region",
+        primary.region,
+        (comparison_scores.MEAN, *task.region_names),
     )
+    fixed = workdir / FIXED
+    was = documents.read_object(fixed).get("primary") if fixed.is_file() else str(primary)
+    # A first start that found a mistake has begun nothing.
+    if was != str(primary) and any(part.folder.exists() for part in planned):
+        raise UserError(
+            f"study.primary is {primary}, but {fixed} says that this study was begun to decide "
+            f"{was}. A primary endpoint is named before the first run: keep it, or give a new "
+            "--workdir."
+        )
+    for fold in dict.fromkeys(part.fold for part in planned):
+        own = [part for part in planned if part.fold == fold]
+        if not processes.first_does(lambda own=own: all(map(is_finished, own))):
+            # The number of labelled cases is the same for all seeds.
+            _check_cases(next(part for part in own if not study.ARMS[part.arm].all_labels))
+
+
+def _check_cases(part: study.Part) -> None:
+    """Raises UserError if the cases that a part will find cannot make a study of few labels."""
+    split = run_data.open_data(part.experiment).split
+    if not split.unlabelled:
+        raise UserError(
+            f"split.labelled is {part.experiment.split.labelled}, and all {len(split.train)} "
+            "training cases are labelled then: no scan is left to learn from without a reference. "
+            "Give a smaller --config.split.labelled, or a larger --config.split.train."
+        )
+
+
+def _fix(path: pathlib.Path, planned: list[study.Part], primary: study.Endpoint) -> None:
+    """Writes the primary endpoint, unless that was done and runs have followed."""
+    if not (path.is_file() and any(part.folder.exists() for part in planned)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"primary": str(primary), "provenance": provenance.collect()}
+        files.write_text(path, json.dumps(about, indent=2) + "\n")
+
+
+def _report(
+    planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint | None
+) -> None:
+    task, synthetic = planned[0].experiment.task, not planned[0].experiment.data.data_dir
+    runs: dict[str, list[pathlib.Path]] = {}
+    for part in planned:
+        runs.setdefault(part.arm, []).append(part.folder)
+    facts = _facts(planned)
+    if primary:
+        cases = ("Labelled / unlabelled training cases", _case_counts(planned))
+        report, verdict = arms_report.write(
+            workdir,
+            runs,
+            primary=primary,
+            facts=[("Primary endpoint", str(primary)), cases, *facts],
+            synthetic=synthetic,
+        )
+    else:
+        report, verdict = study_report.write(
+            workdir, runs, noun=task.noun, facts=facts, synthetic=synthetic
+        )
     _LOG.info("\n\n".join(["", *verdict, f"Report: {report}"]))
+
+
+def _case_counts(planned: list[study.Part]) -> str:
+    """Returns how many training cases have a label, and how many have none, of each fold."""
+    counts = [
+        f"{len(split.train)} / {len(split.unlabelled)}"
+        for part in planned
+        if not study.ARMS[part.arm].all_labels
+        for split in [splits.load_split(part.folder / workdir_lib.SPLIT)]
+    ]
+    return ", ".join(dict.fromkeys(counts))
 
 
 def is_finished(part: study.Part) -> bool:
@@ -61,7 +143,8 @@ def is_finished(part: study.Part) -> bool:
         return False
     if part.role != "student":
         return True
-    teacher = evaluation.read_summary(part.folder.parent / "teacher") or {}
+    assert part.experiment.teacher
+    teacher = evaluation.read_summary(pathlib.Path(part.experiment.teacher.checkpoint)) or {}
     taught_by = evaluation.summary_of(part.folder)["teacher"]["hash"]
     return taught_by == teacher.get("params_hash")
 
@@ -69,20 +152,22 @@ def is_finished(part: study.Part) -> bool:
 def _facts(planned: list[study.Part]) -> list[tuple[str, str]]:
     summaries = [evaluation.summary_of(part.folder) for part in planned]
     hours = sum(each["train_seconds"] + each["evaluate_seconds"] for each in summaries) / 3600
-    splits = dict.fromkeys(each["split_hash"][:16] for each in summaries)
-    of_role = {part.role: part.experiment for part in planned}
-    student = of_role["student"]
-    steps = [of_role[role].train.steps for role in ("teacher", "student")]
+    splits_of = dict.fromkeys(each["split_hash"][:16] for each in summaries)
+    experiments = [part.experiment for part in planned]
+    steps = {each.role: each.train.steps for each in experiments}
+    # A student, or where none was run, a baseline.
+    own = next(each for each in reversed(experiments) if each.role != "teacher")
+    roles = [role for role in ("teacher", own.role) if role in steps]
     folds = {part.fold for part in planned if part.fold is not None}
     return [
-        ("Config", f"configs/study.py:{student.preset}"),
+        ("Config", f"configs/study.py:{own.preset}"),
         ("Folds", str(len(folds)) if folds else "one split"),
-        ("Seeds", ", ".join(dict.fromkeys(str(part.experiment.seed) for part in planned))),
+        ("Seeds", ", ".join(dict.fromkeys(str(each.seed) for each in experiments))),
         ("Runs", str(len(planned))),
-        ("Cases", student.data.data_dir or "synthetic cohort brats_phantom"),
-        ("Student's sequence", ",".join(student.modalities)),
-        ("Steps, teacher / student", " / ".join(map(str, steps))),
+        ("Cases", own.data.data_dir or "synthetic cohort brats_phantom"),
+        ("Student's sequence", ",".join(own.modalities)),
+        (f"Steps, {' / '.join(roles)}", " / ".join(str(steps[role]) for role in roles)),
         ("Training and evaluation, together", f"{hours:.2f} h"),
-        ("Splits", ", ".join(splits)),
+        ("Splits", ", ".join(splits_of)),
         *provenance.collect().items(),
     ]

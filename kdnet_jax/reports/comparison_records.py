@@ -77,19 +77,19 @@ def as_json(c: comparison.Comparison) -> typed.Json:
         "resamples": c.resamples,
         "differs": list(c.differs),
         "notes": list(c.notes),
-        "results": [_plain(result) for result in c.results],
+        "results": [plain(result) for result in c.results],
     }
 
 
-def _plain(value: object) -> object:
-    """Returns dataclasses and named tuples as dicts, and NaN as None."""
+def plain(value: object) -> object:
+    """Returns a value for JSON: dataclasses and named tuples as dicts, NaN as None."""
     if dataclasses.is_dataclass(value):
         named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return _plain(named)
+        return plain(named)
     if (as_dict := getattr(value, "_asdict", None)) is not None:
-        return _plain(as_dict())
+        return plain(as_dict())
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -59,8 +59,8 @@ def _main_sentence(c: comparison.Comparison, result: comparison.Result) -> str:
     return (
         f"{measure.label}{_of_regions(c)}: {', '.join(levels)}. The student differs from "
         f"the baseline by {interval(result.difference, measure.digits)}, p "
-        f"{p_value(result.difference.p)}: {_count(c.pairs, 'pair')} of runs, "
-        f"{_count(result.cases, 'test case')}."
+        f"{p_value(result.difference.p)}: {counted(c.pairs, 'pair')} of runs, "
+        f"{counted(result.cases, 'test case')}."
     )
 
 
@@ -72,7 +72,7 @@ def _of_regions(c: comparison.Comparison) -> str:
 def _dice_sentences(c: comparison.Comparison, result: comparison.Result) -> list[str]:
     about = "the student" if c.pairs > 1 else "this student"
     than = "the baseline" if c.pairs > 1 else "this baseline"
-    said = [f"{_direction(result.difference, about, than)} {_margin(result.difference)}"]
+    said = [f"{_direction(result.difference, about, than)} {margin_text(result.difference)}"]
     if c.pairs > 1 and result.p_wilcoxon < SIGNIFICANT <= result.difference.p:
         said.append(
             "Between these trained networks there is a difference over the cases (Wilcoxon, "
@@ -89,7 +89,7 @@ def _direction(difference: statistics.Interval, about: str, than: str) -> str:
     return f"The data show neither that {about} beats {than} in Dice nor that it is worse."
 
 
-def _margin(difference: statistics.Interval) -> str:
+def margin_text(difference: statistics.Interval) -> str:
     """Says which differences the interval excludes, around the margin that matters."""
     margin, low, high = comparison.RELEVANT_DICE, difference.low, difference.high
     if low >= margin:
@@ -165,26 +165,29 @@ def rows(c: comparison.Comparison) -> tuple[list[str], list[list[str]]]:
 def _row(c: comparison.Comparison, result: comparison.Result) -> list[str]:
     digits = comparison.MEASURES[result.metric].digits
     cells = [comparison.MEASURES[result.metric].label, result.region]
-    cells += [_level(result.levels[side].interval, digits) for side in c.sides]
-    cells += [_bracket(*result.difference[:3], f"+z.{digits}f")]
+    cells += [level_text(result.levels[side].interval, digits) for side in c.sides]
+    cells += [bracket(*result.difference[:3], f"+z.{digits}f")]
     if result.share is not None:
-        cells.append(_share(result.share))
-    cells += [p_value(result.p_holm), _bracket(*result.median_difference, f"+z.{digits}f")]
+        cells.append(share_text(result.share))
+    cells += [p_value(result.p_holm), bracket(*result.median_difference, f"+z.{digits}f")]
     cells += [p_value(result.p_wilcoxon_holm), f"{result.rank_biserial:+.2f}"]
     return [*cells, _or_dash(result.cohen_dz, "+.2f")]
 
 
-def _level(level: statistics.Interval, digits: int) -> str:
-    return _bracket(level.estimate, level.low, level.high, f".{digits}f")
+def level_text(level: statistics.Interval, digits: int) -> str:
+    """Returns the mean of a side as "0.710 [0.650, 0.770]"."""
+    return bracket(level.estimate, level.low, level.high, f".{digits}f")
 
 
-def _bracket(estimate: float, low: float, high: float, form: str) -> str:
+def bracket(estimate: float, low: float, high: float, form: str) -> str:
+    """Returns "estimate [low, high]", each in the form; the estimate alone without an interval."""
     if math.isnan(low):
         return f"{estimate:{form}}"
     return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def _share(share: statistics.Share) -> str:
+def share_text(share: statistics.Share) -> str:
+    """Returns a share as "43 % [10 %, 76 %]", or "undefined"."""
     if math.isnan(share.estimate):
         return "undefined"
     return f"{percent(share.estimate)} [{percent(share.low)}, {percent(share.high)}]"
@@ -229,7 +232,8 @@ def _better(result: comparison.Result) -> bool:
     return (result.difference.estimate > 0) == comparison.MEASURES[result.metric].larger_is_better
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Returns "1 case" or "2 cases"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -245,15 +249,16 @@ def write(c: comparison.Comparison, folder: pathlib.Path) -> None:
     texts = {
         MARKDOWN: markdown(c),
         LATEX: latex(c),
-        TABLE: _csv(comparison_records.table(c)),
-        CASES: _csv(comparison_records.cases(c)),
+        TABLE: csv_of(comparison_records.table(c)),
+        CASES: csv_of(comparison_records.cases(c)),
         EVERYTHING: json.dumps(everything, indent=2, allow_nan=False) + "\n",
     }
     for name, text in texts.items():
         files.write_text(folder / name, text)
 
 
-def _csv(records: Iterable[comparison_records.Row]) -> str:
+def csv_of(records: Iterable[comparison_records.Row]) -> str:
+    """Returns rows with the same columns as the text of a CSV file."""
     records = list(records)
     return files.csv_text(list(records[0]), [list(record.values()) for record in records])
 
@@ -292,8 +297,8 @@ def legend(c: comparison.Comparison) -> list[str]:
     scores = "after post-processing" if c.postprocessed else "without post-processing"
     over = "runs and cases (of a single run, over cases)" if c.pairs > 1 else "cases alone"
     lines = [
-        f"Scores {scores}; {_count(c.pairs, 'pair')} of runs{folds}, "
-        f"{_count(len(c.cases.names), 'test case')}. Brackets: 95 % intervals, of the means over "
+        f"Scores {scores}; {counted(c.pairs, 'pair')} of runs{folds}, "
+        f"{counted(len(c.cases.names), 'test case')}. Brackets: 95 % intervals, of the means over "
         f"{over}, of the median over the cases of these networks. HD95 includes the penalty of "
         "373 mm for a region that one side alone has, so look at its median too.",
         "p (seeds and cases) belongs to the interval of the difference: would other seeds and "

@@ -55,7 +55,7 @@ def write(
             html.Section(
                 "The runs",
                 sentences=["Each run has a report of its own, with its worst cases."],
-                links=[_link(folder, run) for role in sides for run in sides[role]],
+                links=[link(folder, run) for role in sides for run in sides[role]],
             ),
         ],
         facts=facts,
@@ -97,6 +97,7 @@ def _pictures(compared: comparison.Comparison, noun: str) -> list[html.Picture]:
     ]
 
 
-def _link(folder: pathlib.Path, run: pathlib.Path) -> html.Link:
+def link(folder: pathlib.Path, run: pathlib.Path) -> html.Link:
+    """Returns the link from a study's page to a run's."""
     path = os.path.relpath(run / run_report.FILE, folder)
     return html.Link(path, os.path.relpath(run, folder))

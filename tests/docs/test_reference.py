@@ -36,19 +36,20 @@ def test_every_key_and_flag_says_what_it_is_for(made: str) -> None:
     "row",
     [
         "| `train.steps` | a whole number from 1 to 1000000000 | "
-        "`800` (phantom), `95000` (brats), `6` (smoke); "
-        "teacher: `1200` (phantom), `95000` (brats), `6` (smoke) |",
+        "`800` (phantom, fewlabels), `95000` (brats), `6` (smoke); "
+        "teacher: `1200` (phantom, fewlabels), `95000` (brats), `6` (smoke) |",
         "| `loss.form` | dice_ce, dice_bce | `dice_ce` |",
         "| `augment.rotation_probability` | a number from 0 to 1 | "
         "`0` (none, plain), `0.2` (nnunet) |",
-        "| `study.seeds` | a whole number from 1 to 100 | `3` (phantom, brats), `2` (smoke) |",
+        "| `study.seeds` | a whole number from 1 to 100 | `3` (phantom, brats), `2` (smoke), "
+        "`5` (fewlabels) |",
         "| `--workers` | an integer in the range [1, 1024] | `2` | Cases prepared at once. |",
         "| `--references` | a text | must be given |",
         "| `--distributed` | `auto`, `off` | `auto` |",
         "| `task` | a text | `glioma` | What is segmented: glioma, or a dataset.json of nnU-Net",
         '| `model.modalities` | channels of the task with commas, or nothing | `""` |',
         "| `data.spacing` | a number from 0 to 100, or 3 values with commas, each a number from 0 "
-        "to 100 | `3` (phantom), `1` (brats), `6` (smoke) |",
+        "to 100 | `3` (phantom, fewlabels), `1` (brats), `6` (smoke) |",
     ],
 )
 def test_rows(made: str, row: str) -> None:

@@ -7,11 +7,13 @@ import signal
 import time
 
 import pytest
+from ml_collections import config_dict
 
 from configs import common, study
 from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.config import study as study_lib
 from kdnet_jax.errors import UserError
+from kdnet_jax.experiment import studies
 from tests.helpers import commands, forks
 
 pytestmark = pytest.mark.once
@@ -33,6 +35,8 @@ def test_a_part_is_the_run_of_its_own_config_file(preset: str) -> None:
         own = reading.read(common.base_config(part.role, preset))
         allowed = {"seed", "split.folds", "split.fold", "teacher.checkpoint"}
         allowed |= {"data.phantom.cases", "split.train", "split.validation", "split.test"}
+        if part.arm in study_lib.ARMS:
+            allowed |= {"split.labelled", "split.labelled_seed"}
         assert _keys(flat_keys.differences(part.experiment.document, own.document)) <= allowed
 
 
@@ -77,6 +81,100 @@ def test_numbers_that_cannot_be_are_refused(key: str, value: int) -> None:
     config.study[key] = value
     with pytest.raises(UserError, match=rf"study\.{key} is {value}"):
         study_lib.parts(config, pathlib.Path())
+
+
+# --- Arms of few labels ----------------------------------------------------------------------
+
+
+def few_labels(**changes: object) -> config_dict.ConfigDict:
+    config = study.get_config("fewlabels")
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_the_arms_of_a_seed_differ_in_what_they_are_named_for() -> None:
+    parts = study_lib.parts(few_labels(**{"study.seeds": 2, "seed": 3}), pathlib.Path("x"))
+    assert [part.arm for part in parts] == list("EADBC") * 2
+    folders = ["E-teacher", "A-baseline", "D-all-labels", "B-self-training", "C-student"]
+    assert [str(part.folder) for part in parts[5:]] == [f"x/seed-4/{name}" for name in folders]
+    e, a, d, b, c = (part.experiment.document for part in parts[5:])
+    assert _keys(flat_keys.differences(a, e)) == {"role", "model.modalities", "train.steps"}
+    assert flat_keys.differences(a, d) == [("split.labelled", 8, 0)]
+    assert flat_keys.differences(b, c) == [
+        ("teacher.checkpoint", "x/seed-4/A-baseline", "x/seed-4/E-teacher")
+    ]
+    changed = {key.split(".")[0] for key in _keys(flat_keys.differences(a, c))}
+    assert changed == {"role", "distillation", "teacher"}
+    # The labelled cases are drawn anew for each seed, the other parts are not.
+    assert [each["split"]["labelled_seed"] for each in (e, a, d, b, c)] == [4] * 5
+    before = parts[1].experiment.document
+    assert _keys(flat_keys.differences(before, a)) == {"seed", "split.labelled_seed"}
+
+
+def test_arms_may_be_added_later() -> None:
+    everything = study_lib.parts(few_labels(), pathlib.Path())
+    first = study_lib.parts(few_labels(**{"study.arms": "D, A,E"}), pathlib.Path())
+    assert [part.arm for part in first] == list("EAD") * 5
+    assert all(part in everything for part in first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"study.arms": "A,F"}, r"study\.arms is 'F': choose one of E, A, D, B, C"),
+        ({"study.arms": "A,C"}, r"study\.arms is A,C: the teacher of C is E, which is not named"),
+        ({"study.arms": "B,D"}, r"the teacher of B is A"),
+        ({"study.arms": "E,A"}, r"study\.arms is E,A: there is nothing to compare"),
+        ({"split.labelled": 0}, r"split\.labelled is 0, .*arm D would repeat arm A"),
+    ],
+)
+def test_arms_that_make_no_study_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        study_lib.parts(few_labels(**changes), pathlib.Path())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("C-A", r"study\.primary is 'C-A': give"),
+        ("C-D:dice:mean", r"the difference is 'C-D': choose one of C-A"),
+        ("C-A:dise:mean", r"the metric is 'dise': choose one of dice"),
+        ("C-A:dice:XT", r"the region is 'XT': choose one of mean, ET"),
+    ],
+)
+def test_an_endpoint_that_is_none_is_refused(
+    given: str, message: str, tmp_path: pathlib.Path
+) -> None:
+    config = few_labels(**{"study.primary": given})
+    with pytest.raises(UserError, match=message):
+        studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_primary_endpoint_stays_once_a_run_was_begun(tmp_path: pathlib.Path) -> None:
+    config = few_labels(**{"study.primary": "C-B:dice:mean"})
+    (tmp_path / "study.json").write_text('{"primary": "C-A:dice:mean"}', "utf-8")
+    (tmp_path / "seed-0" / "E-teacher").mkdir(parents=True)
+    with pytest.raises(UserError, match="was begun to decide C-A:dice:mean"):
+        studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config))
+
+
+@pytest.mark.parametrize(("labelled", "says"), [(4, "no scan is left"), (5, "has 4 cases")])
+def test_labels_for_all_or_more_are_refused_before_a_run(
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    tmp_path: pathlib.Path,
+    labelled: int,
+    says: str,
+) -> None:
+    config = study.get_config("smoke")
+    config.update_from_flattened_dict(
+        {"data.data_dir": str(tiny_cohort), "data.root": str(built), "study.folds": 0}
+        | {"study.arms": "A,D", "split.labelled": labelled}
+    )
+    with pytest.raises(UserError, match=rf"split\.labelled is {labelled}.*{says}"):
+        studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config))
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- The real thing --------------------------------------------------------------------------

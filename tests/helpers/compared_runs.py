@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,20 @@ import numpy as np
 
 from configs import baseline, student, teacher
 from kdnet_jax import task as task_lib
-from kdnet_jax.config import reading
+from kdnet_jax.config import reading, study
 from kdnet_jax.metrics import cases
 
 _CONFIGS = {"baseline": baseline, "student": student, "teacher": teacher}
 TEACHER_HASH = "t" * 64
+_A = np.array([[0.3, 0.4, 0.5], [0.32, 0.42, 0.52]])
+# Of a study of few labels: arm -> Dice of ET, two seeds of three cases.
+ARMS = {
+    "E": _A + 0.3,
+    "A": _A,
+    "D": np.add(_A, [[0.15], [0.17]]),
+    "B": np.add(_A, [0.03, 0, -0.03]),
+    "C": np.add(_A, [[0.05, 0.06, 0.10], [0.07, 0.08, 0.12]]),
+}
 
 
 def row(case: str, region: str, dice: float, hd95: float, volume: float) -> cases.RegionScore:
@@ -103,3 +113,31 @@ def write_sides(
         ],
         "teacher": [write_run(folder / "teacher", "teacher", noisy(base + 0.2))],
     }
+
+
+def write_arms(
+    folder: pathlib.Path, dice: Mapping[str, np.ndarray]
+) -> dict[str, list[pathlib.Path]]:
+    """Writes the runs of a study of few labels, whose scores post-processing leaves as they are.
+
+    Args:
+        folder: the study's.
+        dice: arm -> Dice of ET, "seeds cases"; see `write_run`.
+    """
+    runs: dict[str, list[pathlib.Path]] = {}
+    for name, of_seeds in dice.items():
+        arm = study.ARMS[name]
+        for seed, scores in enumerate(of_seeds.tolist()):
+            taught = {"path": "t", "hash": f"{arm.taught_by}{seed}"} if arm.taught_by else None
+            about = {
+                **{"params_hash": f"{name}{seed}", "teacher": taught},
+                # Other cases are labelled with each seed, and all of them in D.
+                "split_hash": f"{arm.all_labels} {seed}",
+                **{"steps": 800, "train_seconds": 100.0 + seed, "evaluate_seconds": 30.0},
+            }
+            place = folder / f"seed-{seed}" / arm.folder
+            run = write_run(place, arm.role, scores, seed=seed, summary=about)
+            shutil.copytree(run / "evaluation", run / "processed")
+            (run / "processed").rename(run / "evaluation" / "postprocessed")
+            runs.setdefault(name, []).append(run)
+    return runs
