@@ -26,7 +26,7 @@ _TEACHER = flags.DEFINE_multi_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for tables and figures.", required=True)
 _POSTPROCESSED = flags.DEFINE_bool("postprocessed", False, "Compare scores after post-processing.")
-_FORCE = flags.DEFINE_bool("force", False, "Go on where runs are not comparable, and say so.")
+_FORCE = flags.DEFINE_bool("force", False, "Continue where runs are not comparable, and say so.")
 _METRICS = flags.DEFINE_list("metric", None, "Metrics, with commas; by default all.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.", lower_bound=0)
 _RESAMPLES = flags.DEFINE_integer(

@@ -48,7 +48,7 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
             errors.exit_on_user_error(run)
     except stopping.Stopped as stop:
         saved = "What was saved before is kept" if stop.step is None else "Everything is saved"
-        print(f"{stop}. {saved}; the same command goes on from there.", file=sys.stderr)
+        print(f"{stop}. {saved}; the same command resumes from there.", file=sys.stderr)
         sys.exit(128 + stop.signal)
 
 

@@ -98,7 +98,7 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
         )
         raise UserError(
             f"--{side}={folder}: there are no {what} ({where}/{evaluation.SUMMARY_FILE} is "
-            "missing). Give the folder of a finished run (an unfinished one goes on by the command "
+            "missing). Give the folder of a finished run (an unfinished one resumes by the command "
             "that started it) or the --output of python -m kdnet_jax.evaluate."
         )
     _check_summary(folder, summary)

@@ -24,7 +24,7 @@ from kdnet_jax.parallel import processes
 from kdnet_jax.training import saved_checkpoints, steps
 from kdnet_jax.training.saved_checkpoints import Damaged, Progress
 
-# Where damaged checkpoints of a run that goes on are put aside; nobody reads them again.
+# Where damaged checkpoints of a run that resumes are put aside; nobody reads them again.
 DAMAGED = "damaged_checkpoints"
 # Where a checkpoint lies while another of its step is written.
 _REPLACED = ".replaced_checkpoint"

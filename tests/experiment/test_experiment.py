@@ -147,7 +147,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
         process.terminate()
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 143, said
-    assert "the same command goes on from there" in said
+    assert "the same command resumes from there" in said
     assert "Traceback" not in said
     again = commands.run("main", *words, env=command_env)
     assert again.returncode == 0, again.stderr
