@@ -54,7 +54,7 @@ _WORKERS = flags.DEFINE_integer(
     "workers", 2, "Cases read at once.", lower_bound=1, upper_bound=1024
 )
 
-EXIT_TO_MEND: Final = 1
+EXIT_TO_FIX: Final = 1
 
 
 def _check_outputs(paths: Mapping[str, str | None]) -> None:
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
         )
         figures.save_png(figure, _FIGURE.value, dpi=100)
     if any(row.severity == problems.ERROR for row in rows):
-        sys.exit(EXIT_TO_MEND)
+        sys.exit(EXIT_TO_FIX)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,14 @@ def check_settings(
             f"the teacher {where} needs {', '.join(absent)}, but data.modalities is "
             f"{','.join(data.modalities)}. Add it to --config.data.modalities."
         )
+    unseen = [name for name in student.modalities if name not in teacher.modalities]
+    if unseen:
+        raise UserError(
+            f"the student sees {', '.join(unseen)}, the teacher {where} only "
+            f"{', '.join(teacher.modalities)}. Set --config.model.modalities to channels of the "
+            "teacher, or give a teacher (--config.teacher.checkpoint; one to be trained: "
+            "--config.teacher.modalities) that sees them all."
+        )
     if teacher.head.kind != student.head.kind:
         raise UserError(
             f"the teacher {where} predicts {', '.join(teacher.outputs)}, the student "

@@ -105,6 +105,19 @@ def test_an_own_teacher_has_the_student_s_widths(tmp_path: pathlib.Path) -> None
     assert teacher.network.widths == (4, 8, 16)
 
 
+def test_a_teacher_that_does_not_see_the_student_s_channel_is_refused(
+    tmp_path: pathlib.Path,
+) -> None:
+    config = common.base_config("student", "smoke")
+    config.model.modalities, config.teacher.modalities = "t1ce", "t1,flair"
+    student = reading.read(config)
+    with pytest.raises(UserError, match=r"student sees t1ce, the teacher .* only t1, flair\. Set"):
+        teachers.check_settings(tmp_path, _own_teacher(student), student)
+    config.teacher.modalities = "t1ce,flair"
+    student = reading.read(config)
+    teachers.check_settings(tmp_path, _own_teacher(student), student)
+
+
 def test_another_choice_for_the_cavity_is_refused(tmp_path: pathlib.Path) -> None:
     student = reading.read(common.base_config("student", "smoke"))
     teacher = _own_teacher(student, resection_cavity="NCR")
