@@ -4,12 +4,15 @@ In pyproject.toml's `addopts`, `-p` imports it before any conftest.py, and `--ja
 applies it to each function and to the `__init__` of each dataclass.
 """
 
+import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
 import beartype
+import jax
 import jaxtyping
+import numpy as np
 
 _CHECK = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 
@@ -17,16 +20,35 @@ _CHECK = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Checks a function that takes or returns arrays; returns any other as it is.
 
-    An int passes for a float. Options and settings are left to the package's own checks, whose
-    UserError names the key.
+    An int passes for a float, and a NumPy array for JAX's, as in JAX's own functions. Options and
+    settings are left to the package's own checks, whose UserError names the key.
     """
-    hints = getattr(function, "__annotations__", {}).values()
-    return _CHECK(function) if any(map(_has_array, hints)) else function
+    hints = getattr(function, "__annotations__", {})
+    if not any(map(_has_array, hints.values())):
+        return function
+    # It is jaxtyping's own copy of the signature.
+    function.__annotations__ = {name: _with_numpy(hint) for name, hint in hints.items()}
+    return _CHECK(function)
+
+
+def _with_numpy(hint: Any) -> Any:
+    """Returns the annotation of a JAX array, or of a union with one, widened to NumPy's."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return typing.Union[tuple(map(_with_numpy, typing.get_args(hint)))]  # noqa: UP007
+    if hint is jax.Array:
+        return jax.Array | np.ndarray
+    if _is_array(hint) and hint.array_type is jax.Array:
+        return hint.dtype[jax.Array | np.ndarray, hint.dim_str]
+    return hint
+
+
+def _is_array(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray)
 
 
 def _has_array(hint: Any) -> bool:
     """Whether the annotation is an array of jaxtyping, or holds one."""
-    if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+    if _is_array(hint):
         return True
     if isinstance(hint, type) and issubclass(hint, jaxtyping.PyTree):
         return _has_array(getattr(hint, "leaftype", None))
