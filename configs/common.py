@@ -5,6 +5,7 @@ the network sees and what it learns from. All three roles of a preset have the s
 split, patches, augmentation and evaluation, so that their numbers can be compared.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from ml_collections import config_dict
@@ -73,8 +74,15 @@ _STUDIES: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def base_config(role: str, preset: str) -> config_dict.ConfigDict:
+def base_config(
+    role: str, preset: str, method: Mapping[str, Any] | None = None
+) -> config_dict.ConfigDict:
     """Returns the config of a role ("teacher", "baseline", "student") or a "study" for a preset.
+
+    Args:
+        role: what is trained.
+        preset: sizes and budgets; "": the first.
+        method: key -> value, what a method (`configs/methods/`) changes of the student.
 
     Raises:
         UserError: for an unknown preset.
@@ -94,6 +102,7 @@ def base_config(role: str, preset: str) -> config_dict.ConfigDict:
         changes |= {"teacher.steps": _TEACHER_STEPS[preset]} | _STUDENTS.get(preset, {})
     if role == "study":
         changes |= _STUDIES[preset]
+    changes |= method or {}
     config.update_from_flattened_dict(changes)
     return config
 

@@ -14,6 +14,7 @@ MICCAI 2020 (arXiv 2106.09564). docs/distillation.md has the loss and its option
 
 --config.teacher.checkpoint names the run of a teacher; without it one is trained into
 <workdir>/teacher. --config.distillation.temper_student=false is the literal reading of the paper.
+configs/methods/ has other published methods.
 """
 
 from ml_collections import config_dict

@@ -319,12 +319,16 @@ _OF_STUDENTS: Final = of_class(
     distillation.DistillationOptions,
     {
         "kd_weight": _SHARE,
-        "latent_weight": values.Number(0, 1e6),
+        **{
+            f"{name}_weight": values.Number(0, 1e6)
+            for name in ("latent", *distillation.OF_OWN_WEIGHT)
+        },
         "temperature": values.Number(0, 1000, without_low=True),
         "unlabelled_weight": values.Number(0, 1e6),
         "unlabelled_temperature": values.Number(0, 1000, without_low=True),
         "sharpening": values.Number(0, 1, without_low=True),
         "confidence_threshold": _SHARE,
+        "mixup": values.Number(0, 100),
     },
 ) | {
     # Guarded by its content: the checkpoints know the hash of its parameters.

@@ -118,6 +118,23 @@ def of_document(
             "--config.loss.over_batch=false."
         )
     kd = document.get("distillation")
+    if kd and kd["standardize_logits"] and kd["kd_form"] != "kl":
+        raise UserError(
+            f"distillation.standardize_logits is true, which distillation.kd_form={kd['kd_form']} "
+            "does not use. Set --config.distillation.kd_form=kl."
+        )
+    if kd and kd["standardize_logits"] and network.head == "regions":
+        raise UserError(
+            "distillation.standardize_logits is true and model.head is regions: the logit of a "
+            "region has no others to be standardised with. Set "
+            "--config.distillation.standardize_logits=false."
+        )
+    if kd and kd["mixup"] and loader.batch < 2:
+        raise UserError(
+            f"distillation.mixup is {kd['mixup']} and loader.batch is {loader.batch}: a sample has "
+            "no other to be mixed with. Set --config.loader.batch=2 or "
+            "--config.distillation.mixup=0."
+        )
     return experiment_lib.Experiment(
         role=document["role"],
         preset=document["preset"],

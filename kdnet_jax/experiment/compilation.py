@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -13,7 +14,7 @@ from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import memory
 from kdnet_jax.data.loading import placement
-from kdnet_jax.losses import objective
+from kdnet_jax.losses import features, objective
 from kdnet_jax.models import networks, unet
 from kdnet_jax.parallel import sharding
 from kdnet_jax.runs import model as model_lib
@@ -93,7 +94,11 @@ def _step(
     student, modalities = model_lib.of_experiment(experiment), experiment.data.modalities
     patch, update = experiment.loader.patch, optimizer(experiment, cases)
     state = jax.eval_shape(
-        lambda params: steps.init_state(params, update, averaged=experiment.train.average > 0),
+        lambda params: steps.init_state(
+            with_projector(params, experiment, teacher),
+            update,
+            averaged=experiment.train.average > 0,
+        ),
         trained.expected_params(student),
     )
     step = steps.jit_step(
@@ -111,6 +116,7 @@ def _step(
             experiment.train.accumulate,
             experiment.train.nonfinite == "skip",
             experiment.train.average,
+            mixup=experiment.distillation.mixup if experiment.distillation else 0.0,
         ),
         state_sharding=sharding.state_sharding(mesh, state, experiment.mesh.state),
     )
@@ -119,6 +125,24 @@ def _step(
     batch = steps.batch_shapes(experiment.loader.batch, crop, len(modalities))
     root = jax.eval_shape(lambda: jax.random.key(0))
     return step, (state, teacher_params, batch, root)
+
+
+def with_projector(
+    params: PyTree, experiment: experiment_lib.Experiment, teacher: model_lib.Model | None
+) -> PyTree:
+    """Returns a student's parameters, with a projector (`steps.PROJECTOR`) where terms need one.
+
+    It begins as the identity, cut or filled with zeros to the width of the teacher's bottleneck.
+    """
+    kd = experiment.distillation
+    if kd is None or teacher is None or not (kd.hint_weight or kd.gram_weight):
+        return params
+    student, patch = model_lib.of_experiment(experiment), experiment.loader.patch
+    ours, theirs = (
+        networks.feature_shapes(each.network, len(each.modalities), patch)[features.BOTTLENECK][-1]
+        for each in (student, teacher)
+    )
+    return {**params, steps.PROJECTOR: {"kernel": jnp.eye(ours, theirs)}}
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from kdnet_jax.parallel import processes, sharding
 from kdnet_jax.prediction import ensembles, predictors
 from kdnet_jax.reports import run_report
 from kdnet_jax.runs import model as model_lib
-from kdnet_jax.runs import teachers, thresholds
+from kdnet_jax.runs import teachers, thresholds, transfer
 from kdnet_jax.runs import trained as runs
 from kdnet_jax.runs import workdir as workdir_lib
 from kdnet_jax.training import (
@@ -301,6 +301,9 @@ def _train(
     _LOG.info(sentence)
     network = experiment.network
     params = networks.init_params(network, len(experiment.modalities), init_key)
+    if teacher and experiment.distillation and experiment.distillation.init_from_teacher:
+        params = transfer.from_teacher(params, model_lib.of_experiment(experiment), teacher)
+    params = compilation.with_projector(params, experiment, taught_by)
     state = steps.init_state(params, optimizer, averaged=experiment.train.average > 0)
     state = jax.device_put(state, sharding.state_sharding(mesh, state, experiment.mesh.state))
     profiler = None

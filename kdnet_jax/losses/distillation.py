@@ -6,24 +6,26 @@ MICCAI 2020 (arXiv 2106.09564):
     L = lambda L_KD + (1 - lambda) L_GT + alpha L_KL
 
 L_KD compares the softened outputs of student and teacher (Dice + BCE), L_GT the student with the
-reference (`segmentation.py`), L_KL the two bottlenecks. `docs/distillation.md` says what the paper
-leaves open, what was tried and why the default is what it is.
+reference (`segmentation.py`), L_KL the two bottlenecks. Later work compares the outputs otherwise:
+`kd_form` chooses. `features.py` and `masked.py` have the terms that are added with weights of their
+own. `docs/distillation.md` says what the paper leaves open, what was tried and why the default is
+what it is.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Final, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from kdnet_jax.losses import output, segmentation
+from kdnet_jax.losses import channels, output, segmentation
 from kdnet_jax.models import heads
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillationOptions:
-    """The weights of KD-Net's loss and the choices that the paper leaves open.
+    """The weights of KD-Net's loss and of other terms, and the choices that the paper leaves open.
 
     Attributes:
         kd_weight: lambda, the share of the distillation term against the reference term.
@@ -33,8 +35,14 @@ class DistillationOptions:
             literally) the student must match nearly uniform targets, which costs it 0.11 of Dice.
         scale_by_temperature: multiply L_KD by T^2, so that its gradient does not fade with T
             (Hinton et al., 2015).
-        kd_voxels: "balanced": the entropy's mean gives half of the weight to the voxels that the
-            reference calls tumour and half to the others; "uniform": a plain mean.
+        kd_form: what L_KD is: "dice_bce" (KD-Net), "kl", the divergence of the softened outputs
+            (Hinton et al., 2015), or "mse", the squared difference of the probabilities (ACN, Wang
+            et al., MICCAI 2021).
+        kd_voxels: "balanced": L_KD's mean over voxels gives half of the weight to those that the
+            reference calls tumour and half to the others; "boundary": likewise to those beside a
+            boundary of the teacher's decision; "uniform": a plain mean.
+        standardize_logits: "kl" compares logits that are brought to mean 0 and deviation 1 in each
+            voxel (Sun et al., CVPR 2024); of a softmax head.
         kl_direction: "teacher_student" for KL(teacher || student), or "student_teacher".
         latent_softmax: what the bottleneck's softmax runs over: "channels", or "voxels".
         latent_reduction: "mean" over what the softmax leaves, or "sum" (per sample).
@@ -46,6 +54,17 @@ class DistillationOptions:
         confidence: weight of a voxel there: "none" (1), "probability" (the teacher's of its
             decision), or "threshold": 1 where that reaches the threshold, else 0.
         confidence_threshold: see above.
+        hint_weight: of the hints: the squared distance of the bottlenecks, by a projector (FitNets,
+            Romero et al., 2015).
+        gram_weight: of the bottlenecks' Gram matrices (SMU-Net, Azad et al., 2022).
+        prototype_weight: of the similarities with class prototypes (ProtoKD, Wang et al., 2023).
+        affinity_weight: of the cosines between class prototypes (Qin et al., 2021).
+        masked_weight: of the cross-entropy with the teacher where it is right and better (PMKL,
+            Chen et al., 2022).
+        mixup: a of Beta(a, a): student and teacher see a mixture of two samples of the batch, and
+            the references are mixed alike (Zhang et al., 2018; Beyer et al., 2022); 0: they do not.
+        init_from_teacher: the student starts from the teacher's parameters: from all arrays of
+            equal shape, and in the first convolution from those of its own sequences.
     """
 
     kd_weight: float = 0.75
@@ -53,7 +72,9 @@ class DistillationOptions:
     temperature: float = 5.0
     temper_student: bool = True
     scale_by_temperature: bool = False
-    kd_voxels: Literal["uniform", "balanced"] = "uniform"
+    kd_form: Literal["dice_bce", "kl", "mse"] = "dice_bce"
+    kd_voxels: Literal["uniform", "balanced", "boundary"] = "uniform"
+    standardize_logits: bool = False
     kl_direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
     latent_softmax: Literal["channels", "voxels"] = "channels"
     latent_reduction: Literal["mean", "sum"] = "mean"
@@ -63,6 +84,21 @@ class DistillationOptions:
     sharpening: float = 0.5
     confidence: Literal["none", "probability", "threshold"] = "none"
     confidence_threshold: float = 0.8
+    hint_weight: float = 0.0
+    gram_weight: float = 0.0
+    prototype_weight: float = 0.0
+    affinity_weight: float = 0.0
+    masked_weight: float = 0.0
+    mixup: float = 0.0
+    init_from_teacher: bool = False
+
+    def weight(self, role: str) -> float:
+        """Returns the weight of "kd", "latent" or a term of `OF_OWN_WEIGHT`."""
+        return getattr(self, f"{role}_weight")
+
+
+# Terms that are added, each with a weight of its own; 0: it is not computed.
+OF_OWN_WEIGHT: Final = ("hint", "gram", "prototype", "affinity", "masked")
 
 
 def softened_dice_loss(
@@ -101,7 +137,7 @@ def softened_cross_entropy_loss(
     teacher_temperature: float,
     student_temperature: float,
     scale: float = 1.0,
-    balanced: bool = False,
+    voxels: str = "uniform",
 ) -> Float[Array, "b"]:
     """Term of L_KD: BCE(s, p), a mean over voxels and channels (Hu et al., 2020).
 
@@ -113,13 +149,114 @@ def softened_cross_entropy_loss(
         teacher_temperature: see `softened_dice_loss`.
         student_temperature: likewise.
         scale: likewise.
-        balanced: the mean has the weights of `balance_weights`.
+        voxels: see `voxel_weights`.
     """
     del where
     s = jax.lax.stop_gradient(teacher.softened(teacher_temperature).p)
     entropy = segmentation.binary_cross_entropy(student.softened(student_temperature), s)
-    weights = balance_weights(y, student.head) if balanced else None
-    return scale * segmentation.weighted_mean(entropy, weights)
+    return scale * segmentation.weighted_mean(entropy, voxel_weights(voxels, teacher, y))
+
+
+def softened_divergence(
+    student: output.Output,
+    teacher: output.Output,
+    y: Float[Array, "b d h w k"],
+    where: Float[Array, "b d h w"] | None,
+    *,
+    teacher_temperature: float,
+    student_temperature: float,
+    scale: float = 1.0,
+    voxels: str = "uniform",
+    standardize: bool = False,
+) -> Float[Array, "b"]:
+    """Term of L_KD: `KL(s || p) = sum_k s_k log(s_k / p_k)`, a mean over voxels (Hinton, 2015).
+
+    Of a regions head the mean over the regions of the divergences of two outcomes.
+
+    Args:
+        student: see `softened_dice_loss`.
+        teacher: likewise.
+        y: the reference, used only to balance the voxels.
+        where: not read.
+        teacher_temperature: see `softened_dice_loss`.
+        student_temperature: likewise.
+        scale: likewise.
+        voxels: see `voxel_weights`.
+        standardize: see `DistillationOptions.standardize_logits`.
+    """
+    del where
+    weights = voxel_weights(voxels, teacher, y)
+    if standardize:
+        student, teacher = student.standardized, teacher.standardized
+    target = jax.lax.stop_gradient(teacher.softened(teacher_temperature))
+    answer = student.softened(student_temperature)
+    if student.head.kind == "regions":
+        entropy = segmentation.binary_cross_entropy
+        divergence = entropy(answer, target.p) - entropy(target, target.p)
+    else:
+        entropy = segmentation.cross_entropy
+        divergence = entropy(answer.log_p, target.p) - entropy(target.log_p, target.p)
+    return scale * segmentation.weighted_mean(divergence, weights)
+
+
+def squared_difference(
+    student: output.Output,
+    teacher: output.Output,
+    y: Float[Array, "b d h w k"],
+    where: Float[Array, "b d h w"] | None,
+    *,
+    teacher_temperature: float,
+    student_temperature: float,
+    scale: float = 1.0,
+    voxels: str = "uniform",
+) -> Float[Array, "b"]:
+    """Term of L_KD: `mean_k (s_k - p_k)^2`, a mean over voxels (ACN, Wang et al., MICCAI 2021).
+
+    Args:
+        student: see `softened_dice_loss`.
+        teacher: likewise.
+        y: the reference, used only to balance the voxels.
+        where: not read.
+        teacher_temperature: see `softened_dice_loss`.
+        student_temperature: likewise.
+        scale: likewise.
+        voxels: see `voxel_weights`.
+    """
+    del where
+    s = jax.lax.stop_gradient(teacher.softened(teacher_temperature).p)
+    p = student.softened(student_temperature).p
+    squares = [(each - target) ** 2 for each, target in zip(p, s, strict=True)]
+    return scale * segmentation.weighted_mean(
+        channels.add(squares) / len(squares), voxel_weights(voxels, teacher, y)
+    )
+
+
+def voxel_weights(
+    voxels: str, teacher: output.Output, y: Float[Array, "b d h w k"]
+) -> Float[Array, "b d h w"] | None:
+    """Returns the weights of L_KD's mean over voxels; see `DistillationOptions.kd_voxels`."""
+    if voxels == "balanced":
+        return balance_weights(y, teacher.head)
+    return boundary_weights(teacher) if voxels == "boundary" else None
+
+
+def boundary_weights(teacher: output.Output) -> Float[Array, "b d h w"]:
+    """Weights that give half of the total to the voxels beside a boundary, the others the other.
+
+    Beside a boundary is a voxel of which one of the 6 neighbours has another decision of the
+    teacher's: of its most probable class, or of a region. The teacher's and not the reference's, so
+    that scans without a reference have weights too; after Wen et al., "Towards efficient medical
+    image segmentation via boundary-guided knowledge distillation", ICME 2021.
+    """
+    decided = jax.lax.stop_gradient(teacher.decided)
+    beside = jnp.zeros(decided.shape[:-1], bool)
+    for axis in (1, 2, 3):
+        before = jax.lax.slice_in_dim(decided, 0, -1, axis=axis)
+        after = jax.lax.slice_in_dim(decided, 1, None, axis=axis)
+        differ = (before != after).any(axis=-1)
+        for ends in ((0, 1), (1, 0)):  # the voxel before the boundary, and the one after it
+            beside |= jnp.pad(differ, [ends if each == axis else (0, 0) for each in range(4)])
+    return _halved(beside)
 
 
 def balance_weights(y: Float[Array, "b d h w k"], head: heads.Head) -> Float[Array, "b d h w"]:
@@ -127,12 +264,15 @@ def balance_weights(y: Float[Array, "b d h w k"], head: heads.Head) -> Float[Arr
 
     A sample without tumour (or with nothing else) has equal weights.
     """
-    tumour = y[..., head.foreground].max(axis=-1)
-    share = tumour.mean(axis=(1, 2, 3), keepdims=True)
+    return _halved(y[..., head.foreground].max(axis=-1) > 0)
+
+
+def _halved(chosen: Bool[Array, "b d h w"]) -> Float[Array, "b d h w"]:
+    share = chosen.mean(axis=(1, 2, 3), keepdims=True)
     mixed = (share > 0) & (share < 1)
     inside = jnp.where(mixed, 0.5 / jnp.where(mixed, share, 1), 1.0)
     outside = jnp.where(mixed, 0.5 / jnp.where(mixed, 1 - share, 1), 1.0)
-    return jnp.where(tumour > 0, inside, outside)
+    return jnp.where(chosen, inside, outside)
 
 
 def latent_divergence(

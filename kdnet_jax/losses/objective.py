@@ -23,7 +23,15 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from kdnet_jax.losses import channels, distillation, output, pseudo_labels, segmentation
+from kdnet_jax.losses import (
+    channels,
+    distillation,
+    features,
+    masked,
+    output,
+    pseudo_labels,
+    segmentation,
+)
 from kdnet_jax.models import heads
 
 Values = dict[str, Float[Array, "b"]]
@@ -60,6 +68,14 @@ TERMS: Mapping[str, Term] = {
     "pl_coarse": Term(segmentation.deep_supervision, "pl"),
     "pl_soft_dice": Term(pseudo_labels.soft_dice_loss, "pl"),
     "pl_soft_bce": Term(pseudo_labels.soft_cross_entropy_loss, "pl"),
+    "kd_kl": Term(distillation.softened_divergence, "kd"),
+    "kd_mse": Term(distillation.squared_difference, "kd"),
+    # Each with a weight of its own: `distillation.OF_OWN_WEIGHT`.
+    "hint": Term(features.hint_loss, "hint", everywhere=True),
+    "gram": Term(features.gram_loss, "gram", everywhere=True),
+    "prototype": Term(features.prototype_loss, "prototype"),
+    "affinity": Term(features.affinity_loss, "affinity"),
+    "masked": Term(masked.masked_cross_entropy_loss, "masked"),
 }
 
 
@@ -151,15 +167,11 @@ def of_options(
     chosen["gt_coarse"] = _bound("gt_coarse", terms=tuple(chosen.values()))
     if kd is None:
         return Loss(chosen, {"gt": 1.0})
-    soft = {
-        "teacher_temperature": kd.temperature,
-        "student_temperature": kd.temperature if kd.temper_student else 1.0,
-        "scale": kd.temperature**2 if kd.scale_by_temperature else 1.0,
-    }
-    chosen["kd_dice"] = _bound("kd_dice", **soft)
-    chosen["kd_bce"] = _bound("kd_bce", balanced=kd.kd_voxels == "balanced", **soft)
+    # Without weight a term is not computed.
+    if kd.kd_weight:
+        chosen |= _between_outputs(kd)
     weights = {"kd": kd.kd_weight, "gt": 1 - kd.kd_weight}
-    # Without weight it is not computed: the bottlenecks need not be comparable.
+    # Then the bottlenecks need not be comparable.
     if kd.latent_weight:
         chosen["kl"] = _bound(
             "kl",
@@ -168,6 +180,10 @@ def of_options(
             reduction=kd.latent_reduction,
         )
         weights["kl"] = kd.latent_weight
+    for name in distillation.OF_OWN_WEIGHT:
+        if weight := kd.weight(name):
+            chosen[name] = _bound(name, **(_softened(kd) if name == "masked" else {}))
+            weights[name] = weight
     if not unlabelled:
         return Loss(chosen, weights)
     if kd.unlabelled != "hard":
@@ -181,6 +197,41 @@ def of_options(
         }
     weights["pl"] = kd.unlabelled_weight
     return Loss(chosen, weights, pseudo_labels.of_options(kd))
+
+
+def features_of(kd: distillation.DistillationOptions) -> dict[str, list[str]]:
+    """Returns which features the terms compare, each with the keys that have them compared."""
+    compared = {
+        features.BOTTLENECK: ("latent", "hint", "gram"),
+        features.LAST: ("prototype", "affinity"),
+    }
+    found = {
+        name: [f"distillation.{role}_weight" for role in roles if kd.weight(role)]
+        for name, roles in compared.items()
+    }
+    return {name: keys for name, keys in found.items() if keys}
+
+
+def _between_outputs(kd: distillation.DistillationOptions) -> dict[str, Function]:
+    """Returns the terms of L_KD."""
+    soft = _softened(kd)
+    if kd.kd_form == "kl":
+        standardize = kd.standardize_logits
+        return {"kd_kl": _bound("kd_kl", voxels=kd.kd_voxels, standardize=standardize, **soft)}
+    if kd.kd_form == "mse":
+        return {"kd_mse": _bound("kd_mse", voxels=kd.kd_voxels, **soft)}
+    return {
+        "kd_dice": _bound("kd_dice", **soft),
+        "kd_bce": _bound("kd_bce", voxels=kd.kd_voxels, **soft),
+    }
+
+
+def _softened(kd: distillation.DistillationOptions) -> dict[str, float]:
+    return {
+        "teacher_temperature": kd.temperature,
+        "student_temperature": kd.temperature if kd.temper_student else 1.0,
+        "scale": kd.temperature**2 if kd.scale_by_temperature else 1.0,
+    }
 
 
 def _bound(name: str, **options: object) -> Function:

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from kdnet_jax.losses import channels
 from kdnet_jax.models import heads
@@ -18,14 +19,16 @@ class Output:
 
     Attributes:
         logits: of the classes or regions.
-        features: other arrays by name: "bottleneck", and "logits_<level>" of coarser levels where
-            they are supervised.
+        features: other arrays by name: "bottleneck", "decoder_0" (under the head), ..., and
+            "logits_<level>" of coarser levels where they are supervised.
         head: what the channels of the logits are.
+        projector: of a student's bottleneck to the width of its teacher's; `None`: the same width.
     """
 
     logits: Float[Array, "b d h w k"]
     features: Mapping[str, Array]
     head: heads.Head
+    projector: Float[Array, "c e"] | None = None
     _softened: dict[float, channels.Prediction] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
@@ -40,6 +43,21 @@ class Output:
         if temperature not in self._softened:
             self._softened[temperature] = channels.predict(self.logits / temperature, self.head)
         return self._softened[temperature]
+
+    @functools.cached_property
+    def standardized(self) -> "Output":
+        """The output whose logits z are (z - mean z) / (deviation of z) over k in each voxel."""
+        z = self.logits - self.logits.mean(axis=-1, keepdims=True)
+        # The square of the smallest deviation: equal logits have a gradient too.
+        deviation = jnp.sqrt((z * z).mean(axis=-1, keepdims=True) + 1e-12)
+        return Output(z / deviation, {}, self.head)
+
+    @property
+    def decided(self) -> Bool[Array, "b d h w k"]:
+        """Whether each channel is the most probable class, or a region above one half."""
+        if self.head.kind == "regions":
+            return self.logits > 0
+        return self.logits == self.logits.max(axis=-1, keepdims=True)
 
     @property
     def coarse(self) -> dict[int, "Output"]:

@@ -144,13 +144,13 @@ def check_space(space: int, config: Network, key: str) -> None:
         )
 
 
-def bottleneck_shape(
+def feature_shapes(
     config: Network, modalities: int, patch: Sequence[int]
-) -> tuple[int, ...] | None:
-    """Returns "d h w c" of the bottleneck for a patch; `None` where there is not one."""
+) -> dict[str, tuple[int, ...]]:
+    """Returns "d h w c" of each of the features for a patch, by name."""
     x = jax.ShapeDtypeStruct((1, *patch, modalities), jnp.float32)
     (_, features), _ = jax.eval_shape(config.module().init_with_output, jax.random.key(0), x)
-    return features["bottleneck"].shape[1:] if "bottleneck" in features else None
+    return {name: each.shape[1:] for name, each in features.items()}
 
 
 def native(config: Network) -> Network:

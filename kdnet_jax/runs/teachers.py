@@ -10,6 +10,7 @@ from kdnet_jax.config import reading
 from kdnet_jax.data import splits
 from kdnet_jax.data.sources import patients
 from kdnet_jax.errors import UserError
+from kdnet_jax.losses import distillation, features, objective
 from kdnet_jax.models import networks
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import model_folder, workdir
@@ -64,8 +65,8 @@ def check_settings(
             f"{', '.join(student.head.outputs)}. Set --config.model.head={teacher.head.kind}."
         )
     _check_patch(where, teacher, student.loader.patch)
-    if student.distillation and student.distillation.latent_weight:
-        _check_bottlenecks(where, teacher, student)
+    if student.distillation:
+        _check_distillation(where, teacher, student, student.distillation)
     if teacher.spacing != data.spacing:
         raise UserError(
             f"the teacher {where} was trained at data.spacing {teacher.spacing}, the student is to "
@@ -101,20 +102,37 @@ def _check_patch(
         )
 
 
-def _check_bottlenecks(
-    where: pathlib.Path, teacher: model_lib.Model, student: experiment_lib.Experiment
+def _check_distillation(
+    where: pathlib.Path,
+    teacher: model_lib.Model,
+    student: experiment_lib.Experiment,
+    kd: distillation.DistillationOptions,
 ) -> None:
-    found = [
-        networks.bottleneck_shape(each.network, len(each.modalities), student.loader.patch)
-        for each in (teacher, student)
-    ]
-    if found[0] is None:
+    kinds = [networks.family(each.network) for each in (teacher, student)]
+    if kd.init_from_teacher and kinds[0] != kinds[1]:
         raise UserError(
-            f"the teacher {where} is an average of several networks, which has no bottleneck to "
-            "compare the student's with. Set --config.distillation.latent_weight=0."
+            f"distillation.init_from_teacher is true, but the teacher {where} is a {kinds[0]} and "
+            f"the student a {kinds[1]}, which have no parameters in common. Set "
+            f"--config.model.family={kinds[0]} or --config.distillation.init_from_teacher=false."
         )
-    if found[0] != found[1]:
-        words = [" x ".join(map(str, shape or ())) for shape in found]
+    compared = objective.features_of(kd)
+    if not compared:
+        return
+    theirs, ours = (
+        networks.feature_shapes(each.network, len(each.modalities), student.loader.patch)
+        for each in (teacher, student)
+    )
+    for name, keys in compared.items():
+        if name not in theirs:
+            off = " ".join(f"--config.{key}=0" for key in keys)
+            raise UserError(
+                f"the teacher {where} is an average of several networks, which has no {name} to "
+                f"compare the student's with. Set {off}."
+            )
+    # All others may differ in width or grid.
+    name = features.BOTTLENECK
+    if kd.latent_weight and theirs[name] != ours[name]:
+        words = [" x ".join(map(str, shapes[name])) for shapes in (theirs, ours)]
         raise UserError(
             f"the bottleneck of the teacher {where} is {words[0]} for a patch (depth, height, "
             f"width, channels), the student's {words[1]}: they cannot be compared. Give the "

@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from kdnet_jax.core import checksums, memory, typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import processes
+from kdnet_jax.training import steps
 
 _LOG = logging.getLogger(__name__)
 
@@ -209,6 +210,11 @@ def by_preference(scores: Mapping[int, float | None]) -> list[int]:
 
 def _checked_params(run: pathlib.Path, step: int, like: PyTree, document: Progress) -> PyTree:
     where = run / FOLDER / str(step)
+    # What a student's terms train beside it is read, so that it is checked too, and left out.
+    projector = document.shapes.get(f"['{steps.PROJECTOR}']['kernel']")
+    if projector:
+        kernel = np.empty(projector, np.float32)
+        like = {**like, steps.PROJECTOR: {"kernel": kernel}}
     if document.shapes != shapes(like):
         raise UserError(
             f"{where} holds another network than {run / 'config.json'} describes. "
@@ -216,6 +222,8 @@ def _checked_params(run: pathlib.Path, step: int, like: PyTree, document: Progre
         )
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     loaded = read_trees(run, step, {PARAMS: like}, document.checksums)[PARAMS]
+    if projector:
+        del loaded[steps.PROJECTOR]
     return jax.device_put(loaded, jax.local_devices()[0])
 
 

@@ -25,6 +25,11 @@ from kdnet_jax.models import heads
 from kdnet_jax.parallel import sharding
 
 Metrics = dict[str, Float[Array, ""]]
+# What is trained and kept beside a student's "params", and read by no prediction: the 1x1x1 kernel
+# "c e" that takes its bottleneck to the width of its teacher's.
+PROJECTOR = "projector"
+# Folded into a step's key for what `augment` does not draw.
+_MIXUP = 1
 # Names of parts of a step in a profile (`profiling`).
 AUGMENT, TEACHER, NETWORK, UPDATE = "augment", "teacher", "network", "update"
 
@@ -107,6 +112,8 @@ class Plan(NamedTuple):
         accumulate: number of parts that the batch is worked through in, one after another.
         skip_nonfinite: leave out the update of a batch whose loss or gradient is not finite.
         average: decay of the moving average of the parameters; 0: the state has none.
+        mixup: a of Beta(a, a), from which the share of each sample in its mixture with the one
+            before it is drawn; 0: none is mixed.
         mesh: over which the batch is spread (set by `jit_step`); None: one device.
     """
 
@@ -115,6 +122,7 @@ class Plan(NamedTuple):
     accumulate: int = 1
     skip_nonfinite: bool = False
     average: float = 0.0
+    mixup: float = 0.0
     mesh: Mesh | None = None
 
 
@@ -158,17 +166,25 @@ def train_step(
         image, label = augment.augment(
             key, batch["image"], batch["label"], plan.augment, plan.patch, plan.mesh
         )
+        share = None
+        if plan.mixup:
+            # Student and teacher see the same mixture: "b d h w m", labels of both "b d h w 2".
+            share = jax.random.beta(jax.random.fold_in(key, _MIXUP), plan.mixup, plan.mixup)
+            image = share * image + (1 - share) * jnp.roll(image, 1, axis=0)
+            label = jnp.stack([label, jnp.roll(label, 1, axis=0)], axis=-1)
     arrays = [image, label]
     if loss.labels:
         # -- Samples without a reference, before a border is added: 0 in "b", the others 1 --------
         known = (batch["label"] != task_lib.NO_LABEL).all(axis=(1, 2, 3))
+        if share is not None:  # of a mixture, where both have one
+            known &= jnp.roll(known, 1, axis=0)
         arrays.append(known.astype(jnp.float32))
 
     def gradients(
         image: Array, label: Array, labelled: Array | None = None
     ) -> tuple[tuple[Array, Metrics], PyTree]:
         # -- Reference: classes "b d h w" to channels "b d h w k"; voxels with a label "b d h w" --
-        y, where = student.head.targets(label), student.head.known(label)
+        y, where = _reference(student.head, label, share)
 
         # -- Teacher: its sequences "b d h w m" to logits "b d h w k" and features ---------------
         taught = None
@@ -184,7 +200,9 @@ def train_step(
         def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
             with jax.named_scope(NETWORK):
                 answer = learn(params, _select(image, student.channels))
-            terms = loss.terms(output.Output(*answer, student.head), taught, y, where, labelled)
+            projector = params.get(PROJECTOR, {}).get("kernel")
+            seen = output.Output(*answer, student.head, projector)
+            terms = loss.terms(seen, taught, y, where, labelled)
             return loss.total(terms).mean(), {name: each.mean() for name, each in terms.items()}
 
         return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -236,6 +254,20 @@ def jit_step(
         out_shardings=(state, whole),
         donate_argnums=0,
     )
+
+
+def _reference(
+    head: heads.Head, label: Integer[Array, "b d h w *two"], share: Float[Array, ""] | None
+) -> tuple[Float[Array, "b d h w k"], Float[Array, "b d h w"] | None]:
+    """Returns the reference by channel, and the voxels with a label: in a mixture, in both samples.
+
+    Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018.
+    """
+    y, known = head.targets(label), head.known(label)
+    if share is None:
+        return y, known
+    mixed = share * y[..., 0, :] + (1 - share) * y[..., 1, :]
+    return mixed, None if known is None else known.prod(axis=-1)
 
 
 def _select(

@@ -1,10 +1,14 @@
 """The three configs: what they share, what sets them apart, and that every preset is valid."""
 
+import importlib
+import pathlib
+
 import pytest
 
-from configs import baseline, common, student, teacher
+from configs import baseline, common, methods, student, teacher
 from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.errors import UserError
+from kdnet_jax.losses import objective
 
 FILES = {"teacher": teacher, "baseline": baseline, "student": student}
 
@@ -30,6 +34,37 @@ def test_student_and_baseline_differ_in_the_teacher_alone(preset: str) -> None:
 def test_the_teacher_a_student_trains_is_that_of_its_config(preset: str) -> None:
     trained = reading.read(student.get_config(preset)).teacher.to_train
     assert trained == reading.read(teacher.get_config(preset))
+
+
+@pytest.mark.parametrize(
+    "name", [path.stem for path in pathlib.Path(methods.__path__[0]).glob("[a-z]*.py")]
+)
+def test_a_method_differs_from_the_student_in_its_keys_alone(name: str) -> None:
+    method = importlib.import_module(f"configs.methods.{name}")
+    ours = method.get_config("smoke")
+    experiment = reading.read(ours)
+    assert experiment.role == "student"
+    differ = flat_keys.differences(ours.to_dict(), student.get_config("smoke").to_dict())
+    assert {key for key, _, _ in differ} <= {*method.METHOD, "train.steps"}
+    loss = objective.of_options(experiment.head, experiment.loss, experiment.distillation)
+    assert any(objective.TERMS[each].role != "gt" for each in loss.functions)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "words"),
+    [
+        ("patient", {"loader.batch": 1}, "has no other to be mixed with"),
+        ("standardized", {"model.head": "regions"}, "model.head is regions"),
+        ("kdnet", {"distillation.standardize_logits": True}, "kd_form=dice_bce does not use"),
+    ],
+)
+def test_a_method_without_what_it_needs_is_refused(
+    name: str, keys: dict[str, object], words: str
+) -> None:
+    config = importlib.import_module(f"configs.methods.{name}").get_config("smoke")
+    config.update_from_flattened_dict(keys)
+    with pytest.raises(UserError, match=words):
+        reading.read(config)
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

@@ -30,7 +30,11 @@ def kd_terms(
     """The terms of L_KD."""
     functions = objective.of_options(head, kd=options).functions
     outputs = [output.Output(logits, {}, head) for logits in (student, teacher)]
-    return {name: functions[name](*outputs, y, None) for name in ("kd_dice", "kd_bce")}
+    return {
+        name: function(*outputs, y, None)
+        for name, function in functions.items()
+        if name.startswith("kd_")
+    }
 
 
 def latent_divergence(
@@ -76,23 +80,64 @@ def test_kd_terms_against_numpy(head: heads.Head, tempered: bool, scaled: bool) 
     np.testing.assert_allclose(actual["kd_bce"], scale * entropy, rtol=1e-4)
 
 
+@glioma.each_head
+@pytest.mark.parametrize("voxels", ["uniform", "boundary"])
+def test_other_forms_against_numpy(head: heads.Head, voxels: str) -> None:
+    student, teacher, y = random_logits(head, 0), random_logits(head, 1), random_targets(head)
+    # In the first sample the teacher decides the same everywhere but in one corner.
+    teacher = teacher.at[0].set(jnp.where(jnp.arange(teacher.shape[-1]) == 1, 2.0, -1.0))
+    teacher = teacher.at[0, 0, 0, 0].multiply(-1)
+    s, p = (numpy_probabilities(x, head, 2.0) for x in (teacher, student))
+    divergence = s * np.log(s / p)
+    if head.kind == "regions":
+        divergence = (divergence + (1 - s) * np.log((1 - s) / (1 - p))) / 3
+    maps = {"kl": divergence.sum(-1), "mse": ((s - p) ** 2).mean(-1)}
+    for form, each in maps.items():
+        expected = each.mean((1, 2, 3))
+        if voxels == "boundary":  # the corner and its three neighbours
+            beside = np.zeros(SHAPE[1:], bool)
+            beside[(0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)] = True
+            expected = (each[0][beside].mean() + each[0][~beside].mean()) / 2
+        chosen = options(temperature=2.0, kd_form=form, kd_voxels=voxels, scale_by_temperature=True)
+        actual = kd_terms(student, teacher, y, head=head, options=chosen)
+        assert actual.keys() == {f"kd_{form}"}
+        actual = actual[f"kd_{form}"]
+        if voxels == "boundary":
+            actual = actual[0]
+        np.testing.assert_allclose(actual, 4 * expected, rtol=2e-4)
+
+
+def test_standardized_logits_are_compared_whatever_their_shift_and_scale() -> None:
+    student, y = random_logits(glioma.SOFTMAX, 0), random_targets(glioma.SOFTMAX)
+    chosen = options(kd_form="kl", standardize_logits=True, temperature=1.0)
+    for teacher in (2.5 * student + 7, 0.1 * student):
+        actual = kd_terms(student, teacher, y, head=glioma.SOFTMAX, options=chosen)
+        np.testing.assert_allclose(actual["kd_kl"], 0, atol=1e-5)
+    # By hand: (3, -1, -1, -1) has mean 0 and deviation sqrt(3); its negative, the other way.
+    student = jnp.broadcast_to(jnp.array([3.0, -1, -1, -1]), (*SHAPE, 4))
+    s, p = (np.exp(sign * np.array([3, -1, -1, -1]) / np.sqrt(3)) for sign in (-1, 1))
+    s, p = s / s.sum(), p / p.sum()
+    actual = kd_terms(student, -9 * student + 1, y, head=glioma.SOFTMAX, options=chosen)
+    np.testing.assert_allclose(actual["kd_kl"], (s * np.log(s / p)).sum(), rtol=1e-4)
+
+
 def kd_loss(student: jax.Array, teacher: jax.Array, head: heads.Head, **values: Any) -> jax.Array:
     terms = kd_terms(student, teacher, random_targets(head), head=head, options=options(**values))
     return sum(terms.values()).sum()
 
 
 @glioma.each_head
-@pytest.mark.parametrize("voxels", ["uniform", "balanced"])
+@pytest.mark.parametrize("form", ["dice_bce", "kl", "mse"])
+@pytest.mark.parametrize("voxels", ["uniform", "balanced", "boundary"])
 def test_a_tempered_student_is_best_where_it_equals_its_teacher(
-    head: heads.Head, voxels: str
+    head: heads.Head, form: str, voxels: str
 ) -> None:
-    teacher = random_logits(head, 1)
-    gradient = jax.grad(kd_loss)(teacher, teacher, head, kd_voxels=voxels)
+    teacher, chosen = random_logits(head, 1), {"kd_form": form, "kd_voxels": voxels}
+    at_teacher, gradient = jax.value_and_grad(kd_loss)(teacher, teacher, head, **chosen)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
-    at_teacher = kd_loss(teacher, teacher, head, kd_voxels=voxels)
-    for seed in range(2, 7):
+    for seed in range(2, 4):
         other = teacher + 0.3 * random_logits(head, seed)
-        assert kd_loss(other, teacher, head, kd_voxels=voxels) > at_teacher
+        assert kd_loss(other, teacher, head, **chosen) > at_teacher
 
 
 def test_an_untempered_student_that_equals_its_teacher_is_pulled_away() -> None:

@@ -10,6 +10,8 @@ from kdnet_jax.models import heads
 from tests.helpers import glioma
 
 KD = distillation.DistillationOptions
+# With a weight for each term that has one of its own.
+EVERY = KD(kd_form="kl", **{f"{name}_weight": 1.0 for name in distillation.OF_OWN_WEIGHT})
 SHAPE = (2, 4, 4, 4)
 
 
@@ -22,7 +24,7 @@ def make_output(head: heads.Head, seed: int) -> output.Output:
 
     k = len(head.outputs)
     features = {"bottleneck": array(1, 5), "logits_2": array(1, k), "logits_1": array(2, k)}
-    return output.Output(array(4, k), features, head)
+    return output.Output(array(4, k), features | {"decoder_0": array(4, 3)}, head)
 
 
 def random_labels() -> jax.Array:
@@ -39,20 +41,26 @@ def test_the_terms_are_those_of_the_options(head: heads.Head, form: str, kd: KD 
     softmax_entropy = form == "dice_ce" and head.kind == "softmax"
     expected = {"gt_dice", "gt_ce" if softmax_entropy else "gt_bce", "gt_coarse"}
     if kd:
-        expected |= {"kd_dice", "kd_bce"} | ({"kl"} if kd.latent_weight else set())
+        expected |= {"kd_dice", "kd_bce"} if kd.kd_weight else set()
+        expected |= {"kl"} if kd.latent_weight else set()
     assert terms.keys() == expected
     assert {value.shape for value in terms.values()} == {(2,)}
     # None is left out of the sum.
-    assert {objective.TERMS[name].role for name in terms} == loss.weights.keys()
+    weighted = {role for role, weight in loss.weights.items() if weight}
+    assert {objective.TERMS[name].role for name in terms} == weighted
 
 
 def test_every_registered_term_is_chosen_by_some_options() -> None:
     outputs = [make_output(glioma.SOFTMAX, seed) for seed in (0, 1)]
     y = glioma.SOFTMAX.targets(random_labels())
     chosen: set[str] = set()
-    for form, labels in (("dice_ce", "hard"), ("dice_bce", "hard"), ("dice_ce", "soft")):
+    for form, kd in (
+        ("dice_ce", EVERY),
+        ("dice_bce", KD()),
+        ("dice_ce", KD(unlabelled="soft", kd_form="mse")),
+    ):
         loss = objective.of_options(
-            glioma.SOFTMAX, segmentation.LossOptions(form), KD(unlabelled=labels), unlabelled=True
+            glioma.SOFTMAX, segmentation.LossOptions(form), kd, unlabelled=True
         )
         chosen |= loss.terms(*outputs, y, None, jnp.array([1.0, 0.0])).keys()
     assert chosen == objective.TERMS.keys()
@@ -89,3 +97,27 @@ def test_terms_share_what_they_read_of_an_output() -> None:
         ):
             np.testing.assert_allclose(got, expected, rtol=1e-5)
     assert list(out.coarse) == [1, 2]
+
+
+@glioma.each_head
+@pytest.mark.parametrize("scale", [0.0, 1e3])
+def test_every_term_and_its_gradient_are_finite(head: heads.Head, scale: float) -> None:
+    # Nothing is known of the second sample: 9 is no class.
+    labels = random_labels().at[1].set(9)
+    y, where = head.targets(labels), (labels < 9).astype(jnp.float32)
+    student, teacher = make_output(head, 0), make_output(head, 1)
+    loss = objective.of_options(head, kd=EVERY)
+
+    def value(values: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[jax.Array, objective.Values]:
+        terms = loss.terms(output.Output(*values, head), teacher, y, where)
+        return loss.total(terms).sum(), terms
+
+    values = jax.tree.map(lambda x: scale * x, (student.logits, dict(student.features)))
+    gradient, terms = jax.jit(jax.grad(value, has_aux=True))(values)
+    assert set(distillation.OF_OWN_WEIGHT) < terms.keys()
+    assert {value.shape for value in terms.values()} == {(2,)}
+    for each in jax.tree.leaves((terms, gradient)):
+        assert np.isfinite(each).all()
+    # What compares with the reference has nothing to say where there is none.
+    for name in ("prototype", "affinity", "masked"):
+        assert terms[name][1] == 0

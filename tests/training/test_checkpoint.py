@@ -50,6 +50,21 @@ def _assert_same(left: object, right: object) -> None:
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
+def test_a_projector_is_kept_for_training_and_left_out_of_the_network(
+    tmp_path: pathlib.Path,
+) -> None:
+    network = {"params": {"w": jnp.arange(3.0)}}
+    params = {**network, steps.PROJECTOR: {"kernel": jnp.eye(2, 3)}}
+    state = steps.init_state(params, optax.sgd(0.1))
+    with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, _progress(1, 0.5))
+    with checkpoint.RunCheckpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
+    assert restored is not None
+    _assert_same(restored[0].params, params)
+    _assert_same(saved_checkpoints.load_params(tmp_path, network)[0], network)
+
+
 def test_restores_every_bit_and_the_progress(tmp_path: pathlib.Path) -> None:
     key = jax.random.key(1)
     state = jax.tree.map(

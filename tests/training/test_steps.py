@@ -207,6 +207,31 @@ def test_the_draws_are_the_root_folded_with_the_step(
         np.testing.assert_allclose(actual[name], value, rtol=1e-4, err_msg=name)
 
 
+def test_mixtures_and_a_projector_that_is_trained(supervise_as_is: Callable[..., Any]) -> None:
+    kd = distillation.DistillationOptions(latent_weight=0.0, hint_weight=1.0)
+    options = distillation_options() | {
+        "loss": objective.of_options(glioma.SOFTMAX, kd=kd),
+        "plan": steps.Plan(NO_AUGMENT, mixup=8.0),
+    }
+    params = jax.tree.map(jnp.array, initial(1))
+    with_projector = {**params, steps.PROJECTOR: {"kernel": jnp.eye(3)}}
+    state, batch = steps.init_state(with_projector, optimizer()), make_batch()
+    step = steps.jit_step(sharding.make_mesh(), **options)
+    new, metrics = step(state, fresh_teacher(), batch, ROOT)
+    assert (new.params[steps.PROJECTOR]["kernel"] != jnp.eye(3)).all()
+    # The student sees the mixture; its cross-entropy is that of both references, by their shares.
+    share = jax.random.beta(jax.random.fold_in(jax.random.fold_in(ROOT, 0), 1), 8.0, 8.0)
+    image = share * batch["image"] + (1 - share) * batch["image"][::-1]
+    both = [
+        supervise_as_is(fresh_state(), {"image": image, "label": label}, ROOT)[1]["gt_ce"]
+        for label in (batch["label"], batch["label"][::-1])
+    ]
+    expected = share * both[0] + (1 - share) * both[1]
+    assert 0.05 < share < 0.95
+    assert float(metrics["gt_ce"]) == pytest.approx(float(expected), rel=1e-5)
+    assert metrics["hint"] > 0
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(supervise: Callable[..., Any]) -> None:
     batches = [make_batch(seed) for seed in range(4)]
     state = fresh_state()

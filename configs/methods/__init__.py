@@ -1,0 +1,1 @@
+"""Published methods of distillation, each a student's config; see docs/distillation.md."""
