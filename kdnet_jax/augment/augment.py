@@ -212,9 +212,12 @@ def source_patch(patch: tuple[int, int, int], options: AugmentOptions) -> tuple[
 
 
 def one_sample(
-    options: AugmentOptions, patch: tuple[int, int, int]
+    options: AugmentOptions, patch: tuple[int, int, int], maps: int = 0
 ) -> Callable[[Array, Array, augment_draws.Draws], tuple[Array, Array]]:
-    """Returns the function that applies the draws of a sample to its image and label."""
+    """Returns the function that applies the draws of a sample to its image and label.
+
+    The arguments are those of `augment`.
+    """
     return functools.partial(
         augment_draws.apply,
         patch=patch,
@@ -222,6 +225,7 @@ def one_sample(
         largest_blur=options.blur[1],
         zero_is_background=options.zero_is_background,
         spacing=options.spacing,
+        maps=maps,
     )
 
 
@@ -232,6 +236,8 @@ def augment(
     options: AugmentOptions,
     patch: tuple[int, int, int] | None = None,
     mesh: Mesh | None = None,
+    *,
+    maps: int = 0,
 ) -> tuple[Float[Array, "b d h w m"], Integer[Array, "b d h w"]]:
     """Returns an augmented copy; the geometry of image and label is the same.
 
@@ -242,13 +248,16 @@ def augment(
         options: what is drawn.
         patch: the size that is returned, from the middle of the crops; by default theirs.
         mesh: the devices over which the batch is spread; each then works on its own samples.
+        maps: so many of the image's last channels are no sequences but maps of the same voxels,
+            such as a teacher's probabilities: they are moved with it, by linear interpolation,
+            and their values stay.
     """
     patch = patch or typed.triple(image.shape[1:4])
-    samples, sequences = image.shape[0], image.shape[-1]
+    samples, sequences = image.shape[0], image.shape[-1] - maps
     if len(options.zero_is_background or range(sequences)) != sequences:
         raise ValueError(f"{sequences} channels, options of {options.zero_is_background}")
     draws = augment_draws.draw(key, samples, sequences, patch, options.chances)
-    one = one_sample(options, patch)
+    one = one_sample(options, patch, maps)
     if draws.is_cheap:
         return jax.vmap(one)(image, label, draws)
     # One sample after the other: `vmap` would turn "only where drawn" into both and a choice.

@@ -114,11 +114,13 @@ class Teacher:
 
     Attributes:
         checkpoint: where the given one lies; "" where there is none.
+        maps: folder of the given one's probabilities; "" where there is none.
         folds: of a given one of nnU-Net; empty: all there are.
         to_train: `None` where one is given.
     """
 
     checkpoint: str
+    maps: str
     folds: tuple[str, ...]
     to_train: "Experiment | None"
 

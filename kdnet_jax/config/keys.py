@@ -334,6 +334,14 @@ _OF_STUDENTS: Final = of_class(
         "A run, an exported model, or what nnU-Net or MONAI trained.",
         operational=True,
     ),
+    # Guarded by its content too.
+    "teacher.maps": Key(
+        "",
+        _TEXT,
+        "In place of a network: a folder of the probabilities of every training case, such as "
+        "python -m kdnet_jax.predict --probabilities writes.",
+        operational=True,
+    ),
     "teacher.folds": Key(
         "",
         _TEXT,

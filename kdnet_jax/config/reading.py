@@ -246,9 +246,31 @@ def _teacher(document: typed.JsonView, task: task_lib.Task) -> experiment_lib.Te
     section = document["teacher"]
     folds = tuple(filter(None, section["folds"].replace(" ", "").split(",")))
     to_train = None
-    if not section["checkpoint"]:
+    if section["maps"]:
+        _check_maps(document)
+    elif not section["checkpoint"]:
         to_train = of_document(teacher_document(document), task)
-    return experiment_lib.Teacher(checkpoint=section["checkpoint"], folds=folds, to_train=to_train)
+    return experiment_lib.Teacher(
+        checkpoint=section["checkpoint"], maps=section["maps"], folds=folds, to_train=to_train
+    )
+
+
+def _check_maps(document: typed.JsonView) -> None:
+    """Raises UserError for keys that ask for more of a teacher than its maps are."""
+    section, weight = document["teacher"], document["distillation"]["latent_weight"]
+    for key in ("checkpoint", "folds"):
+        if section[key]:
+            raise UserError(
+                f"teacher.maps is {section['maps']!r} and teacher.{key} is {section[key]!r}: a "
+                f"student has one teacher. Leave one of them empty."
+            )
+    if weight:
+        raise UserError(
+            f"teacher.maps is {section['maps']!r} and distillation.latent_weight is {weight}: a "
+            "folder of probabilities has no bottleneck to compare the student's with. Set "
+            "--config.distillation.latent_weight=0, or give the teacher's network "
+            "(--config.teacher.checkpoint)."
+        )
 
 
 def teacher_document(document: typed.JsonView) -> typed.Json:

@@ -25,8 +25,8 @@ OWN, CONVERTED = "teacher", "teacher_model"
 
 
 def find_folder(experiment: experiment_lib.Experiment, run: pathlib.Path) -> pathlib.Path | None:
-    """Returns where the teacher lies, to be trained or given; `None` without a teacher."""
-    if experiment.teacher is None:
+    """Returns where the teacher lies, to be trained or given; `None` without a network."""
+    if experiment.teacher is None or experiment.teacher.maps:
         return None
     if experiment.teacher.to_train:
         return run / OWN
@@ -176,7 +176,8 @@ def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
         own += split.unlabelled
     teacher = find_folder(experiment, folder)
     if teacher is None:
-        return model_lib.KnownCases(own, complete=True)
+        # Nothing says who made a folder of maps, and of what.
+        return model_lib.KnownCases(own, complete=experiment.teacher is None)
     if not (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file()):
         return model_lib.KnownCases(own, complete=False)  # it was moved away
     its = known_cases(teacher)

@@ -327,6 +327,26 @@ def test_jitted_is_eager_and_the_key_decides(augmented: tuple[Any, ...]) -> None
     assert (run(jax.random.key(8), image, label)[0] != first).mean() > 0.5
 
 
+def test_maps_move_as_the_image_does_and_their_values_stay(augmented: tuple[Any, ...]) -> None:
+    run, image, label, chosen = augmented
+    key = jax.random.key(3)
+    # As maps the image's own values, which are no background anywhere.
+    maps = image[..., :1] + 1.0
+    stack = jnp.concatenate([image, maps], axis=-1)
+    moved, moved_label = augment.augment(key, stack, label, chosen, PATCH, maps=1)
+    alone, alone_label = run(key, image, label)
+    np.testing.assert_allclose(moved[..., :2], alone, atol=1e-4)
+    assert (moved_label != alone_label).mean() < 1e-3
+    # The geometry alone, of the same draws: an image of which 0 is no background.
+    still = {f"{name}_probability": 0.0 for name in ("noise", "blur", "contrast", "gamma")}
+    still |= {f"{name}_probability": 0.0 for name in ("low_resolution", "gamma_inverted")}
+    geometric = dataclasses.replace(chosen, scale=0.0, shift=0.0, **still)
+    plain = augment.Fitted(**dataclasses.asdict(geometric), zero_is_background=(False, False))
+    expected, _ = augment.augment(key, jnp.concatenate([maps, maps], -1), label, plain, PATCH)
+    np.testing.assert_allclose(moved[..., 2], expected[..., 0], atol=1e-5)
+    assert float(jnp.abs(moved[..., 2] - 1 - alone[..., 0]).max()) > 0.1
+
+
 def test_equal_samples_are_augmented_differently(augmented: tuple[Any, ...]) -> None:
     run, image, label, _ = augmented
     image, label = (jnp.broadcast_to(array[:1], array.shape) for array in (image, label))

@@ -88,6 +88,16 @@ def test_a_student_s_known_cases_end_where_its_teacher_s_do(
     assert teachers.known_cases(run) == model.KnownCases(("a", "b"), complete=False)
 
 
+def test_who_made_maps_is_not_known(tmp_path: pathlib.Path) -> None:
+    config = common.base_config("student", "smoke")
+    config.teacher.maps, config.distillation.latent_weight = "maps", 0.0
+    (tmp_path / "config.json").write_text(reading.read(config).to_json(), "utf-8")
+    (tmp_path / "split.json").write_text(
+        '{"train": ["a"], "validation": ["b"], "test": []}', "utf-8"
+    )
+    assert teachers.known_cases(tmp_path) == model.KnownCases(("a", "b"), complete=False)
+
+
 def test_an_own_teacher_that_cannot_fit_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
     config = common.base_config("student", "smoke")
     config.teacher.widths = (4, 16)
