@@ -54,6 +54,8 @@ class AugmentOptions:
         low_resolution: voxels per axis that are kept, as a share, of each sequence.
         gamma: exponent of each sequence.
         gamma_inverted_probability: of a gamma on the inverted image, before the plain one.
+        modality_dropout: probability with which each sequence that a teacher or baseline in
+            training sees is 0, the mean of a z-score; at least one stays.
     """
 
     flip_axes: str = "dhw"
@@ -78,6 +80,7 @@ class AugmentOptions:
     gamma: Range = (0.7, 1.5)
     gamma_probability: float = 0.0
     gamma_inverted_probability: float = 0.0
+    modality_dropout: float = 0.0
     # Of the scans, and no key of a config: see `Fitted`.
     zero_is_background: ClassVar[tuple[bool, ...] | None] = None
     spacing: ClassVar[tuple[float, float, float]] = (1.0, 1.0, 1.0)
@@ -209,6 +212,31 @@ def source_patch(patch: tuple[int, int, int], options: AugmentOptions) -> tuple[
         options.spacing,
     )
     return typed.triple(size)
+
+
+def drop_sequences(
+    key: jax.Array,
+    image: Float[Array, "b d h w m"],
+    channels: Sequence[int],
+    probability: float,
+) -> Float[Array, "b d h w m"]:
+    """Returns images without some of their sequences, which are 0; at least one of each stays.
+
+    Neverova et al., "ModDrop: adaptive multi-modal gesture recognition", IEEE TPAMI 2016; zeros in
+    place of a sequence that is not there as in HeMIS (Havaei et al., MICCAI 2016).
+
+    Args:
+        key: of the step.
+        image: as the network would see it.
+        channels: those among which sequences are dropped.
+        probability: of each sequence; where all would go, one stays, each as often as the others.
+    """
+    number = augment_draws.of_sequences(key, image.shape[0], len(channels))
+    kept = (number >= probability) | (number == number.max(axis=1, keepdims=True))
+    for place, channel in enumerate(channels):
+        stays = kept[:, place].reshape(-1, 1, 1, 1)
+        image = image.at[..., channel].multiply(stays)
+    return image
 
 
 def one_sample(

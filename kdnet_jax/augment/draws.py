@@ -17,7 +17,7 @@ Chances = Mapping[str, spatial.Chance]
 # p_per_channel).
 _PER_SEQUENCE: Final = 0.5
 # Streams by `fold_in`. 0 and 1 are those of the split in `draw`.
-_NUMBERS, _BEND, _VOXELS = 3, 4, 5
+_NUMBERS, _BEND, _VOXELS, _SEQUENCES = 3, 4, 5, 6
 # What the table of numbers holds; its order is that of the draws, so add at the end.
 _ROWS: Final = (
     *("rotation?", "rotation", "zoom_out?", "zoom_out", "elastic?", "elastic"),
@@ -80,6 +80,11 @@ def draw(
         parts,
         jax.random.bernoulli(flip_key, 0.5, (3, samples)).T,
     )
+
+
+def of_sequences(key: jax.Array, samples: int, sequences: int) -> Float[Array, "b m"]:
+    """Returns a number evenly from 0 to 1 for each sequence of each sample."""
+    return jax.random.uniform(jax.random.fold_in(key, _SEQUENCES), (samples, sequences))
 
 
 def _whether(name: str, numbers: _Numbers, chances: Chances) -> Bool[Array, " b"]:

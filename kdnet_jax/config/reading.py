@@ -118,6 +118,7 @@ def of_document(
             "--config.loss.over_batch=false."
         )
     kd = document.get("distillation")
+    _check_dropout(document, task)
     return experiment_lib.Experiment(
         role=document["role"],
         preset=document["preset"],
@@ -219,6 +220,25 @@ def _modalities(
     return names
 
 
+def _check_dropout(document: typed.JsonView, task: task_lib.Task) -> None:
+    """Raises UserError if sequences are to be dropped where there is no choice between several."""
+    chance = document["augment"]["modality_dropout"]
+    if not chance:
+        return
+    section = document.get("teacher")
+    if section and (section["checkpoint"] or section["maps"]):
+        raise UserError(
+            f"augment.modality_dropout is {chance}, but the teacher is trained already, and of a "
+            "student no sequence is dropped. Leave it 0, and set it where the teacher is trained."
+        )
+    seen = document["teacher" if section else "model"]["modalities"]
+    if len(task.read_modalities(seen, "modalities")) < 2:
+        raise UserError(
+            f"augment.modality_dropout is {chance}, but the network sees {seen} alone: nothing "
+            "would be left of it. Set --config.augment.modality_dropout=0."
+        )
+
+
 def _network(
     section: typed.JsonView,
     task: task_lib.Task,
@@ -250,9 +270,20 @@ def _teacher(document: typed.JsonView, task: task_lib.Task) -> experiment_lib.Te
         _check_maps(document)
     elif not section["checkpoint"]:
         to_train = of_document(teacher_document(document), task)
-    return experiment_lib.Teacher(
-        checkpoint=section["checkpoint"], maps=section["maps"], folds=folds, to_train=to_train
+    teacher = experiment_lib.Teacher(
+        checkpoint=section["checkpoint"],
+        weights=tuple(section["weights"]),
+        maps=section["maps"],
+        folds=folds,
+        to_train=to_train,
     )
+    if teacher.weights and len(teacher.weights) != len(teacher.folders):
+        raise UserError(
+            f"teacher.weights has {len(teacher.weights)} numbers, and teacher.checkpoint names "
+            f"{len(teacher.folders)} networks: {section['checkpoint']!r}. Give one for each, or "
+            "none."
+        )
+    return teacher
 
 
 def _check_maps(document: typed.JsonView) -> None:

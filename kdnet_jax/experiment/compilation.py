@@ -114,6 +114,8 @@ def _step(
             experiment.augment,
             patch,
             experiment.train.accumulate,
+            # Of a student it is said for the teacher that it trains first.
+            0.0 if experiment.distillation else experiment.augment.modality_dropout,
             experiment.train.nonfinite == "skip",
             experiment.train.average,
         ),

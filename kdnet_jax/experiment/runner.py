@@ -109,7 +109,8 @@ def _run(
         teacher = given_teachers.keep(given, workdir)
         teachers.check_statistics(teacher.folder, teacher.model.task, data.cases.task)
         patient = {each.case_id: each.patient_id for each in data.cases.summaries}
-        teachers.check_split(teacher.folder, patient, data.split.test)
+        for each in given.members or (teacher,):
+            teachers.check_split(each.folder, patient, data.split.test)
     elif to_be:
         folder = workdir / teachers.OWN
         _LOG.info(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")

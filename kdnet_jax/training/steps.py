@@ -135,6 +135,7 @@ class Plan(NamedTuple):
         augment: what is drawn for each crop.
         patch: size of the patches that the network sees, "d h w"; None: of the crops.
         accumulate: number of parts that the batch is worked through in, one after another.
+        modality_dropout: probability with which a sequence is dropped (`augment.drop_sequences`).
         skip_nonfinite: leave out the update of a batch whose loss or gradient is not finite.
         average: decay of the moving average of the parameters; 0: the state has none.
         mesh: over which the batch is spread (set by `jit_step`); None: one device.
@@ -143,6 +144,7 @@ class Plan(NamedTuple):
     augment: augment.AugmentOptions
     patch: tuple[int, int, int] | None = None
     accumulate: int = 1
+    modality_dropout: float = 0.0
     skip_nonfinite: bool = False
     average: float = 0.0
     mesh: Mesh | None = None
@@ -194,6 +196,9 @@ def train_step(
         image, label = augment.augment(
             key, image, batch["label"], plan.augment, plan.patch, plan.mesh, maps=maps
         )
+        if plan.modality_dropout:
+            image = augment.drop_sequences(key, image, student.channels, plan.modality_dropout)
+
     arrays = [image, label]
     if loss.labels:
         # -- Samples without a reference, before a border is added: 0 in "b", the others 1 --------

@@ -572,3 +572,17 @@ def test_crops_of_flat_voxels_hold_what_is_rotated() -> None:
     # Of 16 x 64 x 64 voxels of 4 x 1 x 1 mm, a cube of 64 mm: its diagonals, in steps of 8.
     assert augment.source_patch((16, 64, 64), flat) == (24, 96, 96)
     assert augment.source_patch((64, 64, 64), chosen) == (96, 96, 96)
+
+
+def test_sequences_are_dropped_and_one_always_stays() -> None:
+    image = jnp.ones((4000, 1, 1, 1, 4))
+    out = augment.drop_sequences(jax.random.key(0), image, (0, 1, 3), 0.5)
+    kept = np.asarray(out[:, 0, 0, 0])
+    assert (kept[:, 2] == 1).all()  # not a sequence of the network
+    kept = kept[:, [0, 1, 3]]
+    assert set(np.unique(kept)) == {0, 1}
+    assert kept.any(axis=1).all()
+    # 1/2, and a third of the 1/8 in which all would have gone.
+    np.testing.assert_allclose(kept.mean(axis=0), 1 / 2 + 1 / 24, atol=0.03)
+    several = (kept.sum(axis=1) == 1).mean()
+    assert several == pytest.approx(3 / 8 + 1 / 8, abs=0.03)
