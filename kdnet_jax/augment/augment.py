@@ -54,6 +54,8 @@ class AugmentOptions:
         low_resolution: voxels per axis that are kept, as a share, of each sequence.
         gamma: exponent of each sequence.
         gamma_inverted_probability: of a gamma on the inverted image, before the plain one.
+        modality_dropout: probability with which each sequence that a teacher or baseline in
+            training sees is 0, the mean of a z-score; at least one stays.
     """
 
     flip_axes: str = "dhw"
@@ -78,6 +80,7 @@ class AugmentOptions:
     gamma: Range = (0.7, 1.5)
     gamma_probability: float = 0.0
     gamma_inverted_probability: float = 0.0
+    modality_dropout: float = 0.0
     # Of the scans, and no key of a config: see `Fitted`.
     zero_is_background: ClassVar[tuple[bool, ...] | None] = None
     spacing: ClassVar[tuple[float, float, float]] = (1.0, 1.0, 1.0)
@@ -211,10 +214,38 @@ def source_patch(patch: tuple[int, int, int], options: AugmentOptions) -> tuple[
     return typed.triple(size)
 
 
+def drop_sequences(
+    key: jax.Array,
+    image: Float[Array, "b d h w m"],
+    channels: Sequence[int],
+    probability: float,
+) -> Float[Array, "b d h w m"]:
+    """Returns images without some of their sequences, which are 0; at least one of each stays.
+
+    Neverova et al., "ModDrop: adaptive multi-modal gesture recognition", IEEE TPAMI 2016; zeros in
+    place of a sequence that is not there as in HeMIS (Havaei et al., MICCAI 2016).
+
+    Args:
+        key: of the step.
+        image: as the network would see it.
+        channels: those among which sequences are dropped.
+        probability: of each sequence; where all would go, one stays, each as often as the others.
+    """
+    number = augment_draws.of_sequences(key, image.shape[0], len(channels))
+    kept = (number >= probability) | (number == number.max(axis=1, keepdims=True))
+    for place, channel in enumerate(channels):
+        stays = kept[:, place].reshape(-1, 1, 1, 1)
+        image = image.at[..., channel].multiply(stays)
+    return image
+
+
 def one_sample(
-    options: AugmentOptions, patch: tuple[int, int, int]
+    options: AugmentOptions, patch: tuple[int, int, int], maps: int = 0
 ) -> Callable[[Array, Array, augment_draws.Draws], tuple[Array, Array]]:
-    """Returns the function that applies the draws of a sample to its image and label."""
+    """Returns the function that applies the draws of a sample to its image and label.
+
+    The arguments are those of `augment`.
+    """
     return functools.partial(
         augment_draws.apply,
         patch=patch,
@@ -222,6 +253,7 @@ def one_sample(
         largest_blur=options.blur[1],
         zero_is_background=options.zero_is_background,
         spacing=options.spacing,
+        maps=maps,
     )
 
 
@@ -232,6 +264,8 @@ def augment(
     options: AugmentOptions,
     patch: tuple[int, int, int] | None = None,
     mesh: Mesh | None = None,
+    *,
+    maps: int = 0,
 ) -> tuple[Float[Array, "b d h w m"], Integer[Array, "b d h w"]]:
     """Returns an augmented copy; the geometry of image and label is the same.
 
@@ -242,13 +276,16 @@ def augment(
         options: what is drawn.
         patch: the size that is returned, from the middle of the crops; by default theirs.
         mesh: the devices over which the batch is spread; each then works on its own samples.
+        maps: so many of the image's last channels are no sequences but maps of the same voxels,
+            such as a teacher's probabilities: they are moved with it, by linear interpolation,
+            and their values stay.
     """
     patch = patch or typed.triple(image.shape[1:4])
-    samples, sequences = image.shape[0], image.shape[-1]
+    samples, sequences = image.shape[0], image.shape[-1] - maps
     if len(options.zero_is_background or range(sequences)) != sequences:
         raise ValueError(f"{sequences} channels, options of {options.zero_is_background}")
     draws = augment_draws.draw(key, samples, sequences, patch, options.chances)
-    one = one_sample(options, patch)
+    one = one_sample(options, patch, maps)
     if draws.is_cheap:
         return jax.vmap(one)(image, label, draws)
     # One sample after the other: `vmap` would turn "only where drawn" into both and a choice.

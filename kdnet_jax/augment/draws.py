@@ -17,7 +17,7 @@ Chances = Mapping[str, spatial.Chance]
 # p_per_channel).
 _PER_SEQUENCE: Final = 0.5
 # Streams by `fold_in`. 0 and 1 are those of the split in `draw`.
-_NUMBERS, _BEND, _VOXELS = 3, 4, 5
+_NUMBERS, _BEND, _VOXELS, _SEQUENCES = 3, 4, 5, 6
 # What the table of numbers holds; its order is that of the draws, so add at the end.
 _ROWS: Final = (
     *("rotation?", "rotation", "zoom_out?", "zoom_out", "elastic?", "elastic"),
@@ -80,6 +80,11 @@ def draw(
         parts,
         jax.random.bernoulli(flip_key, 0.5, (3, samples)).T,
     )
+
+
+def of_sequences(key: jax.Array, samples: int, sequences: int) -> Float[Array, "b m"]:
+    """Returns a number evenly from 0 to 1 for each sequence of each sample."""
+    return jax.random.uniform(jax.random.fold_in(key, _SEQUENCES), (samples, sequences))
 
 
 def _whether(name: str, numbers: _Numbers, chances: Chances) -> Bool[Array, " b"]:
@@ -156,15 +161,21 @@ def apply(
     largest_blur: float,
     zero_is_background: tuple[bool, ...] | None = None,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    maps: int = 0,
 ) -> tuple[Float[Array, "d h w m"], Integer[Array, "d h w"]]:
     """Applies what was drawn for one sample (`draws` without its leading axis).
 
-    The last two arguments are explained at `augment.AugmentOptions`.
+    The last three arguments are explained at `augment.AugmentOptions` and `augment.augment`.
     """
     geometry = draws.geometry
     if geometry is not None:
         geometry = spatial.in_voxels(geometry, spacing)
-    image, label = spatial.place(image, label, geometry, patch, zero_is_background)
+    sequences = image.shape[-1] - maps
+    masked = zero_is_background
+    if maps:
+        masked = (*(masked or (True,) * sequences), *(False,) * maps)
+    placed, label = spatial.place(image, label, geometry, patch, masked)
+    image, moved = placed[..., :sequences], placed[..., sequences:]
     brain = spatial.not_background(image, zero_is_background)
     in_order: dict[str, Callable[[Array, PyTree], Array]] = {
         "noise": lambda x, value: intensity.noise(x, draws.keys, value),
@@ -179,7 +190,7 @@ def apply(
         if name in draws.parts:
             image = _where_drawn(image, brain, part, *draws.parts[name])
     flip = functools.partial(spatial.flip, flips=draws.flips, axes=flip_axes)
-    return flip(image), flip(label)
+    return flip(jnp.concatenate([image, moved], axis=-1) if maps else image), flip(label)
 
 
 def _where_drawn(

@@ -113,14 +113,24 @@ class Teacher:
     """The teacher of a student: one that is given, or one that has to be trained first.
 
     Attributes:
-        checkpoint: where the given one lies; "" where there is none.
+        checkpoint: where the given one lies; "" where there is none; of several, with ; between.
+        weights: of several; empty: all count alike.
+        maps: folder of the given one's probabilities; "" where there is none.
         folds: of a given one of nnU-Net; empty: all there are.
         to_train: `None` where one is given.
     """
 
     checkpoint: str
+    weights: tuple[float, ...]
+    maps: str
     folds: tuple[str, ...]
     to_train: "Experiment | None"
+
+    @property
+    def folders(self) -> tuple[pathlib.Path, ...]:
+        """Where the given one, or each of several, lies."""
+        parts = (each.strip() for each in self.checkpoint.split(";"))
+        return tuple(pathlib.Path(each) for each in parts if each)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -260,6 +260,7 @@ _AUGMENT: Final = {
         "augment",
         augment.AugmentOptions,
         {
+            "modality_dropout": values.Number(0, 1, without_high=True),
             "flip_axes": values.Text("letters out of d, h and w, or an empty text"),
             "scale": _SHARE,
             "shift": values.Number(0, 10),
@@ -335,7 +336,21 @@ _OF_STUDENTS: Final = of_class(
     "teacher.checkpoint": Key(
         "",
         _TEXT,
-        "A run, an exported model, or what nnU-Net or MONAI trained.",
+        "A run, an exported model, or what nnU-Net or MONAI trained; several runs or models, with "
+        "; between them, are averaged.",
+        operational=True,
+    ),
+    "teacher.weights": Key(
+        (),
+        values.Several(values.Number(0, 1e6, without_low=True), 0, 100),
+        "Of several teachers, in their order; empty: all count alike.",
+    ),
+    # Guarded by its content too.
+    "teacher.maps": Key(
+        "",
+        _TEXT,
+        "In place of a network: a folder of the probabilities of every training case, such as "
+        "python -m kdnet_jax.predict --probabilities writes.",
         operational=True,
     ),
     "teacher.folds": Key(

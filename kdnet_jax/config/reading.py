@@ -135,6 +135,7 @@ def of_document(
             "no other to be mixed with. Set --config.loader.batch=2 or "
             "--config.distillation.mixup=0."
         )
+    _check_dropout(document, task)
     return experiment_lib.Experiment(
         role=document["role"],
         preset=document["preset"],
@@ -236,6 +237,25 @@ def _modalities(
     return names
 
 
+def _check_dropout(document: typed.JsonView, task: task_lib.Task) -> None:
+    """Raises UserError if sequences are to be dropped where there is no choice between several."""
+    chance = document["augment"]["modality_dropout"]
+    if not chance:
+        return
+    section = document.get("teacher")
+    if section and (section["checkpoint"] or section["maps"]):
+        raise UserError(
+            f"augment.modality_dropout is {chance}, but the teacher is trained already, and of a "
+            "student no sequence is dropped. Leave it 0, and set it where the teacher is trained."
+        )
+    seen = document["teacher" if section else "model"]["modalities"]
+    if len(task.read_modalities(seen, "modalities")) < 2:
+        raise UserError(
+            f"augment.modality_dropout is {chance}, but the network sees {seen} alone: nothing "
+            "would be left of it. Set --config.augment.modality_dropout=0."
+        )
+
+
 def _network(
     section: typed.JsonView,
     task: task_lib.Task,
@@ -263,9 +283,42 @@ def _teacher(document: typed.JsonView, task: task_lib.Task) -> experiment_lib.Te
     section = document["teacher"]
     folds = tuple(filter(None, section["folds"].replace(" ", "").split(",")))
     to_train = None
-    if not section["checkpoint"]:
+    if section["maps"]:
+        _check_maps(document)
+    elif not section["checkpoint"]:
         to_train = of_document(teacher_document(document), task)
-    return experiment_lib.Teacher(checkpoint=section["checkpoint"], folds=folds, to_train=to_train)
+    teacher = experiment_lib.Teacher(
+        checkpoint=section["checkpoint"],
+        weights=tuple(section["weights"]),
+        maps=section["maps"],
+        folds=folds,
+        to_train=to_train,
+    )
+    if teacher.weights and len(teacher.weights) != len(teacher.folders):
+        raise UserError(
+            f"teacher.weights has {len(teacher.weights)} numbers, and teacher.checkpoint names "
+            f"{len(teacher.folders)} networks: {section['checkpoint']!r}. Give one for each, or "
+            "none."
+        )
+    return teacher
+
+
+def _check_maps(document: typed.JsonView) -> None:
+    """Raises UserError for keys that ask for more of a teacher than its maps are."""
+    section, weight = document["teacher"], document["distillation"]["latent_weight"]
+    for key in ("checkpoint", "folds"):
+        if section[key]:
+            raise UserError(
+                f"teacher.maps is {section['maps']!r} and teacher.{key} is {section[key]!r}: a "
+                f"student has one teacher. Leave one of them empty."
+            )
+    if weight:
+        raise UserError(
+            f"teacher.maps is {section['maps']!r} and distillation.latent_weight is {weight}: a "
+            "folder of probabilities has no bottleneck to compare the student's with. Set "
+            "--config.distillation.latent_weight=0, or give the teacher's network "
+            "(--config.teacher.checkpoint)."
+        )
 
 
 def teacher_document(document: typed.JsonView) -> typed.Json:

@@ -43,7 +43,7 @@ def compile_step(
         experiment: the run.
         mesh: the devices.
         cases: training cases.
-        teacher: a student's teacher.
+        teacher: a student's teacher; `None` where it is given by its maps.
         unlabelled: batches hold samples without a reference.
 
     Returns:
@@ -101,11 +101,16 @@ def _step(
         ),
         trained.expected_params(student),
     )
+    taught_by = None
+    if experiment.teacher and experiment.teacher.maps:
+        taught_by = steps.CachedTeacher(experiment.head)
+    elif teacher:
+        # It sees its sequences at their positions in this run's stack.
+        taught_by = trained.as_network(teacher, modalities)
     step = steps.jit_step(
         mesh,
         student=trained.as_network(student, modalities),
-        # It sees its sequences at their positions in this run's stack.
-        teacher=trained.as_network(teacher, modalities) if teacher else None,
+        teacher=taught_by,
         loss=objective.of_options(
             experiment.head, experiment.loss, experiment.distillation, unlabelled=unlabelled
         ),
@@ -114,6 +119,8 @@ def _step(
             experiment.augment,
             patch,
             experiment.train.accumulate,
+            # Of a student it is said for the teacher that it trains first.
+            0.0 if experiment.distillation else experiment.augment.modality_dropout,
             experiment.train.nonfinite == "skip",
             experiment.train.average,
             mixup=experiment.distillation.mixup if experiment.distillation else 0.0,
@@ -122,7 +129,8 @@ def _step(
     )
     teacher_params = trained.expected_params(teacher) if teacher else ()
     crop = augment.source_patch(patch, experiment.augment)
-    batch = steps.batch_shapes(experiment.loader.batch, crop, len(modalities))
+    maps = taught_by.maps if isinstance(taught_by, steps.CachedTeacher) else 0
+    batch = steps.batch_shapes(experiment.loader.batch, crop, len(modalities), maps)
     root = jax.eval_shape(lambda: jax.random.key(0))
     return step, (state, teacher_params, batch, root)
 

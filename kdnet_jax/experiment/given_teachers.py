@@ -12,7 +12,7 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import checksums, files
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import conversion, foreign
-from kdnet_jax.models import adapted
+from kdnet_jax.models import adapted, mean
 from kdnet_jax.parallel import processes
 from kdnet_jax.runs import model_folder, teachers, trained
 
@@ -26,10 +26,12 @@ class Given:
     Attributes:
         run: as it is used.
         converted: of another tool, and not yet kept in the run's folder; else `None`.
+        members: of an average of several, each.
     """
 
     run: trained.Run
     converted: conversion.Converted | None = None
+    members: tuple[trained.Run, ...] = ()
 
 
 def load(teacher: experiment_lib.Teacher, workdir: pathlib.Path) -> Given:
@@ -38,6 +40,8 @@ def load(teacher: experiment_lib.Teacher, workdir: pathlib.Path) -> Given:
     Raises:
         UserError: it is no teacher that can be read.
     """
+    if len(teacher.folders) > 1:
+        return _several(teacher)
     path, folds = pathlib.Path(teacher.checkpoint), teacher.folds
     kept = workdir / teachers.CONVERTED
     if model_folder.is_model(kept):
@@ -74,6 +78,56 @@ def load(teacher: experiment_lib.Teacher, workdir: pathlib.Path) -> Given:
     )
     digest = checksums.content_hash(found.params)
     return Given(trained.Run(path, found.model, found.params, 0, digest), found)
+
+
+def _several(teacher: experiment_lib.Teacher) -> Given:
+    """Reads several networks as one, the weighted mean of their probabilities.
+
+    Raises:
+        UserError: one cannot be read, or they cannot be averaged.
+    """
+    if teacher.folds:
+        raise UserError(
+            f"teacher.folds is {','.join(teacher.folds)!r}, and teacher.checkpoint names "
+            f"{len(teacher.folders)} networks: leave it empty."
+        )
+    members = tuple(trained.load_run(folder) for folder in teacher.folders)
+    first, *others = members
+    for number, other in enumerate(others, 1):
+        _check_agreement(first, other)
+        for former in members[:number]:
+            if former.params_hash == other.params_hash:
+                raise UserError(
+                    f"{former.folder} and {other.folder} are the same network (equal parameters): "
+                    "it would count twice. Name each once; teacher.weights says what it counts."
+                )
+    task = first.model.task
+    seen = {name for each in members for name in each.model.modalities}
+    modalities = tuple(name for name in task.modalities if name in seen)
+    kinds = [each.model.network for each in members]
+    # No run or model holds a mean itself.
+    network = mean.MeanConfig(
+        tuple(kind for kind in kinds if not isinstance(kind, mean.MeanConfig)),
+        tuple(tuple(map(modalities.index, each.model.modalities)) for each in members),
+        teacher.weights or (1.0,) * len(members),
+    )
+    params = adapted.join_members(tuple(each.params for each in members))
+    model = dataclasses.replace(first.model, network=network, modalities=modalities)
+    digest = checksums.content_hash(params)
+    run = trained.Run(pathlib.Path(teacher.checkpoint), model, params, 0, digest)
+    return Given(run, members=members)
+
+
+def _check_agreement(first: trained.Run, other: trained.Run) -> None:
+    for key in ("task", "outputs", "spacing", "orientation", "resection_cavity"):
+        ours, theirs = getattr(first.model, key), getattr(other.model, key)
+        if ours != theirs:
+            if key == "task":
+                ours, theirs = first.model.task.name, other.model.task.name
+            raise UserError(
+                f"{first.folder} and {other.folder} cannot teach together: their {key} is {ours} "
+                f"and {theirs}. Name networks that were trained alike, or one of them."
+            )
 
 
 def _params_hash(path: pathlib.Path, folds: tuple[str, ...]) -> str:

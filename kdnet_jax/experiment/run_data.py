@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import logging
 import pathlib
 import socket
@@ -13,7 +14,7 @@ from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import splits
 from kdnet_jax.data.loading import loader, placement
-from kdnet_jax.data.records import building, skipping, store
+from kdnet_jax.data.records import building, skipping, store, teacher_maps
 from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import processes, sharding
 
@@ -27,10 +28,12 @@ class Data:
     Attributes:
         cases: the prepared cases.
         split: case ids of the parts.
+        maps: a teacher's probabilities for the training cases, where it is given by them.
     """
 
     cases: store.CaseStore
     split: splits.Split
+    maps: teacher_maps.Maps | None = None
 
     def indices(self, part: str) -> list[int]:
         """Returns the positions in `cases` of a part of the split, such as "train"."""
@@ -72,7 +75,26 @@ def open_data(experiment: experiment_lib.Experiment) -> Data:
     data = Data(cases, split)
     processes.together(lambda: cases.check_files(data.indices("validation") + data.indices("test")))
     _check_alike(data)
+    if experiment.teacher and experiment.teacher.maps:
+        return dataclasses.replace(data, maps=_open_maps(experiment, data))
     return data
+
+
+def _open_maps(experiment: experiment_lib.Experiment, data: Data) -> teacher_maps.Maps:
+    assert experiment.teacher
+    open_ = functools.partial(
+        teacher_maps.open_maps,
+        pathlib.Path(experiment.teacher.maps),
+        data.cases,
+        [*data.indices("train"), *unlabelled_cases(experiment, data)],
+        experiment.head,
+        root=experiment.data.root,
+        workers=experiment.data.workers,
+        progress=processes.is_first(),
+    )
+    # The first makes what is missing; the others, where they do not share its disk, their own.
+    processes.first_does(open_)
+    return processes.together(open_)
 
 
 def _build(experiment: experiment_lib.Experiment) -> store.CaseStore:
@@ -189,7 +211,14 @@ def open_batches(
     crop = augment.source_patch(experiment.loader.patch, experiment.augment)
     sharding.check_batch(mesh, given["batch"], crop)
     free = _agreed_memory(placement.free_memory(mesh))
-    chosen = placement.choose(given.pop("cache"), data.cases, everything, mesh=mesh, free=free)
+    chosen = placement.choose(
+        given.pop("cache"),
+        data.cases,
+        everything,
+        mesh=mesh,
+        free=free,
+        maps=data.maps.channels if data.maps else 0,
+    )
     _LOG.info(chosen.sentence)
     data.cases.cache_bytes = chosen.cache_bytes
     batches = loader.make_loader(
@@ -201,6 +230,7 @@ def open_batches(
         cavity=experiment.data.resection_cavity,
         crop=crop,
         on_device=chosen.mode == "device",
+        maps=data.maps,
         unreadable=skipping.Unreadable(
             len(everything), experiment.data.on_read_error, folder, processes.index()
         ),

@@ -78,7 +78,7 @@ def _run(
         own[workdir / teachers.OWN] = asked.to_train
         to_be = model_lib.of_experiment(asked.to_train)
         teachers.check_settings(workdir / teachers.OWN, to_be, experiment)
-    elif asked:
+    elif asked and not asked.maps:
         # Read before the data are built: what is wrong with it is reported early.
         given = processes.together(lambda: given_teachers.load(asked, workdir))
         _check_same(given.run)
@@ -109,13 +109,21 @@ def _run(
         teacher = given_teachers.keep(given, workdir)
         teachers.check_statistics(teacher.folder, teacher.model.task, data.cases.task)
         patient = {each.case_id: each.patient_id for each in data.cases.summaries}
-        teachers.check_split(teacher.folder, patient, data.split.test)
+        for each in given.members or (teacher,):
+            teachers.check_split(each.folder, patient, data.split.test)
     elif to_be:
         folder = workdir / teachers.OWN
         _LOG.info(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
         # Check that the student's step fits in memory before spending hours on the teacher.
         compilation.compile_step(experiment, mesh, len(data.split.train), to_be, bool(unlabelled))
         teacher = train_and_evaluate(own[folder], folder, data, None)
+
+    elif data.maps:
+        _LOG.info(
+            f"The teacher is {len(data.maps.files)} maps of {data.maps.folder}. Nothing there "
+            "says what made them: if it was trained or selected on this run's test cases, the "
+            "student's scores may be too good."
+        )
 
     # -- The run itself ----------------------------------------------------------------------
     train_and_evaluate(experiment, workdir, data, teacher)
@@ -165,7 +173,7 @@ def train_and_evaluate(
         "config": experiment.hash,
         "split": data.split.hash,
         "data": data.cases.fingerprint,
-        "teacher": teacher.params_hash if teacher else "",
+        "teacher": teacher.params_hash if teacher else data.maps.hash if data.maps else "",
     }
     trained = _train(experiment, folder, data, teacher, identity)
     best = processes.together(lambda: runs.load_run(folder))
@@ -175,6 +183,8 @@ def train_and_evaluate(
     about = {"steps": trained.step, "train_seconds": round(trained.seconds, 1)}
     if teacher:
         about["teacher"] = {"path": os.fspath(teacher.folder), "hash": teacher.params_hash}
+    elif data.maps:
+        about["teacher"] = {"path": os.fspath(data.maps.folder), "hash": data.maps.hash}
     evaluate(best, folder, data, about)
     return best
 
@@ -312,7 +322,8 @@ def _train(
         profiler = profiling.Profiler(folder, experiment.profile, flops)
     teacher_params = sharding.replicate(teacher.params, mesh) if teacher else ()
     identity = identity | {"random root": checksums.content_hash(jax.random.key_data(root))}
-    teacher_path = os.fspath(teacher.folder) if teacher else ""
+    given = teacher or data.maps
+    teacher_path = os.fspath(given.folder) if given else ""
     batches = run_data.open_batches(experiment, data, mesh, folder)
     with checkpoint.RunCheckpoints(folder) as checkpoints, batches:
         state, start = loop.resume(checkpoints, state, batches, identity, teacher_path)

@@ -3,12 +3,16 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Final
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kdnet_jax.losses import channels
 from kdnet_jax.models import heads
+
+# Half a step of the maps that `predict` writes, 1 / 65535: less cannot be told from 0.
+_SMALLEST: Final = 0.5 / 65535
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,3 +70,18 @@ class Output:
             int(name.removeprefix("logits_")) for name in self.features if "logits_" in name
         )
         return {level: Output(self.features[f"logits_{level}"], {}, self.head) for level in levels}
+
+
+def of_maps(maps: Float[Array, "b d h w j"], head: heads.Head) -> Output:
+    """Returns the output of a network whose probabilities are known, with no features.
+
+    Args:
+        maps: the probabilities of the head's outputs but for the background, 0 to 1.
+        head: what they are. Of a softmax the background has what the others leave.
+    """
+    if head.kind == "regions":
+        p = jnp.clip(maps, _SMALLEST, 1 - _SMALLEST)
+        return Output(jnp.log(p) - jnp.log1p(-p), {}, head)
+    background = 1 - maps.sum(axis=-1, keepdims=True)
+    p = jnp.concatenate([background, maps], axis=-1)
+    return Output(jnp.log(jnp.maximum(p, _SMALLEST)), {}, head)

@@ -6,7 +6,7 @@ they lie, so that all else sees one more network.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 import flax.linen as nn
@@ -132,16 +132,28 @@ def join_members(members: tuple[PyTree, ...]) -> PyTree:
 
 
 def mean_logits(
-    members: list[Float[Array, "*grid k"]], head: Literal["softmax", "regions"]
+    members: list[Float[Array, "*grid k"]],
+    head: Literal["softmax", "regions"],
+    weights: Sequence[float] = (),
 ) -> Float[Array, "*grid k"]:
-    """Returns logits whose probabilities are the mean of the members'."""
+    """Returns logits whose probabilities are the mean of the members'.
+
+    Args:
+        members: their logits.
+        head: what they mean.
+        weights: of the members, above 0; none: all count alike.
+    """
     stacked = jnp.stack(members)
     if head == "softmax":
-        return _log_mean(jax.nn.log_softmax(stacked, axis=-1))
-    return _log_mean(jax.nn.log_sigmoid(stacked)) - _log_mean(jax.nn.log_sigmoid(-stacked))
+        return _log_mean(jax.nn.log_softmax(stacked, axis=-1), weights)
+    of_region, of_rest = (jax.nn.log_sigmoid(each) for each in (stacked, -stacked))
+    return _log_mean(of_region, weights) - _log_mean(of_rest, weights)
 
 
-def _log_mean(log_p: Array) -> Array:
+def _log_mean(log_p: Array, weights: Sequence[float]) -> Array:
+    if len(set(weights)) > 1:
+        shares = jnp.asarray(weights).reshape(-1, *[1] * (log_p.ndim - 1)) / sum(weights)
+        return jax.scipy.special.logsumexp(log_p, axis=0, b=shares)
     return jax.scipy.special.logsumexp(log_p, axis=0) - math.log(log_p.shape[0])
 
 

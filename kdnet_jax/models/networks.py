@@ -12,12 +12,12 @@ from jaxtyping import PyTree
 
 from kdnet_jax.core import typed
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import adapted, monai, nnunet, unet
+from kdnet_jax.models import adapted, mean, monai, nnunet, unet
 from kdnet_jax.parallel import sharding
 
 N = TypeVar("N")
 
-Network = unet.UNetConfig | adapted.AdaptedConfig
+Network = unet.UNetConfig | adapted.AdaptedConfig | mean.MeanConfig
 UNET = "unet"
 # The networks of other tools, each by the name of its class.
 FAMILIES: dict[str, type[adapted.RawConfig]] = {
@@ -95,6 +95,8 @@ def family(config: Network) -> str:
     """Returns the name of a network's kind."""
     if isinstance(config, unet.UNetConfig):
         return UNET
+    if isinstance(config, mean.MeanConfig):
+        return "mean of " + ", ".join(map(family, config.members))
     return next(name for name, kind in FAMILIES.items() if type(config.network) is kind)
 
 
@@ -167,7 +169,15 @@ def portable(config: Network) -> Network:
     return _of_network(config, convolutions="native", bfloat16=False)
 
 
-def _of_network(config: adapted.AdaptedConfig, **changes: object) -> adapted.AdaptedConfig:
+def _of_network(config: adapted.AdaptedConfig | mean.MeanConfig, **changes: object) -> Network:
+    if isinstance(config, mean.MeanConfig):
+        members = tuple(
+            dataclasses.replace(each, **changes)
+            if isinstance(each, unet.UNetConfig)
+            else _of_network(each, **changes)
+            for each in config.members
+        )
+        return dataclasses.replace(config, members=members)
     return dataclasses.replace(config, network=dataclasses.replace(config.network, **changes))
 
 

@@ -25,14 +25,16 @@ _ITS_TASK = (
 OWN, CONVERTED = "teacher", "teacher_model"
 
 
-def find_folder(experiment: experiment_lib.Experiment, run: pathlib.Path) -> pathlib.Path | None:
-    """Returns where the teacher lies, to be trained or given; `None` without a teacher."""
-    if experiment.teacher is None:
-        return None
+def find_folders(
+    experiment: experiment_lib.Experiment, run: pathlib.Path
+) -> tuple[pathlib.Path, ...]:
+    """Returns where the teacher's networks lie, to be trained or given; none without a network."""
+    if experiment.teacher is None or experiment.teacher.maps:
+        return ()
     if experiment.teacher.to_train:
-        return run / OWN
+        return (run / OWN,)
     converted = run / CONVERTED
-    return converted if converted.is_dir() else pathlib.Path(experiment.teacher.checkpoint)
+    return (converted,) if converted.is_dir() else experiment.teacher.folders
 
 
 def check_settings(
@@ -192,10 +194,12 @@ def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
     own = (*split.train, *split.validation)
     if experiment.uses_unlabelled:
         own += split.unlabelled
-    teacher = find_folder(experiment, folder)
-    if teacher is None:
-        return model_lib.KnownCases(own, complete=True)
-    if not (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file()):
-        return model_lib.KnownCases(own, complete=False)  # it was moved away
-    its = known_cases(teacher)
-    return model_lib.KnownCases((*own, *its.ids), its.complete)
+    # Nothing says who made a folder of maps, and of what.
+    complete = not (experiment.teacher and experiment.teacher.maps)
+    for teacher in find_folders(experiment, folder):
+        if not (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file()):
+            complete = False  # it was moved away
+            continue
+        its = known_cases(teacher)
+        own, complete = (*own, *its.ids), complete and its.complete
+    return model_lib.KnownCases(own, complete)

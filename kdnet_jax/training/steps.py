@@ -10,7 +10,7 @@ randomness is `fold_in(root, step)`, so a resumed run draws what an uninterrupte
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +38,12 @@ class Batch(TypedDict):
     """A batch of patches: all the modalities of the data, and the class of each voxel.
 
     All voxels of a sample without a reference are `task.NO_LABEL`.
+    With a `CachedTeacher` its probabilities too, as `output.of_maps` takes them.
     """
 
     image: Float[Array, "b d h w m"]
     label: UInt8[Array, "b d h w"]
+    teacher: NotRequired[Float[Array, "b d h w j"]]
 
 
 class BatchShapes(TypedDict):
@@ -49,14 +51,27 @@ class BatchShapes(TypedDict):
 
     image: jax.ShapeDtypeStruct
     label: jax.ShapeDtypeStruct
+    teacher: NotRequired[jax.ShapeDtypeStruct]
 
 
-def batch_shapes(batch: int, crop: tuple[int, int, int], modalities: int) -> BatchShapes:
-    """Returns the shapes and types of a batch of crops, to compile a step before there is one."""
-    return {
+def batch_shapes(
+    batch: int, crop: tuple[int, int, int], modalities: int, maps: int = 0
+) -> BatchShapes:
+    """Returns the shapes and types of a batch of crops, to compile a step before there is one.
+
+    Args:
+        batch: samples.
+        crop: "d h w".
+        modalities: channels of the image.
+        maps: channels of a cached teacher's probabilities.
+    """
+    shapes: BatchShapes = {
         "image": jax.ShapeDtypeStruct((batch, *crop, modalities), jnp.float32),
         "label": jax.ShapeDtypeStruct((batch, *crop), jnp.uint8),
     }
+    if maps:
+        shapes["teacher"] = jax.ShapeDtypeStruct((batch, *crop, maps), jnp.float32)
+    return shapes
 
 
 class TrainState(NamedTuple):
@@ -94,6 +109,21 @@ class Network(NamedTuple):
     channels: tuple[int, ...]
 
 
+class CachedTeacher(NamedTuple):
+    """A teacher whose probabilities come with each batch.
+
+    Attributes:
+        head: what they are.
+    """
+
+    head: heads.Head
+
+    @property
+    def maps(self) -> int:
+        """Channels of a batch's probabilities: the head's outputs but for the background."""
+        return len(self.head.outputs[self.head.foreground])
+
+
 def init_state(
     params: PyTree, optimizer: optax.GradientTransformation, *, averaged: bool = False
 ) -> TrainState:
@@ -110,6 +140,7 @@ class Plan(NamedTuple):
         augment: what is drawn for each crop.
         patch: size of the patches that the network sees, "d h w"; None: of the crops.
         accumulate: number of parts that the batch is worked through in, one after another.
+        modality_dropout: probability with which a sequence is dropped (`augment.drop_sequences`).
         skip_nonfinite: leave out the update of a batch whose loss or gradient is not finite.
         average: decay of the moving average of the parameters; 0: the state has none.
         mixup: a of Beta(a, a), from which the share of each sample in its mixture with the one
@@ -120,6 +151,7 @@ class Plan(NamedTuple):
     augment: augment.AugmentOptions
     patch: tuple[int, int, int] | None = None
     accumulate: int = 1
+    modality_dropout: float = 0.0
     skip_nonfinite: bool = False
     average: float = 0.0
     mixup: float = 0.0
@@ -133,7 +165,7 @@ def train_step(
     root: jax.Array,
     *,
     student: Network,
-    teacher: Network | None,
+    teacher: Network | CachedTeacher | None,
     loss: objective.Loss,
     optimizer: optax.GradientTransformation,
     plan: Plan,
@@ -145,11 +177,12 @@ def train_step(
 
     Args:
         state: what training changes.
-        teacher_params: the teacher's parameters; () without one.
+        teacher_params: the teacher's parameters; () without one, and of a cached one.
         batch: crops of `augment.source_patch` voxels.
         root: the key of the run.
         student: what is trained: the network of a teacher's or a baseline's run too.
-        teacher: the frozen network; None: the reference alone teaches.
+        teacher: the frozen network, or what comes with the batch; None: the reference alone
+            teaches.
         loss: the weighted sum of terms.
         optimizer: its rule.
         plan: augmentation, patch and accumulation.
@@ -162,9 +195,14 @@ def train_step(
     # -- Augment: crops "b D H W m" and "b D H W" to patches "b d h w m" and "b d h w" -----------
     # The whole batch at once: the draws do not depend on `accumulate`.
     key = jax.random.fold_in(root, state.step)
+    image, maps = batch["image"], 0
     with jax.named_scope(AUGMENT):
+        if isinstance(teacher, CachedTeacher):
+            assert "teacher" in batch
+            # They move as the image does: "b D H W m" and "b D H W j" to "b D H W m+j".
+            image, maps = jnp.concatenate([image, batch["teacher"]], axis=-1), teacher.maps
         image, label = augment.augment(
-            key, batch["image"], batch["label"], plan.augment, plan.patch, plan.mesh
+            key, image, batch["label"], plan.augment, plan.patch, plan.mesh, maps=maps
         )
         share = None
         if plan.mixup:
@@ -172,6 +210,9 @@ def train_step(
             share = jax.random.beta(jax.random.fold_in(key, _MIXUP), plan.mixup, plan.mixup)
             image = share * image + (1 - share) * jnp.roll(image, 1, axis=0)
             label = jnp.stack([label, jnp.roll(label, 1, axis=0)], axis=-1)
+        if plan.modality_dropout:
+            image = augment.drop_sequences(key, image, student.channels, plan.modality_dropout)
+
     arrays = [image, label]
     if loss.labels:
         # -- Samples without a reference, before a border is added: 0 in "b", the others 1 --------
@@ -188,7 +229,9 @@ def train_step(
 
         # -- Teacher: its sequences "b d h w m" to logits "b d h w k" and features ---------------
         taught = None
-        if teacher:
+        if isinstance(teacher, CachedTeacher):
+            taught = output.of_maps(image[..., -maps:], teacher.head)
+        elif teacher:
             teach = sharding.spread(teacher.apply, plan.mesh)
             with jax.named_scope(TEACHER):
                 answer = jax.lax.stop_gradient(
@@ -218,7 +261,7 @@ def jit_step(
     mesh: Mesh,
     *,
     student: Network,
-    teacher: Network | None = None,
+    teacher: Network | CachedTeacher | None = None,
     loss: objective.Loss,
     optimizer: optax.GradientTransformation,
     plan: Plan,

@@ -327,6 +327,26 @@ def test_jitted_is_eager_and_the_key_decides(augmented: tuple[Any, ...]) -> None
     assert (run(jax.random.key(8), image, label)[0] != first).mean() > 0.5
 
 
+def test_maps_move_as_the_image_does_and_their_values_stay(augmented: tuple[Any, ...]) -> None:
+    run, image, label, chosen = augmented
+    key = jax.random.key(3)
+    # As maps the image's own values, which are no background anywhere.
+    maps = image[..., :1] + 1.0
+    stack = jnp.concatenate([image, maps], axis=-1)
+    moved, moved_label = augment.augment(key, stack, label, chosen, PATCH, maps=1)
+    alone, alone_label = run(key, image, label)
+    np.testing.assert_allclose(moved[..., :2], alone, atol=1e-4)
+    assert (moved_label != alone_label).mean() < 1e-3
+    # The geometry alone, of the same draws: an image of which 0 is no background.
+    still = {f"{name}_probability": 0.0 for name in ("noise", "blur", "contrast", "gamma")}
+    still |= {f"{name}_probability": 0.0 for name in ("low_resolution", "gamma_inverted")}
+    geometric = dataclasses.replace(chosen, scale=0.0, shift=0.0, **still)
+    plain = augment.Fitted(**dataclasses.asdict(geometric), zero_is_background=(False, False))
+    expected, _ = augment.augment(key, jnp.concatenate([maps, maps], -1), label, plain, PATCH)
+    np.testing.assert_allclose(moved[..., 2], expected[..., 0], atol=1e-5)
+    assert float(jnp.abs(moved[..., 2] - 1 - alone[..., 0]).max()) > 0.1
+
+
 def test_equal_samples_are_augmented_differently(augmented: tuple[Any, ...]) -> None:
     run, image, label, _ = augmented
     image, label = (jnp.broadcast_to(array[:1], array.shape) for array in (image, label))
@@ -552,3 +572,17 @@ def test_crops_of_flat_voxels_hold_what_is_rotated() -> None:
     # Of 16 x 64 x 64 voxels of 4 x 1 x 1 mm, a cube of 64 mm: its diagonals, in steps of 8.
     assert augment.source_patch((16, 64, 64), flat) == (24, 96, 96)
     assert augment.source_patch((64, 64, 64), chosen) == (96, 96, 96)
+
+
+def test_sequences_are_dropped_and_one_always_stays() -> None:
+    image = jnp.ones((4000, 1, 1, 1, 4))
+    out = augment.drop_sequences(jax.random.key(0), image, (0, 1, 3), 0.5)
+    kept = np.asarray(out[:, 0, 0, 0])
+    assert (kept[:, 2] == 1).all()  # not a sequence of the network
+    kept = kept[:, [0, 1, 3]]
+    assert set(np.unique(kept)) == {0, 1}
+    assert kept.any(axis=1).all()
+    # 1/2, and a third of the 1/8 in which all would have gone.
+    np.testing.assert_allclose(kept.mean(axis=0), 1 / 2 + 1 / 24, atol=0.03)
+    several = (kept.sum(axis=1) == 1).mean()
+    assert several == pytest.approx(3 / 8 + 1 / 8, abs=0.03)

@@ -244,3 +244,33 @@ def test_a_run_of_another_task_comes_back_with_it(tmp_path: pathlib.Path) -> Non
     (run / dataset_json.TASK_FILE).write_text(written, "utf-8")
     (tmp_path / "dataset.json").unlink()  # the run does not need it any more
     assert reading.read_run(run) == values
+
+
+def test_a_folder_of_maps_is_a_teacher_without_features() -> None:
+    config = common.base_config("student", "smoke")
+    config.teacher.maps, config.distillation.latent_weight = "maps", 0.0
+    teacher = reading.read(config).teacher
+    assert (teacher.maps, teacher.checkpoint, teacher.to_train) == ("maps", "", None)
+    config.teacher.checkpoint = "runs/t"
+    with pytest.raises(UserError, match=r"teacher.maps is 'maps' and teacher.checkpoint is 'runs"):
+        reading.read(config)
+    config.teacher.checkpoint, config.distillation.latent_weight = "", 1.0
+    with pytest.raises(UserError, match=r"Set --config.distillation.latent_weight=0"):
+        reading.read(config)
+
+
+def test_sequences_are_dropped_only_where_a_network_that_sees_several_is_trained() -> None:
+    config = common.base_config("baseline", "smoke")
+    config.augment.modality_dropout = 0.3
+    with pytest.raises(UserError, match="the network sees t1ce alone"):
+        reading.read(config)
+    config.model.modalities = "t1ce,flair"
+    assert reading.read(config).augment.modality_dropout == 0.3
+    # A student says it for the teacher that it trains.
+    config = common.base_config("student", "smoke")
+    config.augment.modality_dropout = 0.3
+    student = reading.read(config)
+    assert student.teacher.to_train.augment.modality_dropout == 0.3
+    config.teacher.checkpoint = "runs/t"
+    with pytest.raises(UserError, match="the teacher is trained already"):
+        reading.read(config)

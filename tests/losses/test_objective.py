@@ -32,6 +32,23 @@ def random_labels() -> jax.Array:
 
 
 @glioma.each_head
+def test_maps_are_the_output_of_a_network_with_these_probabilities(head: heads.Head) -> None:
+    network = make_output(head, 4)
+    p = head.probabilities(network.logits)
+    found = output.of_maps(p[..., head.foreground], head)
+    for temperature in (1.0, 5.0):
+        for ours, theirs in zip(
+            found.softened(temperature).p, network.softened(temperature).p, strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    # Outside of a case all is 0: background, or no region.
+    outside = output.of_maps(jnp.zeros((1, 1, 1, 1, 3)), head)
+    background = [1.0, 0.0, 0.0, 0.0] if head.kind == "softmax" else [0.0] * 3
+    found = head.probabilities(outside.logits)[0, 0, 0, 0]
+    np.testing.assert_allclose(found, background, atol=1e-4)
+
+
+@glioma.each_head
 @pytest.mark.parametrize("form", ["dice_ce", "dice_bce"])
 @pytest.mark.parametrize("kd", [None, KD(), KD(latent_weight=0.0, kd_weight=0.0)])
 def test_the_terms_are_those_of_the_options(head: heads.Head, form: str, kd: KD | None) -> None:

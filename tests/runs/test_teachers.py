@@ -14,7 +14,7 @@ from kdnet_jax.config import reading
 from kdnet_jax.core import files
 from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError
-from kdnet_jax.experiment import runner
+from kdnet_jax.experiment import given_teachers, runner
 from kdnet_jax.models import networks, unet
 from kdnet_jax.runs import model, model_folder, teachers
 
@@ -86,6 +86,52 @@ def test_a_student_s_known_cases_end_where_its_teacher_s_do(
     assert f"{teacher} does not say on all cases" in caplog.text
     shutil.rmtree(teacher)
     assert teachers.known_cases(run) == model.KnownCases(("a", "b"), complete=False)
+
+
+def test_several_networks_teach_as_their_mean(tmp_path: pathlib.Path) -> None:
+    config = common.base_config("student", "smoke")
+    config.teacher.update(checkpoint=f"{tmp_path / 'a'};{tmp_path / 'b'}", weights=(1.0, 2.0))
+    for seed, name in enumerate("ab"):
+        network = unet.UNetConfig(widths=(2, 4) if seed else (2, 3))
+        params = networks.init_params(network, 1, jax.random.key(seed))
+        sees = ("t2", "t1")[seed : seed + 1]
+        made = model.Model(task_lib.GLIOMA, "teacher", network, sees, 1.5 + seed, (8, 8, 8))
+        with files.new_folder(tmp_path / name) as beside:
+            known = model.KnownCases((VISITS[2 * seed],), complete=True)
+            model_folder.fill(beside, made, params, step=0, known=known, about={})
+    student = reading.read(config)
+    with pytest.raises(UserError, match=r"their spacing is 1.5 and 2.5"):
+        given_teachers.load(student.teacher, tmp_path / "run")
+    about = tmp_path / "b" / "model.json"
+    about.write_text(about.read_text("utf-8").replace("2.5", "1.5"), "utf-8")
+    given = given_teachers.load(student.teacher, tmp_path / "run")
+    # In the task's order.
+    assert given.run.model.modalities == ("t1", "t2")
+    assert (given.run.model.network.channels, given.run.model.network.weights) == (
+        ((1,), (0,)),
+        (1.0, 2.0),
+    )
+    assert [each.folder.name for each in given.members] == ["a", "b"]
+    # What a student of both knows.
+    (tmp_path / "config.json").write_text(student.to_json(), "utf-8")
+    (tmp_path / "split.json").write_text('{"train": ["c"], "validation": [], "test": []}', "utf-8")
+    assert teachers.known_cases(tmp_path).ids == ("c", VISITS[0], VISITS[2])
+    twice = dataclasses.replace(student.teacher, checkpoint=f"{tmp_path / 'a'};{tmp_path / 'a'}")
+    with pytest.raises(UserError, match="are the same network"):
+        given_teachers.load(twice, tmp_path / "run")
+    config.teacher.weights = (1.0,)
+    with pytest.raises(UserError, match=r"teacher.weights has 1 numbers"):
+        reading.read(config)
+
+
+def test_who_made_maps_is_not_known(tmp_path: pathlib.Path) -> None:
+    config = common.base_config("student", "smoke")
+    config.teacher.maps, config.distillation.latent_weight = "maps", 0.0
+    (tmp_path / "config.json").write_text(reading.read(config).to_json(), "utf-8")
+    (tmp_path / "split.json").write_text(
+        '{"train": ["a"], "validation": ["b"], "test": []}', "utf-8"
+    )
+    assert teachers.known_cases(tmp_path) == model.KnownCases(("a", "b"), complete=False)
 
 
 def test_an_own_teacher_that_cannot_fit_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:

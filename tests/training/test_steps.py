@@ -165,6 +165,40 @@ def test_the_metrics_are_the_terms_of_the_formula(distil: Callable[..., Any]) ->
     assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_cached_probabilities_teach_as_their_network_does() -> None:
+    kd = distillation.DistillationOptions(latent_weight=0.0)
+    options = distillation_options() | {"loss": objective.of_options(glioma.SOFTMAX, kd=kd)}
+    batch, teacher = make_batch(), fresh_teacher()
+    online = steps.jit_step(sharding.make_mesh(), **options)
+    _, of_network = online(fresh_state(), teacher, batch, ROOT)
+    logits, _ = unet.UNet(CONFIG).apply(teacher, batch["image"])
+    cached = steps.jit_step(
+        sharding.make_mesh(), **options | {"teacher": steps.CachedTeacher(glioma.SOFTMAX)}
+    )
+    maps = jax.nn.softmax(logits)[..., 1:]
+    _, metrics = cached(fresh_state(), (), {**batch, "teacher": maps}, ROOT)
+    assert set(metrics) == set(of_network)
+    for name, value in of_network.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+    _, other = cached(fresh_state(), (), {**batch, "teacher": maps[::-1]}, ROOT)
+    assert other["kd_dice"] != metrics["kd_dice"]
+
+
+def test_dropped_sequences_are_those_of_the_step() -> None:
+    options = step_options(NO_AUGMENT) | {"student": network((0, 1))}
+    dropping = options | {"plan": steps.Plan(NO_AUGMENT, modality_dropout=0.9)}
+    batch = make_batch()
+    key = jax.random.fold_in(ROOT, 0)
+    image = augment.drop_sequences(key, batch["image"], (0, 1), 0.9)
+    assert (np.asarray(image).any(axis=(1, 2, 3)).sum(axis=1) == 1).all()
+    found, expected = (
+        supervised(chosen)(steps.init_state(fresh_teacher(), optimizer()), given, ROOT)[1]
+        for chosen, given in ((dropping, batch), (options, {**batch, "image": image}))
+    )
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+
+
 def test_the_student_sees_its_own_sequence_only(
     distil: Callable[..., Any], supervise_as_is: Callable[..., Any]
 ) -> None:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
 from kdnet_jax.core import typed
 from kdnet_jax.data.loading import mixed, patches, resident
-from kdnet_jax.data.records import skipping, store
+from kdnet_jax.data.records import skipping, store, teacher_maps
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import sharding
@@ -142,6 +141,7 @@ def make_loader(
     unreadable: skipping.Unreadable | None = None,
     unlabelled: Sequence[int] = (),
     unlabelled_share: float = 0.5,
+    maps: teacher_maps.Maps | None = None,
     threads: int = 2,
     prefetch_batches: int = 2,
 ) -> PatchIterator:
@@ -168,6 +168,7 @@ def make_loader(
         unreadable: what is done about cases that cannot be read; by default the stream stops.
         unlabelled: which cases train without their reference: all of their voxels are `NO_LABEL`.
         unlabelled_share: share of the elements that are theirs, where there are any.
+        maps: a teacher's probabilities, cut with the patches ("teacher" of a batch).
         threads: elements prepared at once. The stream does not depend on it.
         prefetch_batches: batches prepared ahead on the host.
 
@@ -192,6 +193,7 @@ def make_loader(
         cavity=cavity,
         crop=crop,
         unreadable=unreadable,
+        maps=maps,
     )
     if on_device:
         held = resident.ResidentCases(cases, source, mesh, threads)
@@ -220,12 +222,10 @@ def _read(
 ) -> Generator[Batch, None, None]:
     """Yields the batches from number `first` on: cut by Grain's threads, sent by one of its own."""
 
-    def send(batch: patches.Patch) -> Batch:
-        image, label = (
-            _to_mesh(each, share, source.batch, mesh) for each in (batch["image"], batch["label"])
-        )
+    def send(batch: dict[str, Shaped[np.ndarray, "n d h w *m"]]) -> dict[str, jax.Array]:
+        sent = {name: _to_mesh(each, share, source.batch, mesh) for name, each in batch.items()}
         # A batch is handed out when it has arrived, so that a slow transfer counts as waiting.
-        return jax.block_until_ready(Batch(image=image, label=label))
+        return jax.block_until_ready(sent)
 
     sent = (
         grain.MapDataset.source(_Part(source, share, first))
@@ -234,13 +234,12 @@ def _read(
         .map(send)
     )
     # Sent as float16: half the bytes, and NumPy's conversion is slower than the device's.
-    to_float32 = jax.jit(
-        lambda image: image.astype(jnp.float32), out_shardings=sharding.batch_sharding(mesh)
-    )
+    to_float32 = jax.jit(resident.to_float32, out_shardings=sharding.batch_sharding(mesh))
     ahead = grain.experimental.ThreadPrefetchIterDataset(sent, prefetch_buffer_size=_BATCHES_AHEAD)
     with contextlib.closing(iter(ahead)) as batches:
         for batch in batches:
-            yield Batch(image=to_float32(batch["image"]), label=batch["label"])
+            floats = {name: each for name, each in batch.items() if name != "label"}
+            yield Batch(label=batch["label"], **to_float32(floats))
 
 
 def _to_mesh(

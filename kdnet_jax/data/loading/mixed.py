@@ -39,7 +39,7 @@ class MixedSource:
         self._share = share
         self.batch = batch
         self.indices = (*labelled.indices, *unlabelled.indices)
-        self.crop = labelled.crop
+        self.crop, self.maps = labelled.crop, labelled.maps
 
     def __len__(self) -> int:
         return patches.ENDLESS

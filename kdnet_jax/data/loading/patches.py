@@ -25,14 +25,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Final, NamedTuple, TypedDict
+from typing import Final, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
-from jaxtyping import Float16, Integer, Shaped, UInt8
+from jaxtyping import Float16, Integer, Shaped, UInt8, UInt16
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.data.records import records, skipping, store
+from kdnet_jax.data.records import records, skipping, store, teacher_maps
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import labels
 from kdnet_jax.errors import UserError
@@ -50,10 +50,11 @@ Classes = UInt8[np.ndarray, "d h w"]
 
 
 class Patch(TypedDict):
-    """A patch and its classes, by the task's numbers."""
+    """A patch, its classes by the task's numbers, and a teacher's probabilities (`Maps`)."""
 
     image: Float16[np.ndarray, "d h w m"]
     label: UInt8[np.ndarray, "d h w"]
+    teacher: NotRequired[UInt16[np.ndarray, "d h w k"]]
 
 
 class Place(NamedTuple):
@@ -86,6 +87,10 @@ class PatchSource:
             drawn does not depend on it.
         unreadable: what is done about cases that cannot be read; by default the stream stops.
         hidden: references are not used: nothing that is drawn depends on them.
+        maps: a teacher's probabilities for these cases; they do not change the stream.
+
+    Attributes:
+        maps: see above.
     """
 
     def __init__(
@@ -102,8 +107,10 @@ class PatchSource:
         crop: tuple[int, int, int] | None = None,
         unreadable: skipping.Unreadable | None = None,
         hidden: bool = False,
+        maps: teacher_maps.Maps | None = None,
     ) -> None:
         self._cases = cases
+        self.maps = maps
         self.indices = tuple(indices)
         self.patch = tuple(patch)
         self.crop = tuple(crop or patch)
@@ -128,7 +135,11 @@ class PatchSource:
             continue
         start = self._start(index, case_index)
         label = crop(self._stored(case), start, self.crop)
-        return Patch(image=crop(case.image, start, self.crop), label=self._trained(label))
+        patch = Patch(image=crop(case.image, start, self.crop), label=self._trained(label))
+        if self.maps is not None:
+            # Read here, in a thread of the loader, not page by page where batches are joined.
+            patch["teacher"] = np.ascontiguousarray(crop(self.maps[case_index], start, self.crop))
+        return patch
 
     def cases_of(self, batch: int) -> list[str]:
         """Returns the ids of the cases of a global batch, each once."""

@@ -73,6 +73,7 @@ def choose(
     *,
     mesh: Mesh,
     free: Memory | None = None,
+    maps: int = 0,
 ) -> Placement:
     """Chooses where the training cases lie.
 
@@ -85,6 +86,7 @@ def choose(
         training: which of them train.
         mesh: the devices.
         free: what is free; measured if None.
+        maps: channels of a teacher's maps; the host reads them from files.
 
     Raises:
         UserError: the requested place is too small.
@@ -93,7 +95,7 @@ def choose(
     noted = all(cases.summaries[index].shape for index in training)
     bar = console.bar(training, desc="measuring cases", unit="case", disable=noted)
     shape = resident.padded_shape([cases.shape(index) for index in bar])
-    device_bytes = resident.need_bytes(len(training), len(cases.modalities), shape)
+    device_bytes = resident.need_bytes(len(training), len(cases.modalities) + maps, shape)
     # On the CPU backend the copies of all devices lie in the host's memory.
     copies = len(mesh.local_devices) if free.device is None else 1
     needs = {"device": copies * device_bytes, "host": cases.decoded_bytes, "stream": 0}

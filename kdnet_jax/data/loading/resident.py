@@ -1,38 +1,40 @@
 """The training cases on the devices, and batches cut there: nothing but positions is sent.
 
 Every device holds all of them, in the types of the records: images float16 "m d h w", classes uint8
-"d h w", padded with zeros to one shape, so that one compiled cut serves all. The sequences come
-before the voxels because a TPU would pad a last axis of four to 128. Each case is an array of its
-own: a whole cohort has more voxels than 32-bit offsets count.
+"d h w", a teacher's maps uint16 "k d h w" where there are any, padded with zeros to one shape, so
+that one compiled cut serves all. The channels come before the voxels because a TPU would pad a last
+axis of four to 128. Each case is an array of its own: a whole cohort has more voxels than 32-bit
+offsets count.
 """
 
 import functools
 import itertools
-from collections.abc import Generator, Sequence
-from typing import Final, NamedTuple, TypedDict
+from collections.abc import Generator, Iterable, Sequence
+from typing import Final, NamedTuple, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float16, Int32, Shaped, UInt8
+from jaxtyping import Array, Float, Float16, Int32, Shaped, UInt8, UInt16
 
 from kdnet_jax.core import console, typed
 from kdnet_jax.data.loading import mixed, patches
-from kdnet_jax.data.records import case_builder, store
+from kdnet_jax.data.records import case_builder, store, teacher_maps
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.parallel import sharding
 
-# Of a voxel: its class, and each of its sequences.
+# Of a voxel: its class, and each of its sequences and of its teacher's probabilities.
 _LABEL_BYTES: Final = 1
-_IMAGE_BYTES: Final = 2
+_CHANNEL_BYTES: Final = 2
 
 
 class Batch(TypedDict):
-    """A batch of patches on the mesh, with their classes by the task's numbers."""
+    """A batch of patches on the mesh, their classes by the task's numbers, a teacher's maps."""
 
     image: Float[Array, "b d h w m"]
     label: UInt8[Array, "b d h w"]
+    teacher: NotRequired[Float[Array, "b d h w k"]]
 
 
 class _Held(NamedTuple):
@@ -40,6 +42,15 @@ class _Held(NamedTuple):
 
     image: Float16[Array, "m d h w"]
     label: UInt8[Array, "d h w"]
+    teacher: UInt16[Array, "k d h w"] | None
+
+
+def to_float32(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Returns images and a teacher's maps as a step reads them."""
+    return {
+        name: each.astype(jnp.float32) / (teacher_maps.ONE if name == "teacher" else 1)
+        for name, each in arrays.items()
+    }
 
 
 def padded_shape(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -47,9 +58,15 @@ def padded_shape(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(int(edge) for edge in np.max(shapes, axis=0))
 
 
-def need_bytes(cases: int, sequences: int, shape: Sequence[int]) -> int:
-    """Returns what cases of that padded shape take on one device."""
-    return cases * int(np.prod(shape)) * (_LABEL_BYTES + _IMAGE_BYTES * sequences)
+def need_bytes(cases: int, channels: int, shape: Sequence[int]) -> int:
+    """Returns what cases of that padded shape take on one device.
+
+    Args:
+        cases: how many.
+        channels: sequences and a teacher's maps.
+        shape: "d h w".
+    """
+    return cases * int(np.prod(shape)) * (_LABEL_BYTES + _CHANNEL_BYTES * channels)
 
 
 class ResidentCases:
@@ -70,7 +87,8 @@ class ResidentCases:
     ) -> None:
         self._source, self._threads = source, threads
         self._shape = padded_shape([cases.shape(index) for index in source.indices])
-        self.device_bytes = need_bytes(len(source.indices), len(cases.modalities), self._shape)
+        channels = len(cases.modalities) + (source.maps.channels if source.maps else 0)
+        self.device_bytes = need_bytes(len(source.indices), channels, self._shape)
         self._devices = mesh.local_devices
         self._sharding = sharding.batch_sharding(mesh)
 
@@ -84,12 +102,9 @@ class ResidentCases:
         parts = sharding.parts_of(self._sharding, shape)
         for number in itertools.count(first):
             cut = [self._cut(held[device], number, part) for device, part in parts.items()]
-            image, label = (list(arrays) for arrays in zip(*cut, strict=True))
-            yield Batch(image=self._joined(shape, image), label=self._joined(shape, label))
+            yield jax.tree.map(lambda *each: self._joined(shape, list(each)), *cut)
 
-    def _cut(
-        self, held: dict[int, _Held], number: int, part: tuple[slice, ...]
-    ) -> tuple[Float[Array, "b d h w m"], UInt8[Array, "b d h w"]]:
+    def _cut(self, held: dict[int, _Held], number: int, part: tuple[slice, ...]) -> Batch:
         """Cuts one device's part of a batch, there: some elements, of them some of the depth."""
         batch, size = self._source.batch, self._source.crop
         first, last, _ = part[0].indices(batch)
@@ -98,9 +113,9 @@ class ResidentCases:
         places = [self._source.place_of(element) for element in elements]
         starts = np.array([place.start for place in places], np.int32)
         starts[:, 0] += top
-        images, labels = zip(*(held[place.case] for place in places), strict=True)
-        (device,) = images[0].devices()
-        return _cut(images, labels, jax.device_put(starts, device), (bottom - top, *size[1:]))
+        cases = tuple(held[place.case] for place in places)
+        (device,) = cases[0].image.devices()
+        return _cut(cases, jax.device_put(starts, device), (bottom - top, *size[1:]))
 
     def _joined(self, shape: tuple[int, ...], parts: list[Array]) -> Array:
         shape = (*shape, *parts[0].shape[len(shape) :])
@@ -126,23 +141,31 @@ class ResidentCases:
 
     def _padded(
         self, index: int, case: prepare.PreparedCase
-    ) -> tuple[Float16[np.ndarray, "m d h w"], UInt8[np.ndarray, "d h w"]]:
-        image = patches.crop(case.image, (0, 0, 0), self._shape)
+    ) -> tuple[Shaped[np.ndarray, "*c d h w"] | None, ...]:
+        """Returns the arrays of a `_Held`."""
+
+        def first(volume: Shaped[np.ndarray, "d h w c"]) -> Shaped[np.ndarray, "c D H W"]:
+            padded = patches.crop(volume, (0, 0, 0), self._shape)
+            return np.ascontiguousarray(np.moveaxis(padded, -1, 0))
+
         label = patches.crop(self._source.label_of(index, case), (0, 0, 0), self._shape)
-        return np.ascontiguousarray(np.moveaxis(image, -1, 0)), label
+        maps = self._source.maps
+        return first(case.image), label, first(maps[index]) if maps else None
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _cut(
-    images: tuple[Float16[Array, "m _ _ _"], ...],
-    labels: tuple[UInt8[Array, "_ _ _"], ...],
-    starts: Int32[Array, "b 3"],
-    size: tuple[int, ...],
-) -> tuple[Float[Array, "b d h w m"], UInt8[Array, "b d h w"]]:
+def _cut(cases: tuple[_Held, ...], starts: Int32[Array, "b 3"], size: tuple[int, ...]) -> Batch:
     """Cuts `size` "d h w" voxels of each case from its start on; what lies outside is 0."""
-    image = [_window(v, start, size) for v, start in zip(images, starts, strict=True)]
-    label = [_window(v[None], start, size)[0] for v, start in zip(labels, starts, strict=True)]
-    return jnp.moveaxis(jnp.stack(image), 1, -1).astype(jnp.float32), jnp.stack(label)
+
+    def windows(volumes: Iterable[Shaped[Array, "c D H W"]]) -> Shaped[Array, "b c d h w"]:
+        return jnp.stack([_window(v, s, size) for v, s in zip(volumes, starts, strict=True)])
+
+    channels = {"image": windows(case.image for case in cases)}
+    maps = [case.teacher for case in cases if case.teacher is not None]
+    if maps:
+        channels["teacher"] = windows(maps)
+    floats = to_float32({name: jnp.moveaxis(each, 1, -1) for name, each in channels.items()})
+    return Batch(label=windows(case.label[None] for case in cases)[:, 0], **floats)
 
 
 def _window(

@@ -189,11 +189,11 @@ def describe(cohort: cases.Cohort, config: CohortConfig, task: task_lib.Task) ->
 
 def _describe_case(case: cases.Case, brats: bool) -> typed.Json:
     sources = case.images.items()
-    files = {path.name: _stamp(path) for path in _files(case)}
+    files = {path.name: stamp(path) for path in _files(case)}
     if not brats:  # CASE.nii.gz may be the name of an image and of a label.
         roles = {name: where[0] if isinstance(where, tuple) else where for name, where in sources}
         named = roles if case.label is None else roles | {"label": case.label}
-        files = {role: [path.name, _stamp(path)] for role, path in named.items()}
+        files = {role: [path.name, stamp(path)] for role, path in named.items()}
     return {
         "case_id": case.case_id,
         "patient_id": case.patient_id,
@@ -212,7 +212,7 @@ def _files(case: cases.Case) -> Iterator[pathlib.Path]:
     yield from dict.fromkeys(pathlib.Path(path) for path in found)
 
 
-def _stamp(path: pathlib.Path) -> str:
+def stamp(path: pathlib.Path) -> str:
     """Returns a text that changes with the content of a file, without reading all of it.
 
     A gzip file ends in the checksum and length of what it holds; of others the size and the time
