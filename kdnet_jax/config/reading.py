@@ -18,7 +18,7 @@ from kdnet_jax.data import splits
 from kdnet_jax.data.scans import geometry
 from kdnet_jax.data.sources import labels
 from kdnet_jax.errors import UserError, check_choice
-from kdnet_jax.losses import distillation, segmentation
+from kdnet_jax.losses import distillation, objective, segmentation
 from kdnet_jax.models import heads, networks, unet
 from kdnet_jax.training import loop, optimizers
 
@@ -305,19 +305,23 @@ def _teacher(document: typed.JsonView, task: task_lib.Task) -> experiment_lib.Te
 
 def _check_maps(document: typed.JsonView) -> None:
     """Raises UserError for keys that ask for more of a teacher than its maps are."""
-    section, weight = document["teacher"], document["distillation"]["latent_weight"]
+    section = document["teacher"]
     for key in ("checkpoint", "folds"):
         if section[key]:
             raise UserError(
                 f"teacher.maps is {section['maps']!r} and teacher.{key} is {section[key]!r}: a "
                 f"student has one teacher. Leave one of them empty."
             )
-    if weight:
+    kd = distillation.DistillationOptions(**document["distillation"])
+    asked = [key for keys in objective.features_of(kd).values() for key in keys]
+    if asked or kd.init_from_teacher:
+        off = [f"--config.{key}=0" for key in asked]
+        if kd.init_from_teacher:
+            off.append("--config.distillation.init_from_teacher=false")
         raise UserError(
-            f"teacher.maps is {section['maps']!r} and distillation.latent_weight is {weight}: a "
-            "folder of probabilities has no bottleneck to compare the student's with. Set "
-            "--config.distillation.latent_weight=0, or give the teacher's network "
-            "(--config.teacher.checkpoint)."
+            f"teacher.maps is {section['maps']!r}: a folder of probabilities has no features to "
+            f"compare the student's with, and no parameters. Set {' '.join(off)}, or give the "
+            "teacher's network (--config.teacher.checkpoint)."
         )
 
 

@@ -115,7 +115,8 @@ def _check_distillation(
         raise UserError(
             f"distillation.init_from_teacher is true, but the teacher {where} is a {kinds[0]} and "
             f"the student a {kinds[1]}, which have no parameters in common. Set "
-            f"--config.model.family={kinds[0]} or --config.distillation.init_from_teacher=false."
+            "--config.distillation.init_from_teacher=false, or --config.model.family to the "
+            "teacher's."
         )
     compared = objective.features_of(kd)
     if not compared:

@@ -257,6 +257,11 @@ def test_a_folder_of_maps_is_a_teacher_without_features() -> None:
     config.teacher.checkpoint, config.distillation.latent_weight = "", 1.0
     with pytest.raises(UserError, match=r"Set --config.distillation.latent_weight=0"):
         reading.read(config)
+    config.distillation.latent_weight, config.distillation.affinity_weight = 0.0, 1.0
+    config.distillation.init_from_teacher = True
+    words = r"affinity_weight=0 --config.distillation.init_from_teacher=false"
+    with pytest.raises(UserError, match=words):
+        reading.read(config)
 
 
 def test_sequences_are_dropped_only_where_a_network_that_sees_several_is_trained() -> None:
