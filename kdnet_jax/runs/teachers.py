@@ -180,4 +180,4 @@ def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
     if not (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file()):
         return model_lib.KnownCases(own, complete=False)  # it was moved away
     its = known_cases(teacher)
-    return model_lib.KnownCases((*own, *its.ids), its.complete)
+    return model_lib.KnownCases(tuple(dict.fromkeys((*own, *its.ids))), its.complete)
