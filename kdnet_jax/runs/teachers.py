@@ -203,4 +203,4 @@ def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
             continue
         its = known_cases(teacher)
         own, complete = (*own, *its.ids), complete and its.complete
-    return model_lib.KnownCases(own, complete)
+    return model_lib.KnownCases(tuple(dict.fromkeys(own)), complete)

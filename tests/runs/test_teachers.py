@@ -72,7 +72,9 @@ def test_a_student_s_known_cases_end_where_its_teacher_s_do(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    teacher = _model_folder(tmp_path / "teacher", model.KnownCases((VISITS[0],), complete=False))
+    teacher = _model_folder(
+        tmp_path / "teacher", model.KnownCases(("a", VISITS[0]), complete=False)
+    )
     config = common.base_config("student", "smoke")
     config.teacher.checkpoint = str(teacher)
     run = tmp_path / "run"

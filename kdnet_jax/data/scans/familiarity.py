@@ -81,7 +81,9 @@ def measure(
         "spacing_mm": _range(spacings),
         "extent_mm": _range(extents),
         "brain_ml": _range(volumes),
-        "sequences": {name: _usual(np.array(rows)) for name, rows in features.items()},
+        "sequences": {
+            name: _usual(np.array(rows)) if rows else None for name, rows in features.items()
+        },
     }
 
 
