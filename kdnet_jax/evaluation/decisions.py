@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, PyTree
+from jaxtyping import Bool, Float, Integer, PyTree, Real
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import prepare
@@ -146,7 +146,7 @@ class _Cases:
         both = self._counted(self._truth & found)
         return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
 
-    def _counted(self, mask: Bool[np.ndarray, "n r"]) -> Float[np.ndarray, "cases r"]:
+    def _counted(self, mask: Bool[np.ndarray, "n r"]) -> Real[np.ndarray, "cases r"]:
         columns = (
             np.bincount(self._case[column], self._voxels[column], self._count) for column in mask.T
         )

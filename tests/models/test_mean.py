@@ -42,4 +42,4 @@ def test_probabilities_are_the_weighted_mean_of_the_members(head: heads.Head) ->
     expected = (3 * head.probabilities(first) + head.probabilities(second)) / 4
     np.testing.assert_allclose(head.probabilities(logits), expected, atol=1e-5)
     assert features == {}
-    assert networks.bottleneck_shape(config, 3, PATCH) is None
+    assert networks.feature_shapes(config, 3, PATCH) == {}
