@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdnet_jax import dataset_json
 from kdnet_jax.data.checks import case_checks, problems
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import cases
@@ -452,6 +453,14 @@ def test_many_equal_problems_are_printed_once() -> None:
     rows = [problems.Problem(f"c{i}", f"/c{i}", "warning", "is odd", "Look") for i in range(7)]
     text = data_summary.summary(cases.Cohort("user", [], []), [], rows)
     assert "warning: 7 cases (c0, c1, c2, c3, c4 and 2 more): is odd. Look" in text
+
+
+def test_long_names_of_regions_do_not_touch_their_numbers() -> None:
+    document = dict(made_tasks.PLAIN, labels={"background": 0, "peripheral zone of it": 1, "TZ": 2})
+    task = dataset_json.parse(document, "dataset.json")
+    text = data_summary.summary(cases.Cohort("user", [], []), [], [], task)
+    assert "without peripheral zone of it  0\n" in text
+    assert "without TZ                     0\n" in text
 
 
 def test_the_sheet_shows_problem_cases_first_and_says_how_many(

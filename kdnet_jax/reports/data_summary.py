@@ -113,7 +113,8 @@ def summary(
         **_of_regions(labelled, task),
     }
     text = [f"note: {note}" for note in cohort.notes]
-    text += ["", *(f"{name:<22}{value}" for name, value in lines.items()), ""]
+    width = max(22, 2 + max(map(len, lines)))
+    text += ["", *(f"{name:<{width}}{value}" for name, value in lines.items()), ""]
     return "\n".join([*text, *_listed(rows), _verdict(rows)])
 
 
