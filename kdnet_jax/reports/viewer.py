@@ -109,7 +109,7 @@ def _view(
 
 def _grey(
     image: Float[np.ndarray, "d h w"], foreground: Bool[np.ndarray, "d h w"], box: Slices
-) -> UInt8[np.ndarray, "d h w"]:
+) -> UInt8[np.ndarray, "D H W"]:
     low, high = planes.grey_window(image, foreground)
     view = image[box]
     levels = np.clip((view - low) / (high - low), 0, 1) * 255
