@@ -193,6 +193,8 @@ def _document(
         changes["split.labelled_seed"] = seed
     if arm.all_labels:
         changes["split.labelled"] = 0
+    if arm.role != "teacher" and study["augment"]["modality_dropout"]:
+        changes["augment.modality_dropout"] = 0.0  # it is the teacher's
     if fold is not None:
         changes |= {"split.folds": study["study"]["folds"], "split.fold": fold}
     student = reading.of_other_role(study, "student", changes)

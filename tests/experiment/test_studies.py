@@ -48,6 +48,14 @@ def test_student_and_baseline_of_a_part_differ_in_the_teacher_alone() -> None:
     assert {key.split(".")[0] for key in changed} == {"distillation", "teacher"}
 
 
+def test_sequences_are_dropped_in_the_teacher_s_training_alone() -> None:
+    config = study.get_config()
+    config.augment.modality_dropout = 0.3
+    for part in study_lib.parts(config, pathlib.Path("runs/x"))[:3]:
+        dropout = part.experiment.augment.modality_dropout
+        assert dropout == (0.3 if part.role == "teacher" else 0.0)
+
+
 def test_the_student_of_a_fold_and_seed_has_the_teacher_of_the_same() -> None:
     config = study.get_config("smoke")
     config.study.folds, config.study.seeds, config.seed = 3, 2, 7
