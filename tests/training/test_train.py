@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -238,7 +239,11 @@ class _Metric:
         return np.asarray(0.5, np.float32)
 
 
-def test_the_loop_runs_ahead_and_fetches_only_what_it_logs(tmp_path: pathlib.Path) -> None:
+def test_the_loop_runs_ahead_and_fetches_only_what_it_logs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `_Metric` stands for an array, and is none.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     events: list[str] = []
 
     def step(state: steps.TrainState, batch: Any, root: jax.Array) -> tuple[Any, Any]:
