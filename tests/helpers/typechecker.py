@@ -20,11 +20,12 @@ _CHECK = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Checks a function that takes or returns arrays; returns any other as it is.
 
-    An int passes for a float, and a NumPy array for JAX's, as in JAX's own functions. Options and
-    settings are left to the package's own checks, whose UserError names the key.
+    An int passes for a float, and a NumPy array for JAX's, as in JAX's own functions. Options,
+    settings and what users give to `kdnet_jax.api` are left to the package's own checks, whose
+    UserError names the key.
     """
     hints = getattr(function, "__annotations__", {})
-    if not any(map(_has_array, hints.values())):
+    if function.__module__ == "kdnet_jax.api" or not any(map(_has_array, hints.values())):
         return function
     # It is jaxtyping's own copy of the signature.
     function.__annotations__ = {name: _with_numpy(hint) for name, hint in hints.items()}

@@ -31,12 +31,12 @@ def run(place: str, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> list[dict[
     optimizer = optax.sgd(0.1)
     step = steps.jit_step(
         mesh,
-        student=steps.Network(lambda w, x: (x @ w, {}), glioma.SOFTMAX, (0, 1)),
+        student=steps.Network(lambda p, x: (x @ p["w"], {}), glioma.SOFTMAX, (0, 1)),
         loss=objective.of_options(glioma.SOFTMAX),
         optimizer=optimizer,
         plan=steps.Plan(augment.AugmentOptions(noise=0.1)),
     )
-    weights = jax.random.normal(jax.random.key(0), (2, 4))
+    weights = {"w": jax.random.normal(jax.random.key(0), (2, 4))}
     state = jax.device_put(steps.init_state(weights, optimizer), sharding.replicated(mesh))
     cases = stores.make_store(5)
     cases.cache_bytes = cases.decoded_bytes if place == "host" else 0
