@@ -111,6 +111,7 @@ def test_rematerialisation_keeps_about_half_or_less(changes: dict[str, str], sha
     assert _kept_bytes(remat, params, x) < share * _kept_bytes(plain, params, x)
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("changes", [{}, LEARNED], ids=["paper", "learned"])
 def test_rematerialisation_changes_neither_parameters_nor_gradients(

@@ -99,6 +99,7 @@ def test_the_student_holds_no_teacher(smoke_student: commands.Finished) -> None:
     assert student.model.role == "student"
 
 
+@pytest.mark.once
 def test_the_same_command_again_repeats_nothing(
     smoke_student: commands.Finished,
     tiny_cohort: pathlib.Path,

@@ -1,16 +1,17 @@
 """Checker of array annotations that pytest's jaxtyping plugin applies to the whole package.
 
 In pyproject.toml's `addopts`, `-p` imports it before any conftest.py, and `--jaxtyping-packages`
-applies it to each function and to the `__init__` of each dataclass.
+applies it to each function and to the `__init__` of each dataclass. It imports no JAX, which would
+then not see what conftest.py sets, and which the tests of metrics do without.
 """
 
+import sys
 import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
 import beartype
-import jax
 import jaxtyping
 import numpy as np
 
@@ -36,10 +37,14 @@ def _with_numpy(hint: Any) -> Any:
     """Returns the annotation of a JAX array, or of a union with one, widened to NumPy's."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return typing.Union[tuple(map(_with_numpy, typing.get_args(hint)))]  # noqa: UP007
-    if hint is jax.Array:
-        return jax.Array | np.ndarray
-    if _is_array(hint) and hint.array_type is jax.Array:
-        return hint.dtype[jax.Array | np.ndarray, hint.dim_str]
+    # Where JAX is not imported, no annotation is of its arrays.
+    array = getattr(sys.modules.get("jax"), "Array", None)
+    if array is None:
+        return hint
+    if hint is array:
+        return array | np.ndarray
+    if _is_array(hint) and hint.array_type is array:
+        return hint.dtype[array | np.ndarray, hint.dim_str]
     return hint
 
 
@@ -51,7 +56,7 @@ def _has_array(hint: Any) -> bool:
     """Whether the annotation is an array of jaxtyping, or holds one."""
     if _is_array(hint):
         return True
-    if isinstance(hint, type) and issubclass(hint, jaxtyping.PyTree):
+    if "jax" in sys.modules and isinstance(hint, type) and issubclass(hint, jaxtyping.PyTree):
         return _has_array(getattr(hint, "leaftype", None))
     parts = (p for arg in typing.get_args(hint) for p in (arg if isinstance(arg, list) else [arg]))
     return any(map(_has_array, parts))

@@ -75,6 +75,7 @@ def test_deep_supervision_gives_logits_of_coarser_levels(name: str) -> None:
     assert found == {"logits_1": (1, 8, 8, 16, 3), "logits_2": (1, 4, 4, 8, 3)}
 
 
+@pytest.mark.once
 @EACH
 def test_training_steps_lower_the_loss(name: str) -> None:
     rng = np.random.default_rng(1)
@@ -186,6 +187,7 @@ def test_the_form_of_the_convolutions_is_kept(name: str) -> None:
     assert networks.of_family(name, _like(convolutions="planes")).convolutions == "planes"
 
 
+@pytest.mark.once
 def test_two_devices_have_the_gradient_of_one(tmp_path: pathlib.Path) -> None:
     # The number of devices is fixed when JAX starts.
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}

@@ -287,6 +287,7 @@ def test_a_segresnet_has_no_other_levels() -> None:
         networks.of_family("segresnet", like)
 
 
+@pytest.mark.once
 def test_two_devices_have_the_gradient_of_one(tmp_path: pathlib.Path) -> None:
     # The number of devices is fixed when JAX starts.
     env = dict(os.environ) | {"JAX_NUM_CPU_DEVICES": "2"}

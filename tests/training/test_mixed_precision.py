@@ -147,6 +147,7 @@ def losses(config: unet.UNetConfig) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("quick_compilation")
 def test_training_in_bfloat16_follows_float32() -> None:
     half, whole = losses(BFLOAT16), losses(FLOAT32)

@@ -39,6 +39,7 @@ def _params(folder: pathlib.Path) -> Any:
     return saved_checkpoints.load_params(folder, like, "latest")[0]
 
 
+@pytest.mark.once
 def test_a_profiled_run_is_the_same_run_with_a_trace_and_figures(
     config: config_dict.ConfigDict,
     tmp_path: pathlib.Path,

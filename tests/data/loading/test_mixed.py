@@ -130,6 +130,7 @@ def test_a_position_is_saved_and_another_share_is_another_stream(on_device: bool
         other.set_state(json.loads(text))
 
 
+@pytest.mark.once
 def test_a_hidden_label_changes_no_bit_of_the_parameters() -> None:
     ours, theirs = (batches_of(make_cases(hidden), 3) for hidden in (0, 1))
     assert_equal(ours, theirs)

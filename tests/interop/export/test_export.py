@@ -219,6 +219,7 @@ def test_mistakes_are_told(smoke_student: commands.Finished, tmp_path: pathlib.P
     assert list(cwd.iterdir()) == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "name", ["unet", "plain_conv_unet", "residual_encoder_unet", "dynunet", "segresnet"]
 )
