@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import re
 import types
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Final
@@ -48,7 +49,9 @@ def read(path: pathlib.Path) -> object:
         )
     torch = _torch()
     try:
-        with torch.serialization.safe_globals(_numpy_types()):
+        with torch.serialization.safe_globals(_numpy_types()), warnings.catch_warnings():
+            # A refusal says all that the user needs.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
         return _to_numpy(content, torch)
     except pickle.UnpicklingError as error:

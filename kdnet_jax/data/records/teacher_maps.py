@@ -61,7 +61,7 @@ class Maps:
     def __getitem__(self, index: int) -> UInt16[np.ndarray, "d h w k"]:
         """Returns the probabilities of a case times `ONE`, mapped from its file."""
         # Opened for each use: a map that stays open takes a file descriptor.
-        return np.load(self.files[index], mmap_mode="r")
+        return np.load(self.files[index], mmap_mode="r", allow_pickle=False)
 
 
 def open_maps(
