@@ -175,11 +175,7 @@ def describe(cohort: cases.Cohort, config: CohortConfig, task: task_lib.Task) ->
     own = (
         {"dataset": "brats"}
         if brats
-        else {
-            "dataset": "task_cohort",
-            "task": dataset_json.fingerprint(task),
-            "cropped": all(task.zero_is_background()),
-        }
+        else {"dataset": "task_cohort", "task": dataset_json.fingerprint(task)}
     )
     return own | {
         "release": cohort.release,

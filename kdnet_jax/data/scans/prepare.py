@@ -1,7 +1,6 @@
 """Preparation of a case: its files checked, turned to SPL, cropped, normalised and resampled.
 
-Every channel is normalised separately (`intensities`); only the crop of skull-stripped
-scans depends on all of them.
+Every channel is normalised separately (`intensities`); only the crop depends on all of them.
 """
 
 import dataclasses
@@ -291,11 +290,7 @@ def _prepare_images(
     orientation: str,
     allow_skull: bool,
 ) -> _Voxels:
-    """Crops skull-stripped scans; normalises and resamples each channel separately.
-
-    The one scan at the bedside must lie on the grid on which the network was trained with the
-    others beside it. All sequences of a stripped case have one brain; the foregrounds of other
-    channels differ, so those scans are not cropped.
+    """Crops to the union of all foregrounds; normalises and resamples each channel separately.
 
     Raises:
         UserError: see `intensities.foreground`, `intensities.normalise` and `copies.repeated`.
@@ -313,8 +308,7 @@ def _prepare_images(
         )
         notes += note
     union = np.logical_or.reduce(list(masks.values()))
-    kept = union if all(task.zero_is_background()) else np.ones_like(union)
-    box = intensities.bounding_box(geometry.orient(kept, affine, orientation))
+    box = intensities.bounding_box(geometry.orient(union, affine, orientation))
     way = geometry.make_geometry(
         union.shape,
         space,
@@ -336,8 +330,18 @@ def _prepare_images(
         image[..., index] = geometry.to_working(scores, way, order=1)
     for error in copies.repeated(samples, names).values():
         raise error
-    foreground = None if kept is union else np.ones(way.working_shape, bool)
-    return _Voxels(image, foreground, way, notes)
+    return _Voxels(image, _foreground(union, way, task), way, notes)
+
+
+def _foreground(
+    union: Bool[np.ndarray, "x y z"], way: geometry.Geometry, task: task_lib.Task
+) -> Bool[np.ndarray, "d h w"] | None:
+    """Returns the foreground on the working grid, None where 0 in every channel says the same."""
+    if all(task.zero_is_background()):
+        return None
+    if union.all():
+        return np.ones(way.working_shape, bool)
+    return geometry.to_working(union.astype(np.float32), way, order=1) >= 0.5
 
 
 def _check_grid(way: geometry.Geometry, name: str) -> None:

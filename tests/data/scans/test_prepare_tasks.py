@@ -43,21 +43,18 @@ def test_a_channel_alone_looks_as_it_does_beside_the_others(plain: pathlib.Path)
     task = dataset_json.read(plain)
     case = cases.find_cases(plain, task=task).cases[0]
     files = prepare.read_files(case, task=task)
-    # One channel has rows without data.
+    # One channel has rows without data, which are inside of the crop that both need.
     padded = files.images["adc"].data.copy()
     padded[:5] = 0
     images = {"adc": dataclasses.replace(files.images["adc"], data=padded)}
-    # The voxels of the working grid are no multiple of the scan's: its origin shows.
-    options = {"task": task, "spacing": 1.7, "orientation": "header", "allow_skull": False}
+    options = {"task": task, "spacing": None, "orientation": "header", "allow_skull": False}
     both, _ = prepare.prepare_files(
         case, prepare.CaseFiles({"t2": files.images["t2"]} | images, None), **options
     )
     alone, _ = prepare.prepare_files(*prepare.in_memory(images, "scan", task=task), **options)
+    assert alone.image.shape[2] == both.image.shape[2] - 5
     assert alone.inside.all()
-    assert alone.geometry == both.geometry
-    np.testing.assert_array_equal(both.image[..., 1:], alone.image)
-    # The z-score is that of the rows with data.
-    assert abs(alone.image.astype(float)[:, :, 4:].mean()) < 0.02
+    np.testing.assert_array_equal(both.image[..., 5:, 1], alone.image[..., 0])
 
 
 def test_the_order_is_the_task_s_and_a_record_keeps_the_inside() -> None:
@@ -81,9 +78,9 @@ def test_the_order_is_the_task_s_and_a_record_keeps_the_inside() -> None:
         patient_id="a",
     )
     assert case.modalities == ("arterial", "venous", "late")
-    assert case.image.shape == (12, 12, 12, 3)
-    # Stripped channels have a background of 0, the others none: all of the scan is inside.
-    assert (case.image[..., 2] == 0).sum() >= 12**3 - 8**3 + 2 * 64
+    assert case.image.shape == (8, 8, 8, 3)
+    # Stripped channels have a background of 0, the others none; inside is where any has data.
+    assert (case.image[..., 2] == 0).sum() >= 2 * 64
     assert (case.image[..., :2] != 0).all()
     assert case.inside.all()
     features = store.features(case.modalities, task)
