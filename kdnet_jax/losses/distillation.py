@@ -110,6 +110,7 @@ def softened_dice_loss(
     teacher_temperature: float,
     student_temperature: float,
     scale: float = 1.0,
+    weighted: bool = False,
 ) -> Float[Array, "b"]:
     """Term of L_KD: `1 - mean_k Dice(s_k, p_k)` over all channels (Hu et al., 2020).
 
@@ -117,14 +118,18 @@ def softened_dice_loss(
         student: at its temperature p.
         teacher: at its temperature the soft target s; no gradient flows into it.
         y: not read.
-        where: not read: a teacher has an opinion on voxels without a label.
+        where: weights of the voxels, read if `weighted`: without a reference a teacher has an
+            opinion too.
         teacher_temperature: T of s.
         student_temperature: T of p.
         scale: factor of the term.
+        weighted: p and s count times where.
     """
-    del y, where
+    del y
     s = jax.lax.stop_gradient(teacher.softened(teacher_temperature).p)
     p = student.softened(student_temperature).p
+    if weighted and where is not None:
+        p, s = (tuple(channel * where for channel in each) for each in (p, s))
     return scale * (1 - segmentation.soft_dice(p, s).mean(axis=-1))
 
 
@@ -138,6 +143,7 @@ def softened_cross_entropy_loss(
     student_temperature: float,
     scale: float = 1.0,
     voxels: str = "uniform",
+    weighted: bool = False,
 ) -> Float[Array, "b"]:
     """Term of L_KD: BCE(s, p), a mean over voxels and channels (Hu et al., 2020).
 
@@ -145,16 +151,17 @@ def softened_cross_entropy_loss(
         student: see `softened_dice_loss`.
         teacher: likewise.
         y: the reference, used only to balance the voxels.
-        where: not read.
+        where: see `softened_dice_loss`.
         teacher_temperature: see `softened_dice_loss`.
         student_temperature: likewise.
         scale: likewise.
         voxels: see `voxel_weights`.
+        weighted: the mean has the weights where, in place of those of `voxels`.
     """
-    del where
     s = jax.lax.stop_gradient(teacher.softened(teacher_temperature).p)
     entropy = segmentation.binary_cross_entropy(student.softened(student_temperature), s)
-    return scale * segmentation.weighted_mean(entropy, voxel_weights(voxels, teacher, y))
+    weights = where if weighted else voxel_weights(voxels, teacher, y)
+    return scale * segmentation.weighted_mean(entropy, weights)
 
 
 def softened_divergence(

@@ -66,8 +66,8 @@ TERMS: Mapping[str, Term] = {
     "pl_ce": Term(segmentation.cross_entropy_loss, "pl"),
     "pl_bce": Term(segmentation.binary_cross_entropy_loss, "pl"),
     "pl_coarse": Term(segmentation.deep_supervision, "pl"),
-    "pl_soft_dice": Term(pseudo_labels.soft_dice_loss, "pl"),
-    "pl_soft_bce": Term(pseudo_labels.soft_cross_entropy_loss, "pl"),
+    "pl_soft_dice": Term(distillation.softened_dice_loss, "pl"),
+    "pl_soft_bce": Term(distillation.softened_cross_entropy_loss, "pl"),
     "kd_kl": Term(distillation.softened_divergence, "kd"),
     "kd_mse": Term(distillation.squared_difference, "kd"),
     # Each with a weight of its own: `distillation.OF_OWN_WEIGHT`.
@@ -191,7 +191,10 @@ def of_options(
         temperatures = (soft, soft) if kd.unlabelled == "soft" else (sharp, 1.0)
         chosen |= {
             name: _bound(
-                name, teacher_temperature=temperatures[0], student_temperature=temperatures[1]
+                name,
+                teacher_temperature=temperatures[0],
+                student_temperature=temperatures[1],
+                weighted=True,
             )
             for name in ("pl_soft_dice", "pl_soft_bce")
         }

@@ -1,4 +1,4 @@
-"""Labels of a teacher for samples without a reference, and the terms against its probabilities.
+"""Labels of a teacher for samples without a reference.
 
 "hard": the teacher's decision stands in the place of the reference, in the very form of L_GT (Lee,
 "Pseudo-label", ICML workshop 2013). "soft": its probabilities, at a temperature for both networks
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdnet_jax.losses import channels, distillation, output, segmentation
+from kdnet_jax.losses import distillation, output
 
 
 class Labels(NamedTuple):
@@ -79,55 +79,3 @@ def complete(
             weight = (weight >= labels.threshold).astype(jnp.float32)
         where = jnp.where(has_one, 1 if where is None else where, weight)
     return y, where
-
-
-def soft_dice_loss(
-    student: output.Output,
-    teacher: output.Output,
-    y: Float[Array, "b d h w k"],
-    where: Float[Array, "b d h w"] | None,
-    *,
-    teacher_temperature: float,
-    student_temperature: float,
-) -> Float[Array, "b"]:
-    """Term `1 - mean_k Dice(s_k, p_k)` as in L_KD, of s and p times the voxels' weights.
-
-    Args:
-        student: at its temperature p.
-        teacher: at its temperature the soft target s; no gradient flows into it.
-        y: not read.
-        where: weights of the voxels.
-        teacher_temperature: T of s; below 1 it is sharpened.
-        student_temperature: T of p.
-    """
-    del y
-    s = jax.lax.stop_gradient(teacher.softened(teacher_temperature).p)
-    p = student.softened(student_temperature).p
-    if where is not None:
-        p, s = (tuple(channel * where for channel in each) for each in (p, s))
-    return 1 - segmentation.soft_dice(p, s).mean(axis=-1)
-
-
-def soft_cross_entropy_loss(
-    student: output.Output,
-    teacher: output.Output,
-    y: Float[Array, "b d h w k"],
-    where: Float[Array, "b d h w"] | None,
-    *,
-    teacher_temperature: float,
-    student_temperature: float,
-) -> Float[Array, "b"]:
-    """Term BCE(s, p) as in L_KD, a mean over voxels by weight and over channels.
-
-    Args:
-        student: see `soft_dice_loss`.
-        teacher: likewise.
-        y: likewise.
-        where: likewise.
-        teacher_temperature: likewise.
-        student_temperature: likewise.
-    """
-    del y
-    s: channels.Volumes = jax.lax.stop_gradient(teacher.softened(teacher_temperature).p)
-    entropy = segmentation.binary_cross_entropy(student.softened(student_temperature), s)
-    return segmentation.weighted_mean(entropy, where)
