@@ -15,6 +15,7 @@ What nnU-Net's format has no place for is under the key "kdnet", which other too
     "descriptions"   region -> what it is, for reports
     "title"          what is segmented, in a sentence: "It segments a glioma ..."
     "channel_noun"   what a channel is, such as "MRI sequence"
+    "crops_zeros"    true: scans with their skull are cut down to what is not 0, as nnU-Net does
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ _LARGEST_CLASS: Final = 250
 _OWN_KEY: Final = "kdnet"
 _OWN_KEYS: Final = (
     *("normalisation", "aliases", "statistics", "classes", "regions", "fallback", "unscored"),
-    *("student", "noun", "descriptions", "title", "channel_noun"),
+    *("student", "noun", "descriptions", "title", "channel_noun", "crops_zeros"),
 )
 # In a run's folder: its task with what was measured of the data, unless it is the default one.
 TASK_FILE: Final = "task.json"
@@ -131,6 +132,7 @@ def describe(task: task_lib.Task) -> dict[str, object]:
         "descriptions": {each.name: each.description for each in task.regions if each.description},
         "title": task.title,
         "channel_noun": task.channel_noun,
+        "crops_zeros": task.crops_zeros,
     }
     return document | {_OWN_KEY: {key: value for key, value in own.items() if value}}
 
@@ -173,6 +175,7 @@ def parse(document: Mapping[str, object], where: str) -> task_lib.Task:
         noun=str(own.get("noun", "foreground")),
         title=str(own.get("title", "")),
         channel_noun=str(own.get("channel_noun", "channel")),
+        crops_zeros=_flag(own.get("crops_zeros", False), f"{where}: 'crops_zeros'"),
     )
 
 
@@ -182,6 +185,12 @@ def parse(document: Mapping[str, object], where: str) -> task_lib.Task:
 def _object(value: object, what: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise UserError(f"{what} is {value!r:.80}; expected an object of names and values.")
+    return value
+
+
+def _flag(value: object, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{what} is {value!r:.80}; expected true or false.")
     return value
 
 

@@ -77,6 +77,8 @@ class Task:
         noun: what the regions are parts of, for messages and reports.
         title: what is segmented, in a sentence; the name where it is empty.
         channel_noun: what a channel is.
+        crops_zeros: rows of 0 in every channel are cut off though the scans are not skull-stripped,
+            as nnU-Net does; see `is_cropped`.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Task:
     noun: str = "foreground"
     title: str = ""
     channel_noun: str = "channel"
+    crops_zeros: bool = False
 
     @functools.cached_property
     def modalities(self) -> tuple[str, ...]:
@@ -155,6 +158,15 @@ class Task:
         """
         names = self.modalities if modalities is None else modalities
         return tuple(self.channel(name).normalisation == "zscore_nonzero" for name in names)
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether a case is cut down to where any of its channels has data.
+
+        All sequences of a skull-stripped case have one brain. Of other scans each channel has its
+        own rows without data: a channel alone would lie on another grid than beside the others.
+        """
+        return self.crops_zeros or all(self.zero_is_background())
 
     def mask(self, classes: Integer[np.ndarray, "*grid"], region: str) -> Bool[np.ndarray, "*grid"]:
         """Returns the voxels of `classes` that belong to a region."""

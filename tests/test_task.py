@@ -102,6 +102,7 @@ def test_the_decathlon_s_spelling_is_read() -> None:
         ({"kdnet": {"fallback": {"ET": "PZ"}}}, "a region of 'fallback' is 'ET'"),
         ({"kdnet": {"fallback": {"PZ": "ET"}}}, "the fallback of PZ is 'ET'"),
         ({"kdnet": {"student": "t1"}}, "'student' is 't1'"),
+        ({"kdnet": {"crops_zeros": "no"}}, "expected true or false"),
         ({"kdnet": {"stduent": "t2"}}, "did you mean 'student'"),
     ],
 )

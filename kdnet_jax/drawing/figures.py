@@ -6,11 +6,12 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
+from matplotlib import artist as mpl_artist
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import lines as mpl_lines
@@ -154,18 +155,31 @@ def pixels(figure: mpl_figure.Figure, dpi: int = DPI) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def _texts(
+    artist: mpl_artist.Artist, left_out: Collection[mpl_artist.Artist]
+) -> Iterator[mpl_text.Text]:
+    """Yields the texts within an artist, but for those within some."""
+    for child in artist.get_children():
+        if isinstance(child, mpl_text.Text):
+            yield child
+        if child not in left_out:
+            yield from _texts(child, left_out)
+
+
 @contextlib.contextmanager
 def _plain_texts(figure: mpl_figure.Figure) -> Iterator[None]:
     """Lets names be drawn as they are: a $ begins no formula, a missing letter is a box."""
-    # Matplotlib writes the powers of ten on a logarithmic axis as formulas.
-    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
-    powers = {
-        label
-        for axis in axes
-        if axis.get_scale() != "linear"
-        for label in axis.get_ticklabels(which="both")
+    # Matplotlib writes the powers of ten on a logarithmic axis as formulas, and makes the ticks of
+    # a panel without axes when it is asked for them.
+    left_out = {
+        axis
+        for panel in figure.axes
+        for axis in (panel.xaxis, panel.yaxis)
+        if axis.get_scale() != "linear" or not panel.axison
     }
-    for text in set(figure.findobj(mpl_text.Text)) - powers:
+    for axis in left_out:
+        axis.label.set_parse_math(False)
+    for text in _texts(figure, left_out):
         text.set_parse_math(False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")

@@ -90,6 +90,7 @@ def read(
         | {
             "normalisation": dict(zip(names, normalisation, strict=True)),
             "statistics": {names[i]: _statistics(plans, i, where) for i in is_ct},
+            "crops_zeros": True,
         },
     }
     if not has_regions(dataset):

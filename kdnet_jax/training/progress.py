@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Literal, SupportsFloat, TextIO
 
-import tensorboardX
 import tqdm
 
 from kdnet_jax.core import console, files, typed
@@ -207,6 +206,9 @@ class MetricsLog:
                 "others were lost, and are missing from the curves"
             )
         self._file = path.open("a", encoding="utf-8")
+        # It imports PyTorch where there is one: seconds that only a training has to pay.
+        import tensorboardX
+
         # TensorBoard itself hides the events of earlier files from the purge step on.
         purge_step = None if resume_step is None else resume_step + 1
         self._events = tensorboardX.SummaryWriter(os.fspath(folder), purge_step=purge_step)

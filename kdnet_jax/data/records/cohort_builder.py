@@ -175,7 +175,11 @@ def describe(cohort: cases.Cohort, config: CohortConfig, task: task_lib.Task) ->
     own = (
         {"dataset": "brats"}
         if brats
-        else {"dataset": "task_cohort", "task": dataset_json.fingerprint(task)}
+        else {
+            "dataset": "task_cohort",
+            "task": dataset_json.fingerprint(task),
+            "cropped": task.is_cropped,
+        }
     )
     return own | {
         "release": cohort.release,

@@ -1,6 +1,7 @@
 """Preparation of a case: its files checked, turned to SPL, cropped, normalised and resampled.
 
-Every channel is normalised separately (`intensities`); only the crop depends on all of them.
+Every channel is normalised separately (`intensities`); only the crop depends on all of them, where
+the task has one (`Task.is_cropped`).
 """
 
 import dataclasses
@@ -290,7 +291,7 @@ def _prepare_images(
     orientation: str,
     allow_skull: bool,
 ) -> _Voxels:
-    """Crops to the union of all foregrounds; normalises and resamples each channel separately.
+    """Crops to the union of all foregrounds, if the task does so; prepares each channel separately.
 
     Raises:
         UserError: see `intensities.foreground`, `intensities.normalise` and `copies.repeated`.
@@ -308,7 +309,8 @@ def _prepare_images(
         )
         notes += note
     union = np.logical_or.reduce(list(masks.values()))
-    box = intensities.bounding_box(geometry.orient(union, affine, orientation))
+    kept = union if task.is_cropped else np.ones_like(union)
+    box = intensities.bounding_box(geometry.orient(kept, affine, orientation))
     way = geometry.make_geometry(
         union.shape,
         space,
@@ -330,18 +332,18 @@ def _prepare_images(
         image[..., index] = geometry.to_working(scores, way, order=1)
     for error in copies.repeated(samples, names).values():
         raise error
-    return _Voxels(image, _foreground(union, way, task), way, notes)
+    return _Voxels(image, _foreground(kept, way, task), way, notes)
 
 
 def _foreground(
-    union: Bool[np.ndarray, "x y z"], way: geometry.Geometry, task: task_lib.Task
+    kept: Bool[np.ndarray, "x y z"], way: geometry.Geometry, task: task_lib.Task
 ) -> Bool[np.ndarray, "d h w"] | None:
     """Returns the foreground on the working grid, None where 0 in every channel says the same."""
     if all(task.zero_is_background()):
         return None
-    if union.all():
+    if kept.all():
         return np.ones(way.working_shape, bool)
-    return geometry.to_working(union.astype(np.float32), way, order=1) >= 0.5
+    return geometry.to_working(kept.astype(np.float32), way, order=1) >= 0.5
 
 
 def _check_grid(way: geometry.Geometry, name: str) -> None:

@@ -43,18 +43,33 @@ def test_a_channel_alone_looks_as_it_does_beside_the_others(plain: pathlib.Path)
     task = dataset_json.read(plain)
     case = cases.find_cases(plain, task=task).cases[0]
     files = prepare.read_files(case, task=task)
-    # One channel has rows without data, which are inside of the crop that both need.
+    # One channel has rows without data.
     padded = files.images["adc"].data.copy()
     padded[:5] = 0
     images = {"adc": dataclasses.replace(files.images["adc"], data=padded)}
-    options = {"task": task, "spacing": None, "orientation": "header", "allow_skull": False}
+    # The voxels of the working grid are no multiple of the scan's: its origin shows.
+    options = {"task": task, "spacing": 1.7, "orientation": "header", "allow_skull": False}
     both, _ = prepare.prepare_files(
         case, prepare.CaseFiles({"t2": files.images["t2"]} | images, None), **options
     )
     alone, _ = prepare.prepare_files(*prepare.in_memory(images, "scan", task=task), **options)
-    assert alone.image.shape[2] == both.image.shape[2] - 5
     assert alone.inside.all()
-    np.testing.assert_array_equal(both.image[..., 5:, 1], alone.image[..., 0])
+    assert alone.geometry == both.geometry
+    np.testing.assert_array_equal(both.image[..., 1:], alone.image)
+    # The z-score is that of the rows with data.
+    assert abs(alone.image.astype(float)[:, :, 4:].mean()) < 0.02
+
+
+def test_a_task_of_nnunet_is_cropped_to_what_is_not_0() -> None:
+    task = dataset_json.parse(dict(made_tasks.PLAIN, kdnet={"crops_zeros": True}), "dataset.json")
+    assert dataset_json.parse(dataset_json.describe(task), "again") == task
+    rng = np.random.default_rng(0)
+    images = {name: rng.normal(100, 9, (12, 12, 12)) for name in ("t2", "adc")}
+    images["t2"][:2], images["adc"][:3] = 0, 0
+    options = {"task": task, "spacing": None, "case_id": "a", "patient_id": "a"}
+    case = prepare.prepare_arrays(images, np.diag([-1.0, -1.0, 1.0, 1.0]), None, **options)
+    assert case.image.shape == (12, 12, 10, 2)
+    assert case.inside.all()
 
 
 def test_the_order_is_the_task_s_and_a_record_keeps_the_inside() -> None:
@@ -78,9 +93,9 @@ def test_the_order_is_the_task_s_and_a_record_keeps_the_inside() -> None:
         patient_id="a",
     )
     assert case.modalities == ("arterial", "venous", "late")
-    assert case.image.shape == (8, 8, 8, 3)
-    # Stripped channels have a background of 0, the others none; inside is where any has data.
-    assert (case.image[..., 2] == 0).sum() >= 2 * 64
+    assert case.image.shape == (12, 12, 12, 3)
+    # Stripped channels have a background of 0, the others none: all of the scan is inside.
+    assert (case.image[..., 2] == 0).sum() >= 12**3 - 8**3 + 2 * 64
     assert (case.image[..., :2] != 0).all()
     assert case.inside.all()
     features = store.features(case.modalities, task)
