@@ -4,6 +4,7 @@ NumPy arrays on both sides: PyTorch is not needed.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -113,6 +114,7 @@ def _check_names(entries: Sequence[Entry], state: State) -> None:
         )
 
 
+@functools.lru_cache(maxsize=4)  # The members of an ensemble are one network.
 def _shapes(config: adapted.RawConfig, channels: int) -> typed.Json:
     """Returns the shapes of our arrays by their paths."""
     x = jax.ShapeDtypeStruct((1, *config.divisor, channels), np.float32)

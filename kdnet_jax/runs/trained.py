@@ -1,6 +1,7 @@
 """Trained networks, from a run's folder or a model folder."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -79,9 +80,12 @@ def _of_model_folder(folder: pathlib.Path) -> Run:
 
 def expected_params(model: model_lib.Model) -> PyTree:
     """Returns the shapes of a model's parameters."""
-    return jax.eval_shape(
-        lambda: networks.init_params(model.network, len(model.modalities), jax.random.key(0))
-    )
+    return _shapes(model.network, len(model.modalities))
+
+
+@functools.lru_cache(maxsize=4)  # The members of an ensemble are one network.
+def _shapes(network: networks.Network, channels: int) -> PyTree:
+    return jax.eval_shape(lambda: networks.init_params(network, channels, jax.random.key(0)))
 
 
 def as_network(seen: model_lib.Model, data_modalities: Sequence[str]) -> steps.Network:

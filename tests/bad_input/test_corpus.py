@@ -13,6 +13,8 @@ import pytest
 from tests.bad_input import corpus
 from tests.helpers import commands, forks
 
+pytestmark = pytest.mark.once
+
 # A process that has read nothing yet holds up to 550.
 _MOST_MIB = 900
 _BAR = re.compile(r"\d+(case|file|\[|%\|)")

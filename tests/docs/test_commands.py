@@ -63,7 +63,7 @@ def cohort(sample_dir: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_real_scans_and_the_readme(
-    cohort: pathlib.Path, tmp_path: pathlib.Path, command_env: dict[str, str]
+    cohort: pathlib.Path, tmp_path: pathlib.Path, report_free_env: dict[str, str]
 ) -> None:
     """docs/real_brats.md from top to bottom, then what the README has beyond it, in one folder.
 
@@ -81,7 +81,7 @@ def test_real_scans_and_the_readme(
         "-brats": "-smoke",
     }
     for line in filter(_is_run, doc_commands.shell_lines(REAL)):
-        doc_commands.run(doc_commands.replaced(line, smaller), ROOT, tmp_path, command_env)
+        doc_commands.run(doc_commands.replaced(line, smaller), ROOT, tmp_path, report_free_env)
     assert len(list((tmp_path / "datasets" / "brats").glob("brats2021-*"))) == 1, "built once"
     shutil.copytree(cohort, tmp_path / "predictions")
     given = {
@@ -91,7 +91,9 @@ def test_real_scans_and_the_readme(
         "--input=t1ce.nii.gz": f"--input={cohort}/{case}/{case}_t1ce.nii.gz",
     }
     for line in filter(_is_run, _only_in_the_readme()):
-        doc_commands.run(doc_commands.replaced(line, smaller | given), ROOT, tmp_path, command_env)
+        doc_commands.run(
+            doc_commands.replaced(line, smaller | given), ROOT, tmp_path, report_free_env
+        )
     made = ["sheet.png", "problems.csv", "comparison/comparison.md", "mask.nii.gz"]
     made += ["readme/comparison.md", "readme/evaluation/cases.csv"]
     assert not [name for name in made if not (tmp_path / name).is_file()]

@@ -76,13 +76,15 @@ def test_thick_slices_are_not_halved(prostate: pathlib.Path) -> None:
     assert model["network"]["kernels"][0] == [1, 3, 3]
 
 
-def test_a_task_of_overlapping_regions(tmp_path: pathlib.Path) -> None:
+def test_a_task_of_overlapping_regions(
+    tmp_path: pathlib.Path, report_free_env: dict[str, str]
+) -> None:
     folder = made_tasks.write_regions(tmp_path / "liver", 8)
     words = ["--config=configs/student.py:smoke", f"--config.task={folder}", *SMALL.split()[:-1]]
     words += [f"--config.data.data_dir={folder}", "--config.data.spacing=4"]
     words += ["--config.model.head=regions", f"--workdir={tmp_path / 'run'}"]
     words += [f"--config.data.root={tmp_path / 'built'}"]
-    done = commands.run("main", *words)
+    done = commands.run("main", *words, env=report_free_env)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text("utf-8"))
     assert list(summary["regions"]) == ["organ", "sick", "vessel"]

@@ -104,7 +104,7 @@ def test_the_same_command_again_repeats_nothing(
     smoke_student: commands.Finished,
     tiny_cohort: pathlib.Path,
     built: pathlib.Path,
-    command_env: dict[str, str],
+    report_free_env: dict[str, str],
 ) -> None:
     before = (smoke_student.folder / "evaluation" / "cases.csv").stat().st_mtime_ns
     done = commands.run(
@@ -113,7 +113,7 @@ def test_the_same_command_again_repeats_nothing(
         f"--config.data.data_dir={tiny_cohort}",
         f"--config.data.root={built}",
         f"--workdir={smoke_student.folder}",
-        env=command_env,
+        env=report_free_env,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("already evaluated") == 2

@@ -33,19 +33,19 @@ def test_folds_teach_a_student_that_outlives_them(
     tiny_cohort: pathlib.Path,
     built: pathlib.Path,
     tmp_path: pathlib.Path,
-    command_env: dict[str, str],
+    report_free_env: dict[str, str],
 ) -> None:
     run, copy = tmp_path / "run", tmp_path / "copy"
     shutil.copytree(folds, copy)
     words = _words(tiny_cohort, built, copy, run)
-    refused = commands.run("main", *words, env=command_env)
+    refused = commands.run("main", *words, env=report_free_env)
     assert refused.returncode == 2
     assert "no bottleneck" in refused.stderr
     assert "--config.distillation.latent_weight=0" in refused.stderr
     assert not run.exists()
 
     words.append("--config.distillation.latent_weight=0")
-    done = commands.run("main", *words, env=command_env)
+    done = commands.run("main", *words, env=report_free_env)
     assert done.returncode == 0, done.stderr
     assert "2 network(s) of t1, t1ce, t2, flair" in done.stdout
     kept = json.loads((run / "teacher_model/model.json").read_text("utf-8"))
@@ -55,11 +55,11 @@ def test_folds_teach_a_student_that_outlives_them(
     # The same folds elsewhere.
     moved = copy.rename(tmp_path / "moved")
     elsewhere = [word.replace(str(copy), str(moved)) for word in words]
-    again = commands.run("main", *elsewhere, env=command_env)
+    again = commands.run("main", *elsewhere, env=report_free_env)
     assert again.returncode == 0, again.stderr
     others = foreign_folders.results(tmp_path / "others", folds=(0, 1, 2), plan_changes=SIZES)
     elsewhere = [word.replace(str(copy), str(others)) for word in words]
-    refused = commands.run("main", *elsewhere, env=command_env)
+    refused = commands.run("main", *elsewhere, env=report_free_env)
     assert refused.returncode == 2
     assert "was begun with another teacher" in refused.stderr
 
@@ -68,13 +68,13 @@ def test_folds_teach_a_student_that_outlives_them(
     newest = max((run / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
     shutil.rmtree(newest)
     log = (run / "metrics.jsonl").read_text("utf-8")
-    again = commands.run("main", *words, env=command_env)
+    again = commands.run("main", *words, env=report_free_env)
     assert again.returncode == 0, again.stderr
     assert "resuming from step 3" in again.stdout
     assert _losses((run / "metrics.jsonl").read_text("utf-8")) == _losses(log)
 
     other = [*words, "--config.teacher.folds=0"]
-    refused = commands.run("main", *other, env=command_env)
+    refused = commands.run("main", *other, env=report_free_env)
     assert refused.returncode == 2
     assert "teacher.folds" in refused.stderr
 

@@ -12,12 +12,11 @@ loses a seventh of its volume, even if ties are shared fairly. Here
 Both grids share their centre, and voxels are boxes of their spacing (the half-pixel convention).
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int16, Num, Shaped, UInt8
+from jaxtyping import Bool, Float, Float32, Int16, Num, Shaped, UInt8
 
 SLAB_VOXELS = 2**23  # a resampling yields so many voxels at a time, 32 MiB of float32
 
@@ -35,8 +34,6 @@ Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 # (planes of the first axis, values there)
 Slabs = Iterator[tuple[slice, Num[np.ndarray, "s h w"]]]
-# the four voxels that each result is taken from along an axis, and their weights
-Taps = tuple[Int[np.ndarray, "4 n"], Float[np.ndarray, "4 n"]]
 
 
 def resample_classes(
@@ -86,7 +83,7 @@ def _counts(
 def _lengths(size: int, source: float, target: float, count: int) -> Float[np.ndarray, "n"]:
     """Returns how much of the target axis each source voxel covers, in target voxels.
 
-    Beyond its end an axis continues as its last voxel, as in `_taps`.
+    Beyond its end an axis continues as its last voxel, as in `_matrix`.
     """
     half = count * target / 2
     borders = np.clip((np.arange(size + 1) - size / 2) * source, -half, half)
@@ -167,36 +164,34 @@ def _shares(
 ) -> Slabs:
     """Yields (planes, the interpolated volume there in steps of 1 / `_ONE`, int16)."""
     sides = zip(volume.shape, source, target, shape, _ASIDE, strict=True)
-    (indices, weights), *in_plane = [_taps(*side) for side in sides]
+    deep, high, wide = (_matrix(*side) for side in sides)
     thickness = max(1, SLAB_VOXELS // (shape[1] * shape[2]))
     for start in range(0, shape[0], thickness):
         planes = slice(start, min(start + thickness, shape[0]))
-        slab = _along(volume, 0, (indices[:, planes], weights[:, planes]))
-        for axis, taps in enumerate(in_plane, start=1):
-            slab = _along(slab, axis, taps)
-        yield planes, np.rint(np.clip(slab, -0.5, 1.5) * _ONE).astype(np.int16)
+        used = np.flatnonzero(deep[planes].any(axis=0))
+        rows = slice(used[0], used[-1] + 1)
+        # "d h w" -> "s h w" -> "s H w" -> "s H W"
+        slab = np.tensordot(deep[planes, rows], volume[rows].astype(np.float32), axes=1)
+        slab = high @ slab @ wide.T
+        np.clip(slab, -0.5, 1.5, out=slab)
+        slab *= _ONE
+        yield planes, np.rint(slab, out=slab).astype(np.int16)
 
 
-def _along(
-    volume: Shaped[np.ndarray, "d h w"], axis: int, taps: Taps
-) -> Float[np.ndarray, "D H W"]:
-    """Interpolates along one axis."""
-    sides = [1, 1, 1]
-    sides[axis] = -1
-    parts = (
-        np.take(volume, index, axis) * weight.reshape(sides)
-        for index, weight in zip(*taps, strict=True)
-    )
-    return functools.reduce(np.add, parts)
+def _matrix(
+    size: int, source: float, target: float, count: int, aside: float
+) -> Float32[np.ndarray, "{count} {size}"]:
+    """Returns the weights of each voxel of an axis in `count` results about its centre.
 
-
-def _taps(size: int, source: float, target: float, count: int, aside: float) -> Taps:
-    """Returns the taps of `count` results, spaced by `target`, about the centre of an axis."""
+    Most are 0, and still a product of matrices takes a tenth of the time of picking the others.
+    """
     at = (size - 1) / 2 + target / source * (np.arange(count) - (count - 1) / 2) + aside
     low = np.floor(at)
-    distance = np.abs(at - (low + np.arange(-1, 3)[:, None]))
+    voxels = low + np.arange(-1, 3)[:, None]
+    distance = np.abs(at - voxels)
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
-    weights = np.where(distance <= 1, near, far).astype(np.float32)
-    indices = (low + np.arange(-1, 3)[:, None]).astype(np.int64)
-    return np.clip(indices, 0, size - 1), weights
+    matrix = np.zeros((count, size), np.float32)
+    columns = np.clip(voxels.astype(np.int64), 0, size - 1)
+    np.add.at(matrix, (np.arange(count), columns), np.where(distance <= 1, near, far))
+    return matrix

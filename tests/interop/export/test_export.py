@@ -171,14 +171,14 @@ def test_an_exported_teacher_teaches(
     tiny_cohort: pathlib.Path,
     built: pathlib.Path,
     tmp_path: pathlib.Path,
-    command_env: dict[str, str],
+    report_free_env: dict[str, str],
 ) -> None:
     teacher = tmp_path / "teacher"
     words = [f"--checkpoint={smoke_student.folder / 'teacher'}", f"--output={teacher}"]
     assert commands.run("export", *words, "--formats=").returncode == 0
     words = ["--config=configs/student.py:smoke", f"--config.data.data_dir={tiny_cohort}"]
     words += [f"--config.data.root={built}", f"--config.teacher.checkpoint={teacher}"]
-    done = commands.run("main", *words, f"--workdir={tmp_path / 'run'}", env=command_env)
+    done = commands.run("main", *words, f"--workdir={tmp_path / 'run'}", env=report_free_env)
     assert done.returncode == 0, done.stderr
     ours, theirs = (
         (folder / "metrics.jsonl").read_text("utf-8")
@@ -187,7 +187,7 @@ def test_an_exported_teacher_teaches(
     assert _losses(ours) == _losses(theirs)
     # With other test cases the teacher would have seen them.
     words = [*words, "--config.split.seed=5", f"--workdir={tmp_path / 'other'}"]
-    done = commands.run("main", *words, env=command_env)
+    done = commands.run("main", *words, env=report_free_env)
     assert done.returncode == 2
     assert "was trained or selected on" in done.stderr
     assert "--config.split.file=FILE" in done.stderr
