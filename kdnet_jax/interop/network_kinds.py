@@ -123,6 +123,7 @@ def read(kind: Kind, given: typed.JsonView, where: str) -> tuple[adapted.RawConf
     channels = found.take(*kind.channels)
     try:
         config = kind.read(found)
+        hash(config)  # not of a list in the place of a number
     except UserError as error:
         message = str(error)
         raise UserError(message if message.startswith(where) else f"{where}: {message}") from error
