@@ -46,8 +46,11 @@ def test_a_method_differs_from_the_student_in_its_keys_alone(name: str) -> None:
     assert experiment.role == "student"
     differ = flat_keys.differences(ours.to_dict(), student.get_config("smoke").to_dict())
     assert {key for key, _, _ in differ} <= {*method.METHOD, "train.steps"}
-    loss = objective.of_options(experiment.head, experiment.loss, experiment.distillation)
-    assert any(objective.TERMS[each].role != "gt" for each in loss.functions)
+    unlabelled = name == "teacher_labels"
+    loss = objective.of_options(
+        experiment.head, experiment.loss, experiment.distillation, unlabelled=unlabelled
+    )
+    assert any(weight for role, weight in loss.weights.items() if role != "gt")
 
 
 @pytest.mark.parametrize(
