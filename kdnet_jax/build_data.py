@@ -39,6 +39,7 @@ _LABEL_CONVENTION = flags.DEFINE_string(
     None,
     "What the label values mean, e.g. brats2023; by default the release's.",
 )
+_INCOMPLETE = flags.DEFINE_bool("incomplete", False, "Keep cases that lack some sequences.")
 _SKIP_BAD_CASES = flags.DEFINE_bool("skip_bad_cases", False, "Leave out cases that fail.")
 _OUTPUT = flags.DEFINE_string("output", str(building.DEFAULT_ROOT), "Root of built datasets.")
 _WORKERS = flags.DEFINE_integer(
@@ -106,6 +107,7 @@ def _build_scans(scans: pathlib.Path) -> store.CaseStore:
         label_convention=_LABEL_CONVENTION.value,
         workers=_WORKERS.value,
         skip_bad_cases=_SKIP_BAD_CASES.value,
+        incomplete=_INCOMPLETE.value,
     )
 
 

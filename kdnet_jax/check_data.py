@@ -47,6 +47,9 @@ _LABEL_CONVENTION = flags.DEFINE_enum(
     "Meaning of the label values; by default that of the release.",
 )
 _ALLOW_SKULL = flags.DEFINE_bool("allow_skull", False, "Take scans that are not skull-stripped.")
+_INCOMPLETE = flags.DEFINE_bool(
+    "incomplete", False, "Cases that lack some sequences are no errors (data.incomplete)."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "CSV file for a row per case.")
 _PROBLEMS = flags.DEFINE_string("problems", None, "CSV file for a row per problem.")
 _FIGURE = flags.DEFINE_string("figure", None, "PNG file for a contact sheet of the cases.")
@@ -85,6 +88,7 @@ def main(argv: list[str]) -> None:
         wanted,
         label_convention=_LABEL_CONVENTION.value,
         task=task,
+        incomplete=_INCOMPLETE.value,
     )
     reports, more = data_survey.check_cases(
         cohort.cases,

@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
     devices.check()
     experiment = reading.read(_CONFIG.value)
     task, patch = experiment.task, experiment.loader.patch
-    case = _case(experiment)
     sequence = figures.shown_sequence(experiment.modalities, task)
+    case = _case(experiment, sequence)
     section = experiment.document["augment"]
     shown = augment.fitted(augment.choose(**section), task, (sequence,), experiment.data.spacing)
     scene = augmentation_sheet.make_scene(case, sequence, patch, shown, task=task)
@@ -56,8 +56,8 @@ def main(argv: list[str]) -> None:
     print(_OUTPUT.value)
 
 
-def _case(experiment: "experiment_lib.Experiment") -> "prepare.PreparedCase":
-    """Prepares the case that is shown, and only that."""
+def _case(experiment: "experiment_lib.Experiment", sequence: str) -> "prepare.PreparedCase":
+    """Prepares the case of which a sequence is shown, and only that."""
     from kdnet_jax import task as task_lib
     from kdnet_jax.data.phantom import phantom
     from kdnet_jax.data.scans import ct_statistics, prepare
@@ -89,9 +89,10 @@ def _case(experiment: "experiment_lib.Experiment") -> "prepare.PreparedCase":
         data.modalities,
         label_convention=data.label_convention,
         task=task,
+        incomplete=data.incomplete,
     ).cases
-    by_id = {case.case_id: case for case in found}
-    if (wanted := _CASE.value or found[0].case_id) not in by_id:
+    by_id = {case.case_id: case for case in found if sequence in case.images}
+    if (wanted := _CASE.value or next(iter(by_id))) not in by_id:
         raise UserError(
             f"--case={wanted}: {data.data_dir} has no such case{nearest(wanted, by_id)}"
         )

@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.augment import draws as augment_draws
@@ -219,6 +220,7 @@ def drop_sequences(
     image: Float[Array, "b d h w m"],
     channels: Sequence[int],
     probability: float,
+    there: Bool[Array, "b n"] | None = None,
 ) -> Float[Array, "b d h w m"]:
     """Returns images without some of their sequences, which are 0; at least one of each stays.
 
@@ -230,9 +232,16 @@ def drop_sequences(
         image: as the network would see it.
         channels: those among which sequences are dropped.
         probability: of each sequence; where all would go, one stays, each as often as the others.
+        there: whether a sample has a sequence at all, of the first n in the image; one that it
+            lacks is dropped, and no other for it. None: all are there.
     """
     number = augment_draws.of_sequences(key, image.shape[0], len(channels))
+    if there is not None:
+        there = there[:, np.array(channels)]
+        number = jnp.where(there, number, -1)
     kept = (number >= probability) | (number == number.max(axis=1, keepdims=True))
+    if there is not None:
+        kept &= there
     for place, channel in enumerate(channels):
         stays = kept[:, place].reshape(-1, 1, 1, 1)
         image = image.at[..., channel].multiply(stays)

@@ -49,6 +49,7 @@ class Data:
     resection_cavity: str
     allow_skull: bool
     skip_bad_cases: bool
+    incomplete: bool
     on_read_error: str
     workers: int
     phantom: Phantom
@@ -193,6 +194,12 @@ class Experiment:
     def uses_unlabelled(self) -> bool:
         """Whether it learns from training cases without a reference, if there are any."""
         return self.role == "student" and self.loader.unlabelled_share > 0
+
+    @property
+    def modality_dropout(self) -> float:
+        """With what probability each of the network's sequences is dropped in its training."""
+        # Of a student it is said for the teacher that it trains first.
+        return 0.0 if self.role == "student" else self.augment.modality_dropout
 
     @property
     def hash(self) -> str:

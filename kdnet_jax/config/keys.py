@@ -94,6 +94,14 @@ _DATA: Final = {
     "data.skip_bad_cases": Key(
         False, _SWITCH, "Leave out cases that cannot be read, and list them."
     ),
+    # Guarded by its content, as the folder is.
+    "data.incomplete": Key(
+        False,
+        _SWITCH,
+        "Train on cases too that lack some of the channels (docs/data.md); a teacher of several "
+        "needs augment.modality_dropout for it.",
+        operational=True,
+    ),
     # What it did is reported in the run's folder.
     "data.on_read_error": Key(
         skipping.STOP,

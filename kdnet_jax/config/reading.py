@@ -238,9 +238,20 @@ def _modalities(
 
 
 def _check_dropout(document: typed.JsonView, task: task_lib.Task) -> None:
-    """Raises UserError if sequences are to be dropped where there is no choice between several."""
+    """Raises UserError if sequences are to be dropped where there is no choice between several.
+
+    Or if a teacher is to see cases without a sequence, and is never without one otherwise.
+    """
     chance = document["augment"]["modality_dropout"]
     if not chance:
+        seen = task.read_modalities(document["model"]["modalities"], "model.modalities")
+        if document["role"] == "teacher" and document["data"]["incomplete"] and len(seen) > 1:
+            raise UserError(
+                "data.incomplete is true and augment.modality_dropout is 0: nothing would prepare "
+                "the teacher for a case that lacks a sequence. Set "
+                "--config.augment.modality_dropout to a probability such as 0.3, or "
+                "--config.data.incomplete=false."
+            )
         return
     section = document.get("teacher")
     if section and (section["checkpoint"] or section["maps"]):

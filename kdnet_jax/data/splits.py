@@ -120,18 +120,19 @@ def _split(parts: Mapping[str, Iterable[str]]) -> Split:
     return Split(**ordered, hash=hashlib.sha256(text.encode()).hexdigest())
 
 
-def with_unlabelled(split: Split, summaries: Sequence[Summary], cases: Iterable[str]) -> Split:
-    """Returns the split with cases that have no reference; not those of tested patients.
+def with_more(split: Split, summaries: Sequence[Summary], part: str, cases: Iterable[str]) -> Split:
+    """Returns the split with more cases to train on; not those of tested patients.
 
     Args:
-        split: of the cases with a reference.
+        split: of the other cases.
         summaries: all cases.
-        cases: those without.
+        part: "train", or `UNLABELLED`.
+        cases: those to add.
     """
     patients = {each.case_id: each.patient_id for each in summaries}
     taken = {patients[case] for case in (*split.validation, *split.test)}
     free = [case for case in cases if patients[case] not in taken]
-    return _split({**split.parts, UNLABELLED: (*split.unlabelled, *free)})
+    return _split({**split.parts, part: (*getattr(split, part), *free)})
 
 
 def keep_labels(split: Split, summaries: Sequence[Summary], count: int, seed: int) -> Split:

@@ -119,11 +119,11 @@ def _step(
             experiment.augment,
             patch,
             experiment.train.accumulate,
-            # Of a student it is said for the teacher that it trains first.
-            0.0 if experiment.distillation else experiment.augment.modality_dropout,
+            experiment.modality_dropout,
             experiment.train.nonfinite == "skip",
             experiment.train.average,
             mixup=experiment.distillation.mixup if experiment.distillation else 0.0,
+            incomplete=experiment.data.incomplete,
         ),
         state_sharding=sharding.state_sharding(mesh, state, experiment.mesh.state),
     )

@@ -86,7 +86,7 @@ def _open_maps(experiment: experiment_lib.Experiment, data: Data) -> teacher_map
         teacher_maps.open_maps,
         pathlib.Path(experiment.teacher.maps),
         data.cases,
-        [*data.indices("train"), *unlabelled_cases(experiment, data)],
+        [*training_cases(experiment, data), *unlabelled_cases(experiment, data)],
         experiment.head,
         root=experiment.data.root,
         workers=experiment.data.workers,
@@ -129,6 +129,7 @@ def _build_scans(experiment: experiment_lib.Experiment, damaged: bool) -> store.
         workers=data.workers,
         progress=processes.is_first(),
         skip_bad_cases=data.skip_bad_cases,
+        incomplete=data.incomplete,
         damaged=damaged,
     )
 
@@ -205,7 +206,7 @@ def open_batches(
     Raises:
         UserError: for settings that cannot be, or a place that is too small.
     """
-    training, unlabelled = data.indices("train"), unlabelled_cases(experiment, data)
+    training, unlabelled = training_cases(experiment, data), unlabelled_cases(experiment, data)
     everything = [*training, *unlabelled]
     given = dataclasses.asdict(experiment.loader)
     crop = augment.source_patch(experiment.loader.patch, experiment.augment)
@@ -241,9 +242,53 @@ def open_batches(
     return batches
 
 
+def training_cases(experiment: experiment_lib.Experiment, data: Data) -> list[int]:
+    """Returns the training cases whose reference the network learns from."""
+    return _with_its_sequences(experiment, data, data.indices("train"))
+
+
 def unlabelled_cases(experiment: experiment_lib.Experiment, data: Data) -> list[int]:
     """Returns the training cases that a student learns from without a reference."""
-    return data.indices(splits.UNLABELLED) if experiment.uses_unlabelled else []
+    if not experiment.uses_unlabelled:
+        return []
+    return _with_its_sequences(experiment, data, data.indices(splits.UNLABELLED))
+
+
+def _with_its_sequences(
+    experiment: experiment_lib.Experiment, data: Data, indices: list[int]
+) -> list[int]:
+    """Returns the cases that have all of the network's sequences; one, if sequences are dropped."""
+    seen = set(experiment.modalities)
+    enough = any if experiment.modality_dropout else all
+    return [
+        index
+        for index in indices
+        if enough(name not in data.cases.summaries[index].absent for name in seen)
+    ]
+
+
+def check_sequences(experiment: experiment_lib.Experiment, data: Data) -> None:
+    """Reports how many training cases are left out because they lack the network's sequences.
+
+    Raises:
+        UserError: all of those with a reference.
+    """
+    used = training_cases(experiment, data)
+    count = len(data.split.train) - len(used)
+    if experiment.uses_unlabelled:
+        count += len(data.split.unlabelled) - len(unlabelled_cases(experiment, data))
+    seen, role = ", ".join(experiment.modalities), experiment.role
+    if not used:
+        raise UserError(
+            f"none of the {len(data.split.train)} training cases with a reference has what the "
+            f"{role} sees: {seen}. Choose other channels (--config.model.modalities; of a teacher "
+            "that is trained first --config.teacher.modalities), or add cases that have them."
+        )
+    if count:
+        _LOG.info(
+            f"note: {count} training cases lack what the {role} sees ({seen}), and are left out of "
+            "its training"
+        )
 
 
 def _agreed_memory(own: placement.Memory) -> placement.Memory:
@@ -265,6 +310,14 @@ def _split(section: experiment_lib.Split, cases: store.CaseStore) -> splits.Spli
         _check_references(section.file, split, cases)
         return split
     known = [each for each in cases.summaries if each.class_voxels is not None]
+    incomplete = [each.case_id for each in known if each.absent]
+    known = [each for each in known if not each.absent]
+    if not known:
+        raise UserError(
+            f"no case with a reference has all of {', '.join(cases.modalities)}: none could be "
+            "validated or tested on. Ask for fewer sequences (--config.data.modalities), or add "
+            "cases that have them all."
+        )
     if section.folds:
         split = splits.make_split(
             known,
@@ -276,13 +329,15 @@ def _split(section: experiment_lib.Split, cases: store.CaseStore) -> splits.Spli
     else:
         fractions = (section.train, section.validation, section.test)
         split = splits.make_split(known, seed=section.seed, fractions=fractions)
-    bare = _bare(cases)
-    split = splits.with_unlabelled(split, cases.summaries, bare)
-    if left := sorted(set(bare) - set(split.unlabelled)):
-        _LOG.info(
-            f"note: {len(left)} cases without a reference are of patients that validate or test, "
-            f"and are left out ({left[0]} among them)"
-        )
+    more = {splits.UNLABELLED: _bare(cases), "train": incomplete}
+    for part, ids in more.items():
+        split = splits.with_more(split, cases.summaries, part, ids)
+        if left := sorted(set(ids) - set(getattr(split, part))):
+            what = "without a reference" if part == splits.UNLABELLED else "that lack a sequence"
+            _LOG.info(
+                f"note: {len(left)} cases {what} are of patients that validate or test, and are "
+                f"left out ({left[0]} among them)"
+            )
     return split
 
 
@@ -299,4 +354,11 @@ def _check_references(path: str, split: splits.Split, cases: store.CaseStore) ->
                 f"{path}: {len(found)} cases of its {part} part have no reference (such as "
                 f'{min(found)}). List them as "{splits.UNLABELLED}", for a student to learn from, '
                 "or remove them."
+            )
+    lacking = {each.case_id for each in cases.summaries if each.absent}
+    for part in ("validation", "test"):
+        if found := lacking.intersection(split.parts[part]):
+            raise UserError(
+                f"{path}: {len(found)} cases of its {part} part lack a sequence (such as "
+                f'{min(found)}), and can only be trained on. Move them to "train", or remove them.'
             )

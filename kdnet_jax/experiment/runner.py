@@ -83,6 +83,8 @@ def _run(
         given = processes.together(lambda: given_teachers.load(asked, workdir))
         _check_same(given.run)
         teachers.check_settings(given.run.folder, given.run.model, experiment)
+        for each in given.members or (given.run,):
+            teachers.check_incomplete(each.folder, each.model, experiment)
         predictors.prediction_mesh(given.run.model)
     for folder, each in own.items():
         workdir_lib.check(folder, each)
@@ -92,14 +94,17 @@ def _run(
     data = run_data.open_data(experiment)
     own = {folder: each.of_task(data.cases.task) for folder, each in own.items()}
     experiment = own[workdir]
+    for each in own.values():
+        run_data.check_sequences(each, data)
     for folder, each in own.items():
         processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))
         processes.together(functools.partial(workdir_lib.check_seen, folder))
+    training = len(run_data.training_cases(experiment, data))
     unlabelled = len(run_data.unlabelled_cases(experiment, data))
     more = f" and {unlabelled} without a reference" if unlabelled else ""
     _LOG.info(
         f"{workdir}: {experiment.role} on {', '.join(experiment.modalities)}; "
-        f"{len(data.split.train)} training{more}, {len(data.split.validation)} validation and "
+        f"{training} training{more}, {len(data.split.validation)} validation and "
         f"{len(data.split.test)} test cases"
     )
 
@@ -115,7 +120,7 @@ def _run(
         folder = workdir / teachers.OWN
         _LOG.info(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
         # Check that the student's step fits in memory before spending hours on the teacher.
-        compilation.compile_step(experiment, mesh, len(data.split.train), to_be, bool(unlabelled))
+        compilation.compile_step(experiment, mesh, training, to_be, bool(unlabelled))
         teacher = train_and_evaluate(own[folder], folder, data, None)
 
     elif data.maps:
@@ -303,7 +308,7 @@ def _train(
     """Builds state, step and loader, and runs the loop."""
     mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.space)
     init_key, root = jax.random.split(jax.random.key(experiment.seed))
-    training = data.indices("train")
+    training = run_data.training_cases(experiment, data)
     optimizer = compilation.optimizer(experiment, len(training))
     taught_by = teacher.model if teacher else None
     mixed = bool(run_data.unlabelled_cases(experiment, data))
@@ -390,7 +395,8 @@ def _note_start(
     if step != experiment.train.steps:
         provenance.record_start(folder, step)
     if familiarity.read(folder) is None:
-        training = data.indices("train") + run_data.unlabelled_cases(experiment, data)
+        training = run_data.training_cases(experiment, data)
+        training += run_data.unlabelled_cases(experiment, data)
         sample = training[:: math.ceil(len(training) / familiarity.SAMPLE)]
         usual = familiarity.measure(batches.cases(sample), task=data.cases.task)
         familiarity.write(folder, usual)
@@ -412,7 +418,8 @@ def _facts(
     experiment: experiment_lib.Experiment, data: run_data.Data, workdir: pathlib.Path
 ) -> list[tuple[str, str]]:
     skipped = skipping.left_out(workdir)
-    sizes = [len(getattr(data.split, part)) for part in ("train", "validation", "test")]
+    training = run_data.training_cases(experiment, data)
+    sizes = list(map(len, (training, data.split.validation, data.split.test)))
     unlabelled = len(run_data.unlabelled_cases(experiment, data))
     return [
         ("Role", experiment.role),

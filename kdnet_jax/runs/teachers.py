@@ -83,6 +83,36 @@ def check_settings(
     networks.check_space(student.mesh.space, teacher.network, "mesh.space")
 
 
+def check_incomplete(
+    where: pathlib.Path, teacher: model_lib.Model, student: experiment_lib.Experiment
+) -> None:
+    """Raises UserError if scans may lack what a given teacher sees, and it did not train so.
+
+    Every scan has the student's channels. Where the teacher sees others, one of those has to be
+    among its own, and it has to know gaps from its training.
+    """
+    others = [name for name in teacher.modalities if name not in student.modalities]
+    if not (student.data.incomplete and others):
+        return
+    if len(others) == len(teacher.modalities) or not _knows_gaps(where):
+        raise UserError(
+            f"data.incomplete is true, so that cases may lack {', '.join(others)}, and nothing "
+            f"says that the teacher {where} can do without: it was trained without modality "
+            "dropout, or sees none of the student's channels. Give one that was trained with "
+            "--config.augment.modality_dropout above 0, or set --config.data.incomplete=false."
+        )
+
+
+def _knows_gaps(folder: pathlib.Path) -> bool:
+    if model_folder.is_model(folder):
+        training = model_folder.read(folder).document.get("training", {})
+        return training.get("modality_dropout", 0) > 0
+    # What another tool has trained has no config.
+    if not (folder / reading.CONFIG).is_file():
+        return False
+    return reading.read_run(folder).modality_dropout > 0
+
+
 def check_statistics(where: pathlib.Path, teacher: task_lib.Task, data: task_lib.Task) -> None:
     """Raises UserError if CT is scaled by other numbers than those that the teacher has learnt."""
     if teacher.statistics != data.statistics:

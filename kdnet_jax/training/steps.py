@@ -145,6 +145,8 @@ class Plan(NamedTuple):
         average: decay of the moving average of the parameters; 0: the state has none.
         mixup: a of Beta(a, a), from which the share of each sample in its mixture with the one
             before it is drawn; 0: none is mixed.
+        incomplete: samples may lack sequences, of which the whole crop is 0: they are as dropped
+            ones.
         mesh: over which the batch is spread (set by `jit_step`); None: one device.
     """
 
@@ -155,6 +157,7 @@ class Plan(NamedTuple):
     skip_nonfinite: bool = False
     average: float = 0.0
     mixup: float = 0.0
+    incomplete: bool = False
     mesh: Mesh | None = None
 
 
@@ -210,8 +213,16 @@ def train_step(
             share = jax.random.beta(jax.random.fold_in(key, _MIXUP), plan.mixup, plan.mixup)
             image = share * image + (1 - share) * jnp.roll(image, 1, axis=0)
             label = jnp.stack([label, jnp.roll(label, 1, axis=0)], axis=-1)
-        if plan.modality_dropout:
-            image = augment.drop_sequences(key, image, student.channels, plan.modality_dropout)
+        channels, there = student.channels, None
+        if plan.incomplete:
+            # Sequences of which there is something, "b m"; of a mixture, in both samples.
+            there = (batch["image"] != 0).any(axis=(1, 2, 3))
+            if share is not None:
+                there &= jnp.roll(there, 1, axis=0)
+            if isinstance(teacher, Network):
+                channels = teacher.channels  # the student's are among them
+        if plan.modality_dropout or plan.incomplete:
+            image = augment.drop_sequences(key, image, channels, plan.modality_dropout, there)
 
     arrays = [image, label]
     if loss.labels:

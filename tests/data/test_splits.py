@@ -264,7 +264,7 @@ def test_cases_without_a_reference_train_unless_their_patient_is_tested() -> Non
     cohort = [Visit(f"{i:02}-0", f"p{i:02}") for i in range(10)]
     split = splits.make_split(cohort, seed=0, fractions=(0.6, 0.2, 0.2))
     bare = [Visit(f"{i:02}-1", f"p{i:02}") for i in range(12)]
-    found = splits.with_unlabelled(split, cohort + bare, [visit.case_id for visit in bare])
+    found = splits.with_more(split, cohort + bare, "unlabelled", [visit.case_id for visit in bare])
     tested = {case[:2] for case in split.validation + split.test}
     assert {case[:2] for case in found.unlabelled} == {f"{i:02}" for i in range(12)} - tested
     assert (found.train, found.validation, found.test) == (

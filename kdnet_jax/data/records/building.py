@@ -86,6 +86,7 @@ def build_scans(
     workers: int = DEFAULT_WORKERS,
     progress: bool = True,
     skip_bad_cases: bool = False,
+    incomplete: bool = False,
     damaged: bool = False,
 ) -> store.CaseStore:
     """Builds (or opens) the cases under `data_dir`, those without a segmentation too.
@@ -103,6 +104,7 @@ def build_scans(
         workers: cases prepared at once.
         progress: show a progress bar.
         skip_bad_cases: leave out cases that cannot be prepared, and list them in the notes.
+        incomplete: see `cases.find_cases`.
         damaged: see `store.open_store`.
 
     Raises:
@@ -113,7 +115,13 @@ def build_scans(
         _check_positive("spacing", float(np.min(spacing)))
     chosen = task.modalities if modalities is None else tuple(modalities)
     cohort = cases.find_cases(
-        data_dir, release, chosen, label_convention=label_convention, task=task, unlabelled=True
+        data_dir,
+        release,
+        chosen,
+        label_convention=label_convention,
+        task=task,
+        unlabelled=True,
+        incomplete=incomplete,
     )
     config = cohort_builder.make_config(
         cohort,

@@ -187,7 +187,7 @@ class CaseBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             "label_convention": self.label_convention,
             "notes": self._notes,
             "skipped": self._skipped,
-            "cases": [dataclasses.asdict(summary) for summary in self._summaries],
+            "cases": [summary.to_json() for summary in self._summaries],
             "content": content,
             "packages": {name: _version(name) for name in packages},
         }

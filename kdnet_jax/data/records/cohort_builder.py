@@ -102,6 +102,7 @@ class CohortBuilder(case_builder.CaseBuilder, skip_registration=True):
             spacing=config.spacing,
             orientation=config.orientation,
             allow_skull=config.allow_skull,
+            modalities=config.modalities,
         )
         return [
             case_builder.Job(case.case_id, functools.partial(run, case)) for case in cohort.cases

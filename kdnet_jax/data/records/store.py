@@ -113,7 +113,8 @@ class CaseSummary:
 
     `class_voxels` counts the voxels of classes 1, 2, ... on the working grid, None without a
     reference; `decoded_bytes` is the memory that the decoded case takes; `shape` is the working
-    grid's, None in datasets that were built before it was noted.
+    grid's, None in datasets that were built before it was noted; `absent` are the channels that
+    the case lacks, of which its image is 0.
     """
 
     case_id: str
@@ -122,6 +123,12 @@ class CaseSummary:
     class_voxels: tuple[int, ...] | None = None
     decoded_bytes: int = 0
     shape: tuple[int, int, int] | None = None
+    absent: tuple[str, ...] = ()
+
+    def to_json(self) -> typed.Json:
+        """Returns the row of the built dataset's description."""
+        row = dataclasses.asdict(self)
+        return row if self.absent else {key: row[key] for key in row if key != "absent"}
 
 
 def summarise(case: prepare.PreparedCase, task: task_lib.Task = task_lib.DEFAULT) -> CaseSummary:
@@ -137,6 +144,7 @@ def summarise(case: prepare.PreparedCase, task: task_lib.Task = task_lib.DEFAULT
         counts,
         _decoded_bytes(case),
         tuple(case.image.shape[:3]),
+        case.absent,
     )
 
 
@@ -195,6 +203,7 @@ class CaseStore:
         self._cache_lock = threading.Lock()
         # One lock per case: a second thread that wants the same case waits for the first's.
         self._case_locks = [threading.Lock() for _ in range(len(source))]
+        self.summaries: list[CaseSummary] = []
         if summaries is None:
             summaries = [summarise(self[index], task) for index in range(len(self))]
         self.summaries = list(summaries)
@@ -219,7 +228,9 @@ class CaseStore:
 
     def read(self, index: int) -> prepare.PreparedCase:
         """Decodes a case that is not to be kept."""
-        return from_record(self._source[index], self.modalities)
+        case = from_record(self._source[index], self.modalities)
+        absent = self.summaries[index].absent if self.summaries else ()
+        return dataclasses.replace(case, absent=absent)
 
     def check_files(self, indices: Iterable[int]) -> None:
         """Looks at the files of these cases, without reading a case. In memory there are none.

@@ -71,6 +71,8 @@ def measure(
         volumes.append(_brain_ml(case))
         for modality in case.modalities:
             rows = features.setdefault(modality, [])
+            if modality in case.absent:
+                continue
             if task.channel(modality).normalisation in _IN_DEVIATIONS:
                 rows.append(_features(case, modality).tolist())
     if not volumes:

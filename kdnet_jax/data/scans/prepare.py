@@ -47,6 +47,7 @@ class PreparedCase:
         reference: the same on the scan's own grid, untouched by crop and resampling, or None.
         geometry: the way from the scan's own grid to the working grid, and back.
         foreground: where the scan has data, on the working grid; None where `image` shows it.
+        absent: the channels that the case lacks, of which `image` is 0.
     """
 
     case_id: str
@@ -58,6 +59,7 @@ class PreparedCase:
     reference: UInt8[np.ndarray, "x y z"] | None
     geometry: geometry.Geometry
     foreground: Bool[np.ndarray, "d h w"] | None = None
+    absent: tuple[str, ...] = ()
 
     @property
     def inside(self) -> Bool[np.ndarray, "d h w"]:
@@ -102,6 +104,7 @@ def prepare_case(
     spacing: Spacing,
     orientation: str = geometry.HEADER,
     allow_skull: bool = False,
+    modalities: Sequence[str] | None = None,
 ) -> tuple[PreparedCase, list[str]]:
     """Reads, checks and prepares the files of a case.
 
@@ -113,6 +116,7 @@ def prepare_case(
             header is known to be wrong. Masks still go back onto the file's own grid and affine.
         allow_skull: accept a scan that seems to have its skull on, in a channel whose
             normalisation is that of skull-stripped scans ("zscore_nonzero").
+        modalities: the channels of the image, in the task's order; None: those of the case.
 
     Returns:
         The case, and a sentence about everything that was repaired or assumed.
@@ -123,7 +127,7 @@ def prepare_case(
             no statistics.
     """
     geometry.check_orientation(orientation)
-    return prepare_files(
+    prepared, notes = prepare_files(
         case,
         read_files(case, task=task),
         task=task,
@@ -131,6 +135,16 @@ def prepare_case(
         orientation=orientation,
         allow_skull=allow_skull,
     )
+    return _with_absent(prepared, modalities or prepared.modalities), notes
+
+
+def _with_absent(case: PreparedCase, modalities: Sequence[str]) -> PreparedCase:
+    absent = tuple(name for name in modalities if name not in case.modalities)
+    if not absent:
+        return case
+    image = np.zeros((*case.image.shape[:3], len(modalities)), np.float16)
+    image[..., [modalities.index(name) for name in case.modalities]] = case.image
+    return dataclasses.replace(case, modalities=tuple(modalities), image=image, absent=absent)
 
 
 class CaseFiles(NamedTuple):

@@ -8,6 +8,7 @@ layouts.
 import dataclasses
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 
 from kdnet_jax import task as task_lib
@@ -71,6 +72,7 @@ def find_cases(
     *,
     task: task_lib.Task = task_lib.DEFAULT,
     unlabelled: bool = False,
+    incomplete: bool = False,
 ) -> Cohort:
     """Finds the cases under `data_dir`.
 
@@ -85,6 +87,7 @@ def find_cases(
             other than the glioma the values are the task's own numbers.
         task: what is segmented: it names the channels and the label values.
         unlabelled: with `labelled`, keep those without a segmentation that have all sequences.
+        incomplete: keep cases that lack some of the sequences, but not all.
 
     Raises:
         UserError: nothing usable is there, several releases are, a case lacks a sequence or is
@@ -96,9 +99,15 @@ def find_cases(
     cohort = _find(root, release, label_convention, task, problems.refuse)
     found = _labelled(cohort, root, task, unlabelled) if labelled else cohort.cases
     found = _with_modalities(found, root, modalities, task, problems.refuse)
+    if incomplete:
+        _note_incomplete(found, root, cohort.notes, task)
+    else:
+        if unlabelled:
+            found = _without_incomplete_bare(found, cohort.notes, task)
+        _refuse_incomplete(found, root, task)
     if unlabelled:
-        found = _without_incomplete_bare(found, cohort.notes, task)
-    return _told(cohort, _refuse_incomplete(found, root, task), root)
+        _note_bare(found, cohort.notes)
+    return _told(cohort, found, root)
 
 
 def survey_cases(
@@ -108,10 +117,12 @@ def survey_cases(
     label_convention: str | None = None,
     *,
     task: task_lib.Task = task_lib.DEFAULT,
+    incomplete: bool = False,
 ) -> tuple[Cohort, list[problems.Problem]]:
     """Finds all that looks like a case, of all releases, and lists what `find_cases` would refuse.
 
-    A case may lack sequences or its segmentation, or be duplicate.
+    A case may lack sequences or its segmentation, or be duplicate. The arguments are those of
+    `find_cases`.
 
     Raises:
         UserError: there is no such folder, nothing in it is recognised, or an argument is wrong.
@@ -135,7 +146,9 @@ def survey_cases(
         report(_unlabelled(cohort, root, task), "", root)
     found = _with_modalities(cohort.cases, root, modalities, task, report)
     folders = [patients.case_files(case)[0].parent for case in cohort.cases]
-    listed += _incomplete(found, folders, task)
+    listed += _incomplete(found, folders, task, incomplete)
+    if lacking := _lacking(found, task):
+        cohort.notes.append(_counted(lacking, len(found), task))
     return _told(cohort, found, root), listed
 
 
@@ -397,10 +410,12 @@ def _without_incomplete_bare(
     left = [case.case_id for i, case in enumerate(found) if i in lacking and case.label is None]
     if left:
         notes.append(f"left out, without a segmentation and incomplete: {layouts.shown(left)}")
-    kept = [case for case in found if case.case_id not in left]
-    if bare := [case.case_id for case in kept if case.label is None]:
+    return [case for case in found if case.case_id not in left]
+
+
+def _note_bare(found: list[Case], notes: list[str]) -> None:
+    if bare := [case.case_id for case in found if case.label is None]:
         notes.append(f"without a segmentation: {layouts.shown(bare)}")
-    return kept
 
 
 def _unlabelled(cohort: Cohort, root: pathlib.Path, task: task_lib.Task) -> UserError:
@@ -450,30 +465,52 @@ def _lacking(found: list[Case], task: task_lib.Task) -> dict[int, list[str]]:
     return {i: names for i, names in lacking.items() if names}
 
 
-def _refuse_incomplete(found: list[Case], root: pathlib.Path, task: task_lib.Task) -> list[Case]:
+def _counted(lacking: dict[int, list[str]], count: int, task: task_lib.Task) -> str:
+    """Says how many of `count` cases lack what."""
+    times = Counter(name for names in lacking.values() for name in names)
+    listed = ", ".join(f"{name} ({times[name]})" for name in task.modalities if times[name])
+    return f"{len(lacking)} of {count} cases lack a sequence: {listed}"
+
+
+def _note_incomplete(
+    found: list[Case], root: pathlib.Path, notes: list[str], task: task_lib.Task
+) -> None:
+    """Counts the cases that lack a sequence; refuses those that lack all of them."""
+    if empty := [case.case_id for case in found if not case.images]:
+        raise UserError(
+            f"{root}: {len(empty)} cases have none of {', '.join(_present(found, task))}: "
+            f"{layouts.shown(empty)}. Remove them, or ask for other sequences "
+            "(--config.data.modalities)"
+        )
+    if lacking := _lacking(found, task):
+        counted = _counted(lacking, len(found), task)
+        notes.append(f"{counted}. They are used in training alone, where it is 0 (data.incomplete)")
+
+
+def _refuse_incomplete(found: list[Case], root: pathlib.Path, task: task_lib.Task) -> None:
     bad = [f"{found[i].case_id} ({', '.join(names)})" for i, names in _lacking(found, task).items()]
     if bad:
         raise UserError(
             f"{root}: sequences are missing in {len(bad)} of {len(found)} cases: "
-            f"{layouts.shown(bad)}. Complete or remove these cases, or ask for fewer "
-            "(--config.data.modalities)"
+            f"{layouts.shown(bad)}. Complete or remove these cases, ask for fewer "
+            "(--config.data.modalities), or use them in training (--config.data.incomplete=true)"
         )
-    return found
 
 
 def _incomplete(
-    found: list[Case], folders: list[pathlib.Path], task: task_lib.Task
+    found: list[Case], folders: list[pathlib.Path], task: task_lib.Task, allowed: bool
 ) -> list[problems.Problem]:
     """Returns a row for each incomplete case; `folders` are those of the cases."""
     remedy = (
-        "Add the file (docs/data.md has the names), remove the case, or do without the sequence "
-        "(--modalities, --config.data.modalities)"
+        "Add the file (docs/data.md has the names), remove the case, do without the sequence "
+        "(--modalities, --config.data.modalities), or use the case in training (--incomplete, "
+        "--config.data.incomplete=true)"
     )
     return [
         problems.Problem(
             found[i].case_id,
             str(folders[i]),
-            problems.ERROR,
+            problems.WARNING if allowed and found[i].images else problems.ERROR,
             f"no file for {', '.join(names)}; expected one, as in the other cases",
             remedy,
         )

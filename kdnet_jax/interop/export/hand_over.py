@@ -127,6 +127,7 @@ def _run(path: pathlib.Path) -> Package:
             "synthetic": not data_dir,
             # The name alone: where a folder lay says nothing to others.
             "source": pathlib.Path(data_dir).name,
+            "modality_dropout": experiment.modality_dropout,
         },
         "provenance": _shareable((summary or {}).get("provenance", {}))
         | {"exported_by": _shareable(provenance.collect())},
