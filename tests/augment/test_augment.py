@@ -586,3 +586,19 @@ def test_sequences_are_dropped_and_one_always_stays() -> None:
     np.testing.assert_allclose(kept.mean(axis=0), 1 / 2 + 1 / 24, atol=0.03)
     several = (kept.sum(axis=1) == 1).mean()
     assert several == pytest.approx(3 / 8 + 1 / 8, abs=0.03)
+
+
+def test_what_a_sample_lacks_is_dropped_and_one_of_the_others_stays() -> None:
+    image = jnp.ones((4000, 1, 1, 1, 4))
+    there = jnp.tile(jnp.array([[True, False, True, True], [False, False, True, True]]), (2000, 1))
+    key = jax.random.key(0)
+    kept = np.asarray(augment.drop_sequences(key, image, (0, 1, 3), 0.5, there)[:, 0, 0, 0])
+    assert (kept[:, 2] == 1).all()  # not a sequence of the network
+    assert not kept[:, 1].any()
+    # Of two sequences each stays in 1/2, and in half of the 1/4 in which both would have gone.
+    np.testing.assert_allclose(kept[::2, [0, 3]].mean(axis=0), 1 / 2 + 1 / 8, atol=0.03)
+    assert kept[::2, [0, 3]].any(axis=1).all()
+    np.testing.assert_array_equal(kept[1::2, [0, 3]], np.tile([0, 1], (2000, 1)))
+    # None is dropped but what is lacking.
+    kept = augment.drop_sequences(key, image, (0, 1, 2, 3), 0.0, there)[:, 0, 0, 0]
+    np.testing.assert_array_equal(kept, there)

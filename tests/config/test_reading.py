@@ -279,3 +279,20 @@ def test_sequences_are_dropped_only_where_a_network_that_sees_several_is_trained
     config.teacher.checkpoint = "runs/t"
     with pytest.raises(UserError, match="the teacher is trained already"):
         reading.read(config)
+
+
+def test_a_teacher_that_is_to_see_gaps_trains_with_gaps() -> None:
+    config = common.base_config("student", "smoke")
+    config.data.incomplete = True
+    with pytest.raises(UserError, match=r"data.incomplete is true and augment.modality_dropout is"):
+        reading.read(config)
+    config.augment.modality_dropout = 0.3
+    student = reading.read(config)
+    assert student.modality_dropout == 0.0
+    assert student.teacher.to_train.modality_dropout == 0.3
+    # Of one sequence there is nothing to miss, and a baseline leaves incomplete cases out.
+    config.augment.modality_dropout, config.teacher.modalities = 0.0, "t1ce"
+    assert reading.read(config).teacher.to_train.modalities == ("t1ce",)
+    config = common.base_config("baseline", "smoke")
+    config.data.incomplete, config.model.modalities = True, "t1ce,t2"
+    assert reading.read(config).modality_dropout == 0.0

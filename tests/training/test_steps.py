@@ -199,6 +199,27 @@ def test_dropped_sequences_are_those_of_the_step() -> None:
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
 
 
+def test_a_sequence_that_a_case_lacks_is_to_the_teacher_as_a_dropped_one(
+    distil: Callable[..., Any],
+) -> None:
+    batch = make_batch()
+    lacking = {**batch, "image": batch["image"].at[0, ..., 0].set(0.0)}
+    # Of these channels no voxel is background: whatever is drawn would fill a gap.
+    drawn = augment.Fitted(flip_axes="d", shift=0.5, zero_is_background=(False, False))
+    key = jax.random.fold_in(ROOT, 0)
+    image, label = augment.augment(key, lacking["image"], lacking["label"], drawn)
+    assert image[0, ..., 0].all()
+    gaps = {"image": image.at[0, ..., 0].set(0.0), "label": label}
+    _, expected = distil(fresh_state(), fresh_teacher(), gaps, ROOT)
+    options = distillation_options() | {"plan": steps.Plan(drawn, incomplete=True)}
+    step = steps.jit_step(sharding.make_mesh(), **options)
+    _, found = step(fresh_state(), fresh_teacher(), lacking, ROOT)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+    _, filled = distil(fresh_state(), fresh_teacher(), {"image": image, "label": label}, ROOT)
+    assert abs(filled["kl"] - expected["kl"]) > 1e-3 * expected["kl"]
+
+
 def test_the_student_sees_its_own_sequence_only(
     distil: Callable[..., Any], supervise_as_is: Callable[..., Any]
 ) -> None:
