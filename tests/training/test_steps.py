@@ -217,7 +217,7 @@ def test_a_sequence_that_a_case_lacks_is_to_the_teacher_as_a_dropped_one(
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
     _, filled = distil(fresh_state(), fresh_teacher(), {"image": image, "label": label}, ROOT)
-    assert abs(filled["kl"] - expected["kl"]) > 1e-3 * expected["kl"]
+    assert abs(filled["kl"] - expected["kl"]) > 1e-4 * expected["kl"]
 
 
 def test_the_student_sees_its_own_sequence_only(

@@ -632,3 +632,31 @@ def test_the_raw_layout_of_nnunet_is_refused_with_a_way_that_works(
         tmp_path / "dir", modalities=("t1", "t1ce"), label_convention="decathlon"
     ).cases
     assert (case.case_id, case.convention) == (name, "decathlon")
+
+
+def test_cases_that_lack_a_sequence_are_counted_and_kept_where_they_are_wanted(
+    tmp_path: pathlib.Path,
+) -> None:
+    for number, lacking in {1: (), 2: ("t2",), 3: ("t2", "flair"), 4: ("t1", "seg")}.items():
+        case = add_case(tmp_path / f"BraTS2021_{number:05d}")
+        for token in lacking:
+            (case / f"{case.name}_{token}.nii.gz").unlink()
+    counted = "3 of 4 cases lack a sequence: t1 (1), t2 (2), flair (1)"
+    for incomplete, severity in ((False, "error"), (True, "warning")):
+        cohort, rows = cases.survey_cases(tmp_path, incomplete=incomplete)
+        assert counted in cohort.notes
+        assert [(row.case[-1], row.severity) for row in rows] == [
+            (number, severity) for number in "234"
+        ]
+        assert "--config.data.incomplete=true" in rows[0].remedy
+    found = cases.find_cases(tmp_path, unlabelled=True, incomplete=True)
+    assert [list(case.images) for case in found.cases[1:3]] == [
+        ["t1", "t1ce", "flair"],
+        ["t1", "t1ce"],
+    ]
+    assert len(found.cases) == 4
+    assert counted in said(found)
+    assert "without a segmentation: BraTS2021_00004" in said(found)
+    # Those that have nothing of what is wanted stay an error.
+    _, rows = cases.survey_cases(tmp_path, modalities=("t2",), incomplete=True)
+    assert [(row.case[-1], row.severity) for row in rows] == [("2", "error"), ("3", "error")]
