@@ -145,7 +145,7 @@ def compile_student(cache: str, preset: str) -> Job:
     values = reading.read(common.base_config("student", preset))
     teacher = model.of_experiment(values.teacher.to_train)
     start = time.perf_counter()
-    compilation.compile_step(values, sharding.make_mesh(), 100, teacher)
+    compilation.compile_step([values], sharding.make_mesh(), 100, teacher)
     return Job(about={"seconds": time.perf_counter() - start})
 
 

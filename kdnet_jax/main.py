@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 
 def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     # Imported here: a mistake in the flags is reported before the seconds that this takes.
-    from kdnet_jax.config import reading, study
+    from kdnet_jax.config import students, study
     from kdnet_jax.core import devices
     from kdnet_jax.experiment import runner, studies
     from kdnet_jax.training import stopping
@@ -41,7 +41,7 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         if config.role == "study":
             studies.run(study.parts(config, workdir), workdir, study.primary(config))
         else:
-            runner.run(reading.read(config), workdir)
+            runner.run_together(students.read(config, workdir), workdir)
 
     try:
         with stopping.AtOnce():

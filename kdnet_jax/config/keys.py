@@ -170,7 +170,7 @@ _MODEL: Final = {
         "",
         _CHANNELS,
         "The channels that the network sees. Empty: of a teacher all that is read, of a student or "
-        "baseline the one that the task names for it.",
+        "baseline the one that the task names for it. Several students at once: ; between them.",
     ),
     "model.family": Key(
         networks.UNET,

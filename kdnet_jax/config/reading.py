@@ -228,7 +228,14 @@ def _split(section: typed.JsonView, patients: int | None) -> experiment_lib.Spli
 def _modalities(
     document: typed.JsonView, data: experiment_lib.Data, task: task_lib.Task
 ) -> tuple[str, ...]:
-    names = task.read_modalities(document["model"]["modalities"], "model.modalities")
+    asked = document["model"]["modalities"]
+    if ";" in asked:
+        raise UserError(
+            f"model.modalities is {asked!r}: several students, with ; between their channels, are "
+            "trained by python -m kdnet_jax.main with role student, from one teacher. Name the "
+            "channels of one network here."
+        )
+    names = task.read_modalities(asked, "model.modalities")
     if absent := [name for name in names if name not in data.modalities]:
         raise UserError(
             f"model.modalities asks for {', '.join(absent)}, but data.modalities is "

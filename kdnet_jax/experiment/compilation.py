@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import trained
 from kdnet_jax.training import flops, optimizers, steps
 
-Step = Callable[..., tuple[steps.TrainState, steps.Metrics]]
+# Of each experiment: (states [donated], teacher's parameters, batch, root) to (states, metrics).
+Step = Callable[..., tuple[tuple[steps.TrainState, ...], tuple[steps.Metrics, ...]]]
 
 
 def optimizer(experiment: experiment_lib.Experiment, cases: int) -> optax.GradientTransformation:
@@ -31,7 +32,7 @@ def optimizer(experiment: experiment_lib.Experiment, cases: int) -> optax.Gradie
 
 
 def compile_step(
-    experiment: experiment_lib.Experiment,
+    experiments: Sequence[experiment_lib.Experiment],
     mesh: Mesh,
     cases: int,
     teacher: model_lib.Model | None,
@@ -40,19 +41,19 @@ def compile_step(
     """Compiles the step, and checks that it fits into the memory of each device.
 
     Args:
-        experiment: the run.
+        experiments: the run, or students of one teacher that differ in their channels alone.
         mesh: the devices.
         cases: training cases.
         teacher: a student's teacher; `None` where it is given by its maps.
         unlabelled: batches hold samples without a reference.
 
     Returns:
-        (state [donated], teacher's parameters, batch, root key) to (state, metrics), and a
-        sentence on its memory.
+        The step (`steps.joint_step`), and a sentence on its memory.
 
     Raises:
         UserError: it needs more memory than is free.
     """
+    experiment = experiments[0]
     if teacher:
         sharding.check_depth(
             mesh.shape[sharding.SPACE],
@@ -60,7 +61,7 @@ def compile_step(
             teacher.network.divisor[0],
             "loader.patch",
         )
-    step, arguments = _step(experiment, mesh, cases, teacher, unlabelled)
+    step, arguments = _step(experiments, mesh, cases, teacher, unlabelled)
     compiled = step.lower(*arguments).compile()
     memory.return_freed()
     found = placement.free_memory(mesh)
@@ -73,33 +74,41 @@ def compile_step(
 
 
 def count_flops(
-    experiment: experiment_lib.Experiment, mesh: Mesh, teacher: model_lib.Model | None
+    experiments: Sequence[experiment_lib.Experiment], mesh: Mesh, teacher: model_lib.Model | None
 ) -> int:
     """Returns the floating-point operations of a step (`flops.count`), over all devices."""
-    experiment = dataclasses.replace(experiment, network=networks.native(experiment.network))
+    experiments = [
+        dataclasses.replace(each, network=networks.native(each.network)) for each in experiments
+    ]
     if teacher is not None:
         teacher = dataclasses.replace(teacher, network=networks.native(teacher.network))
-    step, arguments = _step(experiment, mesh, 1, teacher)
+    step, arguments = _step(experiments, mesh, 1, teacher)
     return flops.count(step, *arguments)
 
 
 def _step(
-    experiment: experiment_lib.Experiment,
+    experiments: Sequence[experiment_lib.Experiment],
     mesh: Mesh,
     cases: int,
     teacher: model_lib.Model | None,
     unlabelled: bool = False,
 ) -> tuple[jax.stages.Wrapped, tuple[PyTree, ...]]:
     """Returns the jitted step, and the shapes that the run calls it with."""
-    student, modalities = model_lib.of_experiment(experiment), experiment.data.modalities
-    patch, update = experiment.loader.patch, optimizer(experiment, cases)
-    state = jax.eval_shape(
-        lambda params: steps.init_state(
-            with_projector(params, experiment, teacher),
-            update,
-            averaged=experiment.train.average > 0,
+    # What they have in common is read of the first.
+    experiment = experiments[0]
+    students = [model_lib.of_experiment(each) for each in experiments]
+    modalities, patch = experiment.data.modalities, experiment.loader.patch
+    update = optimizer(experiment, cases)
+    states = jax.eval_shape(
+        lambda *params: tuple(
+            steps.init_state(
+                with_projector(each, experiment, teacher),
+                update,
+                averaged=experiment.train.average > 0,
+            )
+            for each in params
         ),
-        trained.expected_params(student),
+        *map(trained.expected_params, students),
     )
     taught_by = None
     if experiment.teacher and experiment.teacher.maps:
@@ -109,7 +118,7 @@ def _step(
         taught_by = trained.as_network(teacher, modalities)
     step = steps.jit_step(
         mesh,
-        student=trained.as_network(student, modalities),
+        student=tuple(trained.as_network(each, modalities) for each in students),
         teacher=taught_by,
         loss=objective.of_options(
             experiment.head, experiment.loss, experiment.distillation, unlabelled=unlabelled
@@ -125,14 +134,14 @@ def _step(
             mixup=experiment.distillation.mixup if experiment.distillation else 0.0,
             incomplete=experiment.data.incomplete,
         ),
-        state_sharding=sharding.state_sharding(mesh, state, experiment.mesh.state),
+        state_sharding=sharding.state_sharding(mesh, states, experiment.mesh.state),
     )
     teacher_params = trained.expected_params(teacher) if teacher else ()
     crop = augment.source_patch(patch, experiment.augment)
     maps = taught_by.maps if isinstance(taught_by, steps.CachedTeacher) else 0
     batch = steps.batch_shapes(experiment.loader.batch, crop, len(modalities), maps)
     root = jax.eval_shape(lambda: jax.random.key(0))
-    return step, (state, teacher_params, batch, root)
+    return step, (states, teacher_params, batch, root)
 
 
 def with_projector(

@@ -144,6 +144,7 @@ def keep(given: Given, workdir: pathlib.Path) -> trained.Run:
     if given.converted is None:
         return given.run
     folder = workdir / teachers.CONVERTED
-    with files.new_folder(folder) as beside:
-        conversion.fill(beside, given.converted)
+    if not model_folder.is_model(folder):
+        with files.new_folder(folder) as beside:
+            conversion.fill(beside, given.converted)
     return dataclasses.replace(given.run, folder=folder)

@@ -6,6 +6,7 @@ import functools
 import logging
 import pathlib
 import socket
+from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
@@ -193,7 +194,7 @@ def open_batches(
     experiment: experiment_lib.Experiment,
     data: Data,
     mesh: Mesh,
-    folder: pathlib.Path,
+    *folders: pathlib.Path,
 ) -> loader.PatchIterator:
     """Opens the training patches, and lets the cases lie where `loader.cache` and memory say.
 
@@ -201,7 +202,7 @@ def open_batches(
         experiment: the run.
         data: the cases and their split.
         mesh: where the batches go; of several processes, each reads what its devices need.
-        folder: the run's, where skipped cases are noted.
+        *folders: the run's, where skipped cases are noted; of students that train together, all.
 
     Raises:
         UserError: for settings that cannot be, or a place that is too small.
@@ -233,7 +234,7 @@ def open_batches(
         on_device=chosen.mode == "device",
         maps=data.maps,
         unreadable=skipping.Unreadable(
-            len(everything), experiment.data.on_read_error, folder, processes.index()
+            len(everything), experiment.data.on_read_error, folders, processes.index()
         ),
         **given,
     )
@@ -288,6 +289,21 @@ def check_sequences(experiment: experiment_lib.Experiment, data: Data) -> None:
         _LOG.info(
             f"note: {count} training cases lack what the {role} sees ({seen}), and are left out of "
             "its training"
+        )
+
+
+def check_same_cases(experiments: Sequence[experiment_lib.Experiment], data: Data) -> None:
+    """Raises UserError if students that share their batches learn from different cases."""
+    used = [(training_cases(each, data), unlabelled_cases(each, data)) for each in experiments]
+    if any(each != used[0] for each in used):
+        found = ", ".join(
+            f"{len(known) + len(more)} have {' and '.join(each.modalities)}"
+            for each, (known, more) in zip(experiments, used, strict=True)
+        )
+        raise UserError(
+            f"the students cannot be trained in one step, because cases lack a sequence: {found}. "
+            "Train each by itself (--config.model.modalities), or set "
+            "--config.data.incomplete=false."
         )
 
 

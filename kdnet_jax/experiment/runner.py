@@ -5,39 +5,28 @@ import dataclasses
 import functools
 import itertools
 import logging
-import math
 import os
 import pathlib
 import shutil
 
-import jax
-from jaxtyping import PyTree
-
 from kdnet_jax.config import experiment as experiment_lib
-from kdnet_jax.core import checksums, files, provenance, typed
-from kdnet_jax.data.loading import loader
+from kdnet_jax.core import files, provenance, typed
 from kdnet_jax.data.records import skipping
-from kdnet_jax.data.scans import familiarity
 from kdnet_jax.drawing import figures
 from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import decisions, evaluation
-from kdnet_jax.experiment import compilation, given_teachers, run_data
+from kdnet_jax.experiment import compilation, given_teachers, run_data, training
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, networks
 from kdnet_jax.parallel import processes, sharding
 from kdnet_jax.prediction import ensembles, predictors
 from kdnet_jax.reports import run_report
 from kdnet_jax.runs import model as model_lib
-from kdnet_jax.runs import teachers, thresholds, transfer
-from kdnet_jax.runs import trained as runs
+from kdnet_jax.runs import teachers, thresholds, trained
 from kdnet_jax.runs import workdir as workdir_lib
 from kdnet_jax.training import (
-    checkpoint,
-    loop,
-    profiling,
     progress,
     saved_checkpoints,
-    steps,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -50,17 +39,31 @@ def run(experiment: experiment_lib.Experiment, workdir: pathlib.Path) -> None:
         UserError: for everything that the user can fix, as early as it can be known.
         stopping.Stopped: after SIGINT or SIGTERM, when everything is saved.
     """
+    run_together({workdir: experiment}, workdir)
+
+
+def run_together(runs: training.Runs, workdir: pathlib.Path) -> None:
+    """Does the same for several students of one teacher, which differ in their channels alone.
+
+    Args:
+        runs: by their folders.
+        workdir: where a teacher that has to be trained lies.
+
+    Raises:
+        UserError: as `run`.
+        stopping.Stopped: as `run`.
+    """
     try:
         with compilation.explain_if_full(), contextlib.ExitStack() as locks:
-            _run(experiment, workdir, locks)
+            _run(runs, workdir, locks)
     except OSError as error:
         raise files.disk_error(error, workdir) from error
 
 
-def _run(
-    experiment: experiment_lib.Experiment, workdir: pathlib.Path, locks: contextlib.ExitStack
-) -> None:
+def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack) -> None:
     # -- Everything that can be wrong without reading data -----------------------------------
+    # What students have in common is read of the first.
+    first, experiment = next(iter(runs.items()))
     mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.space)
     sharding.check_batch(
         mesh,
@@ -71,47 +74,55 @@ def _run(
     )
     networks.check_space(mesh.shape[sharding.SPACE], experiment.network, "mesh.space")
     predictors.prediction_mesh(model_lib.of_experiment(experiment))
-    own = {workdir: experiment}
+    own = dict(runs)
     asked = experiment.teacher
     given = to_be = None
     if asked and asked.to_train:
         own[workdir / teachers.OWN] = asked.to_train
         to_be = model_lib.of_experiment(asked.to_train)
-        teachers.check_settings(workdir / teachers.OWN, to_be, experiment)
+        for each in runs.values():
+            teachers.check_settings(workdir / teachers.OWN, to_be, each)
     elif asked and not asked.maps:
         # Read before the data are built: what is wrong with it is reported early.
-        given = processes.together(lambda: given_teachers.load(asked, workdir))
+        given = processes.together(lambda: given_teachers.load(asked, first))
         _check_same(given.run)
-        teachers.check_settings(given.run.folder, given.run.model, experiment)
-        for each in given.members or (given.run,):
-            teachers.check_incomplete(each.folder, each.model, experiment)
+        for each in runs.values():
+            teachers.check_settings(given.run.folder, given.run.model, each)
+            for member in given.members or (given.run,):
+                teachers.check_incomplete(member.folder, member.model, each)
         predictors.prediction_mesh(given.run.model)
     for folder, each in own.items():
         workdir_lib.check(folder, each)
+    for folder in own:
         processes.first_does(functools.partial(_lock, folder, locks))
 
     # -- Data and split ----------------------------------------------------------------------
     data = run_data.open_data(experiment)
     own = {folder: each.of_task(data.cases.task) for folder, each in own.items()}
-    experiment = own[workdir]
+    runs = {folder: own[folder] for folder in runs}
+    experiment = runs[first]
     for each in own.values():
         run_data.check_sequences(each, data)
+    run_data.check_same_cases(list(runs.values()), data)
     for folder, each in own.items():
         processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))
         processes.together(functools.partial(workdir_lib.check_seen, folder))
-    training = len(run_data.training_cases(experiment, data))
+    cases = len(run_data.training_cases(experiment, data))
     unlabelled = len(run_data.unlabelled_cases(experiment, data))
     more = f" and {unlabelled} without a reference" if unlabelled else ""
-    _LOG.info(
-        f"{workdir}: {experiment.role} on {', '.join(experiment.modalities)}; "
-        f"{training} training{more}, {len(data.split.validation)} validation and "
-        f"{len(data.split.test)} test cases"
-    )
+    for folder, each in runs.items():
+        _LOG.info(
+            f"{folder}: {each.role} on {', '.join(each.modalities)}; "
+            f"{cases} training{more}, {len(data.split.validation)} validation and "
+            f"{len(data.split.test)} test cases"
+        )
 
     # -- The teacher first -------------------------------------------------------------------
     teacher = None
     if given:
-        teacher = given_teachers.keep(given, workdir)
+        # Each student keeps one that another tool has trained.
+        kept = [given_teachers.keep(given, folder) for folder in runs]
+        teacher = kept[0]
         teachers.check_statistics(teacher.folder, teacher.model.task, data.cases.task)
         patient = {each.case_id: each.patient_id for each in data.cases.summaries}
         for each in given.members or (teacher,):
@@ -120,8 +131,8 @@ def _run(
         folder = workdir / teachers.OWN
         _LOG.info(f"No teacher is given (--config.teacher.checkpoint): {folder} is trained")
         # Check that the student's step fits in memory before spending hours on the teacher.
-        compilation.compile_step(experiment, mesh, training, to_be, bool(unlabelled))
-        teacher = train_and_evaluate(own[folder], folder, data, None)
+        compilation.compile_step([*runs.values()], mesh, cases, to_be, bool(unlabelled))
+        (teacher,) = train_and_evaluate({folder: own[folder]}, data, None)
 
     elif data.maps:
         _LOG.info(
@@ -131,9 +142,10 @@ def _run(
         )
 
     # -- The run itself ----------------------------------------------------------------------
-    train_and_evaluate(experiment, workdir, data, teacher)
-    others = {"teacher": teacher_evaluation(teacher, workdir, data)} if teacher else {}
-    processes.first_does(lambda: _report(experiment, workdir, data, others))
+    train_and_evaluate(runs, data, teacher)
+    for folder, each in runs.items():
+        others = {"teacher": teacher_evaluation(teacher, folder, data)} if teacher else {}
+        processes.first_does(functools.partial(_report, each, folder, data, others))
 
 
 def _lock(folder: pathlib.Path, locks: contextlib.ExitStack) -> None:
@@ -164,28 +176,31 @@ def _report(
 
 
 def train_and_evaluate(
-    experiment: experiment_lib.Experiment,
-    folder: pathlib.Path,
-    data: run_data.Data,
-    teacher: runs.Run | None,
-) -> runs.Run:
-    """Trains one network to its budget (or resumes it) and scores its best checkpoint on test.
+    runs: training.Runs, data: run_data.Data, teacher: trained.Run | None
+) -> list[trained.Run]:
+    """Trains networks to their budget (or resumes them) and scores their best checkpoints on test.
 
     Returns:
-        The run, with its best checkpoint.
+        The runs, with their best checkpoints.
     """
-    identity = {
-        "config": experiment.hash,
-        "split": data.split.hash,
-        "data": data.cases.fingerprint,
-        "teacher": teacher.params_hash if teacher else data.maps.hash if data.maps else "",
-    }
-    trained = _train(experiment, folder, data, teacher, identity)
-    best = processes.together(lambda: runs.load_run(folder))
+    reached = training.train(runs, data, teacher)
+    return [
+        _evaluated(folder, progress, data, teacher)
+        for folder, progress in zip(runs, reached, strict=True)
+    ]
+
+
+def _evaluated(
+    folder: pathlib.Path,
+    reached: saved_checkpoints.Progress,
+    data: run_data.Data,
+    teacher: trained.Run | None,
+) -> trained.Run:
+    best = processes.together(lambda: trained.load_run(folder))
     _check_same(best)
     if best.undecided:
         best = _decided(best, data)
-    about = {"steps": trained.step, "train_seconds": round(trained.seconds, 1)}
+    about = {"steps": reached.step, "train_seconds": round(reached.seconds, 1)}
     if teacher:
         about["teacher"] = {"path": os.fspath(teacher.folder), "hash": teacher.params_hash}
     elif data.maps:
@@ -194,7 +209,7 @@ def train_and_evaluate(
     return best
 
 
-def _decided(run: runs.Run, data: run_data.Data) -> runs.Run:
+def _decided(run: trained.Run, data: run_data.Data) -> trained.Run:
     """Chooses the run's thresholds on the validation cases, and keeps them in its folder."""
     tables = processes.together(lambda: _tables(run, data))
     every = sorted(itertools.chain.from_iterable(processes.gather(tables)))
@@ -207,7 +222,7 @@ def _decided(run: runs.Run, data: run_data.Data) -> runs.Run:
     return dataclasses.replace(run, model=model, undecided=False)
 
 
-def _tables(run: runs.Run, data: run_data.Data) -> list[tuple[int, decisions.Table]]:
+def _tables(run: trained.Run, data: run_data.Data) -> list[tuple[int, decisions.Table]]:
     own = processes.share(list(enumerate(data.indices("validation"))))
     return decisions.tabulate_cases(
         predictors.predictor([run.model]),
@@ -217,7 +232,7 @@ def _tables(run: runs.Run, data: run_data.Data) -> list[tuple[int, decisions.Tab
     )
 
 
-def _check_same(run: runs.Run) -> None:
+def _check_same(run: trained.Run) -> None:
     """Raises UserError if the processes have not read the same parameters."""
     views = processes.gather([run.step, run.params_hash])
     if any(view != views[0] for view in views):
@@ -228,7 +243,7 @@ def _check_same(run: runs.Run) -> None:
 
 
 def teacher_evaluation(
-    teacher: runs.Run, workdir: pathlib.Path, data: run_data.Data
+    teacher: trained.Run, workdir: pathlib.Path, data: run_data.Data
 ) -> pathlib.Path:
     """Returns the folder with the teacher's scores on this run's test cases.
 
@@ -256,7 +271,7 @@ def _copy_log(source: pathlib.Path, folder: pathlib.Path) -> None:
         shutil.copyfile(log, folder / progress.METRICS_FILE)
 
 
-def _evaluation_key(run: runs.Run, data: run_data.Data) -> dict[str, str | int]:
+def _evaluation_key(run: trained.Run, data: run_data.Data) -> dict[str, str | int]:
     key = {
         "evaluation_version": evaluation.VERSION,
         "params_hash": run.params_hash,
@@ -267,7 +282,9 @@ def _evaluation_key(run: runs.Run, data: run_data.Data) -> dict[str, str | int]:
     return key | ({"thresholds": run.model.decision} if run.model.thresholds else {})
 
 
-def evaluate(run: runs.Run, folder: pathlib.Path, data: run_data.Data, about: typed.Json) -> None:
+def evaluate(
+    run: trained.Run, folder: pathlib.Path, data: run_data.Data, about: typed.Json
+) -> None:
     """Scores a run on the test cases, unless `folder` holds just that already."""
     key = _evaluation_key(run, data)
     if processes.first_does(lambda: _is_scored(folder, key) and evaluation.is_complete(folder)):
@@ -298,116 +315,6 @@ def evaluate(run: runs.Run, folder: pathlib.Path, data: run_data.Data, about: ty
     )
 
 
-def _train(
-    experiment: experiment_lib.Experiment,
-    folder: pathlib.Path,
-    data: run_data.Data,
-    teacher: runs.Run | None,
-    identity: dict[str, str],
-) -> saved_checkpoints.Progress:
-    """Builds state, step and loader, and runs the loop."""
-    mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.space)
-    init_key, root = jax.random.split(jax.random.key(experiment.seed))
-    training = run_data.training_cases(experiment, data)
-    optimizer = compilation.optimizer(experiment, len(training))
-    taught_by = teacher.model if teacher else None
-    mixed = bool(run_data.unlabelled_cases(experiment, data))
-    step_fn, sentence = compilation.compile_step(experiment, mesh, len(training), taught_by, mixed)
-    _LOG.info(sentence)
-    network = experiment.network
-    params = networks.init_params(network, len(experiment.modalities), init_key)
-    if teacher and experiment.distillation and experiment.distillation.init_from_teacher:
-        params = transfer.from_teacher(params, model_lib.of_experiment(experiment), teacher)
-    params = compilation.with_projector(params, experiment, taught_by)
-    state = steps.init_state(params, optimizer, averaged=experiment.train.average > 0)
-    state = jax.device_put(state, sharding.state_sharding(mesh, state, experiment.mesh.state))
-    profiler = None
-    if experiment.profile and processes.is_first():
-        flops = compilation.count_flops(experiment, mesh, taught_by)
-        profiler = profiling.Profiler(folder, experiment.profile, flops)
-    teacher_params = sharding.replicate(teacher.params, mesh) if teacher else ()
-    identity = identity | {"random root": checksums.content_hash(jax.random.key_data(root))}
-    given = teacher or data.maps
-    teacher_path = os.fspath(given.folder) if given else ""
-    batches = run_data.open_batches(experiment, data, mesh, folder)
-    with checkpoint.RunCheckpoints(folder) as checkpoints, batches:
-        state, start = loop.resume(checkpoints, state, batches, identity, teacher_path)
-        if start.step:
-            _LOG.info(f"{folder}: resuming from step {start.step} of {experiment.train.steps}")
-        processes.first_does(lambda: _note_start(experiment, folder, data, batches, start.step))
-        with _open_log(folder, start) as log:
-            return loop.train(
-                step_fn,
-                state,
-                start,
-                batches,
-                teacher_params=teacher_params,
-                root=root,
-                mesh=mesh,
-                validate=_validator(experiment, data),
-                summarise=_summariser(experiment),
-                checkpoints=checkpoints,
-                options=experiment.train,
-                log=log,
-                description=experiment.role,
-                profiler=profiler,
-            )
-
-
-def _validator(experiment: experiment_lib.Experiment, data: run_data.Data) -> loop.Validate:
-    """Returns what scores parameters on this process's share of the validation cases."""
-    predictor = predictors.predictor([model_lib.of_experiment(experiment)])
-    own = processes.share(list(enumerate(data.indices("validation"))))
-
-    def validate(params: PyTree) -> list[tuple[int, typed.JsonValue]]:
-        params, cavity = sharding.to_own_devices(params), experiment.data.resection_cavity
-        cases = ((place, data.cases[index]) for place, index in own)
-        if experiment.inference.chooses_thresholds:
-            return [*decisions.tabulate_cases(predictor, params, cases, cavity)]
-        return [*evaluation.dice_on_working_grid(predictor, params, cases, cavity)]
-
-    return validate
-
-
-def _summariser(experiment: experiment_lib.Experiment) -> loop.Summarise:
-    """Returns what gives the Dice of each region over the validation cases, by its best decision.
-
-    By the fixed one, a network of low probabilities would score 0 at every validation, and its
-    best checkpoint would be any.
-    """
-    if not experiment.inference.chooses_thresholds:
-        return loop.mean_dice
-
-    def summarise(tables: list[typed.JsonValue]) -> dict[str, float]:
-        head = experiment.head
-        return decisions.mean_dice(tables, decisions.choose(tables, head), head)
-
-    return summarise
-
-
-def _note_start(
-    experiment: experiment_lib.Experiment,
-    folder: pathlib.Path,
-    data: run_data.Data,
-    batches: loader.PatchIterator,
-    step: int,
-) -> None:
-    if step != experiment.train.steps:
-        provenance.record_start(folder, step)
-    if familiarity.read(folder) is None:
-        training = run_data.training_cases(experiment, data)
-        training += run_data.unlabelled_cases(experiment, data)
-        sample = training[:: math.ceil(len(training) / familiarity.SAMPLE)]
-        usual = familiarity.measure(batches.cases(sample), task=data.cases.task)
-        familiarity.write(folder, usual)
-
-
-def _open_log(folder: pathlib.Path, start: saved_checkpoints.Progress) -> progress.Log:
-    if not processes.is_first():
-        return progress.Unwritten()
-    return progress.MetricsLog(folder, resume_step=start.step, keep=start.rows)
-
-
 def _spacing_text(spacing: experiment_lib.Spacing) -> str:
     if isinstance(spacing, tuple):
         return f"{' x '.join(map(str, spacing))} mm"
@@ -418,8 +325,8 @@ def _facts(
     experiment: experiment_lib.Experiment, data: run_data.Data, workdir: pathlib.Path
 ) -> list[tuple[str, str]]:
     skipped = skipping.left_out(workdir)
-    training = run_data.training_cases(experiment, data)
-    sizes = list(map(len, (training, data.split.validation, data.split.test)))
+    training_cases = run_data.training_cases(experiment, data)
+    sizes = list(map(len, (training_cases, data.split.validation, data.split.test)))
     unlabelled = len(run_data.unlabelled_cases(experiment, data))
     return [
         ("Role", experiment.role),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
-from kdnet_jax.config import reading
+from kdnet_jax.config import reading, students
 from kdnet_jax.data import splits
 from kdnet_jax.data.sources import patients
 from kdnet_jax.errors import UserError
@@ -22,7 +22,7 @@ _ITS_TASK = (
     "of its run, or with what python -m kdnet_jax.export makes of another tool's."
 )
 # Where a run keeps a teacher that it had to train, and one that came from another tool.
-OWN, CONVERTED = "teacher", "teacher_model"
+OWN, CONVERTED = students.TEACHER, "teacher_model"
 
 
 def find_folders(

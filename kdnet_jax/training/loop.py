@@ -6,7 +6,7 @@ import logging
 import operator
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -59,21 +59,80 @@ class TrainOptions:
     average: float = 0.0
 
 
+def mean_dice(scores: list[typed.JsonValue]) -> dict[str, float]:
+    """Returns region -> mean of the cases' Dice, of region -> Dice for each case."""
+    return {region: sum(each[region] for each in scores) / len(scores) for region in scores[0]}
+
+
+@dataclasses.dataclass
+class Learner:
+    """A network that a loop trains, and what belongs to it alone.
+
+    Attributes:
+        state: after its last step.
+        progress: where it was when it was last saved; at the start, where it begins.
+        validate: what is found in this process's share of the validation cases.
+        checkpoints: where to save.
+        log: its metrics.
+        summarise: what it comes to over all of them; by default each finding is region -> Dice.
+        name: in messages; "" where there is one alone.
+    """
+
+    state: steps.TrainState
+    progress: Progress
+    validate: Validate
+    checkpoints: checkpoint.RunCheckpoints
+    log: progress_lib.Log
+    summarise: Summarise = mean_dice
+    name: str = ""
+
+    def save(self, *, again: bool = False) -> None:
+        """Saves the state in the background; `again`: in place of the checkpoint of this step."""
+        # The log first: its rows must be there when the checkpoint says so.
+        self.log.sync()
+        save = self.checkpoints.replace if again else self.checkpoints.save
+        save(self.state, dataclasses.replace(self.progress, rows=self.log.rows))
+
+    def validated(self, stop: stopping.Request) -> int:
+        """Gives the progress its score, and returns 0; or the signal that broke it off.
+
+        All processes come to the same answer.
+        """
+        own = None
+        with contextlib.suppress(stopping.Interrupted), stop.interruptible():
+            own = self.validate(self.state.used)
+        parts, signals = zip(*processes.gather([own, stop.requested]), strict=True)
+        if any(part is None for part in parts):
+            return max(signals)
+        # In the order of the cases: the mean does not depend on who scored which.
+        rows = [row for part in parts for row in part]
+        scores = [found for _, found in sorted(rows, key=operator.itemgetter(0))]
+        dice = self.summarise(scores)
+        score = sum(dice.values()) / len(dice)
+        row = {f"dice_{region.lower()}": value for region, value in dice.items()}
+        self.log.write(self.progress.step, "validation", row | {"dice_mean": score})
+        best = self.progress.best_score
+        better = best is None or score > best
+        self.progress = dataclasses.replace(
+            self.progress,
+            score=score,
+            best_score=score if better else best,
+            stale_validations=0 if better else self.progress.stale_validations + 1,
+        )
+        return 0
+
+
 def resume(
     checkpoints: checkpoint.RunCheckpoints,
     state: steps.TrainState,
-    batches: loader_lib.PatchIterator,
     identity: dict[str, str],
     teacher_path: str = "",
 ) -> tuple[steps.TrainState, Progress]:
     """Returns the state and progress of the newest whole checkpoint, or those of the start.
 
-    The batches are set to the position that belongs to it.
-
     Args:
         checkpoints: of the run.
         state: the state before the first step.
-        batches: the run's batches.
         identity: what the run is; it must not change when it resumes.
         teacher_path: where a student's teacher lies, for the record.
 
@@ -82,116 +141,134 @@ def resume(
     """
     restored = checkpoints.restore(state)
     if restored is None:
-        start = Progress(0, batches.get_state(), None, None, 0, 0.0, identity, teacher_path, rows=0)
-        return state, start
+        return state, Progress(0, {}, None, None, 0, 0.0, identity, teacher_path, rows=0)
     state, progress = restored
     _check_identity(progress.identity, identity, checkpoints.folder)
-    batches.set_state(progress.loader)
     return state, progress
 
 
-def mean_dice(scores: list[typed.JsonValue]) -> dict[str, float]:
-    """Returns region -> mean of the cases' Dice, of region -> Dice for each case."""
-    return {region: sum(each[region] for each in scores) / len(scores) for region in scores[0]}
+def next_group(reached: Sequence[Progress], options: TrainOptions) -> tuple[list[int], int]:
+    """Returns which of several runs train next, by their places, and until which step.
+
+    Those that lag behind catch up first: a kill may have come between two saves. A run that is
+    finished or has stopped early takes no part; once all are, nothing is left to do in what is
+    returned.
+    """
+    left = [i for i, each in enumerate(reached) if not is_finished(each, options)]
+    left = left or list(range(len(reached)))
+    steps_done = sorted({reached[i].step for i in left})
+    until = steps_done[1] if len(steps_done) > 1 else options.steps
+    return [i for i in left if reached[i].step == steps_done[0]], until
+
+
+def is_finished(progress: Progress, options: TrainOptions) -> bool:
+    """Says whether nothing is left to train or to validate."""
+    ended = progress.step == options.steps or _out_of_patience(progress, options)
+    return ended and not _is_unscored(progress, options)
 
 
 def train(
-    step_fn: Callable[..., tuple[steps.TrainState, steps.Metrics]],
-    state: steps.TrainState,
-    progress: Progress,
+    step_fn: Callable[..., tuple[tuple[steps.TrainState, ...], tuple[steps.Metrics, ...]]],
+    learners: Sequence[Learner],
     batches: loader_lib.PatchIterator,
     *,
     teacher_params: PyTree = (),
     root: jax.Array,
     mesh: Mesh,
-    validate: Validate,
-    summarise: Summarise = mean_dice,
-    checkpoints: checkpoint.RunCheckpoints,
     options: TrainOptions,
-    log: progress_lib.Log,
     description: str,
     profiler: profiling.Profiler | None = None,
-) -> Progress:
-    """Trains from `progress` until the last step, an early stop or a signal.
+    until: int | None = None,
+) -> None:
+    """Trains until the last step, an early stop or a signal; the learners hold what it comes to.
 
     Steps are dispatched ahead of the device, `step_metrics.STEPS_AHEAD` at most, and their metrics
     stay there until they are logged. What is logged and computed does not depend on when it is
     saved.
 
     Args:
-        step_fn: `steps.train_step` on the mesh; donates the state.
-        state: the state at `progress`, see `resume`.
-        progress: where the run is.
-        batches: batches on the mesh, at their position.
+        step_fn: `steps.joint_step` on the mesh; donates the states.
+        learners: what is trained, all after as many steps; they are saved at the end.
+        batches: batches on the mesh, at the learners' position.
         teacher_params: of a student's teacher, on the mesh; () without one.
         root: the root key of all that is drawn inside the step.
         mesh: where state and batches lie.
-        validate: what is found in this process's share of the validation cases.
-        summarise: what it comes to over all of them; by default each finding is region -> Dice.
-        checkpoints: where to save.
         options: budget and intervals.
-        log: the run's metrics.
         description: what the progress bar says.
         profiler: notified of each step.
-
-    Returns:
-        The progress at the end.
+        until: a step before the last one to end at.
 
     Raises:
         UserError: for a NaN or a full disk.
         stopping.Stopped: after a signal, when everything is saved.
     """
+    step, end = learners[0].progress.step, until or options.steps
     root = sharding.replicate_key(root, mesh)
-    started = time.monotonic() - progress.seconds
-    window = step_metrics.Window(log, progress, batches, options.nonfinite)
+    before, started = [each.progress.seconds for each in learners], time.monotonic()
+    windows = [
+        step_metrics.Window(each.log, each.progress, batches, options.nonfinite, each.name)
+        for each in learners
+    ]
     agreement = processes.Agreement(mesh, step_metrics.STEPS_AHEAD)
 
     with (
         stopping.Request() as stop,
         progress_lib.Progress(
-            options.steps, progress.step, description, quiet=not processes.is_first()
+            options.steps, step, description, quiet=not processes.is_first()
         ) as bar,
     ):
         stopped = 0
-        if progress.step and _is_due(progress.step, options) and progress.score is None:
-            # A signal came at a step that was due: it was saved at once, and is validated now.
-            progress, stopped = _validated(progress, state.used, validate, summarise, stop, log)
-            if not stopped:
-                _save(checkpoints.replace, state, progress, log)
-        step = progress.step
-        if step < options.steps and not stopped:
+        for each in learners:
+            if not stopped and _is_unscored(each.progress, options):
+                # A signal came at a step that was due: it was saved at once, and is validated now.
+                stopped = each.validated(stop)
+                if not stopped:
+                    each.save(again=True)
+        if step < end and not stopped:
             batches.start()
 
-        def now() -> Progress:
-            return dataclasses.replace(
-                progress,
-                step=step,
-                loader=batches.get_state(),
-                score=None,
-                seconds=time.monotonic() - started,
-                unlogged=window.rows,
-                skipped_in_a_row=window.skipped_in_a_row,
-            )
+        def note() -> None:
+            for each, window, seconds in zip(learners, windows, before, strict=True):
+                each.progress = dataclasses.replace(
+                    each.progress,
+                    step=step,
+                    loader=batches.get_state(),
+                    score=None,
+                    seconds=seconds + time.monotonic() - started,
+                    unlogged=window.rows,
+                    skipped_in_a_row=window.skipped_in_a_row,
+                )
 
         last_save = time.monotonic()
-        while not (stopped or step == options.steps or _out_of_patience(progress, options)):
+        while not (
+            stopped
+            or step == end
+            or any(_out_of_patience(each.progress, options) for each in learners)
+        ):
             # -- One step --------------------------------------------------------------------
             try:
                 # Whatever a step needs lies on the mesh: an implicit transfer would be a mistake.
                 with jax.transfer_guard("disallow"):
                     with bar.waiting():
                         batch = next(batches)
-                    state, metrics = step_fn(state, teacher_params, batch, root)
+                    states, metrics = step_fn(
+                        tuple(each.state for each in learners), teacher_params, batch, root
+                    )
             except UserError:
                 # An unreadable case. The other processes do not know of it, so nothing is saved.
-                if step > progress.step and processes.count() == 1:
-                    window.fetch(bar)
-                    _save(checkpoints.save, state, now(), log)
+                if step > learners[0].progress.step and processes.count() == 1:
+                    for window in windows:
+                        window.fetch(bar)
+                    note()
+                    for each in learners:
+                        each.save()
                 raise
             # Freed now, not while the next one is waited for.
             del batch
             step += 1
-            window.add(step, metrics)
+            for each, window, state, found in zip(learners, windows, states, metrics, strict=True):
+                each.state = state
+                window.add(step, found)
             bar.update()
             if profiler and (summary := profiler.after_step(metrics, bar.waited)):
                 bar.write(summary)
@@ -200,36 +277,42 @@ def train(
             due = _is_due(step, options)
             minutes = (time.monotonic() - last_save) / 60
             stopped, saving = agreement.agree(stop.requested, minutes >= options.save_minutes)
-            saving = saving or stopped or due or _is_multiple(step, options.save_steps)
+            saving = saving or stopped or due or step == end
+            saving = saving or _is_multiple(step, options.save_steps)
             logging = due or step % options.log_every == 0
-            if saving or logging:
-                # Before any save: a NaN must never reach a checkpoint.
-                window.fetch(bar)
-            if logging:
-                window.write(step, bar)
+            for window in windows:
+                if saving or logging:
+                    # Before any save: a NaN must never reach a checkpoint.
+                    window.fetch(bar)
+                if logging:
+                    window.write(step, bar)
             if not saving:
                 continue
-            progress = now()
+            note()
             with bar.paused():
-                if due and not stopped:
-                    progress, stopped = _validated(
-                        progress, state.used, validate, summarise, stop, log
-                    )
-                _save(checkpoints.save, state, progress, log)
+                for each in learners:
+                    if due and not stopped:
+                        stopped = each.validated(stop)
+                    each.save()
             last_save = time.monotonic()
             agreement.forget()
-        checkpoints.wait()
+        for each in learners:
+            each.checkpoints.wait()
         # One that came too late for the loop, or for the others' answer.
         stopped = max(processes.gather(int(stopped or stop.requested)))
     if stopped := stopped or stop.requested:
-        raise stopping.Stopped(stopped, progress.step)
+        raise stopping.Stopped(stopped, learners[0].progress.step)
     if profiler and (summary := profiler.close()):
         _LOG.info(summary)
-    return progress
 
 
 def _is_due(step: int, options: TrainOptions) -> bool:
     return step % options.validate_every == 0 or step == options.steps
+
+
+def _is_unscored(progress: Progress, options: TrainOptions) -> bool:
+    """Says whether a validation is due that a signal has prevented."""
+    return progress.step > 0 and _is_due(progress.step, options) and progress.score is None
 
 
 def _is_multiple(step: int, every: int) -> bool:
@@ -238,52 +321,6 @@ def _is_multiple(step: int, every: int) -> bool:
 
 def _out_of_patience(progress: Progress, options: TrainOptions) -> bool:
     return 0 < options.early_stop <= progress.stale_validations
-
-
-def _save(
-    save: Callable[[steps.TrainState, Progress], None],
-    state: steps.TrainState,
-    progress: Progress,
-    log: progress_lib.Log,
-) -> None:
-    # The log first: its rows must be there when the checkpoint says so.
-    log.sync()
-    save(state, dataclasses.replace(progress, rows=log.rows))
-
-
-def _validated(
-    progress: Progress,
-    params: PyTree,
-    validate: Validate,
-    summarise: Summarise,
-    stop: stopping.Request,
-    log: progress_lib.Log,
-) -> tuple[Progress, int]:
-    """Returns the progress with its score, and 0; or as it was, and the signal that broke it off.
-
-    All processes come to the same answer.
-    """
-    own = None
-    with contextlib.suppress(stopping.Interrupted), stop.interruptible():
-        own = validate(params)
-    parts, signals = zip(*processes.gather([own, stop.requested]), strict=True)
-    if any(part is None for part in parts):
-        return progress, max(signals)
-    # In the order of the cases: the mean does not depend on who scored which.
-    rows = [row for part in parts for row in part]
-    scores = [found for _, found in sorted(rows, key=operator.itemgetter(0))]
-    dice = summarise(scores)
-    score = sum(dice.values()) / len(dice)
-    row = {f"dice_{region.lower()}": value for region, value in dice.items()}
-    log.write(progress.step, "validation", row | {"dice_mean": score})
-    better = progress.best_score is None or score > progress.best_score
-    progress = dataclasses.replace(
-        progress,
-        score=score,
-        best_score=score if better else progress.best_score,
-        stale_validations=0 if better else progress.stale_validations + 1,
-    )
-    return progress, 0
 
 
 def _check_identity(saved: dict[str, str], current: dict[str, str], folder: pathlib.Path) -> None:

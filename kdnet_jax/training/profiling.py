@@ -9,9 +9,9 @@ import shutil
 import time
 
 import jax
+from jaxtyping import PyTree
 
 from kdnet_jax.core import files
-from kdnet_jax.training import steps
 
 FOLDER = "profile"
 # Steps before the trace: the first ones still fill caches and queues.
@@ -32,7 +32,7 @@ class Profiler:
         self._seen = 0
         self._start = self._waited = 0.0
 
-    def after_step(self, metrics: steps.Metrics, waited: float) -> str:
+    def after_step(self, metrics: PyTree, waited: float) -> str:
         """Notes that a step was dispatched.
 
         Args:

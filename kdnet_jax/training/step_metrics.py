@@ -30,9 +30,11 @@ class Window:
         progress: Progress,
         batches: loader.PatchIterator,
         nonfinite: str,
+        name: str = "",
     ) -> None:
         self.rows: list[dict[str, float]] = list(progress.unlogged)
         self._log, self._batches, self._nonfinite = log, batches, nonfinite
+        self._name = f"{name}, " if name else ""
         self._pending: list[tuple[int, steps.Metrics]] = []
         self.skipped_in_a_row = progress.skipped_in_a_row
 
@@ -61,7 +63,7 @@ class Window:
 
     def _report_nonfinite(self, step: int, broken: list[str], bar: progress_lib.Progress) -> None:
         where = (
-            f"step {step}: {', '.join(broken)} is not finite (patches of "
+            f"{self._name}step {step}: {', '.join(broken)} is not finite (patches of "
             f"{', '.join(self._batches.cases_of(step - 1))})"
         )
         if self._nonfinite == "stop":

@@ -193,11 +193,53 @@ def train_step(
     Returns:
         The new state, and the metrics: "loss", each term of it and "gradient_norm".
     """
-    learn = sharding.spread(student.apply, plan.mesh)
+    (new,), (metrics,) = joint_step(
+        (state,),
+        teacher_params,
+        batch,
+        root,
+        students=(student,),
+        teacher=teacher,
+        loss=loss,
+        optimizer=optimizer,
+        plan=plan,
+    )
+    return new, metrics
 
+
+def joint_step(
+    states: tuple[TrainState, ...],
+    teacher_params: PyTree,
+    batch: Batch,
+    root: jax.Array,
+    *,
+    students: tuple[Network, ...],
+    teacher: Network | CachedTeacher | None,
+    loss: objective.Loss,
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+) -> tuple[tuple[TrainState, ...], tuple[Metrics, ...]]:
+    """The `train_step` of several students that share batch, augmentation and teacher.
+
+    Each gets what its own `train_step` would give it; the teacher is evaluated once.
+
+    Args:
+        states: of each student, all after as many steps.
+        teacher_params: see `train_step`.
+        batch: likewise.
+        root: likewise.
+        students: their networks, with heads of one kind.
+        teacher: see `train_step`.
+        loss: likewise.
+        optimizer: likewise; each student has its own state of it.
+        plan: likewise.
+
+    Returns:
+        The new states and the metrics of each.
+    """
     # -- Augment: crops "b D H W m" and "b D H W" to patches "b d h w m" and "b d h w" -----------
     # The whole batch at once: the draws do not depend on `accumulate`.
-    key = jax.random.fold_in(root, state.step)
+    key = jax.random.fold_in(root, states[0].step)
     image, maps = batch["image"], 0
     with jax.named_scope(AUGMENT):
         if isinstance(teacher, CachedTeacher):
@@ -213,14 +255,14 @@ def train_step(
             share = jax.random.beta(jax.random.fold_in(key, _MIXUP), plan.mixup, plan.mixup)
             image = share * image + (1 - share) * jnp.roll(image, 1, axis=0)
             label = jnp.stack([label, jnp.roll(label, 1, axis=0)], axis=-1)
-        channels, there = student.channels, None
+        channels, there = tuple(dict.fromkeys(c for each in students for c in each.channels)), None
         if plan.incomplete:
             # Sequences of which there is something, "b m"; of a mixture, in both samples.
             there = (batch["image"] != 0).any(axis=(1, 2, 3))
             if share is not None:
                 there &= jnp.roll(there, 1, axis=0)
             if isinstance(teacher, Network):
-                channels = teacher.channels  # the student's are among them
+                channels = teacher.channels  # the students' are among them
         if plan.modality_dropout or plan.incomplete:
             image = augment.drop_sequences(key, image, channels, plan.modality_dropout, there)
 
@@ -232,11 +274,9 @@ def train_step(
             known &= jnp.roll(known, 1, axis=0)
         arrays.append(known.astype(jnp.float32))
 
-    def gradients(
-        image: Array, label: Array, labelled: Array | None = None
-    ) -> tuple[tuple[Array, Metrics], PyTree]:
+    def gradients(image: Array, label: Array, labelled: Array | None = None) -> Found:
         # -- Reference: classes "b d h w" to channels "b d h w k"; voxels with a label "b d h w" --
-        y, where = _reference(student.head, label, share)
+        y, where = _reference(students[0].head, label, share)
 
         # -- Teacher: its sequences "b d h w m" to logits "b d h w k" and features ---------------
         taught = None
@@ -250,8 +290,9 @@ def train_step(
                 )
             taught = output.Output(*answer, teacher.head)
 
-        # -- Student: likewise from its own sequences; then terms "b", and their mean over b -----
-        def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
+        # -- Students: likewise from their own sequences; then terms "b", and their mean over b ---
+        def loss_fn(params: PyTree, student: Network, image: Array) -> tuple[Array, Metrics]:
+            learn = sharding.spread(student.apply, plan.mesh)
             with jax.named_scope(NETWORK):
                 answer = learn(params, _select(image, student.channels))
             projector = params.get(PROJECTOR, {}).get("kernel")
@@ -259,19 +300,30 @@ def train_step(
             terms = loss.terms(seen, taught, y, where, labelled)
             return loss.total(terms).mean(), {name: each.mean() for name, each in terms.items()}
 
-        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        found: list[tuple[tuple[Array, Metrics], PyTree]] = []
+        for state, student in zip(states, students, strict=True):
+            if found:
+                # One after another: only one student's activations exist at a time.
+                image, found[-1] = jax.lax.optimization_barrier((image, found[-1]))
+            found.append(gradient(state.params, student, image))
+        return tuple(found)
 
     if plan.accumulate == 1:
-        (value, terms), grads = gradients(*arrays)
+        found = gradients(*arrays)
     else:
-        (value, terms), grads = _mean_over_parts(gradients, arrays, plan)
-    return _update(state, optimizer, value, terms, grads, plan)
+        found = _mean_over_parts(gradients, arrays, plan)
+    updated = [
+        _update(state, optimizer, value, terms, grads, plan)
+        for state, ((value, terms), grads) in zip(states, found, strict=True)
+    ]
+    return tuple(new for new, _ in updated), tuple(metrics for _, metrics in updated)
 
 
 def jit_step(
     mesh: Mesh,
     *,
-    student: Network,
+    student: Network | tuple[Network, ...],
     teacher: Network | CachedTeacher | None = None,
     loss: objective.Loss,
     optimizer: optax.GradientTransformation,
@@ -285,7 +337,7 @@ def jit_step(
 
     Args:
         mesh: the devices.
-        student: see `train_step`.
+        student: see `train_step`; a tuple of them: `joint_step`, whose states are a tuple too.
         teacher: likewise.
         loss: likewise.
         optimizer: likewise.
@@ -294,9 +346,13 @@ def jit_step(
     """
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     state = state_sharding or whole
+    whose = (
+        functools.partial(train_step, student=student)
+        if isinstance(student, Network)
+        else functools.partial(joint_step, students=student)
+    )
     step = functools.partial(
-        train_step,
-        student=student,
+        whose,
         teacher=teacher,
         loss=loss,
         optimizer=optimizer,
@@ -368,13 +424,13 @@ def _averaged(state: TrainState, params: PyTree, decay: float) -> PyTree:
     return optax.incremental_update(params, state.average, 1 - warm)
 
 
-# (image, label, perhaps labelled) -> ((loss, terms), gradients), each a mean over the samples
-Gradients = Callable[..., tuple[tuple[Array, Metrics], PyTree]]
+# Of each student ((loss, terms), gradients), a mean over the samples.
+Found = tuple[tuple[tuple[Array, Metrics], PyTree], ...]
+# (image, label, perhaps labelled) -> `Found`
+Gradients = Callable[..., Found]
 
 
-def _mean_over_parts(
-    gradients: Gradients, arrays: list[Array], plan: Plan
-) -> tuple[tuple[Array, Metrics], PyTree]:
+def _mean_over_parts(gradients: Gradients, arrays: list[Array], plan: Plan) -> Found:
     """Returns the mean of `gradients` over equal parts of the batch, one after another.
 
     Only one part's activations exist at a time. Each device works through its own samples.

@@ -34,7 +34,7 @@ def quick_compilation() -> Iterator[None]:
 
 
 def _compile(asked: experiment_lib.Experiment, teacher: model.Model | None = None) -> Any:
-    return compilation.compile_step(asked, sharding.make_mesh(), CASES, teacher)
+    return compilation.compile_step([asked], sharding.make_mesh(), CASES, teacher)
 
 
 # --- Compiled and weighed ------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_the_compiled_step_of_a_student_is_the_step_of_a_run() -> None:
         "image": jnp.asarray(rng.normal(size=(1, 16, 16, 16, 4)), jnp.float32),
         "label": jnp.asarray(rng.integers(0, 4, (1, 16, 16, 16)), jnp.uint8),
     }
-    new, metrics = step(state, parameters[1], batch, jax.random.key(1))
+    (new,), (metrics,) = step((state,), parameters[1], batch, jax.random.key(1))
     assert int(new.step) == 1
     assert {"kd_dice", "kd_bce", "kl"} < set(metrics)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(parameters[1]))

@@ -77,7 +77,7 @@ def test_a_step_of_nnunet_s_size(role: str) -> None:
     teacher = None
     if role == "student":
         teacher = model.of_experiment(values.teacher.to_train)
-    found = compilation.count_flops(values, sharding.make_mesh(), teacher)
+    found = compilation.count_flops([values], sharding.make_mesh(), teacher)
     # NVIDIA and MLPerf count 2.9 TFLOP for a sample of 128^3; ours has one more block's sums where
     # theirs strides. A teacher of equal width adds a forward pass: a third.
     expected = {"baseline": 3.06e12, "student": 3.06e12 * 4 / 3}[role]

@@ -184,6 +184,38 @@ def test_cached_probabilities_teach_as_their_network_does() -> None:
     assert other["kd_dice"] != metrics["kd_dice"]
 
 
+def test_students_in_one_step_get_what_each_gets_alone(distil: Callable[..., Any]) -> None:
+    traced = []
+
+    def teach(params: Any, x: jax.Array) -> Any:
+        traced.append(None)
+        return unet.UNet(CONFIG).apply(params, x)
+
+    options = distillation_options() | {"teacher": network((0, 1))._replace(apply=teach)}
+    students = (network((STUDENT_CHANNEL,)), network((0,)))
+
+    def trained(step: Callable[..., Any], state: Any) -> Any:
+        for seed in range(3):
+            state, metrics = step(state, fresh_teacher(), make_batch(seed), ROOT)
+        return state, metrics
+
+    joint, other = (
+        steps.jit_step(sharding.make_mesh(), **options | {"student": each})
+        for each in (students, students[1])
+    )
+    states, metrics = trained(joint, (fresh_state(), fresh_state()))
+    evaluations = len(traced)
+    for place, alone in enumerate((distil, other)):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+            (states[place], metrics[place]),
+            trained(alone, fresh_state()),
+        )
+    # Of one teacher each.
+    assert len(traced) == 2 * evaluations
+    assert metrics[0]["loss"] != metrics[1]["loss"]
+
+
 def test_dropped_sequences_are_those_of_the_step() -> None:
     options = step_options(NO_AUGMENT) | {"student": network((0, 1))}
     dropping = options | {"plan": steps.Plan(NO_AUGMENT, modality_dropout=0.9)}

@@ -25,7 +25,7 @@ from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import cases
 from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import evaluation
-from kdnet_jax.experiment import compilation, run_data, runner
+from kdnet_jax.experiment import compilation, run_data, runner, training
 from kdnet_jax.losses import objective
 from kdnet_jax.models import networks
 from kdnet_jax.parallel import sharding
@@ -246,10 +246,10 @@ def test_the_loop_runs_ahead_and_fetches_only_what_it_logs(
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     events: list[str] = []
 
-    def step(state: steps.TrainState, batch: Any, root: jax.Array) -> tuple[Any, Any]:
+    def step(states: Any, teacher_params: Any, batch: Any, root: jax.Array) -> tuple[Any, Any]:
         number = len([event for event in events if event.startswith("step")]) + 1
         events.append(f"step {number}")
-        return state, {"loss": _Metric(number, events)}
+        return states, ({"loss": _Metric(number, events)},)
 
     mesh = sharding.make_mesh()
     with (
@@ -260,16 +260,19 @@ def test_the_loop_runs_ahead_and_fetches_only_what_it_logs(
         progress.MetricsLog(tmp_path) as log,
     ):
         state = steps.init_state({"w": jnp.zeros(2)}, optax.sgd(0.1))
+        learner = loop.Learner(
+            *loop.resume(checkpoints, state, {}),
+            validate=lambda params: [(0, {"et": 0.5})],
+            checkpoints=checkpoints,
+            log=log,
+        )
         loop.train(
-            lambda state, teacher_params, batch, root: step(state, batch, root),
-            *loop.resume(checkpoints, state, batches, {}),
+            step,
+            [learner],
             batches,
             root=jax.random.key(0),
             mesh=mesh,
-            validate=lambda params: [(0, {"et": 0.5})],
-            checkpoints=checkpoints,
             options=loop.TrainOptions(8, 4, 8, 10.0, 0),
-            log=log,
             description="test",
         )
     # A step waits for the one two before it, and nothing is fetched between rows of the log.
@@ -322,9 +325,9 @@ def test_other_data_does_not_resume(
 ) -> None:
     values = reading.read(config)
     data = run_data.open_data(values)
-    identity = {"split": data.split.hash, "data": "another", "teacher": ""}
+    data.cases.fingerprint = "another"
     with pytest.raises(UserError, match=r"was trained with data .* and now it is another"):
-        runner._train(values, straight, data, None, identity)
+        training.train({straight: values}, data, None)
 
 
 def _poison(monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, ...]) -> None:

@@ -31,7 +31,7 @@ def run(place: str, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> list[dict[
     optimizer = optax.sgd(0.1)
     step = steps.jit_step(
         mesh,
-        student=steps.Network(lambda p, x: (x @ p["w"], {}), glioma.SOFTMAX, (0, 1)),
+        student=(steps.Network(lambda p, x: (x @ p["w"], {}), glioma.SOFTMAX, (0, 1)),),
         loss=objective.of_options(glioma.SOFTMAX),
         optimizer=optimizer,
         plan=steps.Plan(augment.AugmentOptions(noise=0.1)),
@@ -46,16 +46,19 @@ def run(place: str, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> list[dict[
         checkpoint.RunCheckpoints(folder) as checkpoints,
         progress.MetricsLog(folder) as log,
     ):
+        learner = loop.Learner(
+            *loop.resume(checkpoints, state, {}),
+            validate=lambda params: [(0, {"et": 0.5})],
+            checkpoints=checkpoints,
+            log=log,
+        )
         loop.train(
             step,
-            *loop.resume(checkpoints, state, batches, {}),
+            [learner],
             batches,
             root=jax.random.key(1),
             mesh=mesh,
-            validate=lambda params: [(0, {"et": 0.5})],
-            checkpoints=checkpoints,
             options=loop.TrainOptions(6, 1, 3, 10.0, 0),
-            log=log,
             description=place,
         )
     rows = progress.read_metrics(folder / progress.METRICS_FILE)

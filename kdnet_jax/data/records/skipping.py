@@ -6,6 +6,7 @@ import logging
 import pathlib
 import threading
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from kdnet_jax.core import console
@@ -39,7 +40,7 @@ class Unreadable:
     Args:
         training: how many cases train.
         choice: one of `CHOICES`.
-        folder: of the run, where `FILE` is written.
+        folders: of the runs that train on them, where `FILE` is written.
         process: which process this is; each but the first writes a file of its own.
 
     Attributes:
@@ -50,13 +51,14 @@ class Unreadable:
         self,
         training: int,
         choice: str = STOP,
-        folder: pathlib.Path | None = None,
+        folders: Iterable[pathlib.Path] = (),
         process: int = 0,
     ) -> None:
         self._training, self.choice = training, choice
         self._limit = min(max(1, int(_SHARE * training)), training - 1)
         name = pathlib.Path(FILE)
-        self._path = folder and folder / (f"{name.stem}-{process}.jsonl" if process else name)
+        own = f"{name.stem}-{process}.jsonl" if process else name
+        self._paths = [folder / own for folder in folders]
         self._found: set[int] = set()
         self._lock = threading.Lock()
 
@@ -99,6 +101,6 @@ class Unreadable:
             "reason": error.finding,
             "time": time.strftime("%FT%T%z"),
         }
-        if self._path:
-            with self._path.open("a", encoding="utf-8") as file:
+        for path in self._paths:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -155,7 +155,7 @@ def test_skipped_cases_are_told_once_and_noted(
     damaged = [damage.file_of(cases, index) for index in (4, 11)]
     damage.flip(damaged[0])
     damage.remove(damaged[1])
-    unreadable = skipping.Unreadable(COUNT, "skip", tmp_path)
+    unreadable = skipping.Unreadable(COUNT, "skip", [tmp_path])
     with open_batches(cases, place, unreadable, threads=4) as batches:
         for _ in itertools.islice(batches, 20):
             pass
@@ -265,7 +265,7 @@ def test_a_skipped_case_that_is_scored_stops(cases: store.CaseStore) -> None:
 def test_each_process_notes_in_a_file_of_its_own(tmp_path: pathlib.Path) -> None:
     fault = records.UnreadableCaseError(0, "case_0", pathlib.Path("x"), "gone")
     for process in (0, 2):
-        skipping.Unreadable(9, "skip", tmp_path, process).add(fault)
+        skipping.Unreadable(9, "skip", [tmp_path], process).add(fault)
     assert {path.name for path in tmp_path.iterdir()} == {
         "skipped_cases.jsonl",
         "skipped_cases-2.jsonl",

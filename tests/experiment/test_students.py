@@ -1,0 +1,125 @@
+"""Several students in one step: each as if trained alone, also where the run was interrupted."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+from configs import common
+from kdnet_jax.config import reading, students
+from kdnet_jax.errors import UserError
+from kdnet_jax.experiment import compilation, runner
+from kdnet_jax.runs import trained
+from kdnet_jax.training import saved_checkpoints, stopping
+from tests.helpers import commands, fork_server
+
+pytestmark = pytest.mark.once
+
+FOLDERS = ("student-t1ce", "student-t1+flair")
+
+
+def _asked(cohort: pathlib.Path, built: pathlib.Path, channels: str) -> config_dict.ConfigDict:
+    config = common.base_config("student", "smoke")
+    config.data.data_dir, config.data.root = str(cohort), str(built)
+    config.model.modalities = channels
+    return config
+
+
+def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+    runner.run_together(students.read(config, workdir), workdir)
+
+
+@pytest.fixture(scope="module")
+def together(
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    smoke_student: commands.Finished,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[config_dict.ConfigDict, pathlib.Path]:
+    """Two students of the teacher of `smoke_student`, whose training was stopped after a step."""
+    folder = tmp_path_factory.mktemp("together") / "run"
+    config = _asked(tiny_cohort, built, "t1ce;flair,t1")
+    config.teacher.checkpoint = str(smoke_student.folder / "teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdnet_jax.reports.run_report.write", fork_server.empty_report)
+        original = compilation.compile_step
+
+        def compile_step(*args: Any) -> Any:
+            step, sentence = original(*args)
+
+            def stopped(*values: Any) -> Any:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return step(*values)
+
+            return stopped, sentence
+
+        with patch.context() as stopping_patch:
+            stopping_patch.setattr(compilation, "compile_step", compile_step)
+            with pytest.raises(stopping.Stopped):
+                _run(config, folder)
+        assert [saved_checkpoints.saved_steps(folder / each) for each in FOLDERS] == [[1], [1]]
+        _run(config, folder)
+    return config, folder
+
+
+def _assert_alike(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+    found, expected = (trained.load_run(folder) for folder in (ours, theirs))
+    assert found.step == expected.step
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        found.params,
+        expected.params,
+    )
+
+
+def test_each_is_as_if_trained_alone(
+    together: tuple[config_dict.ConfigDict, pathlib.Path],
+    smoke_student: commands.Finished,
+    tmp_path: pathlib.Path,
+    without_report: None,
+) -> None:
+    config, folder = together
+    _assert_alike(folder / FOLDERS[0], smoke_student.folder)
+    alone = config.copy_and_resolve_references()
+    alone.model.modalities = "t1,flair"
+    runner.run(reading.read(alone), tmp_path)
+    _assert_alike(folder / FOLDERS[1], tmp_path)
+    for name in FOLDERS:
+        summary = json.loads((folder / name / "evaluation" / "summary.json").read_text("utf-8"))
+        assert summary["steps"] == 6
+        rows = (folder / name / "metrics.jsonl").read_text("utf-8").splitlines()
+        assert [json.loads(row)["step"] for row in rows] == [2, 3, 3, 4, 6, 6]
+
+
+def test_one_that_lags_behind_catches_up(
+    together: tuple[config_dict.ConfigDict, pathlib.Path],
+    tmp_path: pathlib.Path,
+    without_report: None,
+) -> None:
+    config, folder = together
+    shutil.copytree(folder, tmp_path / "run")
+    # As if it had been killed between the last saves of the two.
+    behind = tmp_path / "run" / FOLDERS[1]
+    shutil.rmtree(behind / "checkpoints" / "6")
+    _run(config, tmp_path / "run")
+    assert saved_checkpoints.saved_steps(behind) == [3, 6]
+    _assert_alike(behind, folder / FOLDERS[1])
+    rows = (behind / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [2, 3, 3, 4, 6, 6]
+
+
+def test_a_teacher_that_does_not_see_what_a_student_sees(
+    tiny_cohort: pathlib.Path, built: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    config = _asked(tiny_cohort, built, "t1ce;flair")
+    config.teacher.modalities = "t1,t1ce"
+    with pytest.raises(UserError, match="the student sees flair, the teacher"):
+        _run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
