@@ -117,6 +117,28 @@ def distillation_step(name: str, sizes: Sizes, widths: Widths) -> records.Row:
     )
 
 
+def four_students(name: str, sizes: Sizes, widths: Widths) -> records.Row:
+    """Four students in one step against the steps of four runs."""
+    options = _step_options(sizes, widths)
+    places = {
+        "ours": ("speed_ours:joint_step", options),
+        "one": ("speed_ours:distillation_step", options),
+    }
+    with measuring.workers(places, sizes.cores) as workers:
+        seconds = measuring.take_turns(workers, sizes.repetitions, name)
+        others = _others(workers)
+    return records.make_row(
+        name,
+        "s",
+        0.8,
+        seconds["ours"],
+        [4 * each for each in seconds["one"]],
+        peer_name="four times our step of one",
+        others=others,
+        notes=options,
+    )
+
+
 def prediction(name: str, sizes: Sizes) -> records.Row:
     """Our sliding window against MONAI's, with the same parameters on the same scan."""
     with tempfile.TemporaryDirectory() as folder:
@@ -248,6 +270,8 @@ def cases(sizes: Sizes) -> dict[str, Callable[[], records.Row]]:
         add(f"training_step_{suffix}", training_step, widths)
     for suffix, widths in (("narrow", sizes.narrow), ("wide", sizes.wide)):
         add(f"distillation_step_{suffix}", distillation_step, widths)
+    for suffix, widths in (("narrow", sizes.narrow), ("wide", sizes.wide)):
+        add(f"four_students_{suffix}", four_students, widths)
     add("prediction", prediction)
     for suffix, widths in (("narrow", sizes.narrow), ("wide", sizes.wide)):
         add(f"training_memory_{suffix}", training_memory, widths)

@@ -47,15 +47,15 @@ def _optimizer() -> Any:
 
 
 def _step(
-    widths: Sequence[int], channels: tuple[int, ...], *, distil: bool = False
+    widths: Sequence[int], *students: tuple[int, ...], distil: bool = False
 ) -> Callable[..., Any]:
-    student = _network(widths, channels)
+    """Returns the step of networks that see these channels; its states are a tuple."""
     return steps.jit_step(
         sharding.make_mesh(),
-        student=student,
+        student=tuple(_network(widths, channels) for channels in students),
         teacher=_network(widths, _ALL_CHANNELS) if distil else None,
         loss=objective.of_options(
-            student.head, kd=distillation.DistillationOptions() if distil else None
+            heads.Head(task_lib.GLIOMA), kd=distillation.DistillationOptions() if distil else None
         ),
         optimizer=_optimizer(),
         plan=steps.Plan(augment.choose("none")),
@@ -68,15 +68,17 @@ def _on_mesh(batch: int, edge: int) -> steps.Batch:
 
 
 def _stepper(
-    step: Callable[..., Any], widths: Sequence[int], channels: int, *inputs: Any
+    step: Callable[..., Any], widths: Sequence[int], channels: int, *inputs: Any, students: int = 1
 ) -> tuple[Callable[[], None], dict[str, float]]:
     """Compiles a step and returns a function that advances its own state, and what it takes."""
     whole = sharding.replicated(sharding.make_mesh())
-    params = _params(widths, channels)
-    state = jax.device_put(steps.init_state(params, _optimizer()), whole)
+    states = tuple(
+        jax.device_put(steps.init_state(_params(widths, channels, seed), _optimizer()), whole)
+        for seed in range(students)
+    )
     root = jax.device_put(jax.random.key(1), whole)
     start = time.perf_counter()
-    compiled = step.lower(state, *inputs, root).compile()
+    compiled = step.lower(states, *inputs, root).compile()
     memory.return_freed()  # as training does
     about = {
         "compile_seconds": time.perf_counter() - start,
@@ -84,9 +86,9 @@ def _stepper(
     }
 
     def run() -> None:
-        nonlocal state
-        state, metrics = compiled(state, *inputs, root)
-        jax.block_until_ready((state, metrics))
+        nonlocal states
+        states, metrics = compiled(states, *inputs, root)
+        jax.block_until_ready((states, metrics))
 
     return run, about
 
@@ -108,10 +110,20 @@ def student_plain_step(widths: Sequence[int], edge: int, batch: int) -> Job:
 
 def distillation_step(widths: Sequence[int], edge: int, batch: int) -> Job:
     """The step of that network with a teacher of equal widths on every channel."""
-    step = _step(widths, _STUDENT_CHANNELS, distil=True)
+    return _distillation(widths, edge, batch, _STUDENT_CHANNELS)
+
+
+def joint_step(widths: Sequence[int], edge: int, batch: int) -> Job:
+    """The step of a student on each channel, with that teacher."""
+    return _distillation(widths, edge, batch, *((channel,) for channel in _ALL_CHANNELS))
+
+
+def _distillation(widths: Sequence[int], edge: int, batch: int, *students: tuple[int, ...]) -> Job:
+    step = _step(widths, *students, distil=True)
     whole = sharding.replicated(sharding.make_mesh())
     teacher = jax.device_put(_params(widths, len(_ALL_CHANNELS), 5), whole)
-    return Job(*_stepper(step, widths, 1, teacher, _on_mesh(batch, edge)))
+    inputs = (teacher, _on_mesh(batch, edge))
+    return Job(*_stepper(step, widths, 1, *inputs, students=len(students)))
 
 
 def training_memory(widths: Sequence[int], edge: int, batch: int, repetitions: int) -> Job:

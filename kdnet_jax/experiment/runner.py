@@ -31,6 +31,8 @@ from kdnet_jax.training import (
 
 _LOG = logging.getLogger(__name__)
 
+_TEACHER_SCORES = "teacher_evaluation"
+
 
 def run(experiment: experiment_lib.Experiment, workdir: pathlib.Path) -> None:
     """Trains, evaluates and reports a run; a stopped run resumes, a finished one reports.
@@ -144,6 +146,8 @@ def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack
     # -- The run itself ----------------------------------------------------------------------
     train_and_evaluate(runs, data, teacher)
     for folder, each in runs.items():
+        if folder != first:
+            processes.first_does(functools.partial(_copy_teacher_scores, first, folder))
         others = {"teacher": teacher_evaluation(teacher, folder, data)} if teacher else {}
         processes.first_does(functools.partial(_report, each, folder, data, others))
 
@@ -253,10 +257,16 @@ def teacher_evaluation(
     key = _evaluation_key(teacher, data)
     if processes.first_does(lambda: _is_scored(teacher.folder, key)):
         return teacher.folder
-    folder = workdir / "teacher_evaluation"
+    folder = workdir / _TEACHER_SCORES
     processes.first_does(lambda: _copy_log(teacher.folder, folder))
     evaluate(teacher, folder, data, {"steps": teacher.step, "train_seconds": 0.0})
     return folder
+
+
+def _copy_teacher_scores(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Gives another student of the same teacher the scores that one has."""
+    if (source / _TEACHER_SCORES).is_dir() and not (target / _TEACHER_SCORES).exists():
+        shutil.copytree(source / _TEACHER_SCORES, target / _TEACHER_SCORES)
 
 
 def _is_scored(folder: pathlib.Path, key: dict[str, str | int]) -> bool:

@@ -17,7 +17,7 @@ from ml_collections import config_dict, config_flags
 
 from docs import make_reference
 from kdnet_jax import task as task_lib
-from kdnet_jax.config import reading, study
+from kdnet_jax.config import students, study
 from kdnet_jax.errors import UserError
 
 # Modules whose further words are files.
@@ -59,7 +59,7 @@ def _check(config: config_dict.ConfigDict) -> None:
     if config.role == "study":
         study.parts(config, pathlib.Path("runs"))
     else:
-        reading.read(config)
+        students.read(config, pathlib.Path("runs"))
 
 
 def _with_number(word: str) -> str:
