@@ -94,6 +94,7 @@ def train(
             flops = compilation.count_flops([experiments[i] for i in chosen], mesh, taught_by)
             profiler = profiling.Profiler(folders[0], first.profile, flops)
         batches = stack.enter_context(run_data.open_batches(first, data, mesh, *folders))
+        beginning = batches.get_state()
         for folder, start in zip(folders, reached, strict=True):
             if start.step:
                 _LOG.info(f"{folder}: resuming from step {start.step} of {first.train.steps}")
@@ -116,8 +117,9 @@ def train(
 
         # -- Usually once; more often where students are at different steps ----------------------
         while True:
-            if reached[chosen[0]].step:
-                batches.set_state(reached[chosen[0]].loader)
+            position = reached[chosen[0]].loader or beginning
+            if batches.get_state() != position:
+                batches.set_state(position)
             loop.train(
                 step_fn,
                 [learners[place] for place in chosen],

@@ -105,14 +105,16 @@ def test_one_that_lags_behind_catches_up(
 ) -> None:
     config, folder = together
     shutil.copytree(folder, tmp_path / "run")
-    # As if it had been killed between the last saves of the two.
-    behind = tmp_path / "run" / FOLDERS[1]
-    shutil.rmtree(behind / "checkpoints" / "6")
+    # As if the second had been added when the first was at step 3: it gets there alone.
+    first, second = (tmp_path / "run" / each for each in FOLDERS)
+    shutil.rmtree(first / "checkpoints" / "6")
+    shutil.rmtree(second)
     _run(config, tmp_path / "run")
-    assert saved_checkpoints.saved_steps(behind) == [3, 6]
-    _assert_alike(behind, folder / FOLDERS[1])
-    rows = (behind / "metrics.jsonl").read_text("utf-8").splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [2, 3, 3, 4, 6, 6]
+    for each in (first, second):
+        assert saved_checkpoints.saved_steps(each) == [3, 6]
+        _assert_alike(each, folder / each.name)
+        rows = (each / "metrics.jsonl").read_text("utf-8").splitlines()
+        assert [json.loads(row)["step"] for row in rows] == [2, 3, 3, 4, 6, 6]
 
 
 def test_a_teacher_that_does_not_see_what_a_student_sees(

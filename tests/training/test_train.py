@@ -284,6 +284,29 @@ def test_the_loop_runs_ahead_and_fetches_only_what_it_logs(
     assert events[16:] == [f"fetch {number}" for number in (5, 6, 7, 8)]
 
 
+@pytest.mark.parametrize(
+    ("places", "chosen", "until"),
+    [
+        # (step, score, stale validations) of runs of 9 steps, validated every 3, patience 2.
+        ([(0, None, 0), (0, None, 0)], [0, 1], 9),
+        ([(4, None, 0), (3, 0.5, 0), (9, 0.5, 0)], [1], 4),
+        ([(6, 0.5, 2), (7, None, 0), (7, None, 1)], [1, 2], 9),
+        # Not validated yet, when a signal came.
+        ([(9, None, 1), (9, 0.5, 0)], [0], 9),
+        ([(9, 0.5, 1), (6, 0.5, 2)], [1], 9),
+    ],
+)
+def test_who_trains_next(
+    places: list[tuple[int, float | None, int]], chosen: list[int], until: int
+) -> None:
+    reached = [
+        saved_checkpoints.Progress(step, {}, score, None, stale, 0.0, {})
+        for step, score, stale in places
+    ]
+    options = loop.TrainOptions(9, 1, 3, 10.0, early_stop=2)
+    assert loop.next_group(reached, options) == (chosen, until)
+
+
 def test_rows_of_the_log(straight: pathlib.Path) -> None:
     rows = _rows(straight)
     training = [row for row in rows if row["split"] == "train"]
