@@ -291,7 +291,7 @@ def joint_step(
             taught = output.Output(*answer, teacher.head)
 
         # -- Students: likewise from their own sequences; then terms "b", and their mean over b ---
-        def loss_fn(params: PyTree, student: Network, image: Array) -> tuple[Array, Metrics]:
+        def loss_fn(params: PyTree, student: Network) -> tuple[Array, Metrics]:
             learn = sharding.spread(student.apply, plan.mesh)
             with jax.named_scope(NETWORK):
                 answer = learn(params, _select(image, student.channels))
@@ -301,13 +301,8 @@ def joint_step(
             return loss.total(terms).mean(), {name: each.mean() for name, each in terms.items()}
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        found: list[tuple[tuple[Array, Metrics], PyTree]] = []
-        for state, student in zip(states, students, strict=True):
-            if found:
-                # One after another: only one student's activations exist at a time.
-                image, found[-1] = jax.lax.optimization_barrier((image, found[-1]))
-            found.append(gradient(state.params, student, image))
-        return tuple(found)
+        each = zip(states, students, strict=True)
+        return tuple(gradient(state.params, student) for state, student in each)
 
     if plan.accumulate == 1:
         found = gradients(*arrays)
