@@ -78,6 +78,12 @@ def test_each_role_trains_on_the_cases_that_have_its_sequences(
     assert _names(data, run_data.unlabelled_cases(student, data)) == {_name(3)}
     teacher = student.teacher.to_train
     assert _names(data, run_data.training_cases(teacher, data)) == {*own, _name(1), _name(2)}
+    # Two students of one step have the same batches, so one on T2, without case 1, is refused.
+    config = _config("student", gaps, root)
+    config.model.modalities = "t2"
+    run_data.check_same_cases([student, student], data)
+    with pytest.raises(UserError, match=r"lack a sequence: \d have t1ce, \d have t2\."):
+        run_data.check_same_cases([student, reading.read(config)], data)
     several = _config("baseline", gaps, root)
     several.model.modalities = "t1ce,t2"
     assert _names(data, run_data.training_cases(reading.read(several), data)) == own
