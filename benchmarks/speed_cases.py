@@ -97,45 +97,36 @@ def training_step(name: str, sizes: Sizes, widths: Widths) -> records.Row:
 
 def distillation_step(name: str, sizes: Sizes, widths: Widths) -> records.Row:
     """The student's step with a teacher of equal widths against the student's alone."""
-    options = _step_options(sizes, widths)
-    places = {
-        "ours": ("speed_ours:distillation_step", options),
-        "plain": ("speed_ours:student_plain_step", options),
-    }
-    with measuring.workers(places, sizes.cores) as workers:
-        seconds = measuring.take_turns(workers, sizes.repetitions, name)
-        others = _others(workers)
-    return records.make_row(
-        name,
-        "s",
-        1.35,
-        seconds["ours"],
-        seconds["plain"],
-        peer_name="our plain step",
-        others=others,
-        notes=options,
+    return _beside_our_own(
+        name, sizes, widths, 1.35, ("distillation_step", "student_plain_step"), "our plain step"
     )
 
 
 def four_students(name: str, sizes: Sizes, widths: Widths) -> records.Row:
     """Four students in one step against the steps of four runs."""
+    jobs, peer = ("joint_step", "distillation_step"), "four times our step of one"
+    return _beside_our_own(name, sizes, widths, 0.8, jobs, peer, times=4)
+
+
+def _beside_our_own(
+    name: str,
+    sizes: Sizes,
+    widths: Widths,
+    goal: float,
+    jobs: tuple[str, str],
+    peer_name: str,
+    times: int = 1,
+) -> records.Row:
+    """Returns the row of a step of ours against another one, `times` of which do its work."""
     options = _step_options(sizes, widths)
-    places = {
-        "ours": ("speed_ours:joint_step", options),
-        "one": ("speed_ours:distillation_step", options),
-    }
+    places = {job: (f"speed_ours:{job}", options) for job in jobs}
     with measuring.workers(places, sizes.cores) as workers:
         seconds = measuring.take_turns(workers, sizes.repetitions, name)
         others = _others(workers)
+    ours, peer = (seconds[job] for job in jobs)
+    peer = [times * each for each in peer]
     return records.make_row(
-        name,
-        "s",
-        0.8,
-        seconds["ours"],
-        [4 * each for each in seconds["one"]],
-        peer_name="four times our step of one",
-        others=others,
-        notes=options,
+        name, "s", goal, ours, peer, peer_name=peer_name, others=others, notes=options
     )
 
 
