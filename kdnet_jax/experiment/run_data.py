@@ -292,6 +292,19 @@ def check_sequences(experiment: experiment_lib.Experiment, data: Data) -> None:
         )
 
 
+def check_taught(experiment: experiment_lib.Experiment, data: Data) -> None:
+    """Raises UserError if a student would learn nothing from its teacher."""
+    options = experiment.distillation
+    if options is None or options.teaches_beside_references or unlabelled_cases(experiment, data):
+        return
+    raise UserError(
+        "the student would learn nothing from its teacher: all weights of distillation are 0 on "
+        f"cases with a reference, and all {len(data.split.train)} training cases have one, or "
+        "loader.unlabelled_share is 0. Add cases without a label file, use the labels of N cases "
+        "alone (--config.split.labelled=N), or set --config.distillation.kd_weight."
+    )
+
+
 def check_same_cases(experiments: Sequence[experiment_lib.Experiment], data: Data) -> None:
     """Raises UserError if students that share their batches learn from different cases."""
     used = [(training_cases(each, data), unlabelled_cases(each, data)) for each in experiments]

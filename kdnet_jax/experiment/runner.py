@@ -105,6 +105,7 @@ def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack
     experiment = runs[first]
     for each in own.values():
         run_data.check_sequences(each, data)
+        run_data.check_taught(each, data)
     run_data.check_same_cases(list(runs.values()), data)
     for folder, each in own.items():
         processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))

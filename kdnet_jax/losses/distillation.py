@@ -96,6 +96,12 @@ class DistillationOptions:
         """Returns the weight of "kd", "latent" or a term of `OF_OWN_WEIGHT`."""
         return getattr(self, f"{role}_weight")
 
+    @property
+    def teaches_beside_references(self) -> bool:
+        """Whether the teacher counts on cases that have a reference."""
+        weights = map(self.weight, ("kd", "latent", *OF_OWN_WEIGHT))
+        return self.init_from_teacher or any(weights)
+
 
 # Terms that are added, each with a weight of its own; 0: it is not computed.
 OF_OWN_WEIGHT: Final = ("hint", "gram", "prototype", "affinity", "masked")

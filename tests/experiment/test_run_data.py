@@ -118,6 +118,12 @@ def test_labels_are_kept_of_so_many_cases_and_a_student_alone_learns_from_the_ot
     assert "the 4 training cases would take" in caplog.text
     student.loader.unlabelled_share = 0.0
     assert run_data.unlabelled_cases(reading.read(student), data) == []
+    run_data.check_taught(reading.read(student), data)
+    student.distillation.kd_weight = student.distillation.latent_weight = 0.0
+    with pytest.raises(UserError, match="would learn nothing from its teacher"):
+        run_data.check_taught(reading.read(student), data)
+    student.loader.unlabelled_share = 0.5
+    run_data.check_taught(reading.read(student), data)
     config.split.labelled = 5
     with pytest.raises(UserError, match=r"split\.labelled is 5, but the training part has 4"):
         run_data.open_data(reading.read(config))
