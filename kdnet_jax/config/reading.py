@@ -250,9 +250,10 @@ def _check_dropout(document: typed.JsonView, task: task_lib.Task) -> None:
     Or if a teacher is to see cases without a sequence, and is never without one otherwise.
     """
     chance = document["augment"]["modality_dropout"]
+    own = document["model"]["modalities"]
     if not chance:
-        seen = task.read_modalities(document["model"]["modalities"], "model.modalities")
-        if document["role"] == "teacher" and document["data"]["incomplete"] and len(seen) > 1:
+        needs_it = document["role"] == "teacher" and document["data"]["incomplete"]
+        if needs_it and len(task.read_modalities(own, "model.modalities")) > 1:
             raise UserError(
                 "data.incomplete is true and augment.modality_dropout is 0: nothing would prepare "
                 "the teacher for a case that lacks a sequence. Set "
@@ -266,7 +267,7 @@ def _check_dropout(document: typed.JsonView, task: task_lib.Task) -> None:
             f"augment.modality_dropout is {chance}, but the teacher is trained already, and of a "
             "student no sequence is dropped. Leave it 0, and set it where the teacher is trained."
         )
-    seen = document["teacher" if section else "model"]["modalities"]
+    seen = section["modalities"] if section else own
     if len(task.read_modalities(seen, "modalities")) < 2:
         raise UserError(
             f"augment.modality_dropout is {chance}, but the network sees {seen} alone: nothing "
