@@ -97,6 +97,7 @@ def _memorise(case: prepare.PreparedCase, role: str, teacher: Any = ()) -> tuple
     return state.params, min(dice.values())
 
 
+@pytest.mark.once
 def test_teacher_and_its_student_learn_one_case_by_heart(tiny_case: prepare.PreparedCase) -> None:
     teacher, teacher_dice = _memorise(tiny_case, "teacher")
     assert teacher_dice > 0.95
