@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import documents
+from kdnet_jax.core import documents, typed
 from kdnet_jax.errors import UserError, check_choice
 
 FILE_ENDINGS: Final = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -40,7 +40,7 @@ _BY_CHANNEL_NAME: Final[dict[str, task_lib.Normalisation]] = {
 }
 # A label map holds bytes.
 _LARGEST_CLASS: Final = 250
-_OWN_KEY: Final = "kdnet"
+OWN_KEY: Final = "kdnet"
 _OWN_KEYS: Final = (
     *("normalisation", "aliases", "statistics", "classes", "regions", "fallback", "unscored"),
     *("student", "noun", "descriptions", "title", "channel_noun", "crops_zeros"),
@@ -99,7 +99,7 @@ def from_json(value: object, where: str) -> task_lib.Task:
     return parse(_object(value, where), where)
 
 
-def describe(task: task_lib.Task) -> dict[str, object]:
+def describe(task: task_lib.Task) -> typed.Json:
     """Returns the task as `parse` reads it, without a number of cases."""
     painted = [task.regions[place] for place in task.painting]
     labels: dict[str, int | list[int]] = {"background": 0}
@@ -134,7 +134,7 @@ def describe(task: task_lib.Task) -> dict[str, object]:
         "channel_noun": task.channel_noun,
         "crops_zeros": task.crops_zeros,
     }
-    return document | {_OWN_KEY: {key: value for key, value in own.items() if value}}
+    return document | {OWN_KEY: {key: value for key, value in own.items() if value}}
 
 
 def parse(document: Mapping[str, object], where: str) -> task_lib.Task:
@@ -147,9 +147,9 @@ def parse(document: Mapping[str, object], where: str) -> task_lib.Task:
     Raises:
         UserError: a key is missing or invalid.
     """
-    own = _object(document.get(_OWN_KEY, {}), f"{where}: {_OWN_KEY!r}")
+    own = _object(document.get(OWN_KEY, {}), f"{where}: {OWN_KEY!r}")
     for key in own:
-        check_choice(f"{where}: a key of {_OWN_KEY!r}", key, _OWN_KEYS)
+        check_choice(f"{where}: a key of {OWN_KEY!r}", key, _OWN_KEYS)
     channels = _read_channels(document, own, where)
     ending = document.get("file_ending", ".nii.gz")
     ending = check_choice(f"{where}: 'file_ending'", ending, FILE_ENDINGS)

@@ -23,7 +23,6 @@ SCHEMES: Final[dict[str, task_lib.Normalisation]] = {
 # What plans.json calls low, high, mean and deviation of a CT channel.
 STATISTICS: Final = ("percentile_00_5", "percentile_99_5", "mean", "std")
 PROPERTIES: Final = "foreground_intensity_properties_per_channel"
-_OWN: Final = "kdnet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +80,18 @@ def read(
             "its channels and labels are a glioma's, but not all intensities are z-scores over the "
             "brain: taken as a task of its own",
         )
-    own = json_files.expect(dataset.get(_OWN, {}), dict, f"{file}: {_OWN}")
+    key = dataset_json.OWN_KEY
+    own = json_files.expect(dataset.get(key, {}), dict, f"{file}: {key}")
     is_ct = [i for i, each in enumerate(normalisation) if each == "ct"]
     document = {
         **dataset,
         "name": dataset.get("name") or plans.get("dataset_name") or folder.parent.name,
-        _OWN: own
+        key: own
         | {
             "normalisation": dict(zip(names, normalisation, strict=True)),
             "statistics": {names[i]: _statistics(plans, i, where) for i in is_ct},
-            "crops_zeros": True,
+            # nnU-Net does; of a network from here its file says what it was trained on.
+            "crops_zeros": own.get("crops_zeros", True),
         },
     }
     if not has_regions(dataset):

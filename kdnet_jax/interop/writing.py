@@ -152,7 +152,11 @@ def _with_heads(state: weights.State, channels: Sequence[int]) -> dict[str, Num[
 
 
 def _dataset(given: foreign_model.ForeignModel) -> typed.Json:
-    return dataset_json.describe(_task(given)) | {
+    task = _task(given)
+    document = dataset_json.describe(task)
+    own = {**document[dataset_json.OWN_KEY], "crops_zeros": task.crops_zeros}
+    return document | {
+        dataset_json.OWN_KEY: own,
         "licence": given.about.get("licence", ""),
         "numTraining": len(given.known.ids),
     }
