@@ -24,10 +24,7 @@ from kdnet_jax.reports import run_report
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import teachers, thresholds, trained
 from kdnet_jax.runs import workdir as workdir_lib
-from kdnet_jax.training import (
-    progress,
-    saved_checkpoints,
-)
+from kdnet_jax.training import progress, saved_checkpoints
 
 _LOG = logging.getLogger(__name__)
 

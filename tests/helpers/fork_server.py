@@ -44,7 +44,6 @@ _IMPORTED = (
     "reports.data_survey",
     "runs.run_folders",
 )
-_PACKAGES = ("tensorboardX",)  # it brings PyTorch where there is one
 # What JAX reads from the environment when it is imported, and takes until its backend starts.
 TAKEN_LATER = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_NUM_CPU_DEVICES")
 # A program with this in its environment draws no report of a run: half of the time of a tiny run.
@@ -206,8 +205,7 @@ if __name__ == "__main__":
     del sys.path[0]  # this file's folder
     for _name in _IMPORTED:
         importlib.import_module(f"kdnet_jax.{_name}")
-    for _name in _PACKAGES:
-        importlib.import_module(_name)
+    importlib.import_module("tensorboardX")  # it brings PyTorch where there is one
     gc.collect()
     gc.freeze()  # what the children share is looked through by none of them
     if _request := _wait_for_request(socket.socket(fileno=int(sys.argv[1]))):
