@@ -58,10 +58,10 @@ class Output:
 
     @property
     def decided(self) -> Bool[Array, "b d h w k"]:
-        """Whether each channel is the most probable class, or a region above one half."""
+        """Whether each channel is the most probable class (the first of equals), or above 1/2."""
         if self.head.kind == "regions":
             return self.logits > 0
-        return self.logits == self.logits.max(axis=-1, keepdims=True)
+        return self.logits.argmax(axis=-1, keepdims=True) == jnp.arange(self.logits.shape[-1])
 
     @property
     def coarse(self) -> dict[int, "Output"]:

@@ -34,14 +34,6 @@ def of_options(kd: distillation.DistillationOptions) -> Labels:
     return Labels(kd.unlabelled, kd.confidence, kd.confidence_threshold)
 
 
-def decisions(teacher: output.Output) -> Float[Array, "b d h w k"]:
-    """Returns the most probable class as one channel of ones, or the regions above 1/2."""
-    logits = jax.lax.stop_gradient(teacher.logits)
-    if teacher.head.kind == "regions":
-        return (logits > 0).astype(jnp.float32)
-    return teacher.head.targets(logits.argmax(axis=-1))
-
-
 def confidence(teacher: output.Output) -> Float[Array, "b d h w"]:
     """Returns the probability of the teacher's decision at each voxel, from 1/k or 1/2 to 1.
 
@@ -72,7 +64,7 @@ def complete(
     """
     has_one = labelled[:, None, None, None] > 0
     if labels.form == "hard":
-        y = jnp.where(has_one[..., None], y, decisions(teacher))
+        y = jnp.where(has_one[..., None], y, jax.lax.stop_gradient(teacher.decided))
     if labels.confidence != "none":
         weight = confidence(teacher)
         if labels.confidence == "threshold":

@@ -46,13 +46,15 @@ def references(head: heads.Head, seed: int = 9) -> jnp.ndarray:
 
 def test_decisions_and_confidence_by_hand() -> None:
     classes = of_probabilities([[0.1, 0.2, 0.6, 0.1], [0.7, 0.1, 0.1, 0.1]], glioma.SOFTMAX)
-    decided = np.asarray(pseudo_labels.decisions(classes)).reshape(2, 4)
+    decided = np.asarray(classes.decided).reshape(2, 4)
     assert decided.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
     sure = np.asarray(pseudo_labels.confidence(classes)).ravel()
     np.testing.assert_allclose(sure, [0.6, 0.7], rtol=1e-6)
+    tied = of_probabilities([[0.1, 0.4, 0.4, 0.1]], glioma.SOFTMAX)
+    assert np.asarray(tied.decided).ravel().tolist() == [0, 1, 0, 0]
     # ET, TC, WT: the least sure of the three decides, 0.6 of "not ET" and 0.75 of "TC".
     regions = of_probabilities([[0.4, 0.8, 0.9], [0.01, 0.75, 0.99]], glioma.REGIONS)
-    decided = np.asarray(pseudo_labels.decisions(regions)).reshape(2, 3)
+    decided = np.asarray(regions.decided).reshape(2, 3)
     assert decided.tolist() == [[0, 1, 1], [0, 1, 1]]
     sure = np.asarray(pseudo_labels.confidence(regions)).ravel()
     np.testing.assert_allclose(sure, [0.6, 0.75], rtol=1e-5)
@@ -96,7 +98,7 @@ def test_hard_labels_are_a_reference_in_the_form_of_the_loss(head: heads.Head, f
     both = objective.of_options(head, options, kd)
     alone = both.terms(sample(student, 0), sample(teacher, 0), y[:1], None)
     plain = objective.of_options(head, options)
-    decided = pseudo_labels.decisions(sample(teacher, 1))
+    decided = sample(teacher, 1).decided.astype(jnp.float32)
     taught = plain.terms(sample(student, 1), None, decided, None)
     latent = both.terms(sample(student, 1), sample(teacher, 1), y[1:], None)["kl"]
     for name, value in alone.items():
