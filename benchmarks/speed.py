@@ -9,6 +9,8 @@ Rows, on --cores cores (2), float32, with the same network, batch and data on bo
   clipping, Dice + cross-entropy; widths 8..128 and 16..256. Peer: PyTorch, the faster layout.
 - distillation_step_narrow, _wide: a student on 1 channel with a teacher of its widths on 4. Peer:
   our own plain step of the student.
+- cached_teacher_narrow, _wide: the same student with that teacher's probabilities in the batch, not
+  the teacher. Peer: our own plain step.
 - four_students_narrow, _wide: students on each of the 4 channels in one step, with that teacher.
   Peer: four times the distillation step of one.
 - prediction: a scan of 240x240x155 by windows of 128^3 that overlap by half, narrow network. Peer:

@@ -102,6 +102,12 @@ def distillation_step(name: str, sizes: Sizes, widths: Widths) -> records.Row:
     )
 
 
+def cached_teacher(name: str, sizes: Sizes, widths: Widths) -> records.Row:
+    """The student's step with its teacher's probabilities in the batch against the plain step."""
+    jobs = ("cached_step", "student_plain_step")
+    return _beside_our_own(name, sizes, widths, 1.05, jobs, "our plain step")
+
+
 def four_students(name: str, sizes: Sizes, widths: Widths) -> records.Row:
     """Four students in one step against the steps of four runs."""
     jobs, peer = ("joint_step", "distillation_step"), "four times our step of one"
@@ -257,15 +263,14 @@ def cases(sizes: Sizes) -> dict[str, Callable[[], records.Row]]:
     def add(name: str, measure: Callable[..., records.Row], *values: Any) -> None:
         made[name] = functools.partial(measure, name, sizes, *values)
 
-    for suffix, widths in (("narrow", sizes.narrow), ("wide", sizes.wide)):
-        add(f"training_step_{suffix}", training_step, widths)
-    for suffix, widths in (("narrow", sizes.narrow), ("wide", sizes.wide)):
-        add(f"distillation_step_{suffix}", distillation_step, widths)
-    for suffix, widths in (("narrow", sizes.narrow), ("wide", sizes.wide)):
-        add(f"four_students_{suffix}", four_students, widths)
+    def add_both(name: str, measure: Callable[..., records.Row]) -> None:
+        add(f"{name}_narrow", measure, sizes.narrow)
+        add(f"{name}_wide", measure, sizes.wide)
+
+    for measure in (training_step, distillation_step, cached_teacher, four_students):
+        add_both(measure.__name__, measure)
     add("prediction", prediction)
-    for suffix, widths in (("narrow", sizes.narrow), ("wide", sizes.wide)):
-        add(f"training_memory_{suffix}", training_memory, widths)
+    add_both("training_memory", training_memory)
     add("compilation_cold", compilation, False)
     add("compilation_cached", compilation, True)
     return made

@@ -47,16 +47,17 @@ def _optimizer() -> Any:
 
 
 def _step(
-    widths: Sequence[int], *students: tuple[int, ...], distil: bool = False
+    widths: Sequence[int],
+    *students: tuple[int, ...],
+    teacher: steps.Network | steps.CachedTeacher | None = None,
+    kd: distillation.DistillationOptions | None = None,
 ) -> Callable[..., Any]:
     """Returns the step of networks that see these channels; its states are a tuple."""
     return steps.jit_step(
         sharding.make_mesh(),
         student=tuple(_network(widths, channels) for channels in students),
-        teacher=_network(widths, _ALL_CHANNELS) if distil else None,
-        loss=objective.of_options(
-            heads.Head(task_lib.GLIOMA), kd=distillation.DistillationOptions() if distil else None
-        ),
+        teacher=teacher,
+        loss=objective.of_options(heads.Head(task_lib.GLIOMA), kd=kd),
         optimizer=_optimizer(),
         plan=steps.Plan(augment.choose("none")),
     )
@@ -119,11 +120,24 @@ def joint_step(widths: Sequence[int], edge: int, batch: int) -> Job:
 
 
 def _distillation(widths: Sequence[int], edge: int, batch: int, *students: tuple[int, ...]) -> Job:
-    step = _step(widths, *students, distil=True)
+    taught_by = _network(widths, _ALL_CHANNELS)
+    step = _step(widths, *students, teacher=taught_by, kd=distillation.DistillationOptions())
     whole = sharding.replicated(sharding.make_mesh())
     teacher = jax.device_put(_params(widths, len(_ALL_CHANNELS), 5), whole)
     inputs = (teacher, _on_mesh(batch, edge))
     return Job(*_stepper(step, widths, 1, *inputs, students=len(students)))
+
+
+def cached_step(widths: Sequence[int], edge: int, batch: int) -> Job:
+    """The step of a student on one channel whose teacher is given by its probabilities."""
+    # Maps have no features: the divergence of the bottlenecks is left out.
+    teacher = steps.CachedTeacher(heads.Head(task_lib.GLIOMA))
+    kd = distillation.DistillationOptions(latent_weight=0.0)
+    step = _step(widths, _STUDENT_CHANNELS, teacher=teacher, kd=kd)
+    label = made_data.batch(batch, edge)[1]
+    maps = np.stack([label == value for value in range(1, 1 + teacher.maps)], axis=-1)
+    sent = sharding.to_global({"teacher": maps * np.float32(0.9)}, sharding.make_mesh())
+    return Job(*_stepper(step, widths, 1, (), {**_on_mesh(batch, edge), **sent}))
 
 
 def training_memory(widths: Sequence[int], edge: int, batch: int, repetitions: int) -> Job:

@@ -40,6 +40,7 @@ def test_every_row_has_a_goal_of_the_table() -> None:
     assert names == [
         *("training_step_narrow", "training_step_wide"),
         *("distillation_step_narrow", "distillation_step_wide"),
+        *("cached_teacher_narrow", "cached_teacher_wide"),
         *("four_students_narrow", "four_students_wide"),
         "prediction",
         *("training_memory_narrow", "training_memory_wide"),
