@@ -36,8 +36,8 @@ def _forced(c: comparison.Comparison) -> list[str]:
     if not c.differs:
         return []
     return [
-        f"These runs are not comparable: they differ in {len(c.differs)} more ways than in their "
-        "role (listed above), and what follows may be due to these. It is no verdict on the method."
+        "These runs are not comparable: they differ in more than their role (listed above), and "
+        "what follows may be due to that. It is no verdict on the method."
     ]
 
 
