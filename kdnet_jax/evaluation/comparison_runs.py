@@ -15,6 +15,8 @@ from kdnet_jax.evaluation import evaluation
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.runs import workdir
 
+# Of students alone, compared among them.
+_STUDENTS: Final = ("distillation.", "teacher.", "loader.unlabelled_share")
 # What may differ between the runs of a comparison: it is checked by a hash or by the role, is what
 # is compared, or changes nothing that is computed.
 _FREE: Final = (
@@ -22,10 +24,8 @@ _FREE: Final = (
     *("role", "preset", "seed"),
     # Guarded by the fingerprint of the data and the hash of the split.
     *("split.", "data.release", "data.phantom.", "data.skip_bad_cases", "mesh."),
-    # Of students alone, compared among them.
-    *("distillation.", "teacher."),
+    *_STUDENTS,
 )
-_STUDENTS: Final = ("distillation.", "teacher.")
 # A teacher sees more, and may be larger and trained longer.
 _FREE_TEACHER: Final = ("model.modalities", "model.widths", "train.steps")
 # A run's thresholds are its own, chosen on its validation cases: the rule is what has to agree.
@@ -193,7 +193,8 @@ def differences(runs: Sequence[Run]) -> list[str]:
         found += _disagree(key, runs, lambda run, key=key: run.summary.get(key))
     found += _config_differences(compared, lambda key: not key.startswith(_FREE))
     found += _config_differences(
-        sides["student"], lambda key: key.startswith(_STUDENTS) and key != "teacher.checkpoint"
+        sides["student"],
+        lambda key: key.startswith(_STUDENTS) and key not in keys_lib.OPERATIONAL,
     )
     found += _config_differences(
         [*compared[-1:], *sides["teacher"]],

@@ -1,6 +1,7 @@
 """What a comparison computes, and which runs it refuses."""
 
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -117,6 +118,7 @@ def test_runs_that_differ_are_refused(
 def test_what_may_differ_does(tmp_path: pathlib.Path) -> None:
     baselines, students = two_seeds(tmp_path)
     free = {"data.workers": 7, "preset": "brats", "split.fold": 0, "train.log_every": 3}
+    free["loader.unlabelled_share"] = 0.1  # a baseline reads no scan without a reference
     other = write_run(tmp_path / "other", "baseline", BASE[1], seed=1, config=free)
     teacher = write_run(
         tmp_path / "teacher",
@@ -128,13 +130,14 @@ def test_what_may_differ_does(tmp_path: pathlib.Path) -> None:
     assert found.differs == ()
 
 
-def test_students_have_one_distillation(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("key", ["distillation.kd_weight", "loader.unlabelled_share"])
+def test_students_have_one_distillation(tmp_path: pathlib.Path, key: str) -> None:
     baselines, students = two_seeds(tmp_path)
-    students[1] = write_run(
-        tmp_path / "s", "student", STUDENT[1], seed=1, config={"distillation.kd_weight": 0.1}
-    )
-    with pytest.raises(UserError, match=r"distillation\.kd_weight"):
+    config = {key: 0.1, "teacher.checkpoint": "a"}  # places may differ
+    students[1] = write_run(tmp_path / "s", "student", STUDENT[1], seed=1, config=config)
+    with pytest.raises(UserError, match=re.escape(f"  - {key}: ")) as caught:
         comparison.compare(baselines, students)
+    assert str(caught.value).count("\n  - ") == 1
 
 
 def test_a_foreign_teacher_and_a_wrong_role(tmp_path: pathlib.Path) -> None:
