@@ -58,7 +58,7 @@ case $code in
     *) exit "$code" ;; # 0: done. 2: a mistake, reported in the log. Others: see the log.
 esac
 if ((${SLURM_RESTART_COUNT:-0} < MAX_RESTARTS)); then
-    echo "$why: queued again, to go on from the last save"
+    echo "$why: queued again, to resume from the last save"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

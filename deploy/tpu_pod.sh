@@ -3,12 +3,12 @@
 #
 #     deploy/tpu_pod.sh create    # queue for the slice; "describe" shows whether it is there
 #     deploy/tpu_pod.sh setup     # code, packages and the shared folder on every worker
-#     deploy/tpu_pod.sh train     # start the run, or go on with it
+#     deploy/tpu_pod.sh train     # start the run, or resume it
 #     deploy/tpu_pod.sh log       # what process 0 says; ^C leaves the run alone
 #     deploy/tpu_pod.sh stop      # save and stop; "train" goes on
 #     deploy/tpu_pod.sh delete
 #
-# A spot slice that is taken away gets SIGTERM and saves: delete, create, setup and train go on.
+# A spot slice that is taken away gets SIGTERM and saves: delete, create, setup and train resume it.
 
 set -euo pipefail
 

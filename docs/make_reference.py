@@ -37,7 +37,7 @@ one, the first. Where there is no such file, the one installed with the package 
 
 `--config.SECTION.KEY=VALUE` sets a key; several values are written with commas. A default that
 depends on the preset is given for each, and so is one that depends on the role: that of the student
-first. A limit far beyond use tells a slip of the finger.
+first. A limit far beyond use catches a typing error.
 """
 _TAKES: Final = {
     "bool": "true or false",

@@ -120,7 +120,7 @@ _SPLIT: Final = {
         _TEXT,
         "A JSON file that gives the split; then only `labelled` and its seed are read besides.",
     ),
-    "split.seed": Key(0, _SEED, "Of the drawing of the parts."),
+    "split.seed": Key(0, _SEED, "Seed of the random split."),
     "split.train": Key(0.7, _SHARE, "Share of the patients; unused with folds."),
     "split.validation": Key(
         0.1, _SHARE, "Share of the patients; with folds, of those outside of the test fold."

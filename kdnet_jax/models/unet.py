@@ -41,7 +41,7 @@ class UNetConfig:
         deep_supervision: logits also at the coarser decoder levels, under "logits_1", ... of the
             features.
         bfloat16: compute the network in bfloat16; parameters, statistics of norms and logits stay
-            float32. `None`: on GPU and TPU, not on CPU, where it is slower.
+            float32. `None` (auto): on GPU and TPU, not on CPU, where it is slower.
         remat: keep only the convolutions' results for the gradient, and compute all else from them
             again (normalisation, pooling, upsampling): 0.4 to 0.5 of the memory, little more time.
             Without effect on CPU, where XLA merges what is computed twice.

@@ -6,15 +6,12 @@
 import dataclasses
 import itertools
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 
 from tests.bad_input import cohorts, flags, runs, scans, sound
 from tests.helpers import forks
 
 _CONFIGS = forks.ROOT / "configs"
-# What is malformed is met by all of its tests on Python 3.11 alone.
-IS_LATER = sys.version_info >= (3, 12)
 _SPACING = f"--config.data.spacing={scans.SPACING_MM}"
 
 
@@ -254,12 +251,11 @@ def lines(trials: Sequence[Trial], folder: pathlib.Path) -> list[forks.Line]:
 def part(trials: Sequence[Trial]) -> list[Trial]:
     """Returns a part that meets every input: of each, one of its commands.
 
-    Which one goes round, so that each command meets many inputs of a kind. On later versions of
-    Python than 3.11 it is another command than there, of every third input.
+    Which one goes round, so that each command meets many inputs of a kind.
     """
     groups = itertools.groupby(trials, lambda trial: trial.name.rsplit(":", 1)[0])
     chosen = []
     for number, (_, group) in enumerate(groups):
         same = list(group)
-        chosen.append(same[(number + IS_LATER) % len(same)])
-    return chosen[:: 3 if IS_LATER else 1]
+        chosen.append(same[number % len(same)])
+    return chosen

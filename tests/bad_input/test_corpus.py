@@ -60,7 +60,7 @@ def _told(wrong: Iterable[str]) -> str:
 
 def test_the_corpus_is_large_and_meets_every_command(tried: Tried) -> None:
     inputs = {trial.name.rsplit(":", 1)[0] for trial, _, _ in tried}
-    assert len(inputs) > (100 if corpus.IS_LATER else 300)
+    assert len(inputs) > 300
     assert {trial.command for trial, _, _ in tried} == {
         *("main", "predict", "evaluate", "compare", "export"),
         *("check_data", "build_data", "preview_augmentation"),

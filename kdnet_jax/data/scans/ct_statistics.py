@@ -32,7 +32,8 @@ def measure(
     """Returns the task with the statistics of its "ct" channels; as it is if none lacks them.
 
     Args:
-        found: the training cases; those without a label say nothing.
+        found: all cases of the folder, before they are split, as nnU-Net measures all of
+            imagesTr; those without a label say nothing.
         task: what is segmented.
         orientation: see `prepare.prepare_case`.
         skip_bad_cases: leave out cases that cannot be read; the preparation reports them.
