@@ -332,6 +332,13 @@ def _check_maps(document: typed.JsonView) -> None:
                 f"student has one teacher. Leave one of them empty."
             )
     kd = distillation.DistillationOptions(**document["distillation"])
+    if kd.confidence == "agreement":
+        raise UserError(
+            f"teacher.maps is {section['maps']!r} and distillation.confidence is agreement: one "
+            "map of a case does not say how far several teachers agree. Set "
+            "--config.distillation.confidence=probability, or give their networks "
+            "(--config.teacher.checkpoint)."
+        )
     asked = [key for keys in objective.features_of(kd).values() for key in keys]
     if asked or kd.init_from_teacher:
         off = [f"--config.{key}=0" for key in asked]

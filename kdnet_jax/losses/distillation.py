@@ -52,7 +52,8 @@ class DistillationOptions:
         unlabelled_temperature: T of "soft", of both networks.
         sharpening: T of "sharp", of the teacher's probabilities: p^(1/T), normalised.
         confidence: weight of a voxel there: "none" (1), "probability" (the teacher's of its
-            decision), or "threshold": 1 where that reaches the threshold, else 0.
+            decision), "threshold": 1 where that reaches the threshold, else 0, or "agreement": how
+            far several teachers agree.
         confidence_threshold: see above.
         hint_weight: of the hints: the squared distance of the bottlenecks, by a projector (FitNets,
             Romero et al., 2015).
@@ -82,7 +83,7 @@ class DistillationOptions:
     unlabelled_weight: float = 1.0
     unlabelled_temperature: float = 1.0
     sharpening: float = 0.5
-    confidence: Literal["none", "probability", "threshold"] = "none"
+    confidence: Literal["none", "probability", "threshold", "agreement"] = "none"
     confidence_threshold: float = 0.8
     hint_weight: float = 0.0
     gram_weight: float = 0.0

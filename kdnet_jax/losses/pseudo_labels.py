@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdnet_jax.losses import distillation, output
+from kdnet_jax.models import adapted
 
 
 class Labels(NamedTuple):
@@ -56,7 +57,8 @@ def complete(
 
     Args:
         labels: their form. The weight of a voxel is the teacher's `confidence`, or 1 where that is
-            at least the threshold and 0 elsewhere (Sohn et al., FixMatch, NeurIPS 2020).
+            at least the threshold and 0 elsewhere (Sohn et al., FixMatch, NeurIPS 2020), or how far
+            several teachers agree (`adapted.agreement`).
         teacher: what it answers to all samples.
         y: the reference; what it holds of samples without one is not used.
         where: voxels that count; `None`: all.
@@ -66,7 +68,10 @@ def complete(
     if labels.form == "hard":
         y = jnp.where(has_one[..., None], y, jax.lax.stop_gradient(teacher.decided))
     if labels.confidence != "none":
-        weight = confidence(teacher)
+        if labels.confidence == "agreement":
+            weight = jax.lax.stop_gradient(teacher.features[adapted.AGREEMENT][..., 0])
+        else:
+            weight = confidence(teacher)
         if labels.confidence == "threshold":
             weight = (weight >= labels.threshold).astype(jnp.float32)
         where = jnp.where(has_one, 1 if where is None else where, weight)

@@ -20,6 +20,8 @@ from kdnet_jax.models import monai, nnunet
 # Of an axis: the letter that this project's arrays grow to, and the opposite one.
 _LINES = ("SI", "PA", "LR")
 _MOST_MEMBERS = 100
+# The one feature of several networks that are averaged (`agreement`).
+AGREEMENT = "agreement"
 # Of an edge in voxels or in mm.
 N = TypeVar("N", int, float)
 
@@ -42,8 +44,8 @@ class AdaptedConfig:
         head: what its outputs mean; see `unet.UNetConfig`.
         order: for each of our outputs, the network's own channel.
         axes: the letters to which its array axes grow, "SPL" as ours, "RAS", ...
-        members: networks of this form, such as folds, whose probabilities are averaged. Then there
-            is no bottleneck among the features: there is not one.
+        members: networks of this form, such as folds, whose probabilities are averaged. Then the
+            only feature is their agreement: there is not one bottleneck.
     """
 
     network: RawConfig
@@ -110,8 +112,9 @@ class AdaptedNetwork(nn.Module):
             ((logits, features),) = answers
         else:
             # The features of one member say nothing about another's.
-            logits = mean_logits([each for each, _ in answers], self.config.head)
-            features = {}
+            members = [each for each, _ in answers]
+            logits = mean_logits(members, self.config.head)
+            features = {AGREEMENT: agreement(members, self.config.head)}
         found = {
             name: self._ordered(value) if name.startswith("logits_") else value
             for name, value in features.items()
@@ -148,6 +151,39 @@ def mean_logits(
         return _log_mean(jax.nn.log_softmax(stacked, axis=-1), weights)
     of_region, of_rest = (jax.nn.log_sigmoid(each) for each in (stacked, -stacked))
     return _log_mean(of_region, weights) - _log_mean(of_rest, weights)
+
+
+def agreement(
+    members: list[Float[Array, "*grid k"]],
+    head: Literal["softmax", "regions"],
+    weights: Sequence[float] = (),
+) -> Float[Array, "*grid 1"]:
+    """Returns how far the members agree at each voxel: 1 where they say the same, at least 0.
+
+    `1 - sum_m w_m KL(p_m || p) / H(w)`, p their mean and H(w) the entropy of the weights (log n of
+    n that count alike): the generalised Jensen-Shannon divergence, whose largest value is H(w)
+    (Lin, "Divergence measures based on the Shannon entropy", IEEE Trans. Inf. Theory, 1991). The
+    sum without weights is the disagreement of a deep ensemble (Lakshminarayanan et al., NeurIPS
+    2017). Regions: the least over the regions, each with two outcomes.
+
+    Args:
+        members: their logits, of two or more.
+        head: what they mean.
+        weights: see `mean_logits`.
+    """
+    stacked = jnp.stack(members)
+    if head == "softmax":
+        log_p = jax.nn.log_softmax(stacked, axis=-1)[..., None, :]
+    else:
+        log_p = jnp.stack([jax.nn.log_sigmoid(stacked), jax.nn.log_sigmoid(-stacked)], axis=-1)
+    # "n *grid 1" or "n *grid r"
+    divergences = (jnp.exp(log_p) * (log_p - _log_mean(log_p, weights))).sum(axis=-1)
+    given = weights or (1.0,) * len(members)
+    shares = [each / sum(given) for each in given]
+    largest = -sum(share * math.log(share) for share in shares)
+    total = sum(share * each for share, each in zip(shares, divergences, strict=True))
+    # Rounding may take it past its limits.
+    return jnp.clip(1 - total / largest, 0, 1).min(axis=-1, keepdims=True)
 
 
 def _log_mean(log_p: Array, weights: Sequence[float]) -> Array:

@@ -61,7 +61,7 @@ class MeanConfig:
 
 
 class MeanNetwork(nn.Module):
-    """`MeanConfig`'s network: "b d h w m" to (logits "b d h w k", no features).
+    """`MeanConfig`'s network: "b d h w m" to (logits "b d h w k", {"agreement": "b d h w 1"}).
 
     Parameters: one tree per member, `member_0`, `member_1`, ... (`adapted.join_members`).
     """
@@ -80,4 +80,5 @@ class MeanNetwork(nn.Module):
             own = jnp.concatenate([x[..., c : c + 1] for c in channels], axis=-1)
             # `copy` gives the member its name within this module.
             logits.append(member.module().copy(name=f"member_{index}")(own)[0])
-        return adapted.mean_logits(logits, self.config.head, self.config.weights), {}
+        given = logits, self.config.head, self.config.weights
+        return adapted.mean_logits(*given), {adapted.AGREEMENT: adapted.agreement(*given)}

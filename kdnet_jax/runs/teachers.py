@@ -11,7 +11,7 @@ from kdnet_jax.data import splits
 from kdnet_jax.data.sources import patients
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation, features, objective
-from kdnet_jax.models import networks
+from kdnet_jax.models import adapted, networks
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import model_folder, workdir
 
@@ -149,12 +149,19 @@ def _check_distillation(
             "teacher's."
         )
     compared = objective.features_of(kd)
-    if not compared:
+    by_agreement = kd.confidence == "agreement"
+    if not (compared or by_agreement):
         return
     theirs, ours = (
         networks.feature_shapes(each.network, len(each.modalities), student.loader.patch)
         for each in (teacher, student)
     )
+    if by_agreement and adapted.AGREEMENT not in theirs:
+        raise UserError(
+            f"distillation.confidence is agreement, but the teacher {where} is one network, with "
+            "which no other can agree. Name several, with ; between them, as "
+            "--config.teacher.checkpoint, or set --config.distillation.confidence=probability."
+        )
     for name, keys in compared.items():
         if name not in theirs:
             off = " ".join(f"--config.{key}=0" for key in keys)

@@ -262,6 +262,9 @@ def test_a_folder_of_maps_is_a_teacher_without_features() -> None:
     words = r"affinity_weight=0 --config.distillation.init_from_teacher=false"
     with pytest.raises(UserError, match=words):
         reading.read(config)
+    config.distillation.confidence = "agreement"
+    with pytest.raises(UserError, match="one map of a case does not say how far"):
+        reading.read(config)
 
 
 def test_sequences_are_dropped_only_where_a_network_that_sees_several_is_trained() -> None:

@@ -16,11 +16,11 @@ SHAPE = (2, 4, 4, 4)
 LABELLED = jnp.array([1.0, 0.0])
 
 
-def of_probabilities(p: Any, head: heads.Head) -> output.Output:
+def of_probabilities(p: Any, head: heads.Head, **features: Any) -> output.Output:
     """The output of one voxel "b k" whose probabilities are known."""
     p = np.asarray(p, np.float32)[:, None, None, None]
     logits = np.log(p) if head.kind == "softmax" else np.log(p / (1 - p))
-    return output.Output(jnp.asarray(logits), {}, head)
+    return output.Output(jnp.asarray(logits), features, head)
 
 
 def make_output(head: heads.Head, seed: int) -> output.Output:
@@ -61,12 +61,14 @@ def test_decisions_and_confidence_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "weights"), [("probability", [1, 0.7]), ("threshold", [1, 0]), ("none", None)]
+    ("form", "weights"),
+    [("probability", [1, 0.7]), ("threshold", [1, 0]), ("agreement", [1, 0.3]), ("none", None)],
 )
 def test_voxels_count_by_confidence_where_there_is_no_reference(
     form: str, weights: list[float] | None
 ) -> None:
-    teacher = of_probabilities([[0.1, 0.2, 0.6, 0.1], [0.7, 0.1, 0.1, 0.1]], glioma.SOFTMAX)
+    p, agreement = [[0.1, 0.2, 0.6, 0.1], [0.7, 0.1, 0.1, 0.1]], jnp.array([0.2, 0.3])
+    teacher = of_probabilities(p, glioma.SOFTMAX, agreement=agreement.reshape(2, 1, 1, 1, 1))
     y = jnp.zeros((2, 1, 1, 1, 4)).at[0, ..., 3].set(1)
     labels = pseudo_labels.Labels("hard", form, 0.8)
     y, where = pseudo_labels.complete(labels, teacher, y, None, LABELLED)

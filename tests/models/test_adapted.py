@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -97,6 +98,24 @@ def test_members_are_averaged_as_probabilities(head: Any) -> None:
     np.testing.assert_allclose(probs, expected.mean(axis=0), rtol=1e-5, atol=1e-7)
 
 
+def test_agreement_by_hand() -> None:
+    # Voxels: opposed; alike; sure and undecided, of which the mean is (3/4, 1/4).
+    sure, other, undecided = (90.0, 0.0), (0.0, 90.0), (0.0, 0.0)
+    one, two = jnp.array([sure, undecided, sure]), jnp.array([other, undecided, undecided])
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    half = 1 - (entropy - 0.5 * math.log(2)) / math.log(2)
+    found = adapted.agreement([one, two], "softmax")
+    np.testing.assert_allclose(found, [[0], [1], [half]], atol=1e-6)
+    # A logit of a region is a softmax of two with 0: the least of the regions counts.
+    regions = [jnp.array([[90.0, 0.0]]), jnp.array([[0.0, 0.0]])]
+    np.testing.assert_allclose(adapted.agreement(regions, "regions"), [[half]], atol=1e-6)
+    opposed = [jnp.array([[90.0, 3.0]]), jnp.array([[-90.0, 3.0]])]
+    np.testing.assert_allclose(adapted.agreement(opposed, "regions"), [[0]], atol=1e-6)
+    # Whatever they count, those who say the opposite agree in nothing.
+    weighted = adapted.agreement([one, two], "softmax", (3.0, 1.0))
+    np.testing.assert_allclose(weighted[:2], [[0], [1]], atol=1e-6)
+
+
 def test_several_members_have_parameters_of_their_own_and_no_bottleneck() -> None:
     config = dataclasses.replace(_network("SPL"), members=2)
     x = jnp.ones((1, 2, 2, 2, 1), jnp.float32)
@@ -108,7 +127,9 @@ def test_several_members_have_parameters_of_their_own_and_no_bottleneck() -> Non
     alone = [_Config().module().apply(each, x)[0] for each in own]
     expected = np.mean(scipy.special.softmax(np.asarray(alone), axis=-1), axis=0)
     np.testing.assert_allclose(scipy.special.softmax(logits, axis=-1), expected, rtol=1e-5)
-    assert features == {}
+    agreement = adapted.agreement([jnp.asarray(each) for each in alone], "softmax")
+    assert features.keys() == {adapted.AGREEMENT}
+    np.testing.assert_array_equal(features[adapted.AGREEMENT], agreement)
 
 
 def test_the_divisor_is_that_of_each_of_our_axes() -> None:

@@ -41,5 +41,6 @@ def test_probabilities_are_the_weighted_mean_of_the_members(head: heads.Head) ->
     logits, features = config.module().apply(params, x)
     expected = (3 * head.probabilities(first) + head.probabilities(second)) / 4
     np.testing.assert_allclose(head.probabilities(logits), expected, atol=1e-5)
-    assert features == {}
-    assert networks.feature_shapes(config, 3, PATCH) == {}
+    agreement = adapted.agreement([first, second], head.kind, (3.0, 1.0))
+    np.testing.assert_allclose(features[adapted.AGREEMENT], agreement, atol=1e-5)
+    assert networks.feature_shapes(config, 3, PATCH) == {adapted.AGREEMENT: (*PATCH, 1)}

@@ -114,6 +114,15 @@ def test_several_networks_teach_as_their_mean(tmp_path: pathlib.Path) -> None:
         (1.0, 2.0),
     )
     assert [each.folder.name for each in given.members] == ["a", "b"]
+    # Both teach by how far they agree; one alone, or a folder of maps, cannot.
+    config.distillation.update(confidence="agreement", latent_weight=0.0)
+    config.model.modalities = "t1"
+    config.data.spacing = 1.5
+    by_agreement = reading.read(config)
+    teachers.check_settings(tmp_path, given.run.model, by_agreement)
+    alone = given.members[1].model
+    with pytest.raises(UserError, match="confidence is agreement, but the teacher .* is one"):
+        teachers.check_settings(tmp_path, alone, by_agreement)
     # What a student of both knows.
     (tmp_path / "config.json").write_text(student.to_json(), "utf-8")
     (tmp_path / "split.json").write_text('{"train": ["c"], "validation": [], "test": []}', "utf-8")
