@@ -193,7 +193,8 @@ class Experiment:
     @property
     def uses_unlabelled(self) -> bool:
         """Whether it learns from training cases without a reference, if there are any."""
-        return self.role == "student" and self.loader.unlabelled_share > 0
+        by_teacher = self.role == "student" and self.loader.unlabelled_share > 0
+        return by_teacher or self.loss.reconstructs
 
     @property
     def modality_dropout(self) -> float:

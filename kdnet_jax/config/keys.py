@@ -199,10 +199,19 @@ _MODEL: Final = {
 _TRAINING: Final = {
     "loss.form": Key(
         "dice_ce",
-        values.Choice(("dice_ce", "dice_bce")),
-        "dice_ce, or dice_bce: the binary cross-entropy of all channels, as KD-Net writes it.",
+        values.Choice(("dice_ce", "dice_bce", "reconstruction")),
+        "dice_ce, or dice_bce: the binary cross-entropy of all channels, as KD-Net writes it; or "
+        "reconstruction: the network learns from its input alone, to be the start of others.",
     ),
     "loss.over_batch": Key(False, _SWITCH, "The Dice of the whole batch, not of each sample."),
+    "loss.mask_share": Key(
+        0.75,
+        values.Number(0, 1, without_low=True, without_high=True),
+        "Of a reconstruction: share of a patch's cubes that the network does not see.",
+    ),
+    "loss.mask_edge": Key(
+        8, values.Whole(1, 1024), "Of a reconstruction: edge of such a cube in voxels."
+    ),
     **of_class(
         "optimizer",
         optimizers.OptimizerOptions,
@@ -239,6 +248,13 @@ _TRAINING: Final = {
         values.Number(0, 1, without_high=True),
         "Decay of a moving average of the weights, which is then validated, kept and used, such as "
         "0.99; 0: none.",
+    ),
+    # Guarded by its content: the checkpoints know the hash of its parameters.
+    "train.start": Key(
+        "",
+        _TEXT,
+        "A run or an exported model whose parameters the network starts from; empty: drawn.",
+        operational=True,
     ),
     # Equal but for rounding.
     "train.accumulate": Key(

@@ -10,7 +10,7 @@ from ml_collections import config_dict
 
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.augment import augment
+from kdnet_jax.augment import augment, masking
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import flat_keys, keys
 from kdnet_jax.core import documents, typed
@@ -135,6 +135,9 @@ def of_document(
             "no other to be mixed with. Set --config.loader.batch=2 or "
             "--config.distillation.mixup=0."
         )
+    _check_start(document)
+    if loss.reconstructs:
+        _check_reconstruction(document, masking.Cubes(loss.mask_share, loss.mask_edge))
     _check_dropout(document, task)
     return experiment_lib.Experiment(
         role=document["role"],
@@ -275,6 +278,47 @@ def _check_dropout(document: typed.JsonView, task: task_lib.Task) -> None:
         )
 
 
+def _check_start(document: typed.JsonView) -> None:
+    """Raises UserError if a student is to start from two networks."""
+    start = document["train"]["start"]
+    if start and document.get("distillation", {}).get("init_from_teacher"):
+        raise UserError(
+            f"train.start is {start!r} and distillation.init_from_teacher is true: a student "
+            "starts from one network. Set --config.distillation.init_from_teacher=false, or leave "
+            "train.start empty."
+        )
+
+
+def _check_reconstruction(document: typed.JsonView, cubes: masking.Cubes) -> None:
+    """Raises UserError for what a network that reconstructs its input has no use for."""
+    if document["role"] == "student":
+        raise UserError(
+            "loss.form is reconstruction, which has no use for a teacher. Pretrain with "
+            "configs/pretrain.py, and let the student start from that run: "
+            "--config.train.start=DIR."
+        )
+    unused = {
+        "loss.over_batch": False,
+        "model.deep_supervision": False,
+        "inference.thresholds": "fixed",
+    }
+    for key, off in unused.items():
+        section, name = key.split(".")
+        if document[section][name] != off:
+            raise UserError(
+                f"loss.form is reconstruction, which has no use for {key}. Set "
+                f"--config.{key}={str(off).lower()}."
+            )
+    patch = document["loader"]["patch"]
+    count, number = cubes.counts(patch)
+    if not 0 < number < count:
+        raise UserError(
+            f"loss.mask_edge is {cubes.edge} and loss.mask_share {cubes.share}: of the {count} "
+            f"cubes of a patch of {tuple(patch)} {number} would be hidden. Some have to be hidden, "
+            "and some seen: set a smaller --config.loss.mask_edge, or another share."
+        )
+
+
 def _network(
     section: typed.JsonView,
     task: task_lib.Task,
@@ -358,6 +402,7 @@ def teacher_document(document: typed.JsonView) -> typed.Json:
         "model.modalities": section["modalities"],
         "model.widths": section["widths"] or document["model"]["widths"],
         "train.steps": section["steps"],
+        "train.start": "",  # it is the student's
     }
     return of_other_role(document, "teacher", changes)
 

@@ -98,6 +98,12 @@ def parts(config: config_dict.ConfigDict, workdir: pathlib.Path) -> list[Part]:
         raise UserError(
             f"study.folds is {count}: give 2 or more, or 0 for the one split of --config.split."
         )
+    if flat["loss.form"] == "reconstruction":
+        raise UserError(
+            "loss.form is reconstruction, and a study compares networks that segment. Pretrain "
+            "with configs/pretrain.py, and let the study's networks start from that run: "
+            "--config.train.start=DIR."
+        )
     arms = _arms(flat)
     task = dataset_json.read(flat["task"])
     return [

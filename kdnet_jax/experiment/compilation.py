@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from kdnet_jax.augment import augment
+from kdnet_jax.augment import augment, masking
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import memory
 from kdnet_jax.data.loading import placement
@@ -133,6 +133,7 @@ def _step(
             experiment.train.average,
             mixup=experiment.distillation.mixup if experiment.distillation else 0.0,
             incomplete=experiment.data.incomplete,
+            hidden=masked_cubes(experiment),
         ),
         state_sharding=sharding.state_sharding(mesh, states, experiment.mesh.state),
     )
@@ -144,14 +145,26 @@ def _step(
     return step, (states, teacher_params, batch, root)
 
 
+def masked_cubes(experiment: experiment_lib.Experiment) -> masking.Cubes | None:
+    """Returns what a network that reconstructs does not see; `None` for all others."""
+    loss = experiment.loss
+    return masking.Cubes(loss.mask_share, loss.mask_edge) if loss.reconstructs else None
+
+
 def with_projector(
     params: PyTree, experiment: experiment_lib.Experiment, teacher: model_lib.Model | None
 ) -> PyTree:
-    """Returns a student's parameters, with a projector (`steps.PROJECTOR`) where terms need one.
+    """Returns a network's parameters, with a projector (`steps.PROJECTOR`) where terms need one.
 
-    It begins as the identity, cut or filled with zeros to the width of the teacher's bottleneck.
+    It begins as the identity, cut or filled with zeros: of a student to the width of the teacher's
+    bottleneck, of a network that reconstructs to its sequences.
     """
     kd = experiment.distillation
+    if experiment.loss.reconstructs:
+        sequences = len(experiment.modalities)
+        shapes = networks.feature_shapes(experiment.network, sequences, experiment.loader.patch)
+        kernel = jnp.eye(shapes[features.LAST][-1], sequences)
+        return {**params, steps.PROJECTOR: {"kernel": kernel}}
     if kd is None or teacher is None or not (kd.hint_weight or kd.gram_weight):
         return params
     student, patch = model_lib.of_experiment(experiment), experiment.loader.patch

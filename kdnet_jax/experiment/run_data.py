@@ -233,6 +233,7 @@ def open_batches(
         crop=crop,
         on_device=chosen.mode == "device",
         maps=data.maps,
+        hidden=experiment.loss.reconstructs,
         unreadable=skipping.Unreadable(
             len(everything), experiment.data.on_read_error, folders, processes.index()
         ),
@@ -249,7 +250,7 @@ def training_cases(experiment: experiment_lib.Experiment, data: Data) -> list[in
 
 
 def unlabelled_cases(experiment: experiment_lib.Experiment, data: Data) -> list[int]:
-    """Returns the training cases that a student learns from without a reference."""
+    """Returns the training cases without a reference that the network learns from."""
     if not experiment.uses_unlabelled:
         return []
     return _with_its_sequences(experiment, data, data.indices(splits.UNLABELLED))

@@ -22,7 +22,7 @@ from kdnet_jax.parallel import processes, sharding
 from kdnet_jax.prediction import ensembles, predictors
 from kdnet_jax.reports import run_report
 from kdnet_jax.runs import model as model_lib
-from kdnet_jax.runs import teachers, thresholds, trained
+from kdnet_jax.runs import teachers, thresholds, trained, transfer
 from kdnet_jax.runs import workdir as workdir_lib
 from kdnet_jax.training import progress, saved_checkpoints
 
@@ -90,6 +90,11 @@ def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack
             for member in given.members or (given.run,):
                 teachers.check_incomplete(member.folder, member.model, each)
         predictors.prediction_mesh(given.run.model)
+    start = None
+    for each in runs.values():
+        start = processes.together(functools.partial(transfer.load_start, each))
+    if start:
+        _check_same(start)
     for folder, each in own.items():
         workdir_lib.check(folder, each)
     for folder in own:
@@ -117,6 +122,10 @@ def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack
             f"{len(data.split.test)} test cases"
         )
 
+    patient = {each.case_id: each.patient_id for each in data.cases.summaries}
+    if start:
+        teachers.check_split(start.folder, patient, data.split.test, "train.start")
+
     # -- The teacher first -------------------------------------------------------------------
     teacher = None
     if given:
@@ -124,7 +133,6 @@ def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack
         kept = [given_teachers.keep(given, folder) for folder in runs]
         teacher = kept[0]
         teachers.check_statistics(teacher.folder, teacher.model.task, data.cases.task)
-        patient = {each.case_id: each.patient_id for each in data.cases.summaries}
         for each in given.members or (teacher,):
             teachers.check_split(each.folder, patient, data.split.test)
     elif to_be:
@@ -142,6 +150,10 @@ def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack
         )
 
     # -- The run itself ----------------------------------------------------------------------
+    if experiment.loss.reconstructs:  # It segments nothing that could be scored.
+        training.train(runs, data, None)
+        _LOG.info(f"Pretrained. Networks start from it with --config.train.start={first}")
+        return
     train_and_evaluate(runs, data, teacher)
     for folder, each in runs.items():
         if folder != first:

@@ -11,11 +11,12 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
+from kdnet_jax.augment import masking
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import checksums, provenance, typed
 from kdnet_jax.data.loading import loader
 from kdnet_jax.data.scans import familiarity
-from kdnet_jax.evaluation import decisions, evaluation
+from kdnet_jax.evaluation import decisions, evaluation, reconstruction
 from kdnet_jax.experiment import compilation, run_data
 from kdnet_jax.models import networks
 from kdnet_jax.parallel import processes, sharding
@@ -74,11 +75,14 @@ def train(
         # -- Where each of them is ---------------------------------------------------------------
         kept = [stack.enter_context(checkpoint.RunCheckpoints(folder)) for folder in folders]
         given = teacher or data.maps
+        origin = processes.together(lambda: transfer.load_start(first))
         restored = [
             loop.resume(
                 checkpoints,
-                _initial_state(experiment, teacher, init_key, cases, mesh),
-                _identity(experiment, data, teacher) | random_root,
+                _initial_state(experiment, teacher, origin, init_key, cases, mesh),
+                _identity(experiment, data, teacher)
+                | random_root
+                | {"start": origin.params_hash if origin else ""},
                 os.fspath(given.folder) if given else "",
             )
             for checkpoints, experiment in zip(kept, experiments, strict=True)
@@ -108,6 +112,7 @@ def train(
                 checkpoints=checkpoints,
                 log=stack.enter_context(_open_log(folder, start)),
                 summarise=_summariser(experiment),
+                metric="explained" if experiment.loss.reconstructs else "dice",
                 name=",".join(experiment.modalities) if len(runs) > 1 else "",
             )
             for (state, start), folder, experiment, checkpoints in zip(
@@ -154,12 +159,15 @@ def _identity(
 def _initial_state(
     experiment: experiment_lib.Experiment,
     teacher: trained.Run | None,
+    start: trained.Run | None,
     key: PRNGKeyArray,
     cases: int,
     mesh: Mesh,
 ) -> steps.TrainState:
     """Returns the state before the first step, on the mesh."""
     params = networks.init_params(experiment.network, len(experiment.modalities), key)
+    if start:
+        params = transfer.from_start(params, model_lib.of_experiment(experiment), start)
     if teacher and experiment.distillation and experiment.distillation.init_from_teacher:
         params = transfer.from_teacher(params, model_lib.of_experiment(experiment), teacher)
     params = compilation.with_projector(params, experiment, teacher.model if teacher else None)
@@ -170,6 +178,8 @@ def _initial_state(
 
 def _validator(experiment: experiment_lib.Experiment, data: run_data.Data) -> loop.Validate:
     """Returns what scores parameters on this process's share of the validation cases."""
+    if cubes := compilation.masked_cubes(experiment):
+        return _reconstruction_validator(experiment, data, cubes)
     predictor = predictors.predictor([model_lib.of_experiment(experiment)])
     own = processes.share(list(enumerate(data.indices("validation"))))
 
@@ -183,12 +193,29 @@ def _validator(experiment: experiment_lib.Experiment, data: run_data.Data) -> lo
     return validate
 
 
+def _reconstruction_validator(
+    experiment: experiment_lib.Experiment, data: run_data.Data, cubes: masking.Cubes
+) -> loop.Validate:
+    channels = dict(zip(experiment.modalities, experiment.channels, strict=True))
+    network = networks.function(experiment.network)
+    sums = reconstruction.summer(network, channels, experiment.loader.patch, cubes)
+    own = processes.share(list(enumerate(data.indices("validation"))))
+
+    def validate(params: PyTree) -> list[tuple[int, typed.JsonValue]]:
+        cases = ((place, data.cases[index]) for place, index in own)
+        return [*sums(sharding.to_own_devices(params), cases)]
+
+    return validate
+
+
 def _summariser(experiment: experiment_lib.Experiment) -> loop.Summarise:
     """Returns what gives the Dice of each region over the validation cases, by its best decision.
 
     By the fixed one, a network of low probabilities would score 0 at every validation, and its
     best checkpoint would be any.
     """
+    if experiment.loss.reconstructs:
+        return reconstruction.explained
     if not experiment.inference.chooses_thresholds:
         return loop.mean_dice
 

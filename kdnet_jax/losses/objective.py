@@ -30,6 +30,7 @@ from kdnet_jax.losses import (
     masked,
     output,
     pseudo_labels,
+    reconstruction,
     segmentation,
 )
 from kdnet_jax.models import heads
@@ -76,6 +77,8 @@ TERMS: Mapping[str, Term] = {
     "prototype": Term(features.prototype_loss, "prototype"),
     "affinity": Term(features.affinity_loss, "affinity"),
     "masked": Term(masked.masked_cross_entropy_loss, "masked"),
+    # Of a network that is pretrained, alone.
+    "reconstruction": Term(reconstruction.masked_squared_error, "reconstruction"),
 }
 
 
@@ -148,7 +151,8 @@ def of_options(
 ) -> Loss:
     """Returns the loss that the options of a run describe.
 
-    Without a teacher it is L_GT; with one KD-Net's lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
+    Without a teacher it is L_GT, or the error of a reconstruction; with one KD-Net's
+    lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
 
     Args:
         head: what the student's channels are.
@@ -157,6 +161,8 @@ def of_options(
         unlabelled: there are samples without a reference, which the teacher labels.
     """
     loss = loss or segmentation.LossOptions()
+    if loss.reconstructs:
+        return Loss({"reconstruction": _bound("reconstruction")}, {"reconstruction": 1.0})
     plain = loss.form == "dice_ce"
     entropy = "gt_ce" if plain and head.kind == "softmax" else "gt_bce"
     chosen = {

@@ -27,6 +27,7 @@ class Output:
             "logits_<level>" of coarser levels where they are supervised.
         head: what the channels of the logits are.
         projector: of a student's bottleneck to the width of its teacher's; `None`: the same width.
+            Of a network that reconstructs, of the features under the head to its sequences.
     """
 
     logits: Float[Array, "b d h w k"]

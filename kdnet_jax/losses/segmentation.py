@@ -22,12 +22,22 @@ class LossOptions(NamedTuple):
     Attributes:
         form: "dice_ce" (Dice of all channels but the background + cross-entropy), or "dice_bce"
             (Dice and binary cross-entropy of all channels, as KD-Net writes it). A regions head has
-            binary entropies in both.
+            binary entropies in both. "reconstruction": no reference is read, and the network
+            learns to reconstruct what is hidden of its input (`reconstruction.py`).
         over_batch: the Dice of the whole batch, not of each sample.
+        mask_share: of a reconstruction, share of a patch's cubes that is hidden.
+        mask_edge: likewise, edge of a cube in voxels.
     """
 
     form: str = "dice_ce"
     over_batch: bool = False
+    mask_share: float = 0.75
+    mask_edge: int = 8
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the network learns from its input alone."""
+        return self.form == "reconstruction"
 
 
 def soft_dice(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -26,6 +27,8 @@ FAMILIES: dict[str, type[adapted.RawConfig]] = {
     "dynunet": monai.DynUNetConfig,
     "segresnet": monai.SegResNetConfig,
 }
+# Layers of logits, of all kinds of networks.
+_HEAD = re.compile(r"\['(heads?(_\d+)?|output_block|final_conv)'\]")
 # Choices that only `unet.UNetConfig` has; `last_blocks`, which presets set, is not asked for.
 _OWN_KEYS = ("down", "up", "remat")
 
@@ -153,6 +156,11 @@ def feature_shapes(
     x = jax.ShapeDtypeStruct((1, *patch, modalities), jnp.float32)
     (_, features), _ = jax.eval_shape(config.module().init_with_output, jax.random.key(0), x)
     return {name: each.shape[1:] for name, each in features.items()}
+
+
+def is_head(path: str) -> bool:
+    """Returns whether an array, by its path in the parameters, makes logits of features."""
+    return _HEAD.search(path) is not None
 
 
 def native(config: Network) -> Network:

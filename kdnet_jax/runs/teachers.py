@@ -181,7 +181,12 @@ def _check_distillation(
         )
 
 
-def check_split(teacher: pathlib.Path, patient: Mapping[str, str], test: Iterable[str]) -> None:
+def check_split(
+    teacher: pathlib.Path,
+    patient: Mapping[str, str],
+    test: Iterable[str],
+    who: str = "the teacher",
+) -> None:
     """Raises UserError if the teacher knows a patient on whom this run is tested.
 
     Where that is unknown, a note says so.
@@ -190,6 +195,7 @@ def check_split(teacher: pathlib.Path, patient: Mapping[str, str], test: Iterabl
         teacher: its folder.
         patient: case to patient, of all cases of the run.
         test: the run's test cases.
+        who: it is, where it is not the teacher but the network's start.
     """
     known = known_cases(teacher)
     if not known.complete:
@@ -214,13 +220,13 @@ def check_split(teacher: pathlib.Path, patient: Mapping[str, str], test: Iterabl
             else "Give a split that keeps them out of the test part: --config.split.file=FILE"
         )
         raise UserError(
-            f"the teacher {teacher} was trained or selected on {len(leaked)} patients of this "
+            f"{who} {teacher} was trained or selected on {len(leaked)} patients of this "
             f"run's test cases (such as {min(leaked)}). {remedy}"
         )
 
 
 def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
-    """Returns the cases that a run or model, or its teacher, was trained or chosen on.
+    """Returns the cases that a run or model, its teacher or its start was trained or chosen on.
 
     Raises:
         UserError: the folder is neither, or its split cannot be read.
@@ -234,7 +240,10 @@ def known_cases(folder: pathlib.Path) -> model_lib.KnownCases:
         own += split.unlabelled
     # Nothing says who made a folder of maps, and of what.
     complete = not (experiment.teacher and experiment.teacher.maps)
-    for teacher in find_folders(experiment, folder):
+    others = find_folders(experiment, folder)
+    if experiment.train.start:
+        others += (pathlib.Path(experiment.train.start),)
+    for teacher in others:
         if not (model_folder.is_model(teacher) or (teacher / workdir.SPLIT).is_file()):
             complete = False  # it was moved away
             continue

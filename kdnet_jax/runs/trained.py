@@ -29,6 +29,7 @@ class Run:
         step: the step they come from.
         params_hash: SHA-256 of their content.
         undecided: thresholds are to be chosen on validation cases, and have not been.
+        pretrained: it reconstructs its input, and its head was never trained.
     """
 
     folder: pathlib.Path
@@ -37,10 +38,15 @@ class Run:
     step: int
     params_hash: str
     undecided: bool = False
+    pretrained: bool = False
 
 
-def load_run(folder: pathlib.Path) -> Run:
+def load_run(folder: pathlib.Path, *, pretrained: bool = False) -> Run:
     """Reads a run's folder, with its best parameters, or a model folder (`model_folder`).
+
+    Args:
+        folder: where it lies.
+        pretrained: take a run that reconstructs its input, and segments nothing, too.
 
     Raises:
         UserError: if the folder is neither, its parameters do not fit its network, or JAX has no
@@ -55,9 +61,16 @@ def load_run(folder: pathlib.Path) -> Run:
             f"kdnet_jax.export --checkpoint={folder} --output=DIR"
         )
     experiment = reading.read_run(folder)
+    reconstructs = experiment.loss.reconstructs
+    if reconstructs and not pretrained:
+        raise UserError(
+            f"{folder} has learnt to reconstruct its input (loss.form=reconstruction), and "
+            f"segments nothing. Train a network that starts from it: --config.train.start={folder}"
+        )
     model = model_lib.of_experiment(experiment)
     params, step = saved_checkpoints.load_params(folder, expected_params(model))
-    run = Run(folder, model, params, step, checksums.content_hash(params))
+    digest = checksums.content_hash(params)
+    run = Run(folder, model, params, step, digest, pretrained=reconstructs)
     return decided(run) if experiment.inference.chooses_thresholds else run
 
 

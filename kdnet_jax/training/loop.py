@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 # (parameters) -> of this process's share of the validation cases: place in the list of all of them,
 # and what is found in each
 Validate = Callable[[PyTree], list[tuple[int, typed.JsonValue]]]
-# (what is found in all validation cases, in order) -> Dice of each region
+# (what is found in all validation cases, in order) -> Dice of each region, or what else is scored
 Summarise = Callable[[list[typed.JsonValue]], dict[str, float]]
 
 
@@ -46,6 +46,7 @@ class TrainOptions:
             "skip" its update, with a warning.
         average: decay of the moving average of the weights, which is then what is validated, kept
             and used; 0 for none.
+        start: folder of a run or model whose parameters the network starts from; "": none.
     """
 
     steps: int
@@ -57,6 +58,7 @@ class TrainOptions:
     save_steps: int = 0
     nonfinite: Literal["stop", "skip"] = "stop"
     average: float = 0.0
+    start: str = ""
 
 
 def mean_dice(scores: list[typed.JsonValue]) -> dict[str, float]:
@@ -75,6 +77,7 @@ class Learner:
         checkpoints: where to save.
         log: its metrics.
         summarise: what it comes to over all of them; by default each finding is region -> Dice.
+        metric: what that is, in the log.
         name: in messages; "" where there is one alone.
     """
 
@@ -84,6 +87,7 @@ class Learner:
     checkpoints: checkpoint.RunCheckpoints
     log: progress_lib.Log
     summarise: Summarise = mean_dice
+    metric: str = "dice"
     name: str = ""
 
     def save(self, *, again: bool = False) -> None:
@@ -107,10 +111,11 @@ class Learner:
         # In the order of the cases: the mean does not depend on who scored which.
         rows = [row for part in parts for row in part]
         scores = [found for _, found in sorted(rows, key=operator.itemgetter(0))]
-        dice = self.summarise(scores)
-        score = sum(dice.values()) / len(dice)
-        row = {f"dice_{region.lower()}": value for region, value in dice.items()}
-        self.log.write(self.progress.step, "validation", row | {"dice_mean": score})
+        found = self.summarise(scores)
+        score = sum(found.values()) / len(found)
+        row = {f"{self.metric}_{name.lower()}": value for name, value in found.items()}
+        row[f"{self.metric}_mean"] = score
+        self.log.write(self.progress.step, "validation", row)
         best = self.progress.best_score
         better = best is None or score > best
         self.progress = dataclasses.replace(

@@ -19,17 +19,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer, PyTree, UInt8
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.augment import augment
+from kdnet_jax.augment import augment, masking
 from kdnet_jax.losses import objective, output
 from kdnet_jax.models import heads
 from kdnet_jax.parallel import sharding
 
 Metrics = dict[str, Float[Array, ""]]
-# What is trained and kept beside a student's "params", and read by no prediction: the 1x1x1 kernel
-# "c e" that takes its bottleneck to the width of its teacher's.
+# What is trained and kept beside "params", and read by no prediction: the 1x1x1 kernel "c e" that
+# takes a student's bottleneck to the width of its teacher's, or "c m" that takes the features under
+# the head of a network that reconstructs to its sequences.
 PROJECTOR = "projector"
 # Folded into a step's key for what `augment` does not draw.
-_MIXUP = 1
+_MIXUP, _HIDDEN = 1, 7
 # Names of parts of a step in a profile (`profiling`).
 AUGMENT, TEACHER, NETWORK, UPDATE = "augment", "teacher", "network", "update"
 
@@ -147,6 +148,8 @@ class Plan(NamedTuple):
             before it is drawn; 0: none is mixed.
         incomplete: samples may lack sequences, of which the whole crop is 0: they are as dropped
             ones.
+        hidden: the network does not see these cubes, and is to reconstruct them; None: it sees all,
+            and learns from the reference.
         mesh: over which the batch is spread (set by `jit_step`); None: one device.
     """
 
@@ -158,6 +161,7 @@ class Plan(NamedTuple):
     average: float = 0.0
     mixup: float = 0.0
     incomplete: bool = False
+    hidden: masking.Cubes | None = None
     mesh: Mesh | None = None
 
 
@@ -266,6 +270,9 @@ def joint_step(
         if plan.modality_dropout or plan.incomplete:
             image = augment.drop_sequences(key, image, channels, plan.modality_dropout, there)
 
+    if plan.hidden:
+        # In the place of the reference, which is not read: 1 where the image is hidden, "b d h w".
+        label = plan.hidden.draw(jax.random.fold_in(key, _HIDDEN), image.shape[0], image.shape[1:4])
     arrays = [image, label]
     if loss.labels:
         # -- Samples without a reference, before a border is added: 0 in "b", the others 1 --------
@@ -276,7 +283,12 @@ def joint_step(
 
     def gradients(image: Array, label: Array, labelled: Array | None = None) -> Found:
         # -- Reference: classes "b d h w" to channels "b d h w k"; voxels with a label "b d h w" --
-        y, where = _reference(students[0].head, label, share)
+        # Or the sequences "b d h w m", and the voxels that are hidden.
+        if plan.hidden:
+            y, where = _select(image, students[0].channels), label
+            image = image * (1 - label[..., None])
+        else:
+            y, where = _reference(students[0].head, label, share)
 
         # -- Teacher: its sequences "b d h w m" to logits "b d h w k" and features ---------------
         taught = None

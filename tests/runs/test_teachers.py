@@ -121,7 +121,7 @@ def test_several_networks_teach_as_their_mean(tmp_path: pathlib.Path) -> None:
     by_agreement = reading.read(config)
     teachers.check_settings(tmp_path, given.run.model, by_agreement)
     alone = given.members[1].model
-    with pytest.raises(UserError, match="confidence is agreement, but the teacher .* is one"):
+    with pytest.raises(UserError, match=r"confidence is agreement, but the teacher .* is one"):
         teachers.check_settings(tmp_path, alone, by_agreement)
     # What a student of both knows.
     (tmp_path / "config.json").write_text(student.to_json(), "utf-8")

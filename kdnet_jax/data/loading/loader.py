@@ -142,6 +142,7 @@ def make_loader(
     unlabelled: Sequence[int] = (),
     unlabelled_share: float = 0.5,
     maps: teacher_maps.Maps | None = None,
+    hidden: bool = False,
     threads: int = 2,
     prefetch_batches: int = 2,
 ) -> PatchIterator:
@@ -169,6 +170,7 @@ def make_loader(
         unlabelled: which cases train without their reference: all of their voxels are `NO_LABEL`.
         unlabelled_share: share of the elements that are theirs, where there are any.
         maps: a teacher's probabilities, cut with the patches ("teacher" of a batch).
+        hidden: all cases train without their reference, in one stream.
         threads: elements prepared at once. The stream does not depend on it.
         prefetch_batches: batches prepared ahead on the host.
 
@@ -194,6 +196,7 @@ def make_loader(
         crop=crop,
         unreadable=unreadable,
         maps=maps,
+        hidden=hidden,
     )
     if on_device:
         held = resident.ResidentCases(cases, source, mesh, threads)

@@ -109,6 +109,7 @@ def make_source(
     share: float,
     *,
     batch: int,
+    hidden: bool = False,
     **options: Any,
 ) -> Source:
     """Returns the stream of a run's training cases.
@@ -118,11 +119,13 @@ def make_source(
         indices: which of them train with their reference.
         unlabelled: which of them train without one.
         share: of the elements, those without a reference; taken as a fraction of up to 1000ths.
+        hidden: likewise of all cases: no reference is read.
         batch: elements of a batch over all processes.
         **options: see `patches.PatchSource`.
     """
-    if not unlabelled:
-        return patches.PatchSource(cases, indices, batch=batch, **options)
+    if hidden or not unlabelled:
+        every = [*indices, *unlabelled]
+        return patches.PatchSource(cases, every, batch=batch, hidden=hidden, **options)
     fraction = Fraction(share).limit_denominator(1000)
     # So many cases of a kind a batch holds at most.
     own = max(1, math.ceil(batch * (1 - fraction)))

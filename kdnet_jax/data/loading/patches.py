@@ -227,14 +227,14 @@ class PatchSource:
         notes = []
         training = [self._cases.summaries[index] for index in self.indices]
         bare = [each.case_id for each in training if each.class_voxels is None]
-        if bare:
+        if bare and not self._hidden:
             notes.append(
                 f"{len(bare)} of {len(training)} training cases have no label ({bare[0]} among "
                 "them): no term of the loss that needs a label counts their voxels"
             )
         known = [each for each in training if each.class_voxels is not None]
         empty = [each.case_id for each in known if not any(each.class_voxels or ())]
-        if empty:
+        if empty and not self._hidden:
             notes.append(
                 f"{len(empty)} of {len(training)} training cases hold no {self._task.noun} "
                 f"({empty[0]} among them): all of their patches are drawn at random"
