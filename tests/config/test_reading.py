@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from ml_collections import config_dict
 
-from configs import common
+from configs import common, pretrain
 from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
-from kdnet_jax.config import flat_keys, keys, reading
+from kdnet_jax.config import flat_keys, keys, reading, study
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
 
@@ -264,6 +264,45 @@ def test_a_folder_of_maps_is_a_teacher_without_features() -> None:
         reading.read(config)
     config.distillation.confidence = "agreement"
     with pytest.raises(UserError, match="one map of a case does not say how far"):
+        reading.read(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss.over_batch": True}, "has no use for loss.over_batch"),
+        ({"inference.thresholds": "validation"}, "--config.inference.thresholds=fixed"),
+        ({"loss.mask_edge": 16}, r"of the 1 cubes of a patch of \(16, 16, 16\) 1 would"),
+        ({"loss.mask_share": 0.01}, "of the 8 cubes of .* 0 would be hidden"),
+    ],
+)
+def test_a_reconstruction_that_cannot_be(changes: dict[str, object], words: str) -> None:
+    config = pretrain.get_config("smoke")
+    assert reading.read(config).uses_unlabelled
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=words):
+        reading.read(config)
+
+
+def test_neither_a_student_nor_a_study_is_pretrained() -> None:
+    config = common.base_config("student", "smoke")
+    config.loss.form = "reconstruction"
+    with pytest.raises(UserError, match="has no use for a teacher"):
+        reading.read(config)
+    config = common.base_config("study", "smoke")
+    config.loss.form = "reconstruction"
+    with pytest.raises(UserError, match="a study compares networks that segment"):
+        study.parts(config, pathlib.Path("nowhere"))
+
+
+def test_a_student_starts_from_one_network_and_its_teacher_from_none() -> None:
+    config = common.base_config("student", "smoke")
+    config.train.start = "runs/pretrained"
+    student = reading.read(config)
+    assert student.train.start == "runs/pretrained"
+    assert student.teacher.to_train.train.start == ""
+    config.distillation.init_from_teacher = True
+    with pytest.raises(UserError, match="a student starts from one network"):
         reading.read(config)
 
 

@@ -12,16 +12,17 @@ import sys
 import time
 from collections.abc import Callable
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from configs import common
+from configs import common, pretrain
 from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import runner
-from kdnet_jax.runs import trained
+from kdnet_jax.runs import teachers, trained
 from tests.helpers import commands, tiny_cases
 
 COLUMNS = (
@@ -207,6 +208,39 @@ def test_a_given_teacher_is_used_and_must_stay_the_same(
     runner.run(reading.read(other), teacher)
     with pytest.raises(UserError, match="was trained with teacher"):
         runner.run(reading.read(student), folder)
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("without_report")
+def test_a_network_starts_from_one_that_was_pretrained(
+    tiny_cohort: pathlib.Path, built: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    config = _on(pretrain.get_config("smoke"), tiny_cohort, built)
+    config.train.steps, config.train.validate_every, config.split.labelled = 2, 1, 1
+    folder, run = tmp_path / "pretrained", tmp_path / "run"
+    runner.run(reading.read(config), folder)
+    assert "explained_t1ce" in (folder / "metrics.jsonl").read_text("utf-8")
+    assert not (folder / "evaluation").exists()
+    with pytest.raises(UserError, match=r"and segments nothing.*--config.train.start="):
+        trained.load_run(folder)
+    # All training cases are known, with a reference in use and without.
+    split = json.loads((folder / "split.json").read_text("utf-8"))
+    seen = {*split["train"], *split["unlabelled"], *split["validation"]}
+    assert {*teachers.known_cases(folder).ids} == seen
+
+    config = _on(common.base_config("baseline", "smoke"), tiny_cohort, built)
+    config.train.start, config.optimizer.learning_rate = str(folder), 1e-12
+    config.train.steps = config.train.validate_every = 1
+    runner.run(reading.read(config), run)
+    start, reached = (trained.load_run(each, pretrained=True) for each in (folder, run))
+    same = jax.tree.map(np.allclose, start.params["params"], reached.params["params"])
+    del same["head"]
+    assert all(jax.tree.leaves(same))
+    assert {*teachers.known_cases(run).ids} == seen
+    # Others test here.
+    config.split.seed = 3
+    with pytest.raises(UserError, match=r"train.start .* was trained or selected on \d patients"):
+        runner.run(reading.read(config), tmp_path / "leak")
 
 
 @pytest.mark.once

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kdnet_jax import task as task_lib
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import unet
 from kdnet_jax.runs import model, trained, transfer
 
@@ -18,6 +20,47 @@ def _params(value: float, inputs: int, width: int) -> dict[str, Any]:
         "second": {"kernel": jnp.full((3, 3, 3, width, 5), value)},
         "head": {"bias": jnp.full(4, value)},
     }
+
+
+def _first(
+    params: dict[str, Any], own: tuple[str, ...], head: str = "softmax", **run: Any
+) -> dict[str, Any]:
+    """Starts a network on `own` sequences from one on T1, T1ce and FLAIR."""
+    kinds = (unet.UNetConfig(widths=(2, 4), head=each) for each in (head, "softmax"))
+    models = [
+        model.Model(task_lib.GLIOMA, "baseline", network, names, 1.5, (8, 8, 8))
+        for network, names in zip(kinds, (own, ("t1", "t1ce", "flair")), strict=True)
+    ]
+    start = trained.Run(pathlib.Path("there"), models[1], _params(10, 3, 2), 0, "", **run)
+    return transfer.from_start(params, models[0], start)
+
+
+def test_a_network_starts_from_all_of_another() -> None:
+    started = _first(_params(0, 1, 2), ("flair",))
+    np.testing.assert_array_equal(started["first"]["kernel"], jnp.full((3, 3, 3, 1, 2), 12.0))
+    assert (started["second"]["kernel"] == 10).all()
+    assert (started["head"]["bias"] == 10).all()
+
+
+@pytest.mark.parametrize(
+    ("head", "pretrained"), [("regions", False), ("softmax", True)], ids=["outputs", "untrained"]
+)
+def test_a_head_that_says_something_else_stays_as_it_was_drawn(head: str, pretrained: bool) -> None:
+    started = _first(_params(0, 3, 2), ("t1", "t1ce", "flair"), head, pretrained=pretrained)
+    assert (started["first"]["kernel"] >= 10).all()
+    assert (started["head"]["bias"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "own", "words"),
+    [
+        (3, ("flair",), r"on flair, cannot start from it \(\['first'\]\['bias'\] is the first"),
+        (2, ("t2",), "a unet on t1, t1ce, flair; this network, a unet on t2, cannot"),
+    ],
+)
+def test_what_does_not_fit_is_no_start(width: int, own: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        _first(_params(0, len(own), width), own)
 
 
 def _start(student: tuple[str, ...], width: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdnet_jax.augment import augment
-from kdnet_jax.losses import distillation, objective
+from kdnet_jax.augment import augment, masking
+from kdnet_jax.losses import distillation, objective, segmentation
 from kdnet_jax.models import heads, networks, unet
 from kdnet_jax.parallel import sharding
 from kdnet_jax.training import optimizers, steps
@@ -317,6 +317,32 @@ def test_mixtures_and_a_projector_that_is_trained(supervise_as_is: Callable[...,
     assert 0.05 < share < 0.95
     assert float(metrics["gt_ce"]) == pytest.approx(float(expected), rel=1e-5)
     assert metrics["hint"] > 0
+
+
+def test_a_network_that_reconstructs_reads_no_reference() -> None:
+    cubes = masking.Cubes(0.5, 2)
+    options = step_options(NO_AUGMENT) | {
+        "loss": objective.of_options(glioma.SOFTMAX, segmentation.LossOptions("reconstruction")),
+        "plan": steps.Plan(NO_AUGMENT, accumulate=2, hidden=cubes),
+    }
+    step, batch, kernel = supervised(options), make_batch(), jnp.array([[1.0], [-1.0]])
+    params = {**jax.tree.map(jnp.array, initial(1)), steps.PROJECTOR: {"kernel": kernel}}
+    states = []
+    for label in (batch["label"], 3 - batch["label"]):
+        state = steps.init_state(jax.tree.map(jnp.copy, params), optimizer())
+        states.append(step(state, {**batch, "label": label}, ROOT))
+    equal(*states)
+    new, metrics = states[0]
+    # By hand: the network sees its sequence without the cubes.
+    hidden = cubes.draw(jax.random.fold_in(jax.random.fold_in(ROOT, 0), 7), 2, (4, 4, 4))
+    image = batch["image"][..., STUDENT_CHANNEL]
+    _, found = unet.UNet(CONFIG).apply(initial(1), (image * (1 - hidden))[..., None])
+    answer = found["decoder_0"][..., 0] - found["decoder_0"][..., 1]
+    errors = hidden * (answer - image) ** 2
+    expected = np.mean([each.sum() / 32 for each in errors])
+    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-4)
+    assert (new.params[steps.PROJECTOR]["kernel"] != kernel).all()
+    equal(new.params["params"]["head"], initial(1)["params"]["head"])
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(supervise: Callable[..., Any]) -> None:

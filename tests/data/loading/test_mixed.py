@@ -130,6 +130,17 @@ def test_a_position_is_saved_and_another_share_is_another_stream(on_device: bool
         other.set_state(json.loads(text))
 
 
+def test_all_references_can_be_hidden() -> None:
+    cases = make_cases(0)
+    ours, theirs = (batches_of(each, 3, hidden=True) for each in (cases, make_cases(1)))
+    assert_equal(ours, theirs)
+    assert all((batch["label"] == task_lib.NO_LABEL).all() for batch in ours)
+    given = options(hidden=True)
+    with loader.make_loader(cases, LABELLED, mesh=sharding.make_mesh(), **given) as batches:
+        seen = {name for number in range(3) for name in batches.cases_of(number)}
+    assert seen == {f"case_{number}" for number in range(6)}
+
+
 @pytest.mark.once
 def test_a_hidden_label_changes_no_bit_of_the_parameters() -> None:
     ours, theirs = (batches_of(make_cases(hidden), 3) for hidden in (0, 1))
