@@ -10,8 +10,8 @@ def test_the_same_number_of_whole_cubes_is_hidden_in_each_sample() -> None:
     cubes, patch = masking.Cubes(0.75, 2), (4, 5, 2)
     # 2 x 3 x 1, of which the last along the second axis are cut to one voxel.
     assert cubes.counts(patch) == (6, 4)
-    hidden = np.asarray(cubes.draw(jax.random.key(0), 8, patch))
-    assert hidden.shape == (8, *patch)
+    hidden = np.asarray(cubes.draw(jax.random.key(0), 40, patch))
+    assert hidden.shape == (40, *patch)
     corners = hidden[:, ::2, ::2, ::2]
     assert (corners.sum(axis=(1, 2, 3)) == 4).all()
     whole = corners.repeat(2, 1).repeat(2, 2).repeat(2, 3)[:, :, :5]
