@@ -12,8 +12,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.config import values
 from kdnet_jax.config.declaring import Key, of_class
-from kdnet_jax.data.loading import placement
-from kdnet_jax.data.records import skipping
+from kdnet_jax.data import choices
 from kdnet_jax.data.sources import labels, layouts
 from kdnet_jax.losses import distillation
 from kdnet_jax.models import networks, unet
@@ -104,8 +103,8 @@ _DATA: Final = {
     ),
     # What it did is reported in the run's folder.
     "data.on_read_error": Key(
-        skipping.STOP,
-        values.Choice(skipping.CHOICES),
+        choices.STOP,
+        values.Choice(choices.ON_READ_ERROR),
         "A training case whose built record cannot be read: stop, or skip it.",
         operational=True,
     ),
@@ -157,8 +156,8 @@ _LOADER: Final = {
         4, values.Whole(1, 1000), "Batches ready on the host.", operational=True
     ),
     "loader.cache": Key(
-        placement.CHOICES[0],
-        values.Choice(placement.CHOICES),
+        choices.PLACES[0],
+        values.Choice(choices.PLACES),
         "Where the training cases lie: device, host (memory), stream (from disk); auto takes the "
         "first that fits.",
         operational=True,

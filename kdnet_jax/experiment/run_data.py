@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
-from kdnet_jax.data import splits
+from kdnet_jax.data import choices, splits
 from kdnet_jax.data.loading import loader, placement
 from kdnet_jax.data.records import building, skipping, store, teacher_maps
 from kdnet_jax.errors import UserError
@@ -103,7 +103,7 @@ def _build(experiment: experiment_lib.Experiment) -> store.CaseStore:
 
     def build() -> str:
         # Files that training cases may be missing in are opened too.
-        damaged = experiment.data.on_read_error == skipping.SKIP
+        damaged = experiment.data.on_read_error == choices.SKIP
         build = _build_scans if experiment.data.data_dir else _build_phantom
         opened.append(build(experiment, damaged))
         return opened[0].fingerprint

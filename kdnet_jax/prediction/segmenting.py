@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib import figure
 from nibabel import affines
 
 from kdnet_jax import task as task_lib
@@ -20,7 +19,6 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import memory, typed
 from kdnet_jax.data.scans import familiarity, geometry, intensities, nifti, prepare, spaces
 from kdnet_jax.data.sources import cases, labels
-from kdnet_jax.drawing import figures
 from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import ensembles, prediction_jobs, prediction_outputs
 
@@ -248,20 +246,24 @@ def _write(
             values = geometry.map_to_scan(values, case.geometry)
             nifti.write_image(path, values, affine, stored=stored)
     if job.overlay:
-        figures.save_png(_drawn(case, prediction.classes, job.name, task), job.overlay)
+        _draw(job.overlay, case, prediction.classes, job.name, task)
     # Last: a mask on disk means that all requested outputs are there.
     values = labels.from_classes(prediction.classes, options.convention, task=task)
     nifti.write_mask(job.output, values, affine, stored=stored, description=options.mark)
 
 
-def _drawn(
+def _draw(
+    path: pathlib.Path,
     case: prepare.PreparedCase,
     classes: UInt8[np.ndarray, "x y z"],
     name: str,
     task: task_lib.Task,
-) -> figure.Figure:
+) -> None:
+    # Matplotlib takes 0.8 s to import, which a prediction without a picture does not pay.
+    from kdnet_jax.drawing import figures
+
     shown = figures.shown_sequence(case.modalities, task)
-    return figures.overlay(
+    drawn = figures.overlay(
         case.image[..., case.modalities.index(shown)].astype(np.float32),
         None,
         geometry.to_working(classes, case.geometry, 0),
@@ -270,3 +272,4 @@ def _drawn(
         task=task,
         foreground=case.foreground,
     )
+    figures.save_png(drawn, path)

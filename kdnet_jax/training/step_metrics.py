@@ -1,14 +1,18 @@
 """Metrics of the steps between two rows of the log: fetched together, checked, averaged."""
 
 import math
+from typing import TYPE_CHECKING
 
 import jax
 
-from kdnet_jax.data.loading import loader
 from kdnet_jax.errors import UserError
 from kdnet_jax.training import progress as progress_lib
 from kdnet_jax.training import steps
 from kdnet_jax.training.saved_checkpoints import Progress
+
+if TYPE_CHECKING:
+    # It brings Grain and TensorFlow Datasets, as in loop.py.
+    from kdnet_jax.data.loading import loader
 
 # Steps that may be dispatched before an earlier one has ended: enough to keep the device busy.
 STEPS_AHEAD = 2
@@ -28,7 +32,7 @@ class Window:
         self,
         log: progress_lib.Log,
         progress: Progress,
-        batches: loader.PatchIterator,
+        batches: "loader.PatchIterator",
         nonfinite: str,
         name: str = "",
     ) -> None:

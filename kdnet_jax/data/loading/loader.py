@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Shaped
 
 from kdnet_jax.core import typed
+from kdnet_jax.data import choices
 from kdnet_jax.data.loading import mixed, patches, resident
 from kdnet_jax.data.records import skipping, store, teacher_maps
 from kdnet_jax.data.scans import prepare
@@ -180,7 +181,7 @@ def make_loader(
     """
     _check_cases(cases, indices)
     _check(patch, batch, seed, crops_per_read)
-    if unreadable and unreadable.choice == skipping.SKIP:
+    if unreadable and unreadable.choice == choices.SKIP:
         _check_unshared(mesh, batch)
     source = mixed.make_source(
         cases,

@@ -11,7 +11,6 @@ from kdnet_jax.data.loading import resident
 from kdnet_jax.data.records import store
 from kdnet_jax.errors import UserError
 
-CHOICES: Final = ("auto", "device", "host", "stream")
 # Of free memory, the part that cases may fill where nobody asked for it. The rest of a device's is
 # for the step, the rest of the host's for batches, predictions and the file cache.
 _SHARE: Final = 0.5
@@ -81,7 +80,7 @@ def choose(
     else it streams. It never takes a device whose memory is the host's: that saves no transfer.
 
     Args:
-        asked: one of `CHOICES`.
+        asked: one of `choices.PLACES`.
         cases: all prepared cases.
         training: which of them train.
         mesh: the devices.

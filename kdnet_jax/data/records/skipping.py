@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from typing import Final
 
 from kdnet_jax.core import console
+from kdnet_jax.data import choices
 from kdnet_jax.data.records import records
 from kdnet_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 
-STOP, SKIP = "stop", "skip"
-CHOICES: Final = (STOP, SKIP)
 # Beside a run's metrics: a row for each case, in each start of the run.
 FILE: Final = "skipped_cases.jsonl"
 # Of the training cases, what may be left out; one always may, unless it is the only one.
@@ -39,7 +38,7 @@ class Unreadable:
 
     Args:
         training: how many cases train.
-        choice: one of `CHOICES`.
+        choice: one of `choices.ON_READ_ERROR`.
         folders: of the runs that train on them, where `FILE` is written.
         process: which process this is; each but the first writes a file of its own.
 
@@ -50,7 +49,7 @@ class Unreadable:
     def __init__(
         self,
         training: int,
-        choice: str = STOP,
+        choice: str = choices.STOP,
         folders: Iterable[pathlib.Path] = (),
         process: int = 0,
     ) -> None:
@@ -74,7 +73,7 @@ class Unreadable:
         """
         about = f"{error.path}: the training case {error.case_id} cannot be read: {error.finding}."
         remedy = records.rebuild(error.path.parent)
-        if self.choice == STOP:
+        if self.choice == choices.STOP:
             raise UserError(
                 f"{about} {remedy} To continue without such cases: "
                 "--config.data.on_read_error=skip."
