@@ -12,7 +12,10 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from kdnet_jax import errors
-from kdnet_jax.core import console, home
+from kdnet_jax.core import console, home, process
+
+# Before NumPy is imported, which no import above does.
+process.use_one_blas_thread()
 
 _CONFIG_KEY = re.compile(r"--?(config[\w.]*)")
 # The configs that come with the package: beside it in a checkout and where it is installed.

@@ -7,7 +7,11 @@ from absl import app, flags
 from ml_collections import config_dict
 
 from kdnet_jax import cli, errors
+from kdnet_jax.core import process
 from kdnet_jax.parallel import launch
+
+# Before a library starts a thread: what the config imports may.
+process.keep_freed_memory()
 
 _CONFIG = cli.define_config(
     "configs/student.py", "A role's file and a preset, such as configs/student.py:phantom"
@@ -29,10 +33,11 @@ def main(argv: list[str]) -> None:
 
 def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     # Imported here: a mistake in the flags is reported before the seconds that this takes.
-    from kdnet_jax.config import students, study
-    from kdnet_jax.core import devices
-    from kdnet_jax.experiment import runner, studies
-    from kdnet_jax.training import stopping
+    with process.importing():
+        from kdnet_jax.config import students, study
+        from kdnet_jax.core import devices
+        from kdnet_jax.experiment import runner, studies
+        from kdnet_jax.training import stopping
 
     errors.exit_on_user_error(devices.check)
     cli.enable_compilation_cache()

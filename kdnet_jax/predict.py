@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from kdnet_jax import cli
-from kdnet_jax.core import typed
+from kdnet_jax.core import process, typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.runs import run_folders
 
@@ -86,16 +86,17 @@ _SPACE = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Predicts every scan that the flags name."""
     # Imported here: mistakes in the flags are reported before the seconds that this takes.
-    from kdnet_jax.core import provenance
-    from kdnet_jax.data.scans import geometry
-    from kdnet_jax.data.sources import labels
-    from kdnet_jax.prediction import (
-        ensembles,
-        prediction_jobs,
-        prediction_outputs,
-        resuming_predictions,
-        segmenting,
-    )
+    with process.importing():
+        from kdnet_jax.core import provenance
+        from kdnet_jax.data.scans import geometry
+        from kdnet_jax.data.sources import labels
+        from kdnet_jax.prediction import (
+            ensembles,
+            prediction_jobs,
+            prediction_outputs,
+            resuming_predictions,
+            segmenting,
+        )
 
     if _ORIENTATION.value is not None:
         geometry.check_orientation(_ORIENTATION.value)
