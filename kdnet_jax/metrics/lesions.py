@@ -105,9 +105,29 @@ def _zones(reference: Mask) -> Labels:
     """Labels the dilated reference; each label holds just one lesion and its dilation."""
     zones = np.zeros(reference.shape, np.int32)
     near = boxes.bounding_box(reference, _DILATION_STEPS)
-    dilated = ndimage.binary_dilation(reference[near], _FACES_AND_EDGES, _DILATION_STEPS)
-    zones[near] = labelling.label(dilated, corners=True)
+    zones[near] = labelling.label(_dilated(reference[near]), corners=True)
     return zones
+
+
+def _dilated(mask: Mask) -> Mask:
+    """Dilates by three steps of the 18-neighbour cross.
+
+    SciPy's does the same one voxel after the other, which takes 2.5 times as long.
+    """
+    for _ in range(_DILATION_STEPS):
+        rows, planes = _spread(mask, 2), _spread(mask, 1)
+        # Each pair of axes: the faces and the edges that lie in it.
+        mask = _spread(rows, 1) | _spread(rows, 0) | _spread(planes, 0)
+    return mask
+
+
+def _spread(mask: Mask, axis: int) -> Mask:
+    """Returns the mask with the two neighbours of each voxel along an axis."""
+    spread = mask.copy()
+    here, source = np.moveaxis(spread, axis, 0), np.moveaxis(mask, axis, 0)
+    here[1:] |= source[:-1]
+    here[:-1] |= source[1:]
+    return spread
 
 
 def _touching(zones: Labels, components: Labels) -> Integer[np.ndarray, "n 2"]:
@@ -141,9 +161,10 @@ def _hd95s(
     # Neither lesions nor components share a face with others, so their surfaces are parts of the
     # masks' surfaces.
     zone_of, component_of = zones[tuple(reference.T)], components[tuple(prediction.T)]
-    return [
-        surface.between(
-            reference[zone_of == zone], prediction[np.isin(component_of, match)], spacing
-        ).hd95(PENALTY_MM)
-        for zone, match in matches.items()
-    ]
+    found, last = [], int(components.max(initial=0))
+    for zone, match in matches.items():
+        matching = np.zeros(last + 1, bool)
+        matching[match] = True
+        pair = reference[zone_of == zone], prediction[matching[component_of]]
+        found.append(surface.between(*pair, spacing).hd95(PENALTY_MM))
+    return found

@@ -77,7 +77,18 @@ def between(reference: Voxels, prediction: Voxels, spacing: Spacing) -> SurfaceD
     """Returns the distances of each surface's voxels to the nearest of the other, in mm."""
     # Surfaces are thin: a search tree over their voxels beats a distance transform of the grid.
     r, p = (voxels * np.asarray(spacing, np.float64) for voxels in (reference, prediction))
-    return SurfaceDistances(_nearest(r, p), _nearest(p, r))
+    here, there = _shared(reference, prediction)
+    return SurfaceDistances(_nearest(r, p, ~here), _nearest(p, r, ~there))
+
+
+def _shared(
+    reference: Voxels, prediction: Voxels
+) -> tuple[Bool[np.ndarray, "r"], Bool[np.ndarray, "p"]]:
+    """Returns which voxels of each surface belong to the other too: their distance is 0."""
+    shape = np.concatenate([reference, prediction]).max(axis=0, initial=0) + 1
+    places = [np.ravel_multi_index(tuple(each.T), tuple(shape)) for each in (reference, prediction)]
+    r, p = places
+    return np.isin(r, p, assume_unique=True), np.isin(p, r, assume_unique=True)
 
 
 def hd95(reference: Mask, prediction: Mask, spacing: Spacing) -> float:
@@ -102,10 +113,17 @@ def nsd(
 
 
 def _nearest(
-    start: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "m 3"]
+    start: Float[np.ndarray, "n 3"],
+    target: Float[np.ndarray, "m 3"],
+    searched: Bool[np.ndarray, "n"],
 ) -> Float[np.ndarray, "n"]:
+    """Returns the distance of each start to its nearest target, 0 where it is not searched."""
     if not len(target):
         return np.full(len(start), np.inf)
+    distances = np.zeros(len(start))
+    if not searched.any():
+        return distances
     # A tree that is neither balanced nor compact is built faster and searched as fast here.
     tree = spatial.KDTree(target, balanced_tree=False, compact_nodes=False)
-    return tree.query(start)[0]
+    distances[searched] = tree.query(start[searched])[0]
+    return distances
