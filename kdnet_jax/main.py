@@ -10,9 +10,6 @@ from kdnet_jax import cli, errors
 from kdnet_jax.core import process
 from kdnet_jax.parallel import launch
 
-# Before a library starts a thread: what the config imports may.
-process.keep_freed_memory()
-
 _CONFIG = cli.define_config(
     "configs/student.py", "A role's file and a preset, such as configs/student.py:phantom"
 )

@@ -1,14 +1,9 @@
-"""Settings of a command's process: threads of NumPy, memory of the C library, garbage."""
+"""Settings of a command's process: threads of NumPy, and garbage."""
 
 import contextlib
-import ctypes
 import gc
 import os
-import platform
 from collections.abc import Iterator
-
-# Of glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def use_one_blas_thread() -> None:
@@ -19,21 +14,6 @@ def use_one_blas_thread() -> None:
     afterwards, and for the processes that this one starts.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-
-def keep_freed_memory() -> None:
-    """Lets the C library keep what is freed, where it is glibc, until `memory.return_freed`.
-
-    A training step takes and frees the same large blocks each time. By default each of them is
-    mapped anew, and the system clears every page of it: tens of thousands of page faults a step.
-    One arena serves all threads, as only the first one can grow to any size. It takes effect only
-    before the second thread of the process asks for memory.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_ARENA_MAX, 1)
 
 
 @contextlib.contextmanager
