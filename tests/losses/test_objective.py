@@ -80,6 +80,9 @@ def test_every_registered_term_is_chosen_by_some_options() -> None:
             glioma.SOFTMAX, segmentation.LossOptions(form), kd, unlabelled=True
         )
         chosen |= loss.terms(*outputs, y, None, jnp.array([1.0, 0.0])).keys()
+    chosen |= objective.of_options(
+        glioma.SOFTMAX, segmentation.LossOptions("reconstruction")
+    ).functions.keys()
     assert chosen == objective.TERMS.keys()
 
 
