@@ -38,7 +38,7 @@ def test_every_key_and_flag_says_what_it_is_for(made: str) -> None:
         "| `train.steps` | a whole number from 1 to 1000000000 | "
         "`800` (phantom, fewlabels), `95000` (brats), `6` (smoke); "
         "teacher: `1200` (phantom, fewlabels), `95000` (brats), `6` (smoke) |",
-        "| `loss.form` | dice_ce, dice_bce | `dice_ce` |",
+        "| `loss.form` | dice_ce, dice_bce, reconstruction | `dice_ce` |",
         "| `augment.rotation_probability` | a number from 0 to 1 | "
         "`0` (none, plain), `0.2` (nnunet) |",
         "| `study.seeds` | a whole number from 1 to 100 | `3` (phantom, brats), `2` (smoke), "
