@@ -5,7 +5,7 @@
 #     deploy/tpu_pod.sh setup     # code, packages and the shared folder on every worker
 #     deploy/tpu_pod.sh train     # start the run, or resume it
 #     deploy/tpu_pod.sh log       # what process 0 says; ^C leaves the run alone
-#     deploy/tpu_pod.sh stop      # save and stop; "train" goes on
+#     deploy/tpu_pod.sh stop      # save and stop; "train" resumes
 #     deploy/tpu_pod.sh delete
 #
 # A spot slice that is taken away gets SIGTERM and saves: delete, create, setup and train resume it.

@@ -86,8 +86,7 @@ def _shared(
 ) -> tuple[Bool[np.ndarray, "r"], Bool[np.ndarray, "p"]]:
     """Returns which voxels of each surface belong to the other too: their distance is 0."""
     shape = np.concatenate([reference, prediction]).max(axis=0, initial=0) + 1
-    places = [np.ravel_multi_index(tuple(each.T), tuple(shape)) for each in (reference, prediction)]
-    r, p = places
+    r, p = (np.ravel_multi_index(tuple(each.T), tuple(shape)) for each in (reference, prediction))
     return np.isin(r, p, assume_unique=True), np.isin(p, r, assume_unique=True)
 
 
