@@ -90,9 +90,7 @@ def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack
             for member in given.members or (given.run,):
                 teachers.check_incomplete(member.folder, member.model, each)
         predictors.prediction_mesh(given.run.model)
-    start = None
-    for each in runs.values():
-        start = processes.together(functools.partial(transfer.load_start, each))
+    start = processes.together(lambda: transfer.load_start(list(runs.values())))
     if start:
         _check_same(start)
     for folder, each in own.items():
@@ -151,10 +149,10 @@ def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack
 
     # -- The run itself ----------------------------------------------------------------------
     if experiment.loss.reconstructs:  # It segments nothing that could be scored.
-        training.train(runs, data, None)
+        training.train(runs, data, None, start)
         _LOG.info(f"Pretrained. Networks start from it with --config.train.start={first}")
         return
-    train_and_evaluate(runs, data, teacher)
+    train_and_evaluate(runs, data, teacher, start)
     for folder, each in runs.items():
         if folder != first:
             processes.first_does(functools.partial(_copy_teacher_scores, first, folder))
@@ -190,14 +188,17 @@ def _report(
 
 
 def train_and_evaluate(
-    runs: training.Runs, data: run_data.Data, teacher: trained.Run | None
+    runs: training.Runs,
+    data: run_data.Data,
+    teacher: trained.Run | None,
+    origin: trained.Run | None = None,
 ) -> list[trained.Run]:
     """Trains networks to their budget (or resumes them) and scores their best checkpoints on test.
 
     Returns:
         The runs, with their best checkpoints.
     """
-    reached = training.train(runs, data, teacher)
+    reached = training.train(runs, data, teacher, origin)
     return [
         _evaluated(folder, progress, data, teacher)
         for folder, progress in zip(runs, reached, strict=True)

@@ -39,7 +39,10 @@ Runs = Mapping[pathlib.Path, experiment_lib.Experiment]
 
 
 def train(
-    runs: Runs, data: run_data.Data, teacher: trained.Run | None
+    runs: Runs,
+    data: run_data.Data,
+    teacher: trained.Run | None,
+    origin: trained.Run | None = None,
 ) -> list[saved_checkpoints.Progress]:
     """Trains networks, several in one step, to their budget; or resumes them.
 
@@ -47,6 +50,7 @@ def train(
         runs: one of any role, or students of one teacher.
         data: the cases of all.
         teacher: of students; `None` without one, or where it is given by its maps.
+        origin: the network that new ones start from (`train.start`), if any.
 
     Returns:
         Where each run has ended.
@@ -75,7 +79,6 @@ def train(
         # -- Where each of them is ---------------------------------------------------------------
         kept = [stack.enter_context(checkpoint.RunCheckpoints(folder)) for folder in folders]
         given = teacher or data.maps
-        origin = processes.together(lambda: transfer.load_start(first))
         restored = [
             loop.resume(
                 checkpoints,

@@ -3,6 +3,7 @@
 import functools
 import logging
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,20 +35,24 @@ def from_teacher(params: PyTree, student: model_lib.Model, teacher: trained.Run)
     return started
 
 
-def load_start(experiment: experiment_lib.Experiment) -> trained.Run | None:
-    """Reads the run or model whose parameters a network starts from (`train.start`), if any.
+def load_start(experiments: Sequence[experiment_lib.Experiment]) -> trained.Run | None:
+    """Reads the run or model whose parameters networks start from (`train.start`), if any.
+
+    Args:
+        experiments: of one run, or of students in one step, which have the same start.
 
     Raises:
-        UserError: it cannot be read, or does not fit.
+        UserError: it cannot be read, or does not fit one of them.
     """
-    if not experiment.train.start:
+    if not experiments[0].train.start:
         return None
-    start = trained.load_run(pathlib.Path(experiment.train.start), pretrained=True)
-    own = model_lib.of_experiment(experiment)
-    # The shapes alone.
-    jax.eval_shape(
-        functools.partial(from_start, student=own, start=start), trained.expected_params(own)
-    )
+    start = trained.load_run(pathlib.Path(experiments[0].train.start), pretrained=True)
+    for experiment in experiments:
+        own = model_lib.of_experiment(experiment)
+        # The shapes alone.
+        jax.eval_shape(
+            functools.partial(from_start, student=own, start=start), trained.expected_params(own)
+        )
     return start
 
 

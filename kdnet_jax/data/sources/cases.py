@@ -501,9 +501,10 @@ def _incomplete(
     found: list[Case], folders: list[pathlib.Path], task: task_lib.Task, allowed: bool
 ) -> list[problems.Problem]:
     """Returns a row for each incomplete case; `folders` are those of the cases."""
+    use = "" if allowed else "--incomplete, "
     remedy = (
         "Add the file (docs/data.md has the names), remove the case, do without the sequence "
-        "(--modalities, --config.data.modalities), or use the case in training (--incomplete, "
+        f"(--modalities, --config.data.modalities), or use the case in training ({use}"
         "--config.data.incomplete=true)"
     )
     return [
