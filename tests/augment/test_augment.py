@@ -445,7 +445,7 @@ def test_a_batch_over_four_devices_is_augmented_as_on_one(tmp_path: pathlib.Path
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "out.npz") as saved:
         np.testing.assert_array_equal(saved["2x2/label"], saved["none/label"])
-        np.testing.assert_allclose(saved["2x2/image"], saved["none/image"], atol=1e-6)
+        np.testing.assert_allclose(saved["2x2/image"], saved["none/image"], atol=1e-5)
 
 
 def _augment_on_meshes(output: str) -> None:
