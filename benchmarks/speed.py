@@ -20,7 +20,7 @@ Rows, on --cores cores (2), float32, with the same network, batch and data on bo
 - compilation_cold, _cached: of the student's step of the preset :brats, in a fresh process.
 
 Both sides of a timed row take turns, repetition by repetition, each in a process of its own; the
-first round is left out. A row holds medians and every single time. The whole takes about 10 minutes
+first round is left out. A row holds medians and every single time. The whole takes 12 to 27 minutes
 on 2 quiet cores; a row during which other processes were busy says so. How long the step waits for
 data is measured by `benchmarks.input`.
 """
