@@ -20,11 +20,17 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 from nibabel import spatialimages
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.data.scans import geometry, nifti, prepare, spaces
+from kdnet_jax.data.scans import dicom, geometry, nifti, prepare, spaces
 from kdnet_jax.data.sources import labels as label_values
 from kdnet_jax.errors import UserError, check_choice
-from kdnet_jax.prediction import ensembles, prediction_outputs, segmenting
+from kdnet_jax.prediction import (
+    ensembles,
+    prediction_jobs,
+    prediction_outputs,
+    segmenting,
+)
 
 Path = str | os.PathLike[str]
 # A file, an image of nibabel, or intensities alone.
@@ -112,8 +118,9 @@ class Model:
         """Segments a scan.
 
         Args:
-            scan: a .nii or .nii.gz file, an image of nibabel, or an array "x y z" of intensities
-                whose background is 0; for a model of several sequences, one of these for each.
+            scan: a .nii or .nii.gz file, a folder or zip of DICOM with one series that can be
+                meant, an image of nibabel, or an array "x y z" of intensities whose background is
+                0; for a model of several sequences, one of these for each.
             spacing: of an array, mm along its axes.
             axes: of an array, the letters to which its axes grow, such as "LPS" (BraTS) or "RAS".
             orientation: "header", or three letters that overrule a wrong header; `None` as in
@@ -129,7 +136,8 @@ class Model:
         if orientation is not None:
             geometry.check_orientation(orientation)
         volumes = {
-            name: _read(each, name, spacing, axes) for name, each in self._by_name(scan).items()
+            name: _read(each, name, spacing, axes, task)
+            for name, each in self._by_name(scan).items()
         }
         name = next(iter(volumes.values())).path.name
         case, notes, warnings = segmenting.prepare_scan(
@@ -188,7 +196,13 @@ def load(*paths: Path, mirror: bool | None = None, whole: bool | None = None) ->
     return Model(ensemble, ensemble.training_data())
 
 
-def _read(scan: Scan, name: str, spacing: Sequence[float] | None, axes: str | None) -> nifti.Volume:
+def _read(
+    scan: Scan,
+    name: str,
+    spacing: Sequence[float] | None,
+    axes: str | None,
+    task: task_lib.Task,
+) -> nifti.Volume:
     in_words = "spacing=(mm, mm, mm) and axes, the letters to which they grow, such as 'LPS'"
     if isinstance(scan, np.ndarray):
         if spacing is None or axes is None:
@@ -201,6 +215,8 @@ def _read(scan: Scan, name: str, spacing: Sequence[float] | None, axes: str | No
         source = scan.get_filename() or f"the image of {name}"
         return nifti.from_memory(np.asanyarray(scan.dataobj), spaces.of_image(scan), source)
     if isinstance(scan, str | os.PathLike):
+        if dicom.is_dicom(path := pathlib.Path(scan)):
+            return dicom.read(prediction_jobs.series_of(path, name, task))
         return nifti.read_volume(scan)
     raise UserError(
         f"{name} is a {type(scan).__name__}: give a .nii or .nii.gz file, an image of nibabel, or "

@@ -26,12 +26,18 @@ _CHECKPOINT = flags.DEFINE_multi_string(
 _INPUT = flags.DEFINE_multi_string(
     "input",
     None,
-    "A scan (.nii, .nii.gz, .nrrd, .mha), or a folder of scans or cases; may be given more than "
-    "once",
+    "A scan (.nii, .nii.gz, .nrrd, .mha, a folder or zip of DICOM), or a folder of scans or cases; "
+    "may be given more than once",
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "The mask's file for one scan, a folder for several", required=True
+    "output",
+    None,
+    "The mask's file for one scan (.nii.gz; of DICOM also .dcm, a DICOM SEG), a folder for several",
+    required=True,
+)
+_SERIES = flags.DEFINE_string(
+    "series", "", "Number or UID of the series, where a folder of DICOM holds several"
 )
 _LABELS = flags.DEFINE_string(
     "labels",
@@ -122,7 +128,10 @@ def main(argv: list[str]) -> None:
     volumes = pathlib.Path(_VOLUMES.value) if _VOLUMES.value else None
     jobs = prediction_jobs.plan(
         prediction_jobs.find_scans(
-            [pathlib.Path(path) for path in [*_INPUT.value, *argv[1:]]], ensemble.modalities, task
+            [pathlib.Path(path) for path in [*_INPUT.value, *argv[1:]]],
+            ensemble.modalities,
+            task,
+            _SERIES.value,
         ),
         pathlib.Path(_OUTPUT.value),
         overlay=pathlib.Path(_OVERLAY.value) if _OVERLAY.value else None,
@@ -130,6 +139,8 @@ def main(argv: list[str]) -> None:
         uncertainty=_UNCERTAINTY.value,
         volumes=volumes,
     )
+    if _LABELS.value and any(job.is_dicom for job in jobs):
+        raise UserError("--labels: a DICOM SEG has segments, and no label values. Leave it out.")
     outputs = [path for job in jobs for path in job.outputs]
     prediction_jobs.check_places([*outputs, volumes] if volumes else outputs)
     prediction_jobs.check_headers((job.images for job in jobs), task)

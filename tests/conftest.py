@@ -23,7 +23,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 _QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # The older way from a fusion to LLVM takes half of the time of the newer one, which alone is left
 # in later versions: they know no such flag.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+if any(
+    each.version.startswith("0.10.") for each in importlib.metadata.distributions(name="jaxlib")
+):
     _QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILATION)
 

@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.data.scans import nifti, nifti_header
+from kdnet_jax.data.scans import dicom, nifti, nifti_header
 from kdnet_jax.data.sources import cases, decathlon, labels, names
 from kdnet_jax.errors import UnknownLayoutError, UserError
 
 _LOG = logging.getLogger(__name__)
 
 _NIFTI = (".nii", ".nii.gz")
+_SEGMENTATION = ".dcm"
+Source = cases.Source | dicom.Series
 _CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _TABLES = (".csv", ".json")
 _SEQUENCE_LIKE = re.compile(
@@ -29,8 +31,8 @@ class Job:
 
     Attributes:
         name: what the scan is called.
-        images: sequence -> file, or (file, channel).
-        output: where the mask goes.
+        images: sequence -> file, (file, channel), or series of DICOM.
+        output: where the mask goes: a NIfTI file, or of a series a DICOM SEG.
         overlay: where the picture goes, or `None`.
         probabilities: where the probabilities go, or `None`; beside them, `.json`, what they are.
         entropy: where the entropy goes, or `None`.
@@ -38,12 +40,23 @@ class Job:
     """
 
     name: str
-    images: dict[str, cases.Source]
+    images: Mapping[str, Source]
     output: pathlib.Path
     overlay: pathlib.Path | None = None
     probabilities: pathlib.Path | None = None
     entropy: pathlib.Path | None = None
     mutual_information: pathlib.Path | None = None
+
+    @property
+    def series(self) -> dicom.Series | None:
+        """The series of DICOM that is the scan, if it is one."""
+        first = next(iter(self.images.values()))
+        return first if isinstance(first, dicom.Series) else None
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether the mask is a DICOM SEG."""
+        return self.output.suffix.lower() == _SEGMENTATION
 
     @property
     def outputs(self) -> list[pathlib.Path]:
@@ -59,20 +72,42 @@ def description(probabilities: pathlib.Path) -> pathlib.Path:
 
 
 def find_scans(
-    inputs: list[pathlib.Path], modalities: tuple[str, ...], task: task_lib.Task
-) -> list[tuple[str, dict[str, cases.Source]]]:
-    """Returns (name, sequence -> file) of every scan or case that the inputs name.
+    inputs: list[pathlib.Path],
+    modalities: tuple[str, ...],
+    task: task_lib.Task,
+    series: str = "",
+) -> list[tuple[str, Mapping[str, Source]]]:
+    """Returns (name, sequence -> file or series) of every scan or case that the inputs name.
 
     A file is a scan of the network's one sequence. In a folder, cases in a known layout are taken
     by their sequence; where there is none and the network has one sequence, each file is a scan.
+    Of a folder or zip of DICOM, one series is (`dicom.choose`).
+
+    Args:
+        inputs: files and folders.
+        modalities: the network's sequences.
+        task: what is segmented.
+        series: number or UID of the series of DICOM; "": it is found by its tags.
 
     Raises:
-        UserError: for a missing path, an empty folder, or one file where several are needed.
+        UserError: for a missing path, an empty folder, one file where several are needed, or a
+            series that cannot be told.
     """
-    found = []
+    found: list[tuple[str, Mapping[str, Source]]] = []
     first, *others = modalities
+    of_dicom = {path for path in inputs if dicom.is_dicom(path)}
+    if series and not of_dicom:
+        raise UserError(f"--series={series}: no --input is a folder, zip or file of DICOM.")
     for path in inputs:
-        if path.is_dir():
+        if path in of_dicom:
+            if others:
+                raise UserError(
+                    f"{path}: is DICOM, and this network needs {', '.join(modalities)} of each "
+                    "case. Convert them to .nii.gz in the folder of a case, or use a student of "
+                    "one sequence."
+                )
+            found.append((stem(path.resolve()), {first: series_of(path, first, task, series)}))
+        elif path.is_dir():
             found += _scans_of_folder(path, modalities, task)
         elif others:
             raise UserError(
@@ -92,6 +127,25 @@ def find_scans(
             "Rename them, or predict them one by one."
         )
     return found
+
+
+def series_of(
+    path: pathlib.Path, modality: str, task: task_lib.Task, asked: str = ""
+) -> dicom.Series:
+    """Returns the series of DICOM that is the network's sequence, and says which it is.
+
+    Raises:
+        UserError: it cannot be told (`dicom.choose`), or nothing can be read.
+    """
+    found = dicom.find(path)
+    ct = task.channel(modality).normalisation == "ct"
+    glioma = labels.is_brats(task)
+    called = {each.uid: names.read(each.description).sequence or "" for each in found}
+    kind = "CT" if ct else "MR" if glioma else ""
+    chosen, notes = dicom.choose(found, kind, called if glioma else {}, modality, asked)
+    for note in notes:
+        _LOG.info(note)
+    return chosen
 
 
 def _scans_of_folder(
@@ -196,7 +250,7 @@ def stem(path: pathlib.Path) -> str:
 
 
 def plan(
-    scans: Sequence[tuple[str, dict[str, cases.Source]]],
+    scans: Sequence[tuple[str, Mapping[str, Source]]],
     output: pathlib.Path,
     *,
     overlay: pathlib.Path | None = None,
@@ -217,8 +271,9 @@ def plan(
     Raises:
         UserError: a file name does not fit, or a file would overwrite an input or another output.
     """
-    single = len(scans) == 1 and output.name.lower().endswith(_NIFTI)
-    if len(scans) > 1 and output.name.lower().endswith(_NIFTI):
+    file = output.name.lower().endswith((*_NIFTI, _SEGMENTATION))
+    single = len(scans) == 1 and file
+    if len(scans) > 1 and file:
         raise UserError(
             f"--output={output} is one file, but there are {len(scans)} inputs. Give a folder."
         )
@@ -244,6 +299,12 @@ def plan(
         }
         picture = overlay if one_picture or overlay is None else overlay / f"{name}.png"
         jobs.append(Job(name, images, mask, picture, **beside))
+    for job in jobs:
+        if job.is_dicom and not job.series:
+            raise UserError(
+                f"--output={output}: a DICOM SEG refers to the DICOM series that was segmented, "
+                "and the input is another file. Give an output that ends in .nii.gz."
+            )
     _check_collisions(jobs, volumes)
     return jobs
 
@@ -265,11 +326,11 @@ def check_places(paths: Iterable[pathlib.Path]) -> None:
             raise UserError(f"{path} cannot be written: {folder} may not be changed (its rights).")
 
 
-def check_headers(scans: Iterable[Mapping[str, cases.Source]], task: task_lib.Task) -> None:
+def check_headers(scans: Iterable[Mapping[str, Source]], task: task_lib.Task) -> None:
     """Refuses scans that cannot be used as far as their headers tell, before the first is made.
 
     Args:
-        scans: the files of each, sequence -> file, or (file, channel).
+        scans: the files of each, sequence -> file, (file, channel), or series.
         task: what is segmented in them.
 
     Raises:
@@ -283,8 +344,17 @@ def check_headers(scans: Iterable[Mapping[str, cases.Source]], task: task_lib.Ta
         raise UserError(f"{len(wrong)} files cannot be used; no scan was segmented:{listed}")
 
 
-def _header_errors(images: Mapping[str, cases.Source], task: task_lib.Task) -> Iterator[str]:
-    sources = (each if isinstance(each, tuple) else (each, None) for each in images.values())
+def _header_errors(images: Mapping[str, Source], task: task_lib.Task) -> Iterator[str]:
+    files: list[cases.Source] = []
+    for source in images.values():
+        if not isinstance(source, dicom.Series):
+            files.append(source)
+            continue
+        try:
+            dicom.check(source)
+        except UserError as error:
+            yield str(error)
+    sources = (each if isinstance(each, tuple) else (each, None) for each in files)
     for path, several in {path: channel is not None for path, channel in sources}.items():
         try:
             header = nifti.read_header(path, channels=several)
@@ -294,13 +364,20 @@ def _header_errors(images: Mapping[str, cases.Source], task: task_lib.Task) -> I
             yield str(error)
 
 
+def _paths(source: Source) -> list[pathlib.Path]:
+    if isinstance(source, dicom.Series):
+        return [source.place, *(file.path for file in source.files)]
+    return [source[0] if isinstance(source, tuple) else source]
+
+
 def _check_collisions(jobs: Sequence[Job], volumes: pathlib.Path | None) -> None:
     outputs = [*itertools.chain.from_iterable(job.outputs for job in jobs)]
     outputs += [volumes] if volumes else []
     sources = {
-        os.path.realpath(source[0] if isinstance(source, tuple) else source)
+        os.path.realpath(path)
         for job in jobs
         for source in job.images.values()
+        for path in _paths(source)
     }
     taken: set[str] = set()
     for path in outputs:

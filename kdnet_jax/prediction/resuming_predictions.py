@@ -39,6 +39,10 @@ def finished(
         UserError: a mask is there that was made otherwise, or the table cannot be read.
     """
     for job in jobs:
+        if job.is_dicom:
+            raise UserError(
+                f"--resume: {job.output} is a DICOM SEG, of one scan: leave out --resume."
+            )
         if job.output.exists() and nifti_header.read(job.output).description != made_by:
             raise UserError(
                 f"{job.output}: is there, and was not made by these checkpoints with these flags, "

@@ -17,7 +17,15 @@ from nibabel import affines
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import memory, typed
-from kdnet_jax.data.scans import familiarity, geometry, intensities, nifti, prepare, spaces
+from kdnet_jax.data.scans import (
+    dicom,
+    familiarity,
+    geometry,
+    intensities,
+    nifti,
+    prepare,
+    spaces,
+)
 from kdnet_jax.data.sources import cases, labels
 from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import ensembles, prediction_jobs, prediction_outputs
@@ -167,9 +175,8 @@ def _prepare(
     A head with its skull on is segmented all the same, after a warning.
     """
     task = ensemble.head.task
-    scan = prepare.unlabelled_case(job.images, task=task)
     with clock.stage("read"):
-        files = prepare.read_files(scan, task=task)
+        scan, files = _read(job, task)
     with clock.stage("prepare"):
         case, notes, warnings = prepare_scan(
             scan,
@@ -184,6 +191,17 @@ def _prepare(
     for warning in warnings:
         _LOG.info(f"WARNING: {job.name}: {warning}")
     return case, warnings
+
+
+def _read(job: prediction_jobs.Job, task: task_lib.Task) -> tuple[cases.Case, prepare.CaseFiles]:
+    if job.series:
+        (modality,) = job.images
+        return prepare.in_memory({modality: dicom.read(job.series)}, job.name, task=task)
+    images = {
+        name: source for name, source in job.images.items() if not isinstance(source, dicom.Series)
+    }
+    scan = prepare.unlabelled_case(images, task=task)
+    return scan, prepare.read_files(scan, task=task)
 
 
 def prepare_scan(
@@ -248,6 +266,11 @@ def _write(
     if job.overlay:
         _draw(job.overlay, case, prediction.classes, job.name, task)
     # Last: a mask on disk means that all requested outputs are there.
+    if job.is_dicom and job.series:
+        from kdnet_jax.prediction import dicom_seg  # highdicom takes a second to import.
+
+        dicom_seg.write(job.output, prediction.classes, affine, job.series, task, options.about)
+        return
     values = labels.from_classes(prediction.classes, options.convention, task=task)
     nifti.write_mask(job.output, values, affine, stored=stored, description=options.mark)
 

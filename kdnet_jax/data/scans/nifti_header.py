@@ -97,7 +97,7 @@ def is_itk(path: str | os.PathLike[str]) -> bool:
 def stem(path: str | os.PathLike[str]) -> str:
     """Returns the name of an image's file without its ending."""
     name = pathlib.Path(path).name
-    return re.sub(r"\.(nii(\.gz)?|nrrd|mha)$", "", name, flags=re.IGNORECASE) or name
+    return re.sub(r"\.(nii(\.gz)?|nrrd|mha|dcm|zip)$", "", name, flags=re.IGNORECASE) or name
 
 
 def _what_else(path: pathlib.Path) -> str:

@@ -1,0 +1,139 @@
+"""From a DICOM series to a DICOM SEG, by the command, on a real scan."""
+
+import pathlib
+import shutil
+import subprocess
+from typing import Any
+
+import highdicom
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+
+import kdnet_jax
+from tests.helpers import commands, dicom_series
+
+pytestmark = pytest.mark.once
+
+REGIONS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
+
+
+@pytest.fixture(scope="module")
+def scan(tiny_cohort: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A T1ce as NIfTI, beside it the folder `series` with the same voxels."""
+    folder = tmp_path_factory.mktemp("dicom")
+    image = nib.load(min(tiny_cohort.glob("*/*_t1ce.nii.gz")))
+    data = np.rint(np.asarray(image.dataobj))
+    nib.save(nib.Nifti1Image(data.astype(np.int16), image.affine), folder / "scan.nii.gz")
+    dicom_series.save(folder / "series", dicom_series.datasets(data, image.affine))
+    return folder
+
+
+def predict(run: pathlib.Path, *words: object) -> commands.Finished:
+    return commands.run("predict", f"--checkpoint={run}", *map(str, words))
+
+
+@pytest.fixture(scope="module")
+def mask(scan: pathlib.Path, smoke_student: commands.Finished) -> Any:
+    """The mask of the NIfTI file, as an image; the SEG of the series lies beside it."""
+    output = scan / "mask.nii.gz"
+    done = predict(smoke_student.folder, f"--input={scan / 'scan.nii.gz'}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    done = predict(
+        smoke_student.folder, f"--input={scan / 'series'}", f"--output={scan / 'mask.dcm'}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "series 5 'AX T1 POST'" in done.stdout
+    assert "P-0001" not in done.stdout + done.stderr
+    return nib.load(output)
+
+
+def test_segments_are_the_regions_of_the_mask(mask: Any, scan: pathlib.Path) -> None:
+    found = highdicom.seg.segread(scan / "mask.dcm")
+    assert found.segmentation_type == highdicom.seg.SegmentationTypeValues.BINARY
+    volume = found.get_volume()
+    values = np.asarray(mask.dataobj)
+    assert values.any()
+    affine = dicom_series.LPS @ volume.affine[:, [2, 1, 0, 3]]
+    # The same voxel centres, whichever way the slices are counted.
+    flips = np.linalg.inv(mask.affine) @ affine
+    for number, (region, members) in enumerate(REGIONS.items()):
+        description = found.get_segment_description(number + 1)
+        assert description.segment_label.startswith(f"{region}: ")
+        assert description.segmented_property_type.meaning == "Neoplasm"
+        inside = np.argwhere(volume.array[..., number].transpose(2, 1, 0))
+        theirs = {tuple(each) for each in np.rint(nib.affines.apply_affine(flips, inside))}
+        ours = {tuple(each) for each in np.argwhere(np.isin(values, members)).astype(float)}
+        assert theirs == ours
+
+
+def test_it_refers_to_every_slice_and_the_patient(mask: Any, scan: pathlib.Path) -> None:
+    found = pydicom.dcmread(scan / "mask.dcm")
+    sources = [pydicom.dcmread(path) for path in (scan / "series").iterdir()]
+    series = found.ReferencedSeriesSequence[0]
+    assert {each.ReferencedSOPInstanceUID for each in series.ReferencedInstanceSequence} == {
+        each.SOPInstanceUID for each in sources
+    }
+    assert series.SeriesInstanceUID == sources[0].SeriesInstanceUID
+    assert found.NumberOfFrames == len(sources) * len(REGIONS)
+    for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientBirthDate"):
+        assert found[name].value == sources[0][name].value
+    algorithm = found.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert algorithm.AlgorithmName == "kdnet_jax"
+    assert all("TrackingUID" in each for each in found.SegmentSequence)
+
+
+def test_itk_reads_the_frames_of_each_segment(mask: Any, scan: pathlib.Path) -> None:
+    """It knows neither segments nor their place: one image, its frames 1 mm apart."""
+    frames = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(scan / "mask.dcm")))
+    counts = frames.reshape(len(REGIONS), -1).astype(bool).sum(axis=1)
+    values = np.asarray(mask.dataobj)
+    assert counts.tolist() == [np.isin(values, each).sum() for each in REGIONS.values()]
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy of dicom3tools is not installed")
+@pytest.mark.usefixtures("mask")
+def test_it_is_valid(scan: pathlib.Path) -> None:
+    done = subprocess.run(
+        ["dciodvfy", scan / "mask.dcm"], capture_output=True, text=True, check=False
+    )
+    assert "Error" not in done.stderr + done.stdout, done.stderr
+    assert done.returncode == 0
+
+
+def test_a_mask_of_a_series_is_that_of_its_file(
+    mask: Any, scan: pathlib.Path, smoke_student: commands.Finished, tmp_path: pathlib.Path
+) -> None:
+    output = tmp_path / "mask.nii.gz"
+    done = predict(smoke_student.folder, f"--input={scan / 'series'}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    image = SimpleITK.ReadImage(str(output))
+    same_grid = SimpleITK.Resample(image, SimpleITK.ReadImage(str(scan / "mask.nii.gz")))
+    theirs = SimpleITK.GetArrayFromImage(same_grid).T
+    np.testing.assert_array_equal(theirs, np.asarray(mask.dataobj))
+    model = kdnet_jax.load(smoke_student.folder)
+    np.testing.assert_array_equal(
+        model.segment(scan / "series").mask, np.asarray(nib.load(output).dataobj)
+    )
+
+
+def test_mistakes_are_told(
+    scan: pathlib.Path, smoke_student: commands.Finished, tmp_path: pathlib.Path
+) -> None:
+    run, series = smoke_student.folder, scan / "series"
+    for words, says in (
+        ((f"--input={scan / 'scan.nii.gz'}", "--output=m.dcm"), "refers to the DICOM series"),
+        ((f"--input={scan / 'scan.nii.gz'}", "--output=m.nii.gz", "--series=5"), "--series=5"),
+        ((f"--input={series}", "--output=m.nii.gz", "--series=6"), "--series=6: 0 series"),
+        ((f"--input={series}", "--output=m.dcm", "--labels=brats2023"), "--labels"),
+        ((f"--input={series}", "--output=m.dcm", "--resume"), "--resume"),
+        ((f"--input={series}", f"--input={scan / 'scan.nii.gz'}", "--output=m.dcm"), "2 inputs"),
+    ):
+        done = commands.run("predict", f"--checkpoint={run}", *words, cwd=tmp_path)
+        assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+    done = predict(run / "teacher", f"--input={series}", f"--output={tmp_path / 'm.nii.gz'}")
+    assert done.returncode == 2
+    assert "this network needs t1, t1ce, t2, flair" in done.stderr
+    assert not [*tmp_path.iterdir()]
