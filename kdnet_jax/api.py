@@ -22,7 +22,7 @@ from nibabel import spatialimages
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
-from kdnet_jax.data.scans import dicom, geometry, nifti, prepare, spaces
+from kdnet_jax.data.scans import dicom, dicom_stack, geometry, nifti, prepare, spaces
 from kdnet_jax.data.sources import labels as label_values
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.prediction import (
@@ -216,7 +216,7 @@ def _read(
         return nifti.from_memory(np.asanyarray(scan.dataobj), spaces.of_image(scan), source)
     if isinstance(scan, str | os.PathLike):
         if dicom.is_dicom(path := pathlib.Path(scan)):
-            return dicom.read(prediction_jobs.series_of(path, name, task))
+            return dicom_stack.read(prediction_jobs.series_of(path, name, task))
         return nifti.read_volume(scan)
     raise UserError(
         f"{name} is a {type(scan).__name__}: give a .nii or .nii.gz file, an image of nibabel, or "

@@ -36,6 +36,12 @@ _OUTPUT = flags.DEFINE_string(
     "The mask's file for one scan (.nii.gz; of DICOM also .dcm, a DICOM SEG), a folder for several",
     required=True,
 )
+_DICOM = flags.DEFINE_string(
+    "dicom",
+    None,
+    "With an output in .dcm: the folder or zip of the series that the input, a .nii.gz, was made "
+    "from (converted, stripped of its skull)",
+)
 _SERIES = flags.DEFINE_string(
     "series", "", "Number or UID of the series, where a folder of DICOM holds several"
 )
@@ -126,30 +132,41 @@ def main(argv: list[str]) -> None:
     convention = labels.of_masks(_LABELS.value, task, "--labels")
     orientation = _ORIENTATION.value or _orientation(ensemble)
     volumes = pathlib.Path(_VOLUMES.value) if _VOLUMES.value else None
+    reference = None
+    if _DICOM.value:
+        place = pathlib.Path(_DICOM.value)
+        reference = prediction_jobs.series_of(place, ensemble.modalities[0], task, _SERIES.value)
     jobs = prediction_jobs.plan(
         prediction_jobs.find_scans(
             [pathlib.Path(path) for path in [*_INPUT.value, *argv[1:]]],
             ensemble.modalities,
             task,
-            _SERIES.value,
+            "" if reference else _SERIES.value,
         ),
         pathlib.Path(_OUTPUT.value),
         overlay=pathlib.Path(_OVERLAY.value) if _OVERLAY.value else None,
         probabilities=_PROBABILITIES.value,
         uncertainty=_UNCERTAINTY.value,
         volumes=volumes,
+        reference=reference,
     )
     if _LABELS.value and any(job.is_dicom for job in jobs):
         raise UserError("--labels: a DICOM SEG has segments, and no label values. Leave it out.")
     outputs = [path for job in jobs for path in job.outputs]
     prediction_jobs.check_places([*outputs, volumes] if volumes else outputs)
     prediction_jobs.check_headers((job.images for job in jobs), task)
+    prediction_jobs.check_references(jobs)
     about = provenance.collect() | {
         "checkpoints": [str(run.folder) for run in ensemble.members],
         "parameters_sha256": [run.params_hash for run in ensemble.members],
         "mirror": ensemble.predictor.mirror,
         "whole": ensemble.predictor.whole,
     }
+    for job in jobs:
+        if job.is_dicom and job.series:
+            from kdnet_jax.prediction import dicom_seg  # With what need not be installed.
+
+            dicom_seg.check(job.series, task, about)
     chosen = {key: about[key] for key in ("parameters_sha256", "mirror", "whole")}
     if ensemble.thresholds:
         about["thresholds"] = chosen["thresholds"] = [f"{each:g}" for each in ensemble.thresholds]

@@ -6,6 +6,8 @@ as the standard wants; nothing else of them is kept.
 """
 
 import pathlib
+import re
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from pydicom.sr.codedict import codes
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import files, typed
-from kdnet_jax.data.scans import dicom
+from kdnet_jax.data.scans import dicom, dicom_stack
 from kdnet_jax.data.sources import labels
 from kdnet_jax.drawing import planes
 from kdnet_jax.errors import UserError
@@ -37,8 +39,8 @@ def write(
 
     Args:
         path: a file that ends in .dcm.
-        classes: on the grid of `dicom.read`.
-        affine: of that grid, voxel index to mm, RAS+.
+        classes: on the grid of the series, its axes in any order.
+        affine: of the classes, voxel index to mm, RAS+.
         series: what was segmented.
         task: what the classes are.
         about: of the networks (`parameters_sha256`, `kdnet_jax`).
@@ -46,18 +48,22 @@ def write(
     Raises:
         UserError: the file cannot be written, or the series lacks what the standard wants of it.
     """
-    try:
-        segmentation = _segmentation(classes, affine, series, task, about)
-    except AttributeError as error:
-        raise UserError(
-            f"{path}: {series} lacks an attribute that a DICOM SEG repeats ({error}). Give an "
-            "output that ends in .nii.gz."
-        ) from error
+    segmentation = _segmentation(classes, affine, series, task, about)
     try:
         with files.replacing(path) as beside:
             segmentation.save_as(beside)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error
+
+
+def check(series: dicom.Series, task: task_lib.Task, about: typed.JsonView) -> None:
+    """Refuses a series to which no DICOM SEG can refer, before anything is segmented.
+
+    Raises:
+        UserError: as `write`, of the series.
+    """
+    affine, shape = dicom_stack.grid(series)
+    _segmentation(np.zeros(shape, np.uint8), affine, series, task, about)
 
 
 def _segmentation(
@@ -67,7 +73,38 @@ def _segmentation(
     task: task_lib.Task,
     about: typed.JsonView,
 ) -> hd.seg.Segmentation:
-    sources = dicom.datasets(series, pixels=False)
+    try:
+        with dicom.quiet():
+            return _made(classes, affine, series, task, about)
+    except (AttributeError, ValueError, TypeError) as error:
+        # What the error says may hold a name or a date of birth.
+        raise UserError(
+            f"{series.place}: {series}: has no valid value for an attribute of patient, study or "
+            f"image that a DICOM SEG repeats (in {_where(error)}). Repair the series, or give an "
+            "output that ends in .nii.gz."
+        ) from None
+
+
+def _where(error: Exception) -> str:
+    """Returns the attribute that was set or read when it happened, as far as the code says so."""
+    lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__)]
+    found = [
+        name for line in lines for name in re.findall(r"\b(?:self|dataset|ds)\.([A-Z]\w+)", line)
+    ]
+    if isinstance(error, AttributeError) and error.name:
+        return error.name
+    return found[-1] if found else "an attribute that is not known"
+
+
+def _made(
+    classes: UInt8[np.ndarray, "x y z"],
+    affine: Float[np.ndarray, "4 4"],
+    series: dicom.Series,
+    task: task_lib.Task,
+    about: typed.JsonView,
+) -> hd.seg.Segmentation:
+    sources = dicom_stack.datasets(series, pixels=False)
+    classes, affine = dicom_stack.on_grid(series, classes, affine)
     masks = np.stack([np.isin(classes.T, region.members) for region in task.regions], axis=-1)
     volume = hd.Volume(
         masks.astype(np.uint8),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.data.scans import dicom, nifti, nifti_header
+from kdnet_jax.data.scans import dicom, dicom_stack, nifti, nifti_header
 from kdnet_jax.data.sources import cases, decathlon, labels, names
 from kdnet_jax.errors import UnknownLayoutError, UserError
 
@@ -37,6 +37,7 @@ class Job:
         probabilities: where the probabilities go, or `None`; beside them, `.json`, what they are.
         entropy: where the entropy goes, or `None`.
         mutual_information: likewise.
+        reference: the series of DICOM that the scan, a file, was made from, or `None`.
     """
 
     name: str
@@ -46,12 +47,18 @@ class Job:
     probabilities: pathlib.Path | None = None
     entropy: pathlib.Path | None = None
     mutual_information: pathlib.Path | None = None
+    reference: dicom.Series | None = None
 
     @property
-    def series(self) -> dicom.Series | None:
+    def scanned(self) -> dicom.Series | None:
         """The series of DICOM that is the scan, if it is one."""
         first = next(iter(self.images.values()))
         return first if isinstance(first, dicom.Series) else None
+
+    @property
+    def series(self) -> dicom.Series | None:
+        """The series of DICOM that a SEG refers to, if there is one."""
+        return self.scanned or self.reference
 
     @property
     def is_dicom(self) -> bool:
@@ -257,6 +264,7 @@ def plan(
     probabilities: bool = False,
     uncertainty: bool = False,
     volumes: pathlib.Path | None = None,
+    reference: dicom.Series | None = None,
 ) -> list[Job]:
     """Says where every file goes, before the first is made.
 
@@ -267,6 +275,7 @@ def plan(
         probabilities: also `<mask>_prob.nii.gz`.
         uncertainty: also `<mask>_entropy.nii.gz` and `<mask>_mutual_information.nii.gz`.
         volumes: the table of all scans.
+        reference: the series of DICOM that the one scan, a file, was made from.
 
     Raises:
         UserError: a file name does not fit, or a file would overwrite an input or another output.
@@ -298,12 +307,18 @@ def plan(
             )
         }
         picture = overlay if one_picture or overlay is None else overlay / f"{name}.png"
-        jobs.append(Job(name, images, mask, picture, **beside))
+        jobs.append(Job(name, images, mask, picture, **beside, reference=reference))
     for job in jobs:
         if job.is_dicom and not job.series:
             raise UserError(
-                f"--output={output}: a DICOM SEG refers to the DICOM series that was segmented, "
-                "and the input is another file. Give an output that ends in .nii.gz."
+                f"--output={output}: a DICOM SEG refers to a series of DICOM, and the input is "
+                "another file. Give the series that it was made from (--dicom=FOLDER), or an "
+                "output that ends in .nii.gz."
+            )
+        if reference and (job.scanned or not job.is_dicom):
+            raise UserError(
+                "--dicom: names the series that a .nii.gz was made from, for an output that ends "
+                "in .dcm. Leave it out."
             )
     _check_collisions(jobs, volumes)
     return jobs
@@ -351,7 +366,7 @@ def _header_errors(images: Mapping[str, Source], task: task_lib.Task) -> Iterato
             files.append(source)
             continue
         try:
-            dicom.check(source)
+            dicom_stack.check(source)
         except UserError as error:
             yield str(error)
     sources = (each if isinstance(each, tuple) else (each, None) for each in files)
@@ -362,6 +377,20 @@ def _header_errors(images: Mapping[str, Source], task: task_lib.Task) -> Iterato
                 decathlon.check_channels(path, header.shape, task)
         except UserError as error:
             yield str(error)
+
+
+def check_references(jobs: Iterable[Job]) -> None:
+    """Refuses scans that do not lie on the grid of their series of DICOM, by their headers.
+
+    Raises:
+        UserError: such a scan, or a series that is no regular stack.
+    """
+    for job in jobs:
+        if job.reference:
+            dicom_stack.check(job.reference)
+            (path, *_) = _paths(next(iter(job.images.values())))
+            header = nifti.read_header(path, channels=True)
+            dicom_stack.check_grid(job.reference, header.space.affine, header.shape, str(path))
 
 
 def _paths(source: Source) -> list[pathlib.Path]:

@@ -19,6 +19,7 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import memory, typed
 from kdnet_jax.data.scans import (
     dicom,
+    dicom_stack,
     familiarity,
     geometry,
     intensities,
@@ -194,9 +195,9 @@ def _prepare(
 
 
 def _read(job: prediction_jobs.Job, task: task_lib.Task) -> tuple[cases.Case, prepare.CaseFiles]:
-    if job.series:
+    if job.scanned:
         (modality,) = job.images
-        return prepare.in_memory({modality: dicom.read(job.series)}, job.name, task=task)
+        return prepare.in_memory({modality: dicom_stack.read(job.scanned)}, job.name, task=task)
     images = {
         name: source for name, source in job.images.items() if not isinstance(source, dicom.Series)
     }

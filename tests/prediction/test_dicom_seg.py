@@ -119,12 +119,38 @@ def test_a_mask_of_a_series_is_that_of_its_file(
     )
 
 
+def test_a_stripped_scan_has_its_segmentation_on_the_series(
+    mask: Any, scan: pathlib.Path, smoke_student: commands.Finished, tmp_path: pathlib.Path
+) -> None:
+    """A file that was converted from the series, its axes in another order."""
+    image = nib.load(scan / "scan.nii.gz")
+    turned = image.as_reoriented([[1, -1], [0, 1], [2, 1]])
+    nib.save(turned, tmp_path / "stripped.nii.gz")
+    words = [f"--input={tmp_path / 'stripped.nii.gz'}", f"--dicom={scan / 'series'}"]
+    done = predict(smoke_student.folder, *words, f"--output={tmp_path / 'mask.dcm'}")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (
+        highdicom.seg.segread(path).get_volume()
+        for path in (tmp_path / "mask.dcm", scan / "mask.dcm")
+    )
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
+    np.testing.assert_array_equal(ours.array, theirs.array)
+    # Cut to the brain it has another grid.
+    nib.save(image.slicer[1:], tmp_path / "stripped.nii.gz")
+    done = predict(smoke_student.folder, *words, f"--output={tmp_path / 'other.dcm'}")
+    assert done.returncode == 2
+    assert "do not lie where those of" in done.stderr
+    done = predict(smoke_student.folder, *words, f"--output={tmp_path / 'other.nii.gz'}")
+    assert done.returncode == 2
+    assert "--dicom: names the series" in done.stderr
+
+
 def test_mistakes_are_told(
     scan: pathlib.Path, smoke_student: commands.Finished, tmp_path: pathlib.Path
 ) -> None:
     run, series = smoke_student.folder, scan / "series"
     for words, says in (
-        ((f"--input={scan / 'scan.nii.gz'}", "--output=m.dcm"), "refers to the DICOM series"),
+        ((f"--input={scan / 'scan.nii.gz'}", "--output=m.dcm"), "--dicom=FOLDER"),
         ((f"--input={scan / 'scan.nii.gz'}", "--output=m.nii.gz", "--series=5"), "--series=5"),
         ((f"--input={series}", "--output=m.nii.gz", "--series=6"), "--series=6: 0 series"),
         ((f"--input={series}", "--output=m.dcm", "--labels=brats2023"), "--labels"),

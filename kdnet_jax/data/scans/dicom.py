@@ -1,18 +1,19 @@
-"""DICOM series: found by their tags, checked slice by slice, and read as one volume.
+"""DICOM series, found and chosen by their tags.
 
 A classic series has a file for each slice, an enhanced one a file with all of them. pydicom reads
-the headers, highdicom makes the volume; this module says which series is meant, and what is wrong
-with one that is no volume.
+the headers. `dicom_stack` makes a volume of a series.
 """
 
 import contextlib
 import dataclasses
 import importlib
 import io
+import logging
 import os
 import pathlib
 import struct
 import types
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,18 +22,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from kdnet_jax.data.scans import nifti, nifti_header, spaces
+from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.errors import UserError
 
 _MAGIC: Final = (128, b"DICM")
 # Beside a series nothing of this is looked into; a folder with images of another kind is no series.
 _OTHER: Final = (*nifti_header.SUFFIXES, *nifti_header.ITK_SUFFIXES)
-# Slices are one stack where their directions agree to this (cosines), ...
-_SAME_DIRECTION: Final = 1e-3
-# ... their distances to this share, or to rounding in mm, ...
-_SAME_GAP, _ROUNDING_MM = 0.01, 0.01
-# ... and the stack runs along their normal to this angle, degrees.
-_UPRIGHT: Final = 0.5
 _FEWEST_SLICES: Final = 5
 _MOST_BYTES: Final = 2**32  # of a file in a zip, unpacked
 
@@ -43,11 +38,11 @@ _TAGS: Final = (
     *("PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 # What pydicom raises where a header does not hold what it says.
-_DAMAGE: Final = (
+DAMAGE: Final = (
     *(ValueError, TypeError, OSError, EOFError, KeyError, IndexError, NotImplementedError),
     *(struct.error, OverflowError, zipfile.BadZipFile, zlib.error),
 )
-_AGAIN: Final = "Export the series again, or convert it with a tool that you trust to .nii.gz"
+AGAIN: Final = "Export the series again, or convert it with a tool that you trust to .nii.gz"
 
 
 class File(NamedTuple):
@@ -187,21 +182,24 @@ def find(place: pathlib.Path) -> list[Series]:
     Raises:
         UserError: there is none, a header cannot be read, or the library is not installed.
     """
-    pydicom = _library("pydicom", place)
+    if not place.exists():
+        raise UserError(f"{place}: there is no such file or folder.")
+    pydicom = library("pydicom", place)
     by_series: dict[str, list[tuple[File, Any]]] = {}
     for file in _files(place):
         try:
-            with file.opened() as opened:
+            with quiet(), file.opened() as opened:
                 header = pydicom.dcmread(opened, stop_before_pixels=True, specific_tags=_TAGS)
             by_series.setdefault(str(header.SeriesInstanceUID), []).append((file, header))
         except (pydicom.errors.InvalidDicomError, AttributeError):
             continue  # a text beside the images, a DICOMDIR
-        except _DAMAGE as error:
-            raise UserError(f"{file.name}: is damaged ({error}). {_AGAIN}.") from error
+        except DAMAGE as error:
+            raise UserError(f"{file.name}: is damaged ({error}). {AGAIN}.") from error
     try:
-        found = [_series(place, uid, headers) for uid, headers in by_series.items()]
-    except _DAMAGE as error:
-        raise UserError(f"{place}: a header is damaged ({error}). {_AGAIN}.") from error
+        with quiet():
+            found = [_series(place, uid, headers) for uid, headers in by_series.items()]
+    except DAMAGE as error:
+        raise UserError(f"{place}: a header is damaged ({error}). {AGAIN}.") from error
     if not found:
         raise UserError(
             f"{place}: holds no DICOM file (with a preamble and DICM at byte 128). Give a folder "
@@ -357,135 +355,26 @@ def _listed(found: Sequence[Series], why: dict[str, str] | None = None) -> str:
     return "".join(f"\n  {each}, {each.uid}{reasons.get(each.uid, '')}" for each in found)
 
 
-def check(series: Series) -> None:
-    """Refuses a series whose slices are no regular stack, by what its headers say.
-
-    Raises:
-        UserError: slices that are missing, doubled, tilted, turned, of other sizes or distances.
-    """
-    where = f"{series.place}: {series}"
-    if series.unplaced or not series.planes:
-        which = series.unplaced[0] if series.unplaced else "none of its files"
-        raise UserError(
-            f"{where}: {which} does not say where its slices lie (or has colours); expected Image "
-            f"Position, Image Orientation and Pixel Spacing. {_AGAIN}."
-        )
-    if series.enhanced and len(series.files) > 1:
-        raise UserError(
-            f"{where}: {len(series.files)} files, and at least one of them has several frames; "
-            "expected one such file, with all slices. Give that file alone."
-        )
-    first = series.planes[0]
-    for plane in series.planes:
-        off = np.abs(np.subtract(plane.orientation, first.orientation)).max()
-        if off > _SAME_DIRECTION:
-            raise UserError(
-                f"{where}: its slices have mixed orientations ({first.name} and {plane.name}); "
-                f"expected one stack. {_AGAIN}."
-            )
-        if plane.size != first.size or not np.allclose(plane.spacing, first.spacing, rtol=1e-3):
-            raise UserError(
-                f"{where}: {first.name} has {_grid(first)}, {plane.name} {_grid(plane)}; expected "
-                f"one grid. {_AGAIN}."
-            )
-    _check_stack(series, where)
-    rows, columns = first.size
-    nifti_header.check_voxels((columns, rows, len(series.planes)), series.place)
-
-
-def _grid(plane: Plane) -> str:
-    return f"{spaces.times(plane.size)} voxels of {spaces.times(plane.spacing)} mm"
-
-
-def _check_stack(series: Series, where: str) -> None:
-    if len(series.planes) < 2:
-        raise UserError(f"{where}: expected a volume of at least 2 slices.")
-    normal = series.planes[0].normal
-    planes = sorted(
-        series.planes, key=lambda plane: round(float(np.dot(normal, plane.position)), 3)
-    )
-    gaps = np.diff([np.dot(normal, plane.position) for plane in planes])
-    usual = float(np.median(gaps))
-    for place in np.flatnonzero(gaps < _ROUNDING_MM):
-        doubled = int(np.count_nonzero(gaps < _ROUNDING_MM))
-        raise UserError(
-            f"{where}: {planes[place].name} and {planes[place + 1].name} lie at the same place "
-            f"(doubled slices: {doubled}); expected one volume, not several echoes, phases or "
-            f"times. {_AGAIN}, one volume alone."
-        )
-    uneven = np.flatnonzero(np.abs(gaps - usual) > max(_SAME_GAP * usual, _ROUNDING_MM))
-    if uneven.size:
-        at = uneven[np.argmax(np.abs(gaps[uneven] - usual))]
-        times = gaps[at] / usual
-        missing = round(times) - 1
-        what = (
-            f"{missing} slice{'s are' if missing > 1 else ' is'} missing"
-            if missing >= 1 and abs(times - round(times)) < _SAME_GAP * 5
-            else "the slices lie unevenly"
-        )
-        raise UserError(
-            f"{where}: {what} between {planes[at].name} and {planes[at + 1].name}, which are "
-            f"{gaps[at]:.4g} mm apart where the others are {usual:.4g} mm. {_AGAIN}."
-        )
-    way = np.subtract(planes[-1].position, planes[0].position)
-    tilt = np.degrees(np.arccos(np.clip(np.dot(way, normal) / np.linalg.norm(way), -1, 1)))
-    if tilt > _UPRIGHT:
-        raise UserError(
-            f"{where}: its slices are shifted against each other (gantry tilt, {tilt:.1f} "
-            f"degrees); expected a stack along their normal. {_AGAIN}, resampled to one."
-        )
-
-
-def _volume(series: Series) -> Any:
-    """Returns the series as a volume of highdicom, "slice row column", LPS."""
-    highdicom = _library("highdicom", series.place)
-    tolerance = max(_SAME_GAP * _gap(series), _ROUNDING_MM)
-    options: dict[str, Any] = {"dtype": np.float32, "atol": tolerance}
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps pydicom from telling values that break a rule: names may be among them."""
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    logger.disabled = True
     try:
-        if series.enhanced:
-            with series.files[0].opened() as file:
-                return highdicom.imread(file).get_volume(**options)
-        return highdicom.get_volume_from_series(datasets(series), **options)
-    except RuntimeError as error:  # NotImplementedError too
-        raise UserError(
-            f"{series.place}: {series}: its voxels cannot be decompressed ({error}). pip install "
-            "'pylibjpeg[all]', or export the series uncompressed."
-        ) from error
-    except (AttributeError, *_DAMAGE) as error:
-        raise UserError(f"{series.place}: {series}: cannot be read ({error}). {_AGAIN}.") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
-def _gap(series: Series) -> float:
-    depths = np.sort([np.dot(series.planes[0].normal, each.position) for each in series.planes])
-    return float(np.median(np.diff(depths)))
-
-
-def datasets(series: Series, *, pixels: bool = True) -> list[Any]:
-    """Returns the files of a series, read by pydicom; without pixels their headers alone."""
-    pydicom = _library("pydicom", series.place)
-    found = []
-    for each in series.files:
-        with each.opened() as file:
-            # The voxels are read before the file is closed.
-            found.append(pydicom.dcmread(file, stop_before_pixels=not pixels))
-    return found
-
-
-def read(series: Series) -> nifti.Volume:
-    """Reads a series as float32, its axes along rows, down columns and across slices.
+def library(name: str, place: pathlib.Path) -> types.ModuleType:
+    """Imports pydicom or highdicom.
 
     Raises:
-        UserError: see `check`; or its voxels cannot be read, or hold no image.
+        UserError: it is not installed.
     """
-    check(series)
-    volume = _volume(series)
-    if np.dot(volume.affine[:3, 0], series.planes[0].normal) < 0:
-        volume = volume.flip_spatial(0)  # from the first slice to the last, as ITK has it
-    space = spaces.of_affine(np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine[:, [2, 1, 0, 3]])
-    return nifti.from_memory(volume.array.transpose(2, 1, 0), space, str(series.place))
-
-
-def _library(name: str, place: pathlib.Path) -> types.ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:

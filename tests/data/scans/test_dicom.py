@@ -13,7 +13,7 @@ import pytest
 import SimpleITK
 from pydicom import uid
 
-from kdnet_jax.data.scans import dicom
+from kdnet_jax.data.scans import dicom, dicom_stack
 from kdnet_jax.errors import UserError
 from tests.helpers import dicom_series
 
@@ -49,7 +49,7 @@ def itk_affine(image: SimpleITK.Image) -> np.ndarray:
 
 
 def test_voxels_and_place_are_those_of_simpleitk(folder: pathlib.Path) -> None:
-    volume = dicom.read(the_only(folder))
+    volume = dicom_stack.read(the_only(folder))
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     theirs = reader.Execute()
@@ -67,7 +67,7 @@ def test_an_enhanced_series_is_its_classic_one(tmp_path: pathlib.Path) -> None:
     enhanced.save_as(tmp_path / "enhanced.dcm")
     for place in (tmp_path, tmp_path / "enhanced.dcm"):
         assert dicom.is_dicom(place)
-        volume = dicom.read(the_only(place))
+        volume = dicom_stack.read(the_only(place))
         np.testing.assert_array_equal(volume.data, DATA)
         np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-3)
 
@@ -79,7 +79,7 @@ def test_a_zip_is_its_folder(folder: pathlib.Path, tmp_path: pathlib.Path) -> No
         for each in folder.iterdir():
             archive.write(each, f"export/{each.name}")
     assert dicom.is_dicom(packed)
-    np.testing.assert_array_equal(dicom.read(the_only(packed)).data, DATA)
+    np.testing.assert_array_equal(dicom_stack.read(the_only(packed)).data, DATA)
 
 
 def test_scaled_and_compressed_voxels(tmp_path: pathlib.Path) -> None:
@@ -87,7 +87,7 @@ def test_scaled_and_compressed_voxels(tmp_path: pathlib.Path) -> None:
     images = dicom_series.datasets(DATA, AFFINE, changes=scaled)
     for image in images:
         image.compress(uid.RLELossless)
-    volume = dicom.read(the_only(dicom_series.save(tmp_path, images)))
+    volume = dicom_stack.read(the_only(dicom_series.save(tmp_path, images)))
     np.testing.assert_array_equal(volume.data, DATA * 0.5 - 3)
 
 
@@ -96,7 +96,7 @@ def test_the_same_image_in_two_folders_counts_once(folder: pathlib.Path) -> None
     again.mkdir()
     first = min(folder.glob("*.dcm"))
     (again / first.name).write_bytes(first.read_bytes())
-    np.testing.assert_array_equal(dicom.read(the_only(folder)).data, DATA)
+    np.testing.assert_array_equal(dicom_stack.read(the_only(folder)).data, DATA)
 
 
 # ---------------------------------------------------------------------- what is no regular stack
@@ -162,7 +162,7 @@ def test_what_is_no_stack_is_refused_by_name(
     # The order of the files does not follow that of the slices: messages name instances.
     series = the_only(dicom_series.save(tmp_path, images))
     with pytest.raises(UserError, match=says) as told:
-        dicom.check(series)
+        dicom_stack.check(series)
     assert "series 5 'AX T1 POST'" in str(told.value)
     assert "Patient" not in str(told.value)
 
@@ -171,7 +171,7 @@ def test_damage_is_told_plainly(folder: pathlib.Path, tmp_path: pathlib.Path) ->
     victim = min(folder.glob("*.dcm"))
     victim.write_bytes(victim.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"cannot be read|decompressed"):
-        dicom.read(the_only(folder))
+        dicom_stack.read(the_only(folder))
     (tmp_path / "no.zip").write_bytes(b"no archive")
     with pytest.raises(UserError, match="is no zip"):
         dicom.find(tmp_path / "no.zip")
@@ -273,7 +273,7 @@ def test_a_header_that_does_not_say_what_it_should(tmp_path: pathlib.Path) -> No
     series = the_only(dicom_series.save(tmp_path, images))
     assert series.aside == "no images that lie in a patient"
     with pytest.raises(UserError, match="or has colours"):
-        dicom.check(series)
+        dicom_stack.check(series)
 
 
 def test_real_files_of_pydicom() -> None:
@@ -282,4 +282,4 @@ def test_real_files_of_pydicom() -> None:
     series = the_only(path)
     assert (series.modality, len(series.planes)) == ("MR", 1)
     with pytest.raises(UserError, match="at least 2 slices"):
-        dicom.check(series)
+        dicom_stack.check(series)
