@@ -114,6 +114,7 @@ class Model:
         axes: str | None = None,
         orientation: str | None = None,
         labels: str | None = None,
+        series: str = "",
     ) -> Segmentation:
         """Segments a scan.
 
@@ -127,6 +128,7 @@ class Model:
                 training.
             labels: label values of the mask; of a glioma brats2021, brats2023 or decathlon. `None`:
                 brats2021, of other tasks the values of their own dataset.json.
+            series: of DICOM, number or UID of the series; "": it is found by its tags.
 
         Raises:
             UserError: the scan cannot be used, or is not what the model needs.
@@ -136,7 +138,7 @@ class Model:
         if orientation is not None:
             geometry.check_orientation(orientation)
         volumes = {
-            name: _read(each, name, spacing, axes, task)
+            name: _read(each, name, spacing, axes, task, series)
             for name, each in self._by_name(scan).items()
         }
         name = next(iter(volumes.values())).path.name
@@ -202,7 +204,12 @@ def _read(
     spacing: Sequence[float] | None,
     axes: str | None,
     task: task_lib.Task,
+    series: str,
 ) -> nifti.Volume:
+    path = pathlib.Path(scan) if isinstance(scan, str | os.PathLike) else None
+    found = path if path and dicom.is_dicom(path) else None
+    if series and not found:
+        raise UserError(f"series is {series!r}, but {name} is no DICOM: leave it out.")
     in_words = "spacing=(mm, mm, mm) and axes, the letters to which they grow, such as 'LPS'"
     if isinstance(scan, np.ndarray):
         if spacing is None or axes is None:
@@ -214,10 +221,10 @@ def _read(
     if isinstance(scan, spatialimages.SpatialImage):
         source = scan.get_filename() or f"the image of {name}"
         return nifti.from_memory(np.asanyarray(scan.dataobj), spaces.of_image(scan), source)
-    if isinstance(scan, str | os.PathLike):
-        if dicom.is_dicom(path := pathlib.Path(scan)):
-            return dicom_stack.read(prediction_jobs.series_of(path, name, task))
-        return nifti.read_volume(scan)
+    if found:
+        return dicom_stack.read(prediction_jobs.series_of(found, name, task, series))
+    if path:
+        return nifti.read_volume(path)
     raise UserError(
         f"{name} is a {type(scan).__name__}: give a .nii or .nii.gz file, an image of nibabel, or "
         f"a NumPy array with {in_words}."

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK
 
 import kdnet_jax
+from kdnet_jax.errors import UserError
 from tests.helpers import commands, dicom_series
 
 pytestmark = pytest.mark.once
@@ -115,8 +116,10 @@ def test_a_mask_of_a_series_is_that_of_its_file(
     np.testing.assert_array_equal(theirs, np.asarray(mask.dataobj))
     model = kdnet_jax.load(smoke_student.folder)
     np.testing.assert_array_equal(
-        model.segment(scan / "series").mask, np.asarray(nib.load(output).dataobj)
+        model.segment(scan / "series", series="5").mask, np.asarray(nib.load(output).dataobj)
     )
+    with pytest.raises(UserError, match="series is '5', but t1ce is no DICOM"):
+        model.segment(scan / "scan.nii.gz", series="5")
 
 
 def test_a_stripped_scan_has_its_segmentation_on_the_series(

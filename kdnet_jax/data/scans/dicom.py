@@ -26,13 +26,14 @@ from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.errors import UserError
 
 _MAGIC: Final = (128, b"DICM")
-# Beside a series nothing of this is looked into; a folder with images of another kind is no series.
 _OTHER: Final = (*nifti_header.SUFFIXES, *nifti_header.ITK_SUFFIXES)
 _FEWEST_SLICES: Final = 5
+# What refers to images, or is computed from them.
+_NO_SCANS: Final = ("SEG", "PR", "SR", "KO", "REG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RWV")
 _MOST_BYTES: Final = 2**32  # of a file in a zip, unpacked
 
 _TAGS: Final = (
-    *("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "Modality"),
+    *("SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "Modality"),
     *("SeriesNumber", "SeriesDescription", "InstanceNumber", "ImageType", "Rows", "Columns"),
     *("SamplesPerPixel", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
@@ -97,7 +98,6 @@ class Series:
     Attributes:
         place: the folder, zip or file that holds it.
         uid: its Series Instance UID.
-        study: its Study Instance UID.
         number: its number; -1 for none.
         description: such as "AX T1 POST"; may be empty.
         modality: such as "MR".
@@ -110,7 +110,6 @@ class Series:
 
     place: pathlib.Path
     uid: str
-    study: str
     number: int
     description: str
     modality: str
@@ -129,8 +128,8 @@ class Series:
     @property
     def aside(self) -> str:
         """Why it is not looked at beside others, or ""."""
-        if not self.planes:
-            return "no images that lie in a patient"
+        if not self.planes or self.modality in _NO_SCANS:
+            return "no scan"
         if "LOCALIZER" in self.kinds:
             return "a localiser"
         if "MOSAIC" in self.kinds:
@@ -141,19 +140,26 @@ class Series:
 
 
 def is_dicom(path: pathlib.Path) -> bool:
-    """Whether a folder, zip or file holds DICOM images, and no others."""
+    """Whether a folder, zip or file holds DICOM.
+
+    Raises:
+        UserError: a folder holds images of other formats too.
+    """
     if path.is_file():
         if path.suffix.lower() == ".zip":
             return True
         return not path.name.lower().endswith(_OTHER) and _has_magic(path)
     if not path.is_dir():
         return False
-    found = False
-    for each in _below(path):
-        if each.name.lower().endswith(_OTHER):
-            return False
-        found = found or _has_magic(each)
-    return found
+    files = _below(path)
+    others = [each for each in files if each.name.lower().endswith(_OTHER)]
+    found = next((each for each in files if each not in others and _has_magic(each)), None)
+    if found and others:
+        raise UserError(
+            f"{path}: holds DICOM ({found.relative_to(path)}) and images of another format "
+            f"({others[0].relative_to(path)}). Give a folder with one of them."
+        )
+    return found is not None
 
 
 def _below(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -184,7 +190,7 @@ def find(place: pathlib.Path) -> list[Series]:
     """
     if not place.exists():
         raise UserError(f"{place}: there is no such file or folder.")
-    pydicom = library("pydicom", place)
+    pydicom, _ = library("pydicom", place), library("highdicom", place)
     by_series: dict[str, list[tuple[File, Any]]] = {}
     for file in _files(place):
         try:
@@ -246,7 +252,6 @@ def _series(place: pathlib.Path, uid: str, headers: list[tuple[File, Any]]) -> S
     return Series(
         place=place,
         uid=uid,
-        study=str(first.get("StudyInstanceUID", "")),
         number=-1 if number is None else int(number),
         description=str(first.get("SeriesDescription", "")).strip(),
         modality=str(first.get("Modality", "")),
@@ -322,7 +327,7 @@ def choose(
                 f"--series={asked}: {len(named)} series of {place} have this number or UID; "
                 f"expected one.{_listed(found)}"
             )
-        return named[0], []
+        return named[0], [f"{place}: {named[0]} is taken"]
     why = {each.uid: each.aside or _other_kind(each.modality, modality) for each in found}
     left = [each for each in found if not why[each.uid]]
     if original := [each for each in left if "DERIVED" not in each.kinds]:

@@ -180,8 +180,11 @@ def test_damage_is_told_plainly(folder: pathlib.Path, tmp_path: pathlib.Path) ->
         dicom.find(tmp_path / "empty")
 
 
-def test_without_the_library(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pydicom", None)
+@pytest.mark.parametrize("name", ["pydicom", "highdicom"])
+def test_without_the_library(
+    name: str, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"pip install 'kdnet-jax\[dicom\]'"):
         dicom.find(folder)
 
@@ -191,7 +194,7 @@ def test_without_the_library(folder: pathlib.Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def study(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A localiser, T1 before and after contrast, a derived image, a CT, a text."""
+    """A localiser, T1 before and after contrast, a derived image, a CT, a mask, a text."""
     place = tmp_path / "study"
     for number, description, kinds, modality, slices in (
         (1, "LOC", ("ORIGINAL", "PRIMARY", "LOCALIZER"), "MR", 6),
@@ -200,6 +203,7 @@ def study(tmp_path: pathlib.Path) -> pathlib.Path:
         (6, "COR T1 POST", ("DERIVED", "SECONDARY", "MPR"), "MR", SLICES),
         (7, "CT", ("ORIGINAL", "PRIMARY"), "CT", SLICES),
         (8, "scout", ("ORIGINAL", "PRIMARY"), "MR", 3),
+        (9, "mask of T1 POST", ("DERIVED", "PRIMARY"), "SEG", SLICES),
     ):
         images = dicom_series.datasets(
             DATA[..., :slices],
@@ -230,6 +234,7 @@ def test_the_series_is_found_by_its_tags(study: pathlib.Path) -> None:
     assert "series 5 'AX T1 POST' (MR, 12 slices) is taken" in notes
     for reason in ("a localiser", "not called t1ce", "derived", "no MR", "fewer than 5 slices"):
         assert reason in notes
+    assert "series 9 'mask of T1 POST' (SEG, 12 slices) is left aside: no scan" in notes
     assert chosen(study, "MR", "t1")[0] == 2
     assert chosen(study, "CT", "ct")[0] == 7
 
@@ -247,7 +252,8 @@ def test_what_cannot_be_told_is_refused_with_the_list(study: pathlib.Path) -> No
 
 
 def test_a_series_that_is_named_is_taken(study: pathlib.Path) -> None:
-    assert chosen(study, "MR", "t1ce", asked="6")[0] == 6
+    number, notes = chosen(study, "MR", "t1ce", asked="6")
+    assert (number, "is taken" in notes) == (6, True)
     (derived,) = (each for each in dicom.find(study) if each.number == 6)
     assert chosen(study, "MR", "t1ce", asked=derived.uid)[0] == 6
     with pytest.raises(UserError, match="--series=99: 0 series"):
@@ -259,8 +265,11 @@ def test_a_series_that_is_named_is_taken(study: pathlib.Path) -> None:
 def test_folders_of_other_images_are_none(tmp_path: pathlib.Path, folder: pathlib.Path) -> None:
     assert dicom.is_dicom(folder)
     assert not dicom.is_dicom(tmp_path / "absent")
-    (folder / "scan.nii.gz").write_bytes(b"")
-    assert not dicom.is_dicom(folder)
+    (folder / "sub").mkdir()
+    (folder / "sub/scan.nii.gz").write_bytes(b"")
+    assert not dicom.is_dicom(folder / "sub")
+    with pytest.raises(UserError, match=r"and images of another format \(sub/scan\.nii\.gz\)"):
+        dicom.is_dicom(folder)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("a" * 200)
     assert not dicom.is_dicom(tmp_path / "text")
@@ -271,7 +280,7 @@ def test_a_header_that_does_not_say_what_it_should(tmp_path: pathlib.Path) -> No
     for image in images:
         image.SamplesPerPixel = 3
     series = the_only(dicom_series.save(tmp_path, images))
-    assert series.aside == "no images that lie in a patient"
+    assert series.aside == "no scan"
     with pytest.raises(UserError, match="or has colours"):
         dicom_stack.check(series)
 
