@@ -5,10 +5,11 @@ was segmented, and references to its images. Patient and study are copied by hig
 as the standard wants; nothing else of them is kept.
 """
 
+import contextlib
 import pathlib
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import highdicom as hd
@@ -18,7 +19,7 @@ from pydicom.sr.codedict import codes
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import files, typed
-from kdnet_jax.data.scans import dicom, dicom_stack
+from kdnet_jax.data.scans import dicom, dicom_stack, spaces
 from kdnet_jax.data.sources import labels
 from kdnet_jax.drawing import planes
 from kdnet_jax.errors import UserError
@@ -73,9 +74,43 @@ def _segmentation(
     task: task_lib.Task,
     about: typed.JsonView,
 ) -> hd.seg.Segmentation:
+    with _told(series), dicom.quiet():
+        sources = dicom_stack.datasets(series, pixels=False)
+        classes, affine = dicom_stack.on_grid(series, classes, affine)
+        masks = np.stack([np.isin(classes.T, region.members) for region in task.regions], axis=-1)
+        volume = hd.Volume(
+            masks.astype(np.uint8),
+            spaces.LPS_TO_RAS @ affine[:, [2, 1, 0, 3]],
+            hd.CoordinateSystemNames.PATIENT,
+            frame_of_reference_uid=sources[0].FrameOfReferenceUID,
+            channels={"SegmentNumber": range(1, len(task.regions) + 1)},
+        )
+        hashes = [str(each) for each in about["parameters_sha256"]]
+        return hd.seg.Segmentation(
+            source_images=sources,
+            pixel_array=volume,
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=_segments(task, str(about["kdnet_jax"]), hashes),
+            series_instance_uid=hd.UID(),
+            series_number=_SERIES_NUMBER,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer=_MAKER,
+            manufacturer_model_name=f"{_MAKER} predict",
+            software_versions=str(about["kdnet_jax"]),
+            device_serial_number=hashes[0][:16],
+            content_label="SEGMENTATION",
+            content_description=f"{task.noun}, not for diagnosis or treatment"[:64],
+            series_description=f"{_MAKER}: {task.noun}, automatic"[:64],
+            # Readers disagree on slices that are left out.
+            omit_empty_frames=False,
+        )
+
+
+@contextlib.contextmanager
+def _told(series: dicom.Series) -> Iterator[None]:
     try:
-        with dicom.quiet():
-            return _made(classes, affine, series, task, about)
+        yield
     except (AttributeError, ValueError, TypeError) as error:
         # What the error says may hold a name or a date of birth.
         raise UserError(
@@ -94,45 +129,6 @@ def _where(error: Exception) -> str:
     if isinstance(error, AttributeError) and error.name:
         return error.name
     return found[-1] if found else "an attribute that is not known"
-
-
-def _made(
-    classes: UInt8[np.ndarray, "x y z"],
-    affine: Float[np.ndarray, "4 4"],
-    series: dicom.Series,
-    task: task_lib.Task,
-    about: typed.JsonView,
-) -> hd.seg.Segmentation:
-    sources = dicom_stack.datasets(series, pixels=False)
-    classes, affine = dicom_stack.on_grid(series, classes, affine)
-    masks = np.stack([np.isin(classes.T, region.members) for region in task.regions], axis=-1)
-    volume = hd.Volume(
-        masks.astype(np.uint8),
-        np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine[:, [2, 1, 0, 3]],
-        hd.CoordinateSystemNames.PATIENT,
-        frame_of_reference_uid=sources[0].FrameOfReferenceUID,
-        channels={"SegmentNumber": range(1, len(task.regions) + 1)},
-    )
-    hashes = [str(each) for each in about["parameters_sha256"]]
-    return hd.seg.Segmentation(
-        source_images=sources,
-        pixel_array=volume,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=_segments(task, str(about["kdnet_jax"]), hashes),
-        series_instance_uid=hd.UID(),
-        series_number=_SERIES_NUMBER,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer=_MAKER,
-        manufacturer_model_name=f"{_MAKER} predict",
-        software_versions=str(about["kdnet_jax"]),
-        device_serial_number=hashes[0][:16],
-        content_label="SEGMENTATION",
-        content_description=f"{task.noun}, not for diagnosis or treatment"[:64],
-        series_description=f"{_MAKER}: {task.noun}, automatic"[:64],
-        # Readers disagree on slices that are left out.
-        omit_empty_frames=False,
-    )
 
 
 def _segments(

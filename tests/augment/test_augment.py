@@ -440,12 +440,14 @@ def test_a_batch_over_four_devices_is_augmented_as_on_one(tmp_path: pathlib.Path
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        # Without the older emitters (conftest.py), which round otherwise on a mesh.
+        "XLA_FLAGS": "",
     }
     done = commands.python(__file__, tmp_path / "out.npz", env=environment)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "out.npz") as saved:
         np.testing.assert_array_equal(saved["2x2/label"], saved["none/label"])
-        np.testing.assert_allclose(saved["2x2/image"], saved["none/image"], atol=1e-5)
+        np.testing.assert_allclose(saved["2x2/image"], saved["none/image"], atol=1e-6)
 
 
 def _augment_on_meshes(output: str) -> None:

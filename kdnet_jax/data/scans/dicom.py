@@ -33,7 +33,7 @@ _NO_SCANS: Final = ("SEG", "PR", "SR", "KO", "REG", "RTSTRUCT", "RTDOSE", "RTPLA
 _MOST_BYTES: Final = 2**32  # of a file in a zip, unpacked
 
 _TAGS: Final = (
-    *("SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "Modality"),
+    *("SeriesInstanceUID", "SOPInstanceUID", "Modality"),
     *("SeriesNumber", "SeriesDescription", "InstanceNumber", "ImageType", "Rows", "Columns"),
     *("SamplesPerPixel", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
@@ -151,13 +151,16 @@ def is_dicom(path: pathlib.Path) -> bool:
         return not path.name.lower().endswith(_OTHER) and _has_magic(path)
     if not path.is_dir():
         return False
-    files = _below(path)
-    others = [each for each in files if each.name.lower().endswith(_OTHER)]
-    found = next((each for each in files if each not in others and _has_magic(each)), None)
-    if found and others:
+    found = other = None
+    for each in _below(path):
+        if each.name.lower().endswith(_OTHER):
+            other = other or each
+        elif not found and _has_magic(each):
+            found = each
+    if found and other:
         raise UserError(
             f"{path}: holds DICOM ({found.relative_to(path)}) and images of another format "
-            f"({others[0].relative_to(path)}). Give a folder with one of them."
+            f"({other.relative_to(path)}). Give a folder with one of them."
         )
     return found is not None
 

@@ -15,7 +15,6 @@ _SAME_DIRECTION: Final = 1e-3
 _SAME_GAP, _ROUNDING_MM = 0.01, 0.01
 # ... and the stack runs along their normal to this angle, degrees.
 _UPRIGHT: Final = 0.5
-_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])  # to RAS, and back
 
 
 def check(series: dicom.Series) -> None:
@@ -133,7 +132,7 @@ def grid(series: dicom.Series) -> tuple[Float[np.ndarray, "4 4"], tuple[int, int
     lps[:3, 1] = np.multiply(first.orientation[3:], first.spacing[0])
     lps[:3, 2], lps[:3, 3] = way, first.position
     rows, columns = first.size
-    return _LPS @ lps, (columns, rows, len(planes))
+    return spaces.LPS_TO_RAS @ lps, (columns, rows, len(planes))
 
 
 def on_grid(
@@ -195,5 +194,5 @@ def read(series: dicom.Series) -> nifti.Volume:
     volume = _volume(series)
     if np.dot(volume.affine[:3, 0], series.planes[0].normal) < 0:
         volume = volume.flip_spatial(0)  # from the first slice to the last, as ITK has it
-    space = spaces.of_affine(_LPS @ volume.affine[:, [2, 1, 0, 3]])
+    space = spaces.of_affine(spaces.LPS_TO_RAS @ volume.affine[:, [2, 1, 0, 3]])
     return nifti.from_memory(volume.array.transpose(2, 1, 0), space, str(series.place))

@@ -31,6 +31,9 @@ _SAY_HOW: Final = (
     '(--config.data.orientation=LPS; in Python orientation="LPS")'
 )
 
+# From the axes of DICOM and ITK to those of NIfTI, and back.
+LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+
 # The fields of a NIfTI header that place its voxels; of pixdim the first four.
 _PLACING: Final = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -98,7 +101,7 @@ def of_itk(spacing: Sequence[float], origin: Sequence[float], direction: Sequenc
     lps = np.eye(4)
     lps[:3, :3] = np.reshape(direction, (3, 3)) * np.asarray(spacing)
     lps[:3, 3] = origin
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+    affine = LPS_TO_RAS @ lps
     if not is_identity(lps):
         return Space(affine, None)
     doubt = f"{LOST}, so the header may be lost: the voxels were taken as stored in LPS with 1 mm."
