@@ -25,12 +25,8 @@ from kdnet_jax.core import typed
 from kdnet_jax.data.scans import dicom, dicom_stack, geometry, nifti, prepare, spaces
 from kdnet_jax.data.sources import labels as label_values
 from kdnet_jax.errors import UserError, check_choice
-from kdnet_jax.prediction import (
-    ensembles,
-    prediction_jobs,
-    prediction_outputs,
-    segmenting,
-)
+from kdnet_jax.prediction import confidence as confidence_lib
+from kdnet_jax.prediction import ensembles, prediction_jobs, prediction_outputs, segmenting
 
 Path = str | os.PathLike[str]
 # A file, an image of nibabel, or intensities alone.
@@ -46,6 +42,7 @@ class Segmentation:
         affine: voxel index to mm, RAS+.
         labels: their convention.
         volumes_ml: region -> volume in ml.
+        confidence: region -> expected Dice and range of the volume (`confidence.Confidence`).
         notes: what was repaired or assumed.
         warnings: how the scan is unlike those of the training; the mask may then be wrong.
         prediction: the same before the decision, on the working grid.
@@ -57,6 +54,7 @@ class Segmentation:
     affine: Float[np.ndarray, "4 4"]
     labels: str
     volumes_ml: dict[str, float]
+    confidence: dict[str, confidence_lib.Confidence]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     prediction: ensembles.Prediction
@@ -150,12 +148,14 @@ class Model:
             usual=self.usual,
         )
         prediction = self.ensemble.segment(case)
+        confidence = self.ensemble.confidence(case, prediction)
         affine = case.geometry.affine
         return Segmentation(
             mask=label_values.from_classes(prediction.classes, labels, task=task),
             affine=affine,
             labels=labels,
             volumes_ml=prediction_outputs.volumes_ml(prediction.classes, affine, task=task),
+            confidence=confidence,
             notes=notes,
             warnings=warnings,
             prediction=prediction,

@@ -33,6 +33,8 @@ _REGION_STYLES: Final = ("solid", "dashed", "dotted", "dashdot")
 _REGION_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS: Final = 4  # side by side
 _NAMES_IN_PANEL: Final = 3
+# Of a bin of probabilities: the share of fewer is chance.
+_FEWEST_VOXELS: Final = 50
 _INCHES: Final = 9.0
 _PAPER, _INK = "#ffffff", "#1b1f24"
 # Names of the loss and its terms (losses/), among all that `metrics.jsonl` holds.
@@ -148,13 +150,7 @@ def case_plot(
       measure: What is shown.
       regions: A panel for each.
     """
-    columns = min(_PANELS, len(regions))
-    lines = math.ceil(len(regions) / columns)
-    size = (_INCHES if columns > 1 else 5.0, 3.8 + 3.2 * (lines - 1))
-    figure = mpl_figure.Figure(figsize=size, facecolor=_PAPER, layout="constrained")
-    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
-    for panel in panels[len(regions) :]:
-        panel.set_axis_off()
+    figure, panels = _panels(len(regions))
     for number, (panel, region) in enumerate(zip(panels, regions, strict=False)):
         own = [[row for row in scores if row.region == region] for scores in runs.values()]
         _join_cases(panel, own, measure)
@@ -162,7 +158,8 @@ def case_plot(
             _draw_dots(panel, place, scores, measure)
         panel.set_xticks(range(len(runs)), list(runs))
         panel.set_xlim(-0.5, len(runs) - 0.2)
-        _finish(panel, region, "", measure.label if number % columns == 0 else "")
+        first = number % min(_PANELS, len(regions)) == 0
+        _finish(panel, region, "", measure.label if first else "")
     _scale(panels[0], measure)
     if any(row.ref_empty for scores in runs.values() for row in scores):
         handle = mpl_lines.Line2D(
@@ -176,6 +173,55 @@ def case_plot(
         )
         figure.legend(handles=[handle], loc="outside lower center", frameon=False, fontsize=9)
     return figure
+
+
+def reliability(
+    measured: Mapping[str, typed.JsonView], regions: Sequence[str]
+) -> mpl_figure.Figure:
+    """How often a region is there, over the probability that it is given; a diagonal is right.
+
+    Args:
+      measured: Region -> its bins before and after calibration (`calibration.summarise`); those of
+        fewer than 50 voxels are left out.
+      regions: A panel for each.
+    """
+    figure, panels = _panels(len(regions))
+    series = (("before", "as trained", "#5A5A5A", "--", "o"), ("after", "", "#0072B2", "-", "s"))
+    for number, (panel, region) in enumerate(zip(panels, regions, strict=False)):
+        panel.plot([0, 1], [0, 1], color="#9aa0a6", linewidth=0.8, label="right")
+        for when, label, colour, style, marker in series:
+            voxels, expected, true = np.array(measured[region][f"bins_{when}"]).T
+            kept = voxels >= _FEWEST_VOXELS
+            panel.plot(
+                expected[kept] / voxels[kept],
+                true[kept] / voxels[kept],
+                color=colour,
+                linestyle=style,
+                marker=marker,
+                markersize=4,
+                label=label or "calibrated",
+            )
+        panel.set_xlim(-0.02, 1.02)
+        panel.set_ylim(-0.02, 1.02)
+        panel.set_aspect("equal")
+        first = number % min(_PANELS, len(regions)) == 0
+        _finish(panel, region, "probability", "share of voxels in the region" if first else "")
+    figure.legend(
+        handles=panels[0].lines, loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
+    return figure
+
+
+def _panels(count: int) -> tuple[mpl_figure.Figure, Sequence[mpl_axes.Axes]]:
+    """Returns a figure with so many panels, those that no one needs switched off."""
+    columns = min(_PANELS, count)
+    lines = math.ceil(count / columns)
+    size = (_INCHES if columns > 1 else 5.0, 3.8 + 3.2 * (lines - 1))
+    figure = mpl_figure.Figure(figsize=size, facecolor=_PAPER, layout="constrained")
+    panels = [*figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()]
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    return figure, panels
 
 
 def _scale(panel: mpl_axes.Axes, measure: Measure) -> None:

@@ -20,11 +20,13 @@ from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import nifti, prepare
 from kdnet_jax.data.sources import labels
 from kdnet_jax.errors import UserError
+from kdnet_jax.evaluation import calibration
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap, postprocessing
 from kdnet_jax.models import heads
 from kdnet_jax.parallel import processes
 from kdnet_jax.prediction import ensembles, inference, predictors
+from kdnet_jax.runs import calibration as calibration_lib
 
 FOLDER = "evaluation"
 PREDICTIONS = "predictions"
@@ -33,14 +35,15 @@ POSTPROCESSED = "postprocessed"
 PROBABILITIES = f"{FOLDER}/probabilities"
 NO_POST_PROCESSING = "none"
 _UNFINISHED = f".{FOLDER}.part"
-# Of an evaluation under way, one file a case: for the thresholds, the scores of both kinds, and the
-# Dice of the fixed decision.
+# Of an evaluation under way, one file a case: for the thresholds, the scores of both kinds, what
+# the probabilities say, and the Dice of the fixed decision.
 _TABLES, _PLAIN, _PROCESSED = "tables", "scores", "scores_postprocessed"
-_FIXED = "dice_of_fixed_decision"
+_CALIBRATION, _FIXED = "calibration", "dice_of_fixed_decision"
 # Raised when what is scored changes: a run that was evaluated by an older version is done again.
 VERSION = 3
 WORST = 10
 CASES_FILE, SUMMARY_FILE = "cases.csv", "summary.json"
+CALIBRATION_FILE = "calibration.json"
 
 
 def dice_on_working_grid(
@@ -91,7 +94,8 @@ def evaluate(
     """Predicts whole test cases on their own grids, scores them, and writes everything.
 
     Where the network has thresholds, the summary also says what the fixed decision comes to.
-    `evaluation/` with `cases.csv`, `summary.json`, the same two after post-processing and the
+    `evaluation/` with `cases.csv`, `summary.json`, the same two after post-processing,
+    `calibration.json` (`calibration.summarise` and, by case, `calibration.measure`) and the
     probabilities of the cases that the report shows, and `predictions/<case>.nii.gz` (without
     post-processing) appear at the end. An interrupted evaluation leaves the earlier ones, and
     resumes with the cases that are missing. Several processes share the cases.
@@ -138,6 +142,7 @@ def evaluate(
             _write_prediction(beside, each, convention, task)
             if network.thresholds:
                 _write_fixed_dice(beside, each, network.head)
+            _write_calibration(beside, each, network, cavity)
             _write_case_scores(beside, each, rules, task)
 
     # A case that cannot be read on one process ends all of them.
@@ -152,8 +157,9 @@ def evaluate(
     }
     tested = [names[index] for index in test]
     thresholds = dict(zip(task.region_names, network.thresholds, strict=False))
+    calibrated = network.calibration
     processes.first_does(
-        lambda: _gather(beside, folder, tested, rules, thresholds, about | key, task)
+        lambda: _gather(beside, folder, tested, rules, thresholds, calibrated, about | key, task)
     )
 
 
@@ -167,7 +173,7 @@ def _begin(beside: pathlib.Path, key: typed.Json) -> None:
     """Makes the folder of an evaluation under way, or keeps that of an interrupted one."""
     text = json.dumps(key, sort_keys=True)
     of = beside / "key.json"
-    names = (PREDICTIONS, PROBABILITIES, _TABLES, _PLAIN, _PROCESSED, _FIXED)
+    names = (PREDICTIONS, PROBABILITIES, _TABLES, _PLAIN, _PROCESSED, _CALIBRATION, _FIXED)
     parts = [beside / name for name in names]
     # A part may be in its place already, where the last moment of an evaluation was interrupted.
     whole = of.is_file() and all(part.is_dir() for part in parts)
@@ -185,6 +191,7 @@ def _gather(
     test: Sequence[str],
     rules: postprocessing.Rules,
     thresholds: Mapping[str, float],
+    calibrated: calibration_lib.Calibration,
     about: typed.Json,
     task: task_lib.Task,
 ) -> None:
@@ -214,6 +221,9 @@ def _gather(
         "post_processing_chosen": rules.text(task),
     }
     write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen, task=task)
+    measured = {name: _case_json(beside, _CALIBRATION, name) for name in test}
+    text = json.dumps(calibration.summarise(measured, calibrated) | {"cases": measured})
+    files.write_text(beside / FOLDER / CALIBRATION_FILE, text + "\n")
     for name in (PREDICTIONS, FOLDER):
         _replace_folder(beside / name, folder / name)
     remove_unfinished(folder)
@@ -223,14 +233,17 @@ def _decision(
     beside: pathlib.Path, test: Sequence[str], thresholds: Mapping[str, float]
 ) -> typed.Json:
     """Returns the thresholds, and the mean Dice of each region by the fixed decision."""
-    texts = [(beside / _FIXED / f"{name}.json").read_text("utf-8") for name in test]
-    cases = [json.loads(text) for text in texts]
+    cases = [_case_json(beside, _FIXED, name) for name in test]
     return {
         "thresholds": dict(thresholds),
         "fixed_dice": {
             region: sum(case[region] for case in cases) / len(cases) for region in thresholds
         },
     }
+
+
+def _case_json(beside: pathlib.Path, part: str, name: str) -> typed.Json:
+    return json.loads((beside / part / f"{name}.json").read_text("utf-8"))
 
 
 def remove_unfinished(folder: pathlib.Path) -> None:
@@ -280,6 +293,21 @@ def _write_fixed_dice(beside: pathlib.Path, each: _Predicted, head: heads.Head) 
         for region in head.task.region_names
     }
     files.write_text(beside / _FIXED / f"{each.case.case_id}.json", json.dumps(dice))
+
+
+def _write_calibration(
+    beside: pathlib.Path, each: _Predicted, network: ensembles.Ensemble, cavity: str
+) -> None:
+    assert each.case.label is not None  # prepared cases of a run have one
+    measured = calibration.measure(
+        each.case,
+        each.prediction.probabilities,
+        labels.map_cavity(each.case.label, cavity, task=network.head.task),
+        network.head,
+        network.calibration,
+        network.thresholds,
+    )
+    files.write_text(beside / _CALIBRATION / f"{each.case.case_id}.json", json.dumps(measured))
 
 
 def _write_case_scores(
@@ -392,6 +420,23 @@ def read_scores(
             "command that wrote it again."
         )
     return case_metrics.read_cases_csv(scores / CASES_FILE, regions=list(regions))
+
+
+def read_calibration(folder: pathlib.Path) -> typed.Json | None:
+    """Returns what `calibration.json` of a run's evaluation holds; `None` of an older version's.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / FOLDER / CALIBRATION_FILE
+    if not path.is_file():
+        return None
+    try:
+        return dict(documents.read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove it; the report is then drawn without it."
+        ) from error
 
 
 def read_probabilities(folder: pathlib.Path, case_id: str) -> Float[np.ndarray, "d h w k"] | None:

@@ -5,22 +5,26 @@ import dataclasses
 import functools
 import itertools
 import logging
+import operator
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import files, provenance, typed
 from kdnet_jax.data.records import skipping
 from kdnet_jax.drawing import figures
 from kdnet_jax.errors import UserError
-from kdnet_jax.evaluation import decisions, evaluation
+from kdnet_jax.evaluation import calibration, decisions, evaluation
 from kdnet_jax.experiment import compilation, given_teachers, run_data, training
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, networks
 from kdnet_jax.parallel import processes, sharding
 from kdnet_jax.prediction import ensembles, predictors
 from kdnet_jax.reports import run_report
+from kdnet_jax.runs import calibration as calibration_lib
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import teachers, thresholds, trained, transfer
 from kdnet_jax.runs import workdir as workdir_lib
@@ -213,6 +217,8 @@ def _evaluated(
 ) -> trained.Run:
     best = processes.together(lambda: trained.load_run(folder))
     _check_same(best)
+    if best.uncalibrated and data.indices("validation"):
+        best = _calibrated(best, data)
     if best.undecided:
         best = _decided(best, data)
     about = {"steps": reached.step, "train_seconds": round(reached.seconds, 1)}
@@ -224,11 +230,29 @@ def _evaluated(
     return best
 
 
+def _calibrated(run: trained.Run, data: run_data.Data) -> trained.Run:
+    """Measures the run's calibration on the validation cases, and keeps it in its folder."""
+    tables = _tables(run, data, calibration.tabulate_cases)
+    found, about = calibration.choose(tables)
+
+    def keep() -> None:
+        # Chosen by an older version, on other probabilities.
+        (run.folder / thresholds.FILE).unlink(missing_ok=True)
+        calibration_lib.write(run.folder, found, run.model.task, run.params_hash, about)
+
+    processes.first_does(keep)
+    _LOG.info(
+        f"{run.folder}: temperature {found.temperature:.3g}, chosen on validation cases: mean "
+        f"-ln p {about['likelihood_before']:.4f} -> {about['likelihood_after']:.4f}"
+    )
+    model = dataclasses.replace(run.model, calibration=found)
+    undecided = run.undecided or bool(run.model.thresholds)
+    return dataclasses.replace(run, model=model, uncalibrated=False, undecided=undecided)
+
+
 def _decided(run: trained.Run, data: run_data.Data) -> trained.Run:
     """Chooses the run's thresholds on the validation cases, and keeps them in its folder."""
-    tables = processes.together(lambda: _tables(run, data))
-    every = sorted(itertools.chain.from_iterable(processes.gather(tables)))
-    tables, head = [table for _, table in every], run.model.head
+    tables, head = _tables(run, data, decisions.tabulate_cases), run.model.head
     chosen = decisions.choose(tables, head)
     model = dataclasses.replace(run.model, thresholds=chosen)
     dice = decisions.mean_dice(tables, chosen, head)
@@ -237,14 +261,22 @@ def _decided(run: trained.Run, data: run_data.Data) -> trained.Run:
     return dataclasses.replace(run, model=model, undecided=False)
 
 
-def _tables(run: trained.Run, data: run_data.Data) -> list[tuple[int, decisions.Table]]:
-    own = processes.share(list(enumerate(data.indices("validation"))))
-    return decisions.tabulate_cases(
-        predictors.predictor([run.model]),
-        run.params,
-        ((place, data.cases[index]) for place, index in own),
-        run.model.resection_cavity,
-    )
+def _tables(
+    run: trained.Run, data: run_data.Data, tabulate: Callable[..., list[tuple[int, Any]]]
+) -> list[Any]:
+    """Returns the tables of all validation cases, which the processes share, in their order."""
+
+    def own_tables() -> list[tuple[int, Any]]:
+        own = processes.share(list(enumerate(data.indices("validation"))))
+        return tabulate(
+            predictors.predictor([run.model]),
+            run.params,
+            ((place, data.cases[index]) for place, index in own),
+            run.model.resection_cavity,
+        )
+
+    every = itertools.chain.from_iterable(processes.gather(processes.together(own_tables)))
+    return [table for _, table in sorted(every, key=operator.itemgetter(0))]
 
 
 def _check_same(run: trained.Run) -> None:
@@ -300,7 +332,10 @@ def _evaluation_key(run: trained.Run, data: run_data.Data) -> dict[str, str | in
         "data_fingerprint": data.cases.fingerprint,
     }
     # Not of the fixed decision: earlier evaluations stay valid.
-    return key | ({"thresholds": run.model.decision} if run.model.thresholds else {})
+    if not run.model.thresholds:
+        return key
+    decision = f"{run.model.decision} at temperature {run.model.calibration.temperature:g}"
+    return key | {"thresholds": decision}
 
 
 def evaluate(

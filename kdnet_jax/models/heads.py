@@ -44,6 +44,22 @@ class Head:
         softmax = self.kind == "softmax"
         return jax.nn.softmax(scaled, axis=-1) if softmax else jax.nn.sigmoid(scaled)
 
+    def tempered(
+        self, probs: Float[np.ndarray, "*grid k"], temperature: float
+    ) -> Float[np.ndarray, "*grid k"]:
+        """Returns the probabilities of logits that are divided by a temperature, on the host.
+
+        p^(1/T), normalised: over the classes, or of each region over its two outcomes.
+        """
+        if temperature == 1:
+            return probs
+        power = np.float32(1 / temperature)
+        inside = probs**power
+        if self.kind == "softmax":
+            return inside / inside.sum(axis=-1, keepdims=True)
+        # An average may be above 1 by rounding.
+        return inside / (inside + np.maximum(1 - probs, 0) ** power)
+
     def targets(self, labels: Integer[Array, "*grid"]) -> Float[Array, "*grid k"]:
         """Returns the reference as the head sees it: one-hot classes, or 0/1 per region.
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,9 @@ from kdnet_jax.core import typed
 from kdnet_jax.data.scans import familiarity, prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
+from kdnet_jax.prediction import confidence as confidence_lib
 from kdnet_jax.prediction import inference, predictors
+from kdnet_jax.runs import calibration as calibration_lib
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import teachers, trained
 
@@ -36,11 +39,11 @@ class Prediction:
 
     Attributes:
         classes: on the scan's own grid.
-        probabilities: of the head's outputs, on the working grid.
+        probabilities: of the head's outputs, on the working grid, calibrated.
         entropy: of the averaged probabilities, in nats (`inference.entropy`), on the working grid;
             `None` unless requested.
-        mutual_information: what of it is disagreement: the entropy less the mean entropy of the
-            single answers (members, mirror images, overlapping windows); likewise.
+        mutual_information: what of the entropy before calibration is disagreement: it less the mean
+            entropy of the single answers (members, mirror images, overlapping windows); likewise.
     """
 
     classes: UInt8[np.ndarray, "x y z"]
@@ -117,6 +120,11 @@ class Ensemble:
         return tuple(float(np.mean(values)) for values in zip(*each, strict=True))
 
     @property
+    def calibration(self) -> calibration_lib.Calibration:
+        """Of one network; an average of several was measured on no case."""
+        return self._model.calibration if len(self.members) == 1 else calibration_lib.NONE
+
+    @property
     def disagreeing(self) -> bool:
         """Whether a voxel has several answers wherever it lies."""
         return self.predictor.mirror or len(self.members) > 1
@@ -162,15 +170,31 @@ class Ensemble:
             )
         with stage("back"):
             probs = answers[..., : len(self.outputs)]
+            calibrated = self.head.tempered(probs, self.calibration.temperature)
+            # The fixed decision is the same before and after, but for interpolation.
+            decisive = calibrated if self.thresholds else probs
             classes = predictors.segmentation_on_scan(
-                probs, self.head, case.geometry, self.thresholds
+                decisive, self.head, case.geometry, self.thresholds
             )
         if not uncertainty:
-            return Prediction(classes, probs)
-        entropy = inference.entropy(probs, self.head)
+            return Prediction(classes, calibrated)
         # Not below 0 but for rounding: entropy is concave.
-        disagreement = np.maximum(entropy - answers[..., -1], 0)
-        return Prediction(classes, probs, entropy, disagreement)
+        disagreement = np.maximum(inference.entropy(probs, self.head) - answers[..., -1], 0)
+        entropy = inference.entropy(calibrated, self.head)
+        return Prediction(classes, calibrated, entropy, disagreement)
+
+    def confidence(
+        self, case: prepare.PreparedCase, prediction: Prediction
+    ) -> dict[str, confidence_lib.Confidence]:
+        """Returns by region what the probabilities say of the mask, decided on the working grid."""
+        probs = prediction.probabilities[case.inside]
+        return confidence_lib.of_regions(
+            probs,
+            self.head.decide(probs, self.thresholds),
+            self.head,
+            self.calibration,
+            math.prod(case.geometry.spacing) / 1000,
+        )
 
     def known_cases(self) -> dict[pathlib.Path, model_lib.KnownCases]:
         """Returns by each member's folder the cases that it was trained or chosen on.

@@ -20,6 +20,7 @@ from kdnet_jax.data.scans import geometry as geometry_lib
 from kdnet_jax.data.scans import spaces
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
+from kdnet_jax.prediction import confidence as confidence_lib
 
 # NIfTI has no float16. 16 bits and a slope, which every reader applies, are as exact and smaller
 # than float32.
@@ -89,6 +90,7 @@ class ScanVolumes:
     Attributes:
         scan: the scan's name.
         ml: region -> volume, ml.
+        confidence: region -> what the probabilities say of it.
         spacing_mm: voxel size of the scan, in the order of its stored axes.
         mask: the mask's file.
         warnings: what was unlike training.
@@ -96,6 +98,7 @@ class ScanVolumes:
 
     scan: str
     ml: dict[str, float]
+    confidence: dict[str, confidence_lib.Confidence]
     spacing_mm: tuple[float, ...]
     mask: str
     warnings: tuple[str, ...]
@@ -126,6 +129,11 @@ def write_volumes(path: pathlib.Path, rows: Sequence[ScanVolumes], about: typed.
     flat = [
         {"scan": row.scan}
         | {f"{region.lower()}_ml": round(volume, 4) for region, volume in row.ml.items()}
+        | {
+            f"{region.lower()}_{name}": "" if value is None else round(value, 4)
+            for region, each in row.confidence.items()
+            for name, value in dataclasses.asdict(each).items()
+        }
         | {
             "spacing_mm": " x ".join(f"{size:.6g}" for size in row.spacing_mm),
             "mask": row.mask,

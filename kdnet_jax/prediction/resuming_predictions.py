@@ -10,7 +10,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.core import documents, typed
 from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.errors import UserError
-from kdnet_jax.prediction import prediction_jobs, prediction_outputs
+from kdnet_jax.prediction import confidence, prediction_jobs, prediction_outputs
 
 
 def mark(choices: typed.JsonView) -> str:
@@ -82,6 +82,10 @@ def _from_json(path: pathlib.Path, task: task_lib.Task) -> list[prediction_outpu
         prediction_outputs.ScanVolumes(
             scan=str(row["scan"]),
             ml={region: float(row["ml"][region]) for region in task.region_names},
+            confidence={
+                region: confidence.Confidence(**row["confidence"][region])
+                for region in task.region_names
+            },
             spacing_mm=tuple(float(mm) for mm in row["spacing_mm"]),
             mask=str(row["mask"]),
             warnings=tuple(map(str, row["warnings"])),
@@ -100,6 +104,10 @@ def _from_csv(path: pathlib.Path, task: task_lib.Task) -> list[prediction_output
         prediction_outputs.ScanVolumes(
             scan=row["scan"],
             ml={region: float(row[f"{region.lower()}_ml"]) for region in task.region_names},
+            confidence={
+                region: confidence.from_cells(row, f"{region.lower()}_")
+                for region in task.region_names
+            },
             spacing_mm=tuple(float(mm) for mm in row["spacing_mm"].split(" x ")),
             mask=row["mask"],
             warnings=tuple(row["warnings"].split(" | ")) if row["warnings"] else (),

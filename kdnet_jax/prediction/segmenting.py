@@ -153,11 +153,18 @@ def segment_scan(
     affine = case.geometry.affine
     task = ensemble.head.task
     volumes = prediction_outputs.volumes_ml(prediction.classes, affine, task=task)
-    found = ", ".join(f"{region} {volume:.1f} ml" for region, volume in volumes.items())
+    confidence = ensemble.confidence(case, prediction)
+    found = ", ".join(
+        f"{region} {volume:.1f} ml"
+        + (f" ({confidence[region]})" if str(confidence[region]) else "")
+        for region, volume in volumes.items()
+    )
     _LOG.info(f"{job.name}: {found if any(volumes.values()) else _nothing(task)} -> {job.output}")
     _LOG.info(f"  {clock.text()}")
     spacing = typed.triple(affines.voxel_sizes(affine).tolist())
-    return prediction_outputs.ScanVolumes(job.name, volumes, spacing, str(job.output), warnings)
+    return prediction_outputs.ScanVolumes(
+        job.name, volumes, confidence, spacing, str(job.output), warnings
+    )
 
 
 def _nothing(task: task_lib.Task) -> str:

@@ -56,13 +56,25 @@ def write(
         role: evaluation.read_summary(each, postprocessed=True) for role, each in folders.items()
     }
     scores = {role: evaluation.read_scores(each) for role, each in folders.items()}
+    measured = {
+        role: found
+        for role, each in folders.items()
+        if (found := evaluation.read_calibration(each)) is not None
+    }
     shown = evaluation.shown_cases(scores[summary["role"]])
     task = head.task
     report = html.Report(
         title=f"KD-Net {summary['role']}: {', '.join(summary['modalities'])}",
         summary=run_facts.sentences(summaries, processed, scores, summary["role"]),
-        tables=[_results(folders, scores, processed, task), *score_tables.decisions(summaries)],
-        pictures=_pictures(folders, scores, task.region_names),
+        tables=[
+            _results(folders, scores, processed, task),
+            *score_tables.decisions(summaries),
+            *score_tables.calibration(measured),
+        ],
+        pictures=[
+            *_pictures(folders, scores, task.region_names),
+            *_reliability(measured, task.region_names),
+        ],
         cases=_case_views(folder, cases, channel, head, cavity, scores[summary["role"]], shown),
         cases_note=_cases_note(summary, len(shown), task.noun),
         regions=task.region_names,
@@ -129,6 +141,21 @@ def _pictures(
         alt = f"Loss terms and validation Dice of the {role} over the steps"
         pictures.append(html.Picture(charts.curves(rows, regions), alt, caption))
     return pictures
+
+
+def _reliability(
+    measured: Mapping[str, typed.JsonView], regions: Sequence[str]
+) -> list[html.Picture]:
+    return [
+        html.Picture(
+            charts.reliability(found["regions"], regions),
+            f"Reliability diagram of the {role}, by region",
+            f"Reliability of the {role}'s probabilities on the test cases, before and after "
+            f"division of its logits by T = {found['temperature']:.2f}: the share of voxels that "
+            "are in the region among those of like probability. Below the diagonal it is too sure.",
+        )
+        for role, found in reversed([*measured.items()])
+    ]
 
 
 # --- Cases -------------------------------------------------------------------------------------

@@ -103,6 +103,40 @@ def decisions(summaries: Mapping[str, typed.JsonView]) -> list[html.Table]:
     return [html.Table("Decision by region and run", header, rows, note)]
 
 
+def calibration(measured: Mapping[str, typed.JsonView]) -> list[html.Table]:
+    """Returns a table of how far the probabilities can be believed, if it was measured of any run.
+
+    Args:
+      measured: `calibration.summarise` of the runs, by the run's name.
+    """
+    rows = [
+        [
+            name,
+            region,
+            f"{found['temperature']:.2f}",
+            *(_number_or_none(row[f"ece_{when}"], 3) for when in ("before", "after")),
+            _number_or_none(row["dice_rank"], 2),
+            _number_or_none(row["dice_error"], 3),
+            f"{row['covered']} of {row['ranged']}" if row["ranged"] else _UNDEFINED,
+        ]
+        for name, found in measured.items()
+        for region, row in found["regions"].items()
+    ]
+    if not rows:
+        return []
+    header = ["Run", "Region", "T", "ECE, as trained", "ECE, calibrated"]
+    header += ["Expected Dice, rank correlation", "its mean error", "Volumes within range"]
+    note = (
+        "Of the test cases, on the working grid. T: the temperature that was chosen on validation "
+        "cases; it divides the logits of all probabilities here. ECE: expected calibration error "
+        "in 20 bins, over the voxels that get a probability of at least 0.05. Expected Dice: what "
+        "the probabilities of a case say that its mask's Dice will be, against what it is: "
+        "Spearman's correlation over the cases, and the mean absolute difference. Volumes within "
+        "range: cases whose volume lies in the 95 % range, which comes from the validation cases."
+    )
+    return [html.Table("Probabilities by region and run", header, rows, note)]
+
+
 def _described(task: task_lib.Task) -> str:
     """Returns a sentence on what the regions are, and a space; empty where nothing is known."""
     texts = [f"{each.name}: {each.description}" for each in task.regions if each.description]
@@ -125,6 +159,10 @@ def _mean(values: Sequence[float], column: _Column) -> str:
     if math.isnan(found.low):
         return text
     return f"{text}\n{_number(found.low, column.digits)} to {_number(found.high, column.digits)}"
+
+
+def _number_or_none(value: float | None, digits: int) -> str:
+    return _UNDEFINED if value is None else _number(value, digits)
 
 
 def _number(value: float, digits: int) -> str:

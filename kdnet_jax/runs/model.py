@@ -12,6 +12,7 @@ from kdnet_jax.data.scans import geometry
 from kdnet_jax.data.sources import labels
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import heads, networks
+from kdnet_jax.runs import calibration as calibration_lib
 
 _KINDS: Final = {
     "spacing": values.OneOr(values.Several(values.Number(0, 100, without_low=True), 3, 3)),
@@ -46,6 +47,7 @@ class Model:
         resection_cavity: what a resection cavity counted as.
         thresholds: of the regions, in the order of the task, chosen on validation cases; empty: the
             fixed decision (`heads.Head.decide`).
+        calibration: of its probabilities, measured on validation cases.
     """
 
     task: task_lib.Task
@@ -62,6 +64,7 @@ class Model:
     allow_skull: bool = False
     resection_cavity: str = "background"
     thresholds: tuple[float, ...] = ()
+    calibration: calibration_lib.Calibration = calibration_lib.NONE
 
     @property
     def head(self) -> heads.Head:
@@ -126,6 +129,7 @@ def to_json(model: Model) -> typed.Json:
         "network": networks.to_json(model.network),
         "task": dataset_json.to_json(model.task),
         "thresholds": model.threshold_of,
+        "calibration": calibration_lib.to_json(model.calibration, model.task),
     }
 
 
@@ -144,6 +148,8 @@ def from_json(plain: typed.JsonView) -> Model:
     }
     if "thresholds" in plain:
         tuples["thresholds"] = read_thresholds(plain["thresholds"], parts["task"])
+    if "calibration" in plain:
+        parts["calibration"] = calibration_lib.from_json(plain["calibration"], parts["task"])
     model = Model(**{**plain, **tuples, **parts})
     _check(model)
     return model

@@ -118,8 +118,8 @@ def read(folder: pathlib.Path) -> About:
     """
     path = folder / FILE
     try:
-        # Older models decide by the most probable class.
-        document = {"thresholds": {}, **documents.read_json(path)}
+        # Older models decide by the most probable class, and were not calibrated.
+        document = {"thresholds": {}, "calibration": {}, **documents.read_json(path)}
         if document["format"] != _FORMAT or document["version"] != _VERSION:
             raise UserError(
                 f"it is of the format {document['format']!r}, version {document['version']!r}; "

@@ -13,8 +13,8 @@ from kdnet_jax.core import checksums, devices
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign
 from kdnet_jax.models import networks
+from kdnet_jax.runs import calibration, model_folder, thresholds
 from kdnet_jax.runs import model as model_lib
-from kdnet_jax.runs import model_folder, thresholds
 from kdnet_jax.training import saved_checkpoints, steps
 
 
@@ -29,6 +29,7 @@ class Run:
         step: the step they come from.
         params_hash: SHA-256 of their content.
         undecided: thresholds are to be chosen on validation cases, and have not been.
+        uncalibrated: likewise the calibration.
         pretrained: it reconstructs its input, and its head was never trained.
     """
 
@@ -38,6 +39,7 @@ class Run:
     step: int
     params_hash: str
     undecided: bool = False
+    uncalibrated: bool = False
     pretrained: bool = False
 
 
@@ -70,7 +72,11 @@ def load_run(folder: pathlib.Path, *, pretrained: bool = False) -> Run:
     model = model_lib.of_experiment(experiment)
     params, step = saved_checkpoints.load_params(folder, expected_params(model))
     digest = checksums.content_hash(params)
-    run = Run(folder, model, params, step, digest, pretrained=reconstructs)
+    found = calibration.read(folder, model.task, digest)
+    model = dataclasses.replace(model, calibration=found or calibration.NONE)
+    run = Run(
+        folder, model, params, step, digest, uncalibrated=found is None, pretrained=reconstructs
+    )
     return decided(run) if experiment.inference.chooses_thresholds else run
 
 

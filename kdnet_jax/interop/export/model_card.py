@@ -71,6 +71,7 @@ def _what(model: Model, document: typed.JsonView) -> str:
         "Working voxel size": _spacing(model),
         "Window, voxels": " x ".join(map(str, model.window)),
         "Decision": model.decision,
+        "Temperature of its probabilities": f"{model.calibration.temperature:.3g}",
         "Labels of its masks": _labels(model.task),
         "Normalisation": document["input"]["intensities"],
         "Axes": document["input"]["axes"],
