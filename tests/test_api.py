@@ -132,6 +132,7 @@ def test_an_image_without_orientation_gets_a_warning(
     assert not any("how the voxels are stored" in text for text in told.warnings)
 
 
+@pytest.mark.once
 def test_a_teacher_needs_its_sequences_by_name(
     smoke_student: commands.Finished, scan: pathlib.Path
 ) -> None:

@@ -75,6 +75,7 @@ def _run(predictions: object, references: object, output: object, env: Any, *mor
     return commands.run("evaluate", *words, *more, env=env)
 
 
+@pytest.mark.once
 def test_nnunet_s_predictions_are_scored_with_and_without_post_processing(
     tiny_cohort, tmp_path, command_env
 ) -> None:
@@ -105,6 +106,7 @@ def test_nnunet_s_predictions_are_scored_with_and_without_post_processing(
     )
 
 
+@pytest.mark.once
 def test_all_problems_come_in_one_list_before_anything_is_computed(
     tiny_cohort, tmp_path, command_env
 ) -> None:

@@ -187,6 +187,7 @@ def _on(
     return config
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("without_report")
 def test_a_given_teacher_is_used_and_must_stay_the_same(
     student: config_dict.ConfigDict, smoke_student: commands.Finished, tmp_path: pathlib.Path

@@ -58,6 +58,7 @@ def _names(data: run_data.Data, indices: list[int]) -> set[str]:
     return {data.cases.summaries[index].case_id for index in indices}
 
 
+@pytest.mark.once
 def test_each_role_trains_on_the_cases_that_have_its_sequences(
     gaps: pathlib.Path, root: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,6 +18,7 @@ from kdnet_jax.parallel import sharding
 from tests.helpers import made_tasks
 
 
+@pytest.mark.once
 def test_the_label_convention_reaches_the_dataset(
     tiny_cohort: pathlib.Path, built: pathlib.Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_labels_are_kept_of_so_many_cases_and_a_student_alone_learns_from_the_ot
         run_data.open_data(reading.read(config))
 
 
+@pytest.mark.once
 def test_cases_without_a_label_file_train_without_a_reference(tmp_path: pathlib.Path) -> None:
     folder = made_tasks.write_plain(tmp_path / "scans", 5)
     for name in ("made_01", "made_03"):

@@ -153,6 +153,7 @@ def test_a_signal_to_one_process_stops_both_and_one_goes_on(
     assert saved_checkpoints.read_progress(folder, step).loader["batches"] == step
 
 
+@pytest.mark.once
 def test_one_process_goes_on_where_two_stopped(
     tiny_cohort: pathlib.Path,
     built: pathlib.Path,
