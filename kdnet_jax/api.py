@@ -41,6 +41,7 @@ class Segmentation:
         mask: label values of `labels`.
         affine: voxel index to mm, RAS+.
         labels: their convention.
+        names: label value -> class, without the background.
         volumes_ml: region -> volume in ml.
         confidence: region -> expected Dice and range of the volume (`confidence.Confidence`).
         notes: what was repaired or assumed.
@@ -53,6 +54,7 @@ class Segmentation:
     mask: UInt8[np.ndarray, "x y z"]
     affine: Float[np.ndarray, "4 4"]
     labels: str
+    names: dict[int, str]
     volumes_ml: dict[str, float]
     confidence: dict[str, confidence_lib.Confidence]
     notes: tuple[str, ...]
@@ -65,7 +67,7 @@ class Segmentation:
     def image(self) -> nib.Nifti1Image:
         """The mask as an image of nibabel, as `save` writes it."""
         return nifti.mask_image(
-            self.mask, self.affine, self.geometry.stored, description="kdnet_jax"
+            self.mask, self.affine, self.geometry.stored, "kdnet_jax", self.names
         )
 
     def save(self, path: Path) -> None:
@@ -154,6 +156,7 @@ class Model:
             mask=label_values.from_classes(prediction.classes, labels, task=task),
             affine=affine,
             labels=labels,
+            names=label_values.value_names(labels, task),
             volumes_ml=prediction_outputs.volumes_ml(prediction.classes, affine, task=task),
             confidence=confidence,
             notes=notes,

@@ -53,6 +53,9 @@ def test_a_file_gives_the_mask_of_predict(
     voxel_ml = 1 / 1000
     assert found.volumes_ml["WT"] == pytest.approx(np.count_nonzero(found.mask) * voxel_ml)
     np.testing.assert_array_equal(found.image.affine, nib.load(scan).affine)
+    assert found.names == {1: "NCR", 2: "ED", 4: "ET"}
+    assert len(found.image.header.extensions) == 1
+    assert found.confidence == model.ensemble.confidence(case, expected)
 
 
 def test_images_and_arrays_give_the_same_mask(

@@ -16,7 +16,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import geometry
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
-from kdnet_jax.prediction import prediction_jobs, prediction_outputs
+from kdnet_jax.prediction import confidence, prediction_jobs, prediction_outputs
 from tests.helpers import commands, tiny_cases
 
 
@@ -260,7 +260,9 @@ def test_volumes_as_csv_and_json(tmp_path: pathlib.Path) -> None:
     classes[0], classes[1, 0], classes[1, 1] = 2, 1, 3  # 16 ED, 4 NCR, 4 ET
     ml = prediction_outputs.volumes_ml(classes, np.diag([-2.0, 5.0, 5.0, 1]), task=task_lib.GLIOMA)
     assert ml == pytest.approx({"ET": 0.2, "TC": 0.4, "WT": 1.2})
-    row = prediction_outputs.ScanVolumes("s,1", ml, (2.0, 5.0, 5.0), "m.nii", ("odd", "old"))
+    told = {name: confidence.Confidence(0.75, 2.0, None, None) for name in ml}
+    told["ET"] = confidence.Confidence(0.5, 0.3, 0.1, 1.23456)
+    row = prediction_outputs.ScanVolumes("s,1", ml, told, (2.0, 5.0, 5.0), "m.nii", ("odd", "old"))
     about = {"kdnet_jax": "1", "checkpoints": ["a", "b"]}
     table, document = tmp_path / "v.csv", tmp_path / "v.json"
     prediction_outputs.write_volumes(table, [row, row], about)
@@ -270,10 +272,16 @@ def test_volumes_as_csv_and_json(tmp_path: pathlib.Path) -> None:
     assert len(rows) == 2
     assert float(rows[1]["wt_ml"]) == pytest.approx(1.2)
     assert rows[0]["scan"] == "s,1"
+    assert [rows[0][f"et_{name}"] for name in ("dice_expected", "ml_low", "ml_high")] == [
+        *("0.5", "0.1", "1.2346")
+    ]
+    assert (rows[0]["wt_ml_expected"], rows[0]["wt_ml_low"]) == ("2.0", "")
     assert rows[0]["checkpoints"] == "a;b"
     content = json.loads(document.read_text())
     assert content["checkpoints"] == ["a", "b"]
     assert content["scans"][0]["ml"]["ET"] == pytest.approx(0.2)
+    assert content["scans"][0]["confidence"]["ET"]["ml_high"] == 1.23456
+    assert content["scans"][0]["confidence"]["WT"]["ml_high"] is None
     assert content["scans"][0]["warnings"] == ["odd", "old"]
 
 
@@ -323,7 +331,12 @@ def test_everything_at_once_and_a_head_with_its_skull(
     assert 0 < entropy.max() <= np.log(4) + 1e-6
     assert (disagreement <= entropy + 1e-6).all()
     with table.open(newline="") as file:
-        assert [row["scan"] for row in csv.DictReader(file)] == ["scan", "head"]
+        rows = [*csv.DictReader(file)]
+    assert [row["scan"] for row in rows] == ["scan", "head"]
+    # Two validation cases give no range.
+    assert rows[0]["wt_ml_low"] == rows[0]["wt_ml_high"] == ""
+    assert float(rows[0]["wt_ml_expected"]) > 0
+    assert f"expected Dice {float(rows[0]['wt_dice_expected']):.2f}" in done.stdout
 
 
 def test_uncertainty_needs_several_answers(

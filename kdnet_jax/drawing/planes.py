@@ -17,14 +17,10 @@ from matplotlib import patheffects
 from scipy import ndimage
 
 from kdnet_jax import task as task_lib
+from kdnet_jax.core import colours
 
 Spacing = tuple[float, float, float]
 
-# Okabe and Ito's hues, light enough to stand out on grey and black, by a region's place.
-_COLOURS: Final = (
-    *("#FF6A13", "#F0E442", "#56B4E9", "#00C08B", "#E58AC0"),
-    *("#FFFFFF", "#B68CFF", "#C9A227", "#7FE0FF", "#FF9E9E"),
-)
 # In points, by a region's place: neighbours differ in grey as well.
 _WIDTHS: Final = (2.3, 1.8, 1.4)
 LINE_STYLES: Final = {"reference": "solid", "prediction": (0, (3.0, 1.8))}
@@ -45,7 +41,7 @@ class Look(NamedTuple):
 def looks(regions: Sequence[str]) -> dict[str, Look]:
     """Returns how each region is drawn, by its place; after ten the colours repeat."""
     return {
-        name: Look(_COLOURS[place % len(_COLOURS)], _WIDTHS[place % len(_WIDTHS)])
+        name: Look(colours.at(place), _WIDTHS[place % len(_WIDTHS)])
         for place, name in enumerate(regions)
     }
 

@@ -77,6 +77,7 @@ def segment(
                 beside / f"{case.case_id}.nii.gz",
                 labels.from_classes(classes, label_convention(task), task=task),
                 prepared.geometry.affine,
+                names=labels.value_names(label_convention(task), task),
                 stored=prepared.geometry.stored,
             )
         members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}

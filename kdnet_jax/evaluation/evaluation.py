@@ -277,6 +277,7 @@ def _write_prediction(
         beside / PREDICTIONS / f"{name}.nii.gz",
         labels.from_classes(each.classes, convention, task=task),
         each.case.geometry.affine,
+        names=labels.value_names(convention, task),
         stored=each.case.geometry.stored,
     )
     np.savez_compressed(

@@ -280,7 +280,10 @@ def _write(
         dicom_seg.write(job.output, prediction.classes, affine, job.series, task, options.about)
         return
     values = labels.from_classes(prediction.classes, options.convention, task=task)
-    nifti.write_mask(job.output, values, affine, stored=stored, description=options.mark)
+    names = labels.value_names(options.convention, task)
+    nifti.write_mask(
+        job.output, values, affine, names=names, stored=stored, description=options.mark
+    )
 
 
 def _draw(

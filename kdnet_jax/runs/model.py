@@ -148,11 +148,11 @@ def from_json(plain: typed.JsonView) -> Model:
     }
     if "thresholds" in plain:
         tuples["thresholds"] = read_thresholds(plain["thresholds"], parts["task"])
-    if "calibration" in plain:
-        parts["calibration"] = calibration_lib.from_json(plain["calibration"], parts["task"])
+    parts["calibration"] = calibration_lib.NONE
     model = Model(**{**plain, **tuples, **parts})
     _check(model)
-    return model
+    found = calibration_lib.from_json(plain.get("calibration", {}), model.task)
+    return dataclasses.replace(model, calibration=found)
 
 
 def read_thresholds(given: object, task: task_lib.Task) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ from kdnet_jax.data import splits
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
-from kdnet_jax.prediction import ensembles, inference, predictors
-from kdnet_jax.runs import trained
+from kdnet_jax.prediction import confidence, ensembles, inference, predictors
+from kdnet_jax.runs import calibration, trained
 from kdnet_jax.training import checkpoint, optimizers, saved_checkpoints, steps
 from tests.helpers import glioma
 
@@ -122,6 +123,40 @@ def test_the_average_is_that_of_the_members(
 def test_one_run_is_the_ensemble_of_one(folder: pathlib.Path, case: prepare.PreparedCase) -> None:
     prediction = _load(folder, "fold-1").segment(case)
     np.testing.assert_array_equal(prediction.probabilities, _alone(folder / "fold-1", case))
+
+
+def test_a_run_s_calibration_reaches_its_probabilities_and_no_mask(
+    folder: pathlib.Path, case: prepare.PreparedCase, tmp_path: pathlib.Path
+) -> None:
+    plain = _load(folder, "fold-1")
+    run, before = plain.members[0], plain.segment(case, uncertainty=False)
+    assert run.uncalibrated
+    shutil.copytree(run.folder, tmp_path / "run")
+    error = calibration.VolumeError(0.1, 0.2, 5)
+    found = calibration.Calibration(2.0, (error, error, error))
+    calibration.write(tmp_path / "run", found, run.model.task, run.params_hash, {"cases": 5.0})
+    ensemble = _load(tmp_path, "run")
+    assert not ensemble.members[0].uncalibrated
+    after = ensemble.segment(case)
+    np.testing.assert_array_equal(after.classes, before.classes)
+    softer = np.sqrt(before.probabilities)
+    softer /= softer.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(after.probabilities, softer, atol=1e-6)
+    # Of each region over the brain.
+    told = ensemble.confidence(case, after)["WT"]
+    p = softer[case.inside][:, 1:].sum(axis=-1)
+    mask = before.probabilities[case.inside].argmax(axis=-1) > 0
+    assert told.ml_expected == pytest.approx(p.sum() * 0.216, rel=1e-5)
+    assert told.dice_expected == pytest.approx(2 * p[mask].sum() / (mask.sum() + p.sum()), rel=1e-5)
+    assert (told.ml_low, told.ml_high) == confidence.volume_range(told.ml_expected, error)
+    # It is that of one network, and of these parameters.
+    both = _load(tmp_path, "run", str(folder / "fold-2"))
+    assert both.calibration == calibration.NONE
+    calibration.write(tmp_path / "run", found, run.model.task, "other", {})
+    assert _load(tmp_path, "run").calibration == calibration.NONE
+    (tmp_path / "run" / calibration.FILE).write_text("{", "utf-8")
+    with pytest.raises(UserError, match=r"calibration.json"):
+        _load(tmp_path, "run")
 
 
 def test_uncertainty_is_entropy_and_what_of_it_is_disagreement(

@@ -11,7 +11,12 @@ import pytest
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
-from kdnet_jax.prediction import prediction_jobs, prediction_outputs, resuming_predictions
+from kdnet_jax.prediction import (
+    confidence,
+    prediction_jobs,
+    prediction_outputs,
+    resuming_predictions,
+)
 from tests.bad_input import scans, sound
 from tests.helpers import forks
 
@@ -100,7 +105,12 @@ def test_places_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
 
 def _row(name: str, mask: pathlib.Path, *warnings: str) -> prediction_outputs.ScanVolumes:
     ml = {"ET": 0.25, "TC": 1.5, "WT": 20.125}
-    return prediction_outputs.ScanVolumes(name, ml, (1.0, 0.5, 2.25), str(mask), warnings)
+    told = {
+        "ET": confidence.Confidence(0.7125, 1.5, 0.25, 12.5),
+        "TC": confidence.Confidence(None, 0.0, 0.0, 0.5),
+        "WT": confidence.Confidence(0.9, 33.0, None, None),
+    }
+    return prediction_outputs.ScanVolumes(name, ml, told, (1.0, 0.5, 2.25), str(mask), warnings)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json"])

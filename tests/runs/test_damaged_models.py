@@ -8,8 +8,8 @@ import pytest
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import files
 from kdnet_jax.models import networks, unet
+from kdnet_jax.runs import calibration, model_folder, trained
 from kdnet_jax.runs import model as model_lib
-from kdnet_jax.runs import model_folder, trained
 from tests.helpers import wrong_values
 
 pytestmark = pytest.mark.once
@@ -21,7 +21,14 @@ def test_a_damaged_document_is_refused(tmp_path: pathlib.Path, name: str) -> Non
     if name != networks.UNET:
         network = networks.of_family(name, network)
     model = model_lib.Model(
-        task_lib.GLIOMA, "student", network, ("t2",), 1.5, (8, 16, 24), orientation="LPS"
+        task_lib.GLIOMA,
+        "student",
+        network,
+        ("t2",),
+        1.5,
+        (8, 16, 24),
+        orientation="LPS",
+        calibration=calibration.Calibration(1.25, (calibration.VolumeError(-0.5, 0.75, 4),) * 3),
     )
     params = networks.init_params(network, 1, jax.random.key(0))
     folder = tmp_path / "model"

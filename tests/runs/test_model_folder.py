@@ -17,8 +17,8 @@ from kdnet_jax.core import files
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted, networks, unet
 from kdnet_jax.prediction import predictors
+from kdnet_jax.runs import calibration, model_folder, trained
 from kdnet_jax.runs import model as model_lib
-from kdnet_jax.runs import model_folder, trained
 from tests.helpers import foreign_folders
 
 OWN = unet.UNetConfig(widths=(2, 4), head="regions", bfloat16=False, out_channels=3)
@@ -47,6 +47,7 @@ def _write(folder: pathlib.Path, network: networks.Network = OWN) -> Any:
         overlap=0.25,
         mirror=True,
         orientation="LPS",
+        calibration=calibration.Calibration(1.25, (calibration.VolumeError(-0.5, 0.75, 4),) * 3),
     )
     params = networks.init_params(network, 1, jax.random.key(3))
     with files.new_folder(folder) as beside:
@@ -91,6 +92,17 @@ def test_thresholds_come_back_by_name(tmp_path: pathlib.Path) -> None:
     del document["thresholds"]
     path.write_text(json.dumps(document), "utf-8")
     assert model_folder.read(tmp_path / "chosen").model == model
+
+
+def test_models_of_before_calibration_have_none(tmp_path: pathlib.Path) -> None:
+    model, _ = _write(tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    document = json.loads(path.read_text("utf-8"))
+    errors = document.pop("calibration")["volume_errors"]
+    assert errors["TC"] == {"mean": -0.5, "deviation": 0.75, "cases": 4}
+    path.write_text(json.dumps(document), "utf-8")
+    plain = dataclasses.replace(model, calibration=calibration.NONE)
+    assert model_folder.read(tmp_path / "model").model == plain
 
 
 def test_nothing_but_jax_and_orbax_reads_the_parameters(tmp_path: pathlib.Path) -> None:

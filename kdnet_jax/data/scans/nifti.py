@@ -9,7 +9,7 @@ import io
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import nibabel as nib
@@ -19,7 +19,7 @@ from nibabel import arrayproxy
 from numpy.typing import ArrayLike
 
 from kdnet_jax.core import files, typed
-from kdnet_jax.data.scans import itk_files, nifti_header, spaces
+from kdnet_jax.data.scans import itk_files, label_table, nifti_header, spaces
 from kdnet_jax.errors import UserError
 
 _MEBI = 2**20
@@ -190,6 +190,7 @@ def write_mask(
     *,
     stored: typed.JsonView | None = None,
     description: str = "",
+    names: Mapping[int, str] | None = None,
 ) -> None:
     """Writes a mask as uint8 NIfTI, atomically.
 
@@ -200,12 +201,13 @@ def write_mask(
         stored: the placing fields of the scan's header, kept as they are (`spaces.Space.stored`);
             None writes `affine` as sform and qform.
         description: up to 79 characters for the header.
+        names: of the label values but the background's, for its extension (`label_table`).
 
     Raises:
         UserError: the name does not end in .nii or .nii.gz, the disk is full, or the folder cannot
             be written.
     """
-    save(path, mask_image(mask, affine, stored, description))
+    save(path, mask_image(mask, affine, stored, description, names))
 
 
 def mask_image(
@@ -213,9 +215,13 @@ def mask_image(
     affine: Affine,
     stored: typed.JsonView | None = None,
     description: str = "",
+    names: Mapping[int, str] | None = None,
 ) -> nib.Nifti1Image:
     """Returns what `write_mask` writes."""
-    return _image(np.asarray(mask, np.uint8), affine, stored, description)
+    image = _image(np.asarray(mask, np.uint8), affine, stored, description)
+    if names:
+        image.header.extensions.append(label_table.extension(names))
+    return image
 
 
 def write_image(

@@ -219,6 +219,13 @@ def from_classes(
     return lookup[classes]
 
 
+def value_names(convention: str, task: task_lib.Task) -> dict[int, str]:
+    """Returns the name of each label value that `from_classes` writes but the background's."""
+    classes = np.arange(1, len(task.classes))
+    values = from_classes(classes, convention, task=task).tolist()
+    return dict(zip(values, task.classes[1:], strict=True))
+
+
 def map_cavity(
     classes: UInt8[np.ndarray, "*grid"],
     choice: str = "background",

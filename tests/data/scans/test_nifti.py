@@ -4,6 +4,7 @@ import errno
 import gzip
 import os
 import pathlib
+from xml.etree import ElementTree
 
 import nibabel as nib
 import numpy as np
@@ -256,3 +257,23 @@ def test_only_what_is_nearly_whole_is_rounded(
     volume = nifti.read_labels(_save(tmp_path / "a.nii", data))
     assert volume.data[2, 2, 2] == pytest.approx(read)
     assert bool(volume.notes) == (read == 1)
+
+
+def test_a_mask_names_its_labels(tmp_path: pathlib.Path) -> None:
+    """As TotalSegmentator reads them, and no voxel moves."""
+    mask = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    names = {1: "necrosis & <core>", 4: "ET"}
+    nifti.write_mask(tmp_path / "plain.nii.gz", mask, AFFINE)
+    nifti.write_mask(tmp_path / "named.nii.gz", mask, AFFINE, names=names)
+    plain, named = (nib.load(tmp_path / f"{name}.nii.gz") for name in ("plain", "named"))
+    assert not plain.header.extensions
+    (extension,) = named.header.extensions
+    labels = ElementTree.fromstring(extension.get_content()).findall(".//LabelTable/Label")
+    assert {int(label.get("Key")): label.text for label in labels} == names
+    # FF6A13
+    assert [float(labels[0].get(part)) * 255 for part in ("Red", "Green", "Blue")] == pytest.approx(
+        [255, 106, 19], abs=0.01
+    )
+    np.testing.assert_array_equal(named.dataobj, mask)
+    np.testing.assert_array_equal(nifti.read_labels(tmp_path / "named.nii.gz").data, mask)
+    np.testing.assert_array_equal(named.affine, plain.affine)
