@@ -1,21 +1,23 @@
-"""Calibration: how far a network's probabilities are frequencies, and the temperature for it.
+"""Calibration: how far a network's probabilities are frequencies, and what brings them there.
 
-A temperature T divides the logits: softmax(z / T). It changes no decision for the most probable
-class, and its one number is found on few cases (Guo et al., "On calibration of modern neural
-networks", ICML 2017). Here it acts on what windows, and mirror images if there are any, were
-averaged to: p^(1/T), normalised (`heads.Head.tempered`).
+A temperature T and a bias b for each output: softmax(z / T + b), the bias-corrected temperature
+scaling of Alexandari, Kundaje & Shrikumar, "Maximum likelihood with bias-corrected calibration is
+hard-to-beat at label shift adaptation", ICML 2020. T alone (Guo et al., "On calibration of modern
+neural networks", ICML 2017) makes all classes surer or less sure; but networks that train on
+patches around tumours, by a loss that balances classes, find them too often everywhere. Here both
+act on what windows, and mirror images if there are any, were averaged to (`Head.calibrated`).
 
-All sums are over the voxels in which a scan has data and a reference (`seen`).
+Only voxels count in which a scan has data and a reference (`seen`).
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, PyTree, UInt8
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
@@ -26,27 +28,27 @@ from kdnet_jax.models import heads
 from kdnet_jax.prediction import confidence, inference
 from kdnet_jax.runs import calibration as calibration_lib
 
-# Each 9 % above the one before; 1 is among them.
-TEMPERATURES: Final = tuple(2 ** (step / 8) for step in range(-16, 25))
-_ONE: Final = TEMPERATURES.index(1.0)
+Result = TypeVar("Result")
+
 # Below it a logarithm says more of rounding than of the network.
 _SMALLEST: Final = 1e-7
 BINS: Final = 20
+# Of a case, for the fit of a handful of numbers.
+_VOXELS: Final = 5000
+# Of a normal prior on ln T and b, as the share of a case: it holds what no case has.
+_PRIOR: Final = 0.001
 
 
-class CaseTable(NamedTuple):
-    """What the choice of a temperature, and the spread of volumes, depend on in a case.
+class Sample(NamedTuple):
+    """Some voxels of a case.
 
     Attributes:
-        likelihoods: for each of `TEMPERATURES` the mean over voxels of -ln p of the reference's
-            class; of a regions head, of all regions' outcomes.
-        expected_ml: for each temperature the sum of each region's probabilities, ml.
-        true_ml: of each region, ml.
+        z: logits "n k": ln p, of a regions head ln p - ln (1 - p).
+        reference: their classes.
     """
 
-    likelihoods: list[float]
-    expected_ml: list[list[float]]
-    true_ml: list[float]
+    z: list[list[float]]
+    reference: list[int]
 
 
 def seen(
@@ -56,94 +58,154 @@ def seen(
     return case.inside if task.ignore is None else case.inside & (reference != task.ignore)
 
 
-def tabulate(
+def sample(
     probs: Float[np.ndarray, "n k"],
-    reference: Integer[np.ndarray, "n"],
+    reference: UInt8[np.ndarray, "n"],
     head: heads.Head,
     voxel_ml: float,
-) -> CaseTable:
-    """Returns the table of a case.
+) -> Sample:
+    """Returns a sample of a case's `doubtful` voxels, always the same.
 
     Args:
-        probs: of the head's outputs.
-        reference: classes, of the same voxels.
+        probs: of the head's outputs, on the voxels that are `seen`.
+        reference: their classes.
         head: what the outputs are.
-        voxel_ml: volume of a voxel.
+        voxel_ml: not read.
     """
-    truth = _truth(reference, head.task)
-    z = np.log(np.maximum(probs, _SMALLEST))
+    del voxel_ml
+    found = np.flatnonzero(doubtful(probs, head))
+    if len(found) > _VOXELS:
+        found = np.random.default_rng(len(found)).choice(found, _VOXELS, replace=False)
+    z = np.log(np.maximum(probs[found], _SMALLEST))
     if head.kind == "regions":
-        z -= np.log(np.maximum(1 - probs, _SMALLEST))
-    likelihoods, expected = [], []
-    for temperature in TEMPERATURES:
-        scaled = z / np.float32(temperature)
-        if head.kind == "regions":
-            terms = np.logaddexp(0, np.where(truth, -scaled, scaled)).sum(axis=-1)
-            regions = special.expit(scaled)
-        else:
-            log_p = special.log_softmax(scaled, axis=-1)
-            terms = -np.take_along_axis(log_p, reference[:, None].astype(np.intp), axis=-1)
-            regions = head.region_probabilities(np.exp(log_p))
-        likelihoods.append(float(terms.sum(dtype=np.float64)) / max(len(reference), 1))
-        expected.append((regions.sum(axis=0, dtype=np.float64) * voxel_ml).tolist())
-    return CaseTable(likelihoods, expected, (truth.sum(axis=0) * voxel_ml).tolist())
+        z -= np.log(np.maximum(1 - probs[found], _SMALLEST))
+    return Sample(z.tolist(), reference[found].tolist())
 
 
-def tabulate_cases(
+def doubtful(probs: Float[np.ndarray, "n k"], head: heads.Head) -> Bool[np.ndarray, "n"]:
+    """Returns the voxels that are in a region with a probability of at least 1 / `BINS`.
+
+    Nearly all others are surely background. They are so many that they alone would decide, and
+    hide every error.
+    """
+    if head.kind == "softmax":
+        return probs[:, 0] <= 1 - 1 / BINS
+    return probs.max(axis=-1) >= 1 / BINS
+
+
+def fit(
+    samples: Sequence[Sample], head: heads.Head
+) -> tuple[calibration_lib.Calibration, dict[str, float]]:
+    """Returns T and b of the smallest mean of -ln p of the reference, over cases and their voxels.
+
+    A normal prior holds ln T and b near 0 as far as the cases leave them open. They are for other
+    cases than these.
+
+    Args:
+        samples: of each validation case; those without a voxel count for nothing.
+        head: what the outputs are.
+
+    Returns:
+        The calibration, without volumes, and the mean of -ln p before and after.
+    """
+    softmax = head.kind == "softmax"
+    cases = [(np.array(each.z, np.float64), np.array(each.reference)) for each in samples if each.z]
+    targets = [
+        np.eye(len(head.outputs))[classes] if softmax else _truth(classes, head.task).astype(float)
+        for _, classes in cases
+    ]
+
+    def loss(x: Float[np.ndarray, "p"]) -> tuple[float, Float[np.ndarray, "p"]]:
+        """Returns the mean over cases of -ln p, and its gradient, for ln (1 / T) and b."""
+        total, slopes = 0.0, np.zeros_like(x)
+        for (z, _), target in zip(cases, targets, strict=True):
+            scaled = z * math.exp(x[0]) + x[1:]
+            if softmax:
+                log_p = special.log_softmax(scaled, axis=-1)
+                value, p = -(target * log_p).sum(), np.exp(log_p)
+            else:
+                value = np.logaddexp(0, np.where(target > 0, -scaled, scaled)).sum()
+                p = special.expit(scaled)
+            apart = (p - target) / len(z)
+            total += value / len(z)
+            slopes[0] += (apart * z).sum() * math.exp(x[0])
+            slopes[1:] += apart.sum(axis=0)
+        return total / len(cases), slopes / len(cases)
+
+    def penalised(x: Float[np.ndarray, "p"]) -> tuple[float, Float[np.ndarray, "p"]]:
+        value, slopes = loss(x)
+        return value + _PRIOR * float(x @ x), slopes + 2 * _PRIOR * x
+
+    start = np.zeros(1 + len(head.outputs))
+    if not cases:
+        return calibration_lib.NONE, {}
+    ends = [(-3.0, 3.0)] + [(-10.0, 10.0)] * len(head.outputs)
+    best = optimize.minimize(penalised, start, jac=True, method="L-BFGS-B", bounds=ends).x
+    # Of a softmax only differences count.
+    biases = best[1:] - best[1] if softmax else best[1:]
+    found = calibration_lib.Calibration(math.exp(-best[0]), tuple(biases.tolist()))
+    return found, {"loss_before": float(loss(start)[0]), "loss_after": float(loss(best)[0])}
+
+
+class Volumes(NamedTuple):
+    """Of a case, ml by region: the sum of the calibrated probabilities, and the truth."""
+
+    expected: list[float]
+    true: list[float]
+
+
+def spread(cases: Sequence[Volumes]) -> tuple[calibration_lib.VolumeError, ...]:
+    """Returns the errors of the volumes of validation cases by region; of too few none."""
+    if len(cases) < calibration_lib.FEWEST_CASES:
+        return ()
+    expected, true = np.array(cases).transpose(1, 0, 2)
+    ratios = np.log((true + 1) / (expected + 1))
+    return tuple(
+        calibration_lib.VolumeError(float(of.mean()), float(of.std(ddof=1)), len(cases))
+        for of in ratios.T
+    )
+
+
+def volumes(
+    probs: Float[np.ndarray, "n k"],
+    reference: UInt8[np.ndarray, "n"],
+    head: heads.Head,
+    voxel_ml: float,
+) -> Volumes:
+    """Returns the volumes of a case: as `sample`, of calibrated probabilities and by voxel_ml."""
+    expected = head.region_probabilities(probs).sum(axis=0, dtype=np.float64) * voxel_ml
+    true = _truth(reference, head.task).sum(axis=0) * voxel_ml
+    return Volumes(expected.tolist(), true.tolist())
+
+
+def of_cases(
+    of: Callable[..., Result],
     predictor: inference.Predictor,
     params: PyTree,
     cases: Iterable[tuple[int, prepare.PreparedCase]],
     cavity: str,
-) -> list[tuple[int, CaseTable]]:
-    """Returns the table of each of the numbered cases, on the working grid.
+) -> list[tuple[int, Result]]:
+    """Returns what `sample` or `volumes` makes of each of the numbered cases.
 
     Args:
+        of: the one or the other.
         predictor: of one network.
         params: its parameters, on this process's own devices.
         cases: each with its number.
         cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
     """
-    head, placed = predictor.models[0].head, predictor.place([params])
-    tables = []
+    model = predictor.models[0]
+    head, placed, found = model.head, predictor.place([params]), model.calibration
+    results = []
     for place, case in cases:
         assert case.label is not None  # prepared cases of a run have one
         probs = predictor.probabilities(placed, predictor.image(case))
         reference = labels.map_cavity(case.label, cavity, task=head.task)
         counts = seen(case, reference, head.task)
+        calibrated = head.calibrated(probs[counts], found.temperature, found.biases)
         voxel_ml = math.prod(case.geometry.spacing) / 1000
-        tables.append((place, tabulate(probs[counts], reference[counts], head, voxel_ml)))
-    return tables
-
-
-def choose(
-    tables: Sequence[Sequence],
-) -> tuple[calibration_lib.Calibration, dict[str, float]]:
-    """Returns the calibration with the smallest mean over cases of their likelihoods.
-
-    It is for other cases than these: the temperature, as any choice, fits its own cases best.
-
-    Args:
-        tables: a `CaseTable`, or its fields in a list, of each validation case; at least one.
-
-    Returns:
-        The calibration, and what else was measured: the mean of -ln p at T = 1 and at its own.
-    """
-    cases = [CaseTable(*table) for table in tables]
-    mean = np.mean([case.likelihoods for case in cases], axis=0)
-    # Of equals the nearest to 1.
-    order = sorted(range(len(TEMPERATURES)), key=lambda place: abs(place - _ONE))
-    best = min(order, key=lambda place: round(float(mean[place]), 9))
-    about = {"cases": len(cases), "likelihood_before": mean[_ONE], "likelihood_after": mean[best]}
-    errors: list[calibration_lib.VolumeError] = []
-    if len(cases) >= calibration_lib.FEWEST_CASES:
-        expected = np.array([case.expected_ml[best] for case in cases])
-        ratios = np.log((np.array([case.true_ml for case in cases]) + 1) / (expected + 1))
-        errors = [
-            calibration_lib.VolumeError(float(of.mean()), float(of.std(ddof=1)), len(cases))
-            for of in ratios.T
-        ]
-    found = calibration_lib.Calibration(TEMPERATURES[best], tuple(errors))
-    return found, {name: float(value) for name, value in about.items()}
+        results.append((place, of(calibrated, reference[counts], head, voxel_ml)))
+    return results
 
 
 # --- Test cases ----------------------------------------------------------------------------------
@@ -173,7 +235,9 @@ def measure(
     """
     counts = seen(case, reference, head.task)
     after = probs[counts]
-    before = head.tempered(after, 1 / calibration.temperature)
+    temperature = calibration.temperature
+    undone = [-temperature * bias for bias in calibration.biases]
+    before = head.calibrated(after, 1 / temperature, undone)
     voxel_ml = math.prod(case.geometry.spacing) / 1000
     decided = head.decide(after, thresholds)
     told = confidence.of_regions(after, decided, head, calibration, voxel_ml)
@@ -223,10 +287,10 @@ def summarise(
 
     Returns:
         By region the bins over all cases, the expected calibration error `ece` of the voxels that
-        have at least 1 / `BINS` (nearly all others are certainly background, and hide every error)
-        and `ece_all` of all, each before and after; `dice_rank`, Spearman's correlation of expected
-        and true Dice over the cases (`None` of fewer than 3), `dice_error`, their mean absolute
-        difference, and `covered`, in how many of `ranged` cases the range holds the true volume.
+        have at least 1 / `BINS` (see `doubtful`) and `ece_all` of all, each before and after;
+        `dice_rank`, Spearman's correlation of expected and true Dice over the cases (`None` of
+        fewer than 3), `dice_error`, their mean absolute difference, and `covered`, in how many of
+        `ranged` cases the range holds the true volume.
     """
     regions = {}
     for name in next(iter(cases.values())):
@@ -247,7 +311,11 @@ def summarise(
             "ranged": len(ranged),
         }
         regions[name] = found
-    return {"temperature": calibration.temperature, "regions": regions}
+    return {
+        "temperature": calibration.temperature,
+        "biases": list(calibration.biases),
+        "regions": regions,
+    }
 
 
 def _rank_correlation(pairs: Float[np.ndarray, "cases 2"]) -> float | None:

@@ -74,7 +74,8 @@ def tabulate_cases(
     for place, case in cases:
         assert case.label is not None  # prepared cases of a run have one
         probs = predictor.probabilities(placed, predictor.image(case))
-        probs = head.tempered(probs, predictor.models[0].calibration.temperature)
+        found = predictor.models[0].calibration
+        probs = head.calibrated(probs, found.temperature, found.biases)
         reference = labels.map_cavity(case.label, cavity, task=head.task)
         tables.append((place, tabulate(head.region_probabilities(probs), reference, head.task)))
     return tables

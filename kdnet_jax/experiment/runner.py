@@ -232,19 +232,26 @@ def _evaluated(
 
 def _calibrated(run: trained.Run, data: run_data.Data) -> trained.Run:
     """Measures the run's calibration on the validation cases, and keeps it in its folder."""
-    tables = _tables(run, data, calibration.tabulate_cases)
-    found, about = calibration.choose(tables)
+    head = run.model.head
+    samples = _tables(run, data, functools.partial(calibration.of_cases, calibration.sample))
+    found, about = calibration.fit([calibration.Sample(*each) for each in samples], head)
+    fitted = dataclasses.replace(run, model=dataclasses.replace(run.model, calibration=found))
+    volumes = _tables(fitted, data, functools.partial(calibration.of_cases, calibration.volumes))
+    found = dataclasses.replace(
+        found, volumes=calibration.spread([calibration.Volumes(*each) for each in volumes])
+    )
 
     def keep() -> None:
         # Chosen by an older version, on other probabilities.
         (run.folder / thresholds.FILE).unlink(missing_ok=True)
-        calibration_lib.write(run.folder, found, run.model.task, run.params_hash, about)
+        calibration_lib.write(run.folder, found, head, run.params_hash, about)
 
     processes.first_does(keep)
-    _LOG.info(
-        f"{run.folder}: temperature {found.temperature:.3g}, chosen on validation cases: mean "
-        f"-ln p {about['likelihood_before']:.4f} -> {about['likelihood_after']:.4f}"
-    )
+    if about:
+        _LOG.info(
+            f"{run.folder}: calibrated on validation cases (temperature {found.temperature:.2f}): "
+            f"mean -ln p {about['loss_before']:.4f} -> {about['loss_after']:.4f}"
+        )
     model = dataclasses.replace(run.model, calibration=found)
     undecided = run.undecided or bool(run.model.thresholds)
     return dataclasses.replace(run, model=model, uncalibrated=False, undecided=undecided)

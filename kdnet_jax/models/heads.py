@@ -44,17 +44,24 @@ class Head:
         softmax = self.kind == "softmax"
         return jax.nn.softmax(scaled, axis=-1) if softmax else jax.nn.sigmoid(scaled)
 
-    def tempered(
-        self, probs: Float[np.ndarray, "*grid k"], temperature: float
+    def calibrated(
+        self, probs: Float[np.ndarray, "*grid k"], temperature: float, biases: Sequence[float] = ()
     ) -> Float[np.ndarray, "*grid k"]:
-        """Returns the probabilities of logits that are divided by a temperature, on the host.
+        """Returns the probabilities of the logits z / T + b, on the host.
 
-        p^(1/T), normalised: over the classes, or of each region over its two outcomes.
+        p^(1/T) e^b, normalised: over the classes, or of each region over its two outcomes.
+
+        Args:
+            probs: of the outputs, of the logits z.
+            temperature: T.
+            biases: b of each output; empty: 0.
         """
-        if temperature == 1:
+        if temperature == 1 and not any(biases):
             return probs
         power = np.float32(1 / temperature)
         inside = probs**power
+        if any(biases):
+            inside = inside * np.exp(np.asarray(biases, np.float32))
         if self.kind == "softmax":
             return inside / inside.sum(axis=-1, keepdims=True)
         # An average may be above 1 by rounding.

@@ -25,9 +25,9 @@ class Confidence:
             drawn from the probabilities, the mean of the quotient taken as that of means; `None`
             where both are empty.
         ml_expected: the sum of the probabilities, ml.
-        ml_low: of the range that holds the reference's volume in 95 % of scans like those of
-            validation; `None` where there were too few.
-        ml_high: likewise.
+        ml_low: lower end of the range that is to hold the reference's volume in 95 % of scans like
+            those of validation; `None` where there were too few.
+        ml_high: its upper end, at most the volume in which the scan has data.
     """
 
     dice_expected: float | None
@@ -71,6 +71,8 @@ def of_regions(
         dice = 2 * float(p[mask].sum(dtype=np.float64)) / size if size else None
         expected = total * voxel_ml
         low, high = volume_range(expected, error) if error else (None, None)
+        if high is not None:
+            high = min(high, len(probs) * voxel_ml)
         found[name] = Confidence(dice, expected, low, high)
     return found
 

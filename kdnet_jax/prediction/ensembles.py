@@ -170,8 +170,9 @@ class Ensemble:
             )
         with stage("back"):
             probs = answers[..., : len(self.outputs)]
-            calibrated = self.head.tempered(probs, self.calibration.temperature)
-            # The fixed decision is the same before and after, but for interpolation.
+            found = self.calibration
+            calibrated = self.head.calibrated(probs, found.temperature, found.biases)
+            # What the fixed decision was trained for and scored by: see docs/prediction.md.
             decisive = calibrated if self.thresholds else probs
             classes = predictors.segmentation_on_scan(
                 decisive, self.head, case.geometry, self.thresholds

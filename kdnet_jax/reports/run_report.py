@@ -151,8 +151,8 @@ def _reliability(
             charts.reliability(found["regions"], regions),
             f"Reliability diagram of the {role}, by region",
             f"Reliability of the {role}'s probabilities on the test cases, before and after "
-            f"division of its logits by T = {found['temperature']:.2f}: the share of voxels that "
-            "are in the region among those of like probability. Below the diagonal it is too sure.",
+            "calibration on validation cases: the share of voxels that are in the region among "
+            "those of like probability. Below the diagonal it is too sure.",
         )
         for role, found in reversed([*measured.items()])
     ]

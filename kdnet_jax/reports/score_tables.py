@@ -127,8 +127,8 @@ def calibration(measured: Mapping[str, typed.JsonView]) -> list[html.Table]:
     header = ["Run", "Region", "T", "ECE, as trained", "ECE, calibrated"]
     header += ["Expected Dice, rank correlation", "its mean error", "Volumes within range"]
     note = (
-        "Of the test cases, on the working grid. T: the temperature that was chosen on validation "
-        "cases; it divides the logits of all probabilities here. ECE: expected calibration error "
+        "Of the test cases, on the working grid. T: the temperature that was fitted on validation "
+        "cases, with a bias for each output. ECE: expected calibration error "
         "in 20 bins, over the voxels that get a probability of at least 0.05. Expected Dice: what "
         "the probabilities of a case say that its mask's Dice will be, against what it is: "
         "Spearman's correlation over the cases, and the mean absolute difference. Volumes within "

@@ -1,4 +1,4 @@
-"""Calibration of a network: its temperature, and how far its volumes were off on validation cases.
+"""Calibration of a network: its temperature and biases, and the spread of its volumes.
 
 It lies in a run's folder, with the parameters that it belongs to, and in `model.json`.
 """
@@ -6,20 +6,20 @@ It lies in a run's folder, with the parameters that it belongs to, and in `model
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from kdnet_jax import task as task_lib
 from kdnet_jax.config import values
 from kdnet_jax.core import documents, files, typed
 from kdnet_jax.errors import UserError
+from kdnet_jax.models import heads
 
 FILE: Final = "calibration.json"
-_POSITIVE: Final = values.Number(0, 100, without_low=True)
+_TEMPERATURE: Final = values.Number(0.01, 100)
 _LOG_RATIO: Final = values.Number(-20, 20)
 _DEVIATION: Final = values.Number(0, 20)
-# A deviation of two cases says nothing.
-FEWEST_CASES: Final = 3
+# Of 3 cases the range of a further one reaches 5 deviations to each side, further than any guess.
+FEWEST_CASES: Final = 5
 _CASES: Final = values.Whole(FEWEST_CASES, 10**6)
 
 
@@ -45,47 +45,59 @@ class Calibration:
     """What was found on validation cases.
 
     Attributes:
-        temperature: T; 1 leaves the probabilities as they are.
+        temperature: T of z / T + b.
+        biases: b of each output; empty: 0.
         volumes: of each region, in the order of the task; empty: too few validation cases.
     """
 
     temperature: float = 1.0
+    biases: tuple[float, ...] = ()
     volumes: tuple[VolumeError, ...] = ()
 
 
 NONE: Final = Calibration()
 
 
-def to_json(calibration: Calibration, task: task_lib.Task) -> typed.Json:
+def to_json(calibration: Calibration, head: heads.Head) -> typed.Json:
     """Returns it as JSON; {} if nothing was found."""
     if calibration == NONE:
         return {}
-    errors = zip(task.region_names, calibration.volumes, strict=False)
+    errors = zip(head.task.region_names, calibration.volumes, strict=False)
     return {
         "temperature": calibration.temperature,
+        "biases": dict(zip(head.outputs, calibration.biases, strict=False)),
         "volume_errors": {name: error._asdict() for name, error in errors},
     }
 
 
-def from_json(given: object, task: task_lib.Task) -> Calibration:
+def from_json(given: object, head: heads.Head) -> Calibration:
     """Returns what `to_json` wrote.
 
     Raises:
-        UserError: it is no calibration of the task's regions.
+        UserError: it is no calibration of the head's outputs and regions.
     """
     if given == {}:
         return NONE
-    if not (isinstance(given, dict) and given.keys() == {"temperature", "volume_errors"}):
-        raise UserError(f"calibration is {given!r:.80}; expected temperature and volume_errors.")
-    values.check("the temperature", given["temperature"], _POSITIVE)
-    errors = given["volume_errors"]
-    if not isinstance(errors, dict) or (errors and errors.keys() != set(task.region_names)):
-        raise UserError(
-            f"volume_errors is {errors!r:.80}; expected one for each of "
-            f"{', '.join(task.region_names)}."
-        )
-    found = [_error(name, errors[name]) for name in task.region_names] if errors else []
-    return Calibration(float(given["temperature"]), tuple(found))
+    keys = ("temperature", "biases", "volume_errors")
+    if not (isinstance(given, dict) and given.keys() == set(keys)):
+        raise UserError(f"calibration is {given!r:.80}; expected {', '.join(keys)}.")
+    values.check("the temperature", given["temperature"], _TEMPERATURE)
+    biases = _by_name("biases", given["biases"], head.outputs)
+    for name, bias in biases.items():
+        values.check(f"the bias of {name}", bias, _LOG_RATIO)
+    errors = _by_name("volume_errors", given["volume_errors"], head.task.region_names)
+    return Calibration(
+        float(given["temperature"]),
+        tuple(map(float, biases.values())),
+        tuple(_error(name, error) for name, error in errors.items()),
+    )
+
+
+def _by_name(key: str, given: object, names: Sequence[str]) -> dict[str, Any]:
+    """Returns an object with a value for each name, in their order, or an empty one."""
+    if not isinstance(given, dict) or (given and given.keys() != set(names)):
+        raise UserError(f"{key} is {given!r:.80}; expected one for each of {', '.join(names)}.")
+    return {name: given[name] for name in names} if given else {}
 
 
 def _error(region: str, given: object) -> VolumeError:
@@ -103,7 +115,7 @@ def _error(region: str, given: object) -> VolumeError:
 def write(
     folder: pathlib.Path,
     calibration: Calibration,
-    task: task_lib.Task,
+    head: heads.Head,
     params_hash: str,
     about: Mapping[str, float],
 ) -> None:
@@ -112,19 +124,19 @@ def write(
     Args:
         folder: the run's.
         calibration: what was found.
-        task: what is segmented.
+        head: what the outputs are.
         params_hash: of the parameters that it was found for.
         about: what else was measured on the validation cases.
     """
     document = {
         "parameters_sha256": params_hash,
-        "calibration": to_json(calibration, task),
+        "calibration": to_json(calibration, head),
         "validation": dict(about),
     }
     files.write_text(folder / FILE, json.dumps(document, indent=1) + "\n")
 
 
-def read(folder: pathlib.Path, task: task_lib.Task, params_hash: str) -> Calibration | None:
+def read(folder: pathlib.Path, head: heads.Head, params_hash: str) -> Calibration | None:
     """Returns the calibration of these parameters; `None` where there is none.
 
     Raises:
@@ -137,7 +149,7 @@ def read(folder: pathlib.Path, task: task_lib.Task, params_hash: str) -> Calibra
         document = documents.read_object(path)
         if document["parameters_sha256"] != params_hash:
             return None
-        return from_json(document["calibration"], task)
+        return from_json(document["calibration"], head)
     except (KeyError, UserError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Remove it and start the run's python -m kdnet_jax.main "

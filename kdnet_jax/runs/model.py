@@ -129,7 +129,7 @@ def to_json(model: Model) -> typed.Json:
         "network": networks.to_json(model.network),
         "task": dataset_json.to_json(model.task),
         "thresholds": model.threshold_of,
-        "calibration": calibration_lib.to_json(model.calibration, model.task),
+        "calibration": calibration_lib.to_json(model.calibration, model.head),
     }
 
 
@@ -151,7 +151,7 @@ def from_json(plain: typed.JsonView) -> Model:
     parts["calibration"] = calibration_lib.NONE
     model = Model(**{**plain, **tuples, **parts})
     _check(model)
-    found = calibration_lib.from_json(plain.get("calibration", {}), model.task)
+    found = calibration_lib.from_json(plain.get("calibration", {}), model.head)
     return dataclasses.replace(model, calibration=found)
 
 

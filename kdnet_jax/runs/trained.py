@@ -72,7 +72,7 @@ def load_run(folder: pathlib.Path, *, pretrained: bool = False) -> Run:
     model = model_lib.of_experiment(experiment)
     params, step = saved_checkpoints.load_params(folder, expected_params(model))
     digest = checksums.content_hash(params)
-    found = calibration.read(folder, model.task, digest)
+    found = calibration.read(folder, model.head, digest)
     model = dataclasses.replace(model, calibration=found or calibration.NONE)
     run = Run(
         folder, model, params, step, digest, uncalibrated=found is None, pretrained=reconstructs

@@ -1,8 +1,7 @@
-"""Calibration: the temperature, the error and the range of volumes, by hand and against others."""
+"""Calibration: the fit, the error and the range of volumes, by hand and against others."""
 
 import dataclasses
 import math
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,95 +23,137 @@ TWO = heads.Head(LESION)
 
 
 def _drawn(
-    head: heads.Head, voxels: int, seed: int, sharpness: float
+    head: heads.Head, voxels: int, seed: int, temperature: float, biases: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities "n k" of a network whose logits are too large, and classes as they truly are.
+    """Probabilities "n k" of a network, and classes that have other frequencies.
 
-    Divided by the sharpness, they are frequencies.
+    Those are softmax(z / T + b) of the network's logits z.
     """
     rng = np.random.default_rng(seed)
-    z = rng.normal(size=(voxels, len(head.outputs))) * 2
+    z = rng.normal(size=(voxels, len(head.outputs))) * 3
+    true = z / temperature + biases
     if head.kind == "softmax":
-        p = special.softmax(z, axis=-1)
+        p = special.softmax(true, axis=-1)
         reference = (rng.random((voxels, 1)) > np.cumsum(p, axis=-1)).sum(axis=-1)
-        return special.softmax(z * sharpness, axis=-1).astype(np.float32), reference
-    reference = (rng.random(voxels) < special.expit(z)[:, 0]).astype(np.uint8)
-    return special.expit(z * sharpness).astype(np.float32), reference
+        return special.softmax(z, axis=-1).astype(np.float32), reference.astype(np.uint8)
+    reference = (rng.random(voxels) < special.expit(true)[:, 0]).astype(np.uint8)
+    return special.expit(z).astype(np.float32), reference
 
 
-# --- The temperature -----------------------------------------------------------------------------
+# --- What brings them to frequencies -------------------------------------------------------------
 
 
-def test_a_temperature_by_hand() -> None:
-    # sqrt(0.64) : sqrt(0.36) = 0.8 : 0.6.
+def test_a_temperature_and_a_bias_by_hand() -> None:
+    # sqrt(0.64) : sqrt(0.36) = 0.8 : 0.6; times 1 : 3 it is 0.8 : 1.8.
     p = np.array([[0.64, 0.36]], np.float32)
-    np.testing.assert_allclose(TWO.tempered(p, 2.0), [[4 / 7, 3 / 7]], rtol=1e-6)
-    np.testing.assert_allclose(ONE.tempered(p[:, :1], 2.0), [[4 / 7]], rtol=1e-6)
-    np.testing.assert_array_equal(TWO.tempered(p, 1.0), p)
+    np.testing.assert_allclose(TWO.calibrated(p, 2.0), [[4 / 7, 3 / 7]], rtol=1e-6)
+    shifted = TWO.calibrated(p, 2.0, (0.0, math.log(3)))
+    np.testing.assert_allclose(shifted, [[4 / 13, 9 / 13]], rtol=1e-6)
+    np.testing.assert_allclose(ONE.calibrated(p[:, 1:], 2.0, (math.log(3),)), [[9 / 13]], rtol=1e-6)
+    np.testing.assert_array_equal(TWO.calibrated(p, 1.0, (0.0, 0.0)), p)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "regions"])
-def test_it_divides_the_logits(kind: Literal["softmax", "regions"]) -> None:
-    head = dataclasses.replace(glioma.SOFTMAX, kind=kind)
+@glioma.each_head
+def test_it_is_that_of_the_logits(head: heads.Head) -> None:
     z = np.random.default_rng(0).normal(size=(50, len(head.outputs))).astype(np.float32) * 4
-    for temperature in (0.5, 3.0):
-        found = head.tempered(np.asarray(head.probabilities(z)), temperature)
-        np.testing.assert_allclose(found, head.probabilities(z, temperature), atol=1e-5)
-        again = head.tempered(found, 1 / temperature)
-        np.testing.assert_allclose(again, head.probabilities(z), atol=1e-4)
+    p = np.asarray(head.probabilities(z))
+    np.testing.assert_allclose(head.calibrated(p, 3.0), head.probabilities(z, 3.0), atol=1e-5)
+    biases = [0.5, -1.0, 0.25, 2.0][: len(head.outputs)]
+    found = head.calibrated(p, 0.5, biases)
+    np.testing.assert_allclose(found, head.probabilities(z / 0.5 + np.array(biases)), atol=1e-5)
+    again = head.calibrated(found, 2.0, [-0.5 * bias for bias in biases])
+    np.testing.assert_allclose(again, p, atol=1e-4)
 
 
 def test_certainty_stays_certain() -> None:
     above = np.nextafter(np.float32(1), np.float32(2))  # an average may be so by rounding
     sure = np.array([[0.0], [1.0], [above]], np.float32)
-    np.testing.assert_array_equal(ONE.tempered(sure, 3.0), [[0], [1], [1]])
+    np.testing.assert_array_equal(ONE.calibrated(sure, 3.0, (-1.0,)), [[0], [1], [1]])
     ends = np.array([[0, 1]], np.float32)
-    np.testing.assert_array_equal(TWO.tempered(ends, 3.0), ends)
+    np.testing.assert_array_equal(TWO.calibrated(ends, 3.0, (0.0, -1.0)), ends)
 
 
 @pytest.mark.parametrize("head", [glioma.SOFTMAX, ONE], ids=["softmax", "regions"])
-@pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.5])
-def test_what_was_too_sure_is_found(head: heads.Head, sharpness: float) -> None:
-    cases = [_drawn(head, 20_000, seed, sharpness) for seed in range(3)]
-    tables = [calibration.tabulate(*case, head, 1.0) for case in cases]
-    found, about = calibration.choose(tables)
-    # Within a step of the candidates, which lie 9 % apart.
-    assert found.temperature == pytest.approx(sharpness, rel=0.1)
-    assert about["likelihood_after"] <= about["likelihood_before"]
-    p, reference = cases[0]
-    truth = head.task.mask(reference, head.task.region_names[0])
-    before, after = (
-        calibration.expected_calibration_error(
-            calibration.bins(head.region_probabilities(each)[:, 0], truth)
-        )
-        for each in (p, head.tempered(p, found.temperature))
-    )
-    assert after < 0.02
-    if sharpness != 1:
-        assert before > 2 * after
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 2.5])
+def test_what_was_too_sure_or_too_often_is_found(head: heads.Head, temperature: float) -> None:
+    biases = np.array([0.0, -1.0, 0.5, -0.5][: len(head.outputs)]) - (head is ONE)
+    cases = [_drawn(head, 20_000, seed, temperature, biases) for seed in range(4)]
+    samples = [calibration.sample(*case, head, 1.0) for case in cases[:3]]
+    assert {len(each.z) for each in samples} == {5000}
+    found, about = calibration.fit(samples, head)
+    assert found.temperature == pytest.approx(temperature, rel=0.1)
+    assert found.biases == pytest.approx(biases, abs=0.1)
+    assert about["loss_after"] < about["loss_before"] or temperature == 1.0
+    # On a case that it has not seen.
+    p, reference = cases[3]
+    after = head.calibrated(p, found.temperature, found.biases)
+    for place, region in enumerate(head.task.region_names):
+        truth = head.task.mask(reference, region)
+        errors = [
+            calibration.expected_calibration_error(
+                calibration.bins(head.region_probabilities(each)[:, place], truth)
+            )
+            for each in (p, after)
+        ]
+        assert errors[1] < 0.02
+        assert errors[0] > 2 * errors[1]
 
 
-@pytest.mark.parametrize("head", [glioma.SOFTMAX, ONE], ids=["softmax", "regions"])
-def test_the_best_candidate_is_beside_the_optimum_of_scipy(head: heads.Head) -> None:
-    p, reference = _drawn(head, 5000, 1, 1.7)
+@glioma.each_head
+def test_the_fit_is_the_optimum(head: heads.Head) -> None:
+    """Against a search without gradients, of the same sum written by voxel."""
+    rng = np.random.default_rng(2)
+    samples = []
+    for voxels in (30, 50):
+        z = rng.normal(size=(voxels, len(head.outputs)))
+        samples.append(calibration.Sample(z.tolist(), rng.integers(0, 4, voxels).tolist()))
 
-    def likelihood(log_temperature: float) -> float:
-        q = head.tempered(p.astype(np.float64), math.exp(log_temperature)).astype(np.float64)
-        if head.kind == "regions":
-            return -np.log(np.where(reference, q[:, 0], 1 - q[:, 0])).mean()
-        return -np.log(q[np.arange(len(q)), reference]).mean()
+    def value(x: np.ndarray) -> float:
+        total = 0.0
+        for z, reference in samples:
+            likelihood = 0.0
+            for row, number in zip(z, reference, strict=True):
+                scaled = np.array(row) * math.exp(x[0]) + x[1:]
+                if head.kind == "softmax":
+                    likelihood -= special.log_softmax(scaled)[number]
+                else:
+                    inside = [number in region.members for region in head.task.regions]
+                    p = special.expit(scaled)
+                    likelihood -= np.log(np.where(inside, p, 1 - p)).sum()
+            total += likelihood / len(z)
+        return total / 2 + 0.001 * float(x @ x)
 
-    best = optimize.minimize_scalar(likelihood, bounds=(-1.4, 2), method="bounded")
-    found, about = calibration.choose([calibration.tabulate(p, reference, head, 1.0)])
-    assert abs(math.log(found.temperature) - best.x) <= math.log(2) / 16 + 1e-3
-    assert about["likelihood_before"] == pytest.approx(likelihood(0), rel=1e-5)
+    start = np.zeros(1 + len(head.outputs))
+    best = optimize.minimize(value, start, method="BFGS").x
+    found, _ = calibration.fit(samples, head)
+    assert found.temperature == pytest.approx(math.exp(-best[0]), rel=0.02)
+    expected = best[1:] - best[1] if head.kind == "softmax" else best[1:]
+    assert found.biases == pytest.approx(expected, abs=0.02)
 
 
-def test_cases_count_alike_whatever_their_size() -> None:
-    large = calibration.tabulate(*_drawn(ONE, 40_000, 0, 4.0), ONE, 1.0)
-    small = calibration.tabulate(*_drawn(ONE, 4000, 1, 1.0), ONE, 1.0)
-    (both, _), (alone, _) = calibration.choose([large, small]), calibration.choose([large])
-    assert 1 < both.temperature < alone.temperature
+def test_cases_count_alike_and_empty_ones_not_at_all() -> None:
+    # Half of the first case's voxels are lesion, none of the second's, at p = 0.5.
+    mixed = calibration.Sample([[0.0]] * 1000, [0, 1] * 500)
+    none = calibration.Sample([[0.0]] * 10, [0] * 10)
+    empty = calibration.Sample([], [])
+    found, _ = calibration.fit([mixed, none, empty], ONE)
+    # A quarter over the cases: ln (1 / 3), but for the prior.
+    assert found.biases[0] == pytest.approx(math.log(1 / 3), abs=0.1)
+    assert calibration.fit([empty], ONE) == (calibration_lib.NONE, {})
+
+
+def test_a_class_that_no_case_has_keeps_a_bias() -> None:
+    z = np.random.default_rng(0).normal(size=(500, 4))
+    reference = np.random.default_rng(1).integers(0, 3, 500)  # no ET
+    found, _ = calibration.fit([calibration.Sample(z.tolist(), reference.tolist())], glioma.SOFTMAX)
+    assert -8 < found.biases[3] < -1
+
+
+def test_only_doubtful_voxels_are_taken() -> None:
+    p = np.array([0.0, 0.04, 0.06, 0.9], np.float32)
+    np.testing.assert_array_equal(calibration.doubtful(p[:, None], ONE), [0, 0, 1, 1])
+    both = np.stack([1 - p, p], axis=-1)
+    np.testing.assert_array_equal(calibration.doubtful(both, TWO), [0, 0, 1, 1])
 
 
 # --- Its error -----------------------------------------------------------------------------------
@@ -182,9 +223,11 @@ def test_a_range_by_hand() -> None:
     error = calibration_lib.VolumeError(mean=0.1, deviation=0.1, cases=3)
     low, high = confidence.volume_range(2.0, error)
     assert (low, high) == (pytest.approx(1.01727, abs=1e-4), pytest.approx(4.44899, abs=1e-4))
-    found = calibration_lib.Calibration(1.0, (error,))
-    told = _confidence(np.array([1.0, 1.0, 1.0, 1.0]), np.ones(4), found)
+    found = calibration_lib.Calibration(1.0, (), (error,))
+    told = _confidence(np.array([1.0] * 4 + [0.0] * 8), np.arange(12) < 4, found)
     assert str(told) == "1.0 to 4.4 ml, expected Dice 1.00"
+    # No volume is larger than what the scan shows: 4 voxels of 0.5 ml.
+    assert _confidence(np.ones(4), np.ones(4), found).ml_high == 2.0
     # A region that is hardly there may be absent, and has no volume below 0.
     assert confidence.volume_range(0.0, error)[0] == 0
 
@@ -203,16 +246,19 @@ def test_a_range_holds_95_of_100_further_cases() -> None:
 
 
 def test_the_spread_of_volumes_is_that_of_the_validation_cases() -> None:
-    # At any temperature p = 0.5 stays: 8 voxels of 0.5 ml are 2 ml expected; 1, 2, 4 are true.
-    p = np.full((8, 1), 0.5, np.float32)
-    truths = [np.arange(8) < count for count in (2, 4, 8)]
-    tables = [calibration.tabulate(p, truth.astype(np.uint8), ONE, 0.5) for truth in truths]
-    (error,) = calibration.choose(tables)[0].volumes
-    ratios = np.log([2 / 3, 1, 5 / 3])
+    cases = [calibration.Volumes([2.0], [true]) for true in (1.0, 2.0, 4.0, 2.0, 2.0)]
+    (error,) = calibration.spread(cases)
+    ratios = np.log([2 / 3, 1, 5 / 3, 1, 1])
     assert error.mean == pytest.approx(ratios.mean())
     assert error.deviation == pytest.approx(ratios.std(ddof=1))
-    assert error.cases == 3
-    assert calibration.choose(tables[:2])[0].volumes == ()
+    assert error.cases == 5
+    assert calibration.spread(cases[:4]) == ()
+
+
+def test_volumes_of_a_case_by_hand() -> None:
+    p = np.array([[0.5], [0.25], [1.0]], np.float32)
+    found = calibration.volumes(p, np.array([0, 1, 1], np.uint8), ONE, 2.0)
+    assert found == calibration.Volumes([3.5], [4.0])
 
 
 # --- Over test cases -----------------------------------------------------------------------------
@@ -239,8 +285,8 @@ def test_a_case_is_measured_where_it_has_data() -> None:
     raw = np.array([0.9, 0.8, 0.1, 0.9], np.float32).reshape(1, 1, 4, 1)
     reference = np.array([[[1, 0, 0, 0]]], np.uint8)
     error = calibration_lib.VolumeError(0.0, 0.0, 3)
-    found = calibration_lib.Calibration(2.0, (error,))
-    calibrated = ONE.tempered(raw, 2.0)
+    found = calibration_lib.Calibration(2.0, (0.0,), (error,))
+    calibrated = ONE.calibrated(raw, 2.0)
     told = calibration.measure(_case(inside), calibrated, reference, ONE, found)
     row = told["lesion"]
     # 0.75, 2 / 3, 0.25: odds of 9, 4 and 1 / 9, their roots 3, 2 and 1 / 3.

@@ -133,13 +133,13 @@ def test_a_run_s_calibration_reaches_its_probabilities_and_no_mask(
     assert run.uncalibrated
     shutil.copytree(run.folder, tmp_path / "run")
     error = calibration.VolumeError(0.1, 0.2, 5)
-    found = calibration.Calibration(2.0, (error, error, error))
-    calibration.write(tmp_path / "run", found, run.model.task, run.params_hash, {"cases": 5.0})
+    found = calibration.Calibration(2.0, (0.0, -1.0, 0.0, 0.0), (error, error, error))
+    calibration.write(tmp_path / "run", found, run.model.head, run.params_hash, {"cases": 5.0})
     ensemble = _load(tmp_path, "run")
     assert not ensemble.members[0].uncalibrated
     after = ensemble.segment(case)
     np.testing.assert_array_equal(after.classes, before.classes)
-    softer = np.sqrt(before.probabilities)
+    softer = np.sqrt(before.probabilities) * np.exp([0, -1, 0, 0])
     softer /= softer.sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(after.probabilities, softer, atol=1e-6)
     # Of each region over the brain.
@@ -148,11 +148,12 @@ def test_a_run_s_calibration_reaches_its_probabilities_and_no_mask(
     mask = before.probabilities[case.inside].argmax(axis=-1) > 0
     assert told.ml_expected == pytest.approx(p.sum() * 0.216, rel=1e-5)
     assert told.dice_expected == pytest.approx(2 * p[mask].sum() / (mask.sum() + p.sum()), rel=1e-5)
-    assert (told.ml_low, told.ml_high) == confidence.volume_range(told.ml_expected, error)
+    low, high = confidence.volume_range(told.ml_expected, error)
+    assert (told.ml_low, told.ml_high) == (low, min(high, case.inside.sum() * 0.216))
     # It is that of one network, and of these parameters.
     both = _load(tmp_path, "run", str(folder / "fold-2"))
     assert both.calibration == calibration.NONE
-    calibration.write(tmp_path / "run", found, run.model.task, "other", {})
+    calibration.write(tmp_path / "run", found, run.model.head, "other", {})
     assert _load(tmp_path, "run").calibration == calibration.NONE
     (tmp_path / "run" / calibration.FILE).write_text("{", "utf-8")
     with pytest.raises(UserError, match=r"calibration.json"):

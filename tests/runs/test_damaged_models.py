@@ -28,7 +28,9 @@ def test_a_damaged_document_is_refused(tmp_path: pathlib.Path, name: str) -> Non
         1.5,
         (8, 16, 24),
         orientation="LPS",
-        calibration=calibration.Calibration(1.25, (calibration.VolumeError(-0.5, 0.75, 4),) * 3),
+        calibration=calibration.Calibration(
+            1.25, (0.0, 0.5, -0.5, 0.0), (calibration.VolumeError(-0.5, 0.75, 5),) * 3
+        ),
     )
     params = networks.init_params(network, 1, jax.random.key(0))
     folder = tmp_path / "model"

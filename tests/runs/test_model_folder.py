@@ -21,6 +21,7 @@ from kdnet_jax.runs import calibration, model_folder, trained
 from kdnet_jax.runs import model as model_lib
 from tests.helpers import foreign_folders
 
+CALIBRATED = calibration.Calibration(1.25, (), (calibration.VolumeError(-0.5, 0.75, 5),) * 3)
 OWN = unet.UNetConfig(widths=(2, 4), head="regions", bfloat16=False, out_channels=3)
 
 
@@ -47,7 +48,7 @@ def _write(folder: pathlib.Path, network: networks.Network = OWN) -> Any:
         overlap=0.25,
         mirror=True,
         orientation="LPS",
-        calibration=calibration.Calibration(1.25, (calibration.VolumeError(-0.5, 0.75, 4),) * 3),
+        calibration=CALIBRATED,
     )
     params = networks.init_params(network, 1, jax.random.key(3))
     with files.new_folder(folder) as beside:
@@ -99,7 +100,7 @@ def test_models_of_before_calibration_have_none(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "model" / "model.json"
     document = json.loads(path.read_text("utf-8"))
     errors = document.pop("calibration")["volume_errors"]
-    assert errors["TC"] == {"mean": -0.5, "deviation": 0.75, "cases": 4}
+    assert errors["TC"] == {"mean": -0.5, "deviation": 0.75, "cases": 5}
     path.write_text(json.dumps(document), "utf-8")
     plain = dataclasses.replace(model, calibration=calibration.NONE)
     assert model_folder.read(tmp_path / "model").model == plain
