@@ -195,14 +195,14 @@ def of_cases(
         cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
     """
     model = predictor.models[0]
-    head, placed, found = model.head, predictor.place([params]), model.calibration
+    head, placed = model.head, predictor.place([params])
     results = []
     for place, case in cases:
         assert case.label is not None  # prepared cases of a run have one
         probs = predictor.probabilities(placed, predictor.image(case))
         reference = labels.map_cavity(case.label, cavity, task=head.task)
         counts = seen(case, reference, head.task)
-        calibrated = head.calibrated(probs[counts], found.temperature, found.biases)
+        calibrated = model.calibration.apply(head, probs[counts])
         voxel_ml = math.prod(case.geometry.spacing) / 1000
         results.append((place, of(calibrated, reference[counts], head, voxel_ml)))
     return results
@@ -235,11 +235,9 @@ def measure(
     """
     counts = seen(case, reference, head.task)
     after = probs[counts]
-    temperature = calibration.temperature
-    undone = [-temperature * bias for bias in calibration.biases]
-    before = head.calibrated(after, 1 / temperature, undone)
+    before = calibration.undo(head, after)
     voxel_ml = math.prod(case.geometry.spacing) / 1000
-    decided = head.decide(after, thresholds)
+    decided = head.decide(after if thresholds else before, thresholds)
     told = confidence.of_regions(after, decided, head, calibration, voxel_ml)
     truth, regions = _truth(reference[counts], head.task), {}
     tables = [head.region_probabilities(each) for each in (before, after)]

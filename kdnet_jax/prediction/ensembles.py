@@ -170,9 +170,8 @@ class Ensemble:
             )
         with stage("back"):
             probs = answers[..., : len(self.outputs)]
-            found = self.calibration
-            calibrated = self.head.calibrated(probs, found.temperature, found.biases)
-            # What the fixed decision was trained for and scored by: see docs/prediction.md.
+            calibrated = self.calibration.apply(self.head, probs)
+            # The fixed decision is the network's own.
             decisive = calibrated if self.thresholds else probs
             classes = predictors.segmentation_on_scan(
                 decisive, self.head, case.geometry, self.thresholds
@@ -189,9 +188,10 @@ class Ensemble:
     ) -> dict[str, confidence_lib.Confidence]:
         """Returns by region what the probabilities say of the mask, decided on the working grid."""
         probs = prediction.probabilities[case.inside]
+        decisive = probs if self.thresholds else self.calibration.undo(self.head, probs)
         return confidence_lib.of_regions(
             probs,
-            self.head.decide(probs, self.thresholds),
+            self.head.decide(decisive, self.thresholds),
             self.head,
             self.calibration,
             math.prod(case.geometry.spacing) / 1000,

@@ -9,6 +9,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+
 from kdnet_jax.config import values
 from kdnet_jax.core import documents, files, typed
 from kdnet_jax.errors import UserError
@@ -53,6 +56,19 @@ class Calibration:
     temperature: float = 1.0
     biases: tuple[float, ...] = ()
     volumes: tuple[VolumeError, ...] = ()
+
+    def apply(
+        self, head: heads.Head, probs: Float[np.ndarray, "*grid k"]
+    ) -> Float[np.ndarray, "*grid k"]:
+        """Returns the calibrated probabilities of the head's outputs."""
+        return head.calibrated(probs, self.temperature, self.biases)
+
+    def undo(
+        self, head: heads.Head, probs: Float[np.ndarray, "*grid k"]
+    ) -> Float[np.ndarray, "*grid k"]:
+        """Returns what `apply` was given, to rounding."""
+        biases = [-self.temperature * bias for bias in self.biases]
+        return head.calibrated(probs, 1 / self.temperature, biases)
 
 
 NONE: Final = Calibration()

@@ -86,7 +86,8 @@ def test_what_was_too_sure_or_too_often_is_found(head: heads.Head, temperature: 
     assert about["loss_after"] < about["loss_before"] or temperature == 1.0
     # On a case that it has not seen.
     p, reference = cases[3]
-    after = head.calibrated(p, found.temperature, found.biases)
+    after = found.apply(head, p)
+    np.testing.assert_allclose(found.undo(head, after), p, atol=1e-3)
     for place, region in enumerate(head.task.region_names):
         truth = head.task.mask(reference, region)
         errors = [
@@ -285,19 +286,21 @@ def test_a_case_is_measured_where_it_has_data() -> None:
     raw = np.array([0.9, 0.8, 0.1, 0.9], np.float32).reshape(1, 1, 4, 1)
     reference = np.array([[[1, 0, 0, 0]]], np.uint8)
     error = calibration_lib.VolumeError(0.0, 0.0, 3)
-    found = calibration_lib.Calibration(2.0, (0.0,), (error,))
-    calibrated = ONE.calibrated(raw, 2.0)
+    found = calibration_lib.Calibration(2.0, (-math.log(4),), (error,))
+    calibrated = found.apply(ONE, raw)
     told = calibration.measure(_case(inside), calibrated, reference, ONE, found)
     row = told["lesion"]
-    # 0.75, 2 / 3, 0.25: odds of 9, 4 and 1 / 9, their roots 3, 2 and 1 / 3.
-    assert row["ml_expected"] == row["ml_low"] == row["ml_high"] == pytest.approx(5 / 3)
+    # Odds of 9, 4 and 1 / 9: a quarter of their roots 3, 2 and 1 / 3. The mask is that of the
+    # network: the first two.
+    sum_p = 3 / 7 + 1 / 3 + 1 / 13
+    assert row["ml_expected"] == row["ml_low"] == row["ml_high"] == pytest.approx(sum_p)
     assert row["ml_true"] == 1
     assert row["dice"] == pytest.approx(2 / 3)
-    assert row["dice_expected"] == pytest.approx(2 * (0.75 + 2 / 3) / (2 + 5 / 3))
+    assert row["dice_expected"] == pytest.approx(2 * (3 / 7 + 1 / 3) / (2 + sum_p))
     before, after = (np.array(row[f"bins_{when}"]) for when in ("before", "after"))
     assert before[:, 0].sum() == after[:, 0].sum() == 3
     assert (before[[2, 16, 18], 0] == 1).all()
-    assert (after[[5, 13, 15], 0] == 1).all()
+    assert (after[[1, 6, 8], 0] == 1).all()
 
 
 def test_a_summary_over_cases_by_hand() -> None:
