@@ -24,7 +24,7 @@ Spacing = tuple[float, float, float]
 # In points, by a region's place: neighbours differ in grey as well.
 _WIDTHS: Final = (2.3, 1.8, 1.4)
 LINE_STYLES: Final = {"reference": "solid", "prediction": (0, (3.0, 1.8))}
-# Iso-levels of a probability. The one in the middle is where a region begins to be predicted.
+# Iso-levels of a calibrated probability.
 LEVELS: Final = (0.1, 0.5, 0.9)
 LEVEL_STYLES: Final = {0.1: (0, (1.0, 1.6)), 0.5: "solid", 0.9: (0, (6.0, 1.6, 1.0, 1.6))}
 _MARGIN_MM: Final = 6.0
