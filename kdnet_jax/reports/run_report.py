@@ -179,8 +179,8 @@ def _cases_note(summary: typed.JsonView, shown: int, noun: str) -> str:
     return (
         f"{which} In the pictures each plane is the one with most {noun} of the reference. Solid "
         "line: reference; dashed line: prediction. Where probabilities were kept, a further row "
-        "shows where the calibrated one of a region passes 0.1, 0.5 and 0.9: far apart, the network "
-        "is unsure of the border. Slices are those of the working grid."
+        "shows where the calibrated one of a region passes 0.1, 0.5 and 0.9: far apart, the "
+        "network is unsure of the border. Slices are those of the working grid."
     )
 
 
