@@ -60,16 +60,17 @@ class Prediction(NamedTuple):
     log_q: Volumes
 
 
-def predict(logits: Volumes, head: heads.Head) -> Prediction:
+def predict(logits: Float[Array, "b d h w k"], head: heads.Head) -> Prediction:
     """Returns the probabilities of softmax over all channels, or of a sigmoid for each."""
+    channels = split(logits)
     if head.kind == "regions":
         return Prediction(
-            tuple(jax.nn.sigmoid(x) for x in logits),
-            tuple(jax.nn.log_sigmoid(x) for x in logits),
-            tuple(jax.nn.log_sigmoid(-x) for x in logits),
+            tuple(jax.nn.sigmoid(x) for x in channels),
+            tuple(jax.nn.log_sigmoid(x) for x in channels),
+            tuple(jax.nn.log_sigmoid(-x) for x in channels),
         )
-    largest = jax.lax.stop_gradient(_largest(logits))
-    shifted = [x - largest for x in logits]
+    largest = jax.lax.stop_gradient(_largest(channels))
+    shifted = [x - largest for x in channels]
     exponentials = [jnp.exp(x) for x in shifted]
     total = add(exponentials)
     log_total = jnp.log(total)
@@ -78,7 +79,7 @@ def predict(logits: Volumes, head: heads.Head) -> Prediction:
         tuple(x - log_total for x in shifted),
         tuple(
             jnp.log(jnp.maximum(_sum_without(exponentials, channel), _SMALLEST)) - log_total
-            for channel in range(len(logits))
+            for channel in range(len(channels))
         ),
     )
 

@@ -39,20 +39,14 @@ class Output:
     )
 
     @functools.cached_property
-    def volumes(self) -> channels.Volumes:
-        """The channels of the logits; split once, so that their gradient is put together once."""
-        return channels.split(self.logits)
-
-    @functools.cached_property
     def prediction(self) -> channels.Prediction:
         """Its probabilities."""
-        return channels.predict(self.volumes, self.head)
+        return channels.predict(self.logits, self.head)
 
     def softened(self, temperature: float) -> channels.Prediction:
         """Returns its probabilities at a temperature T: softmax(z / T), or sigmoid(z / T)."""
         if temperature not in self._softened:
-            softer = tuple(z / temperature for z in self.volumes)
-            self._softened[temperature] = channels.predict(softer, self.head)
+            self._softened[temperature] = channels.predict(self.logits / temperature, self.head)
         return self._softened[temperature]
 
     @functools.cached_property
@@ -86,10 +80,9 @@ def of_maps(maps: Float[Array, "b d h w j"], head: heads.Head) -> Output:
         maps: the probabilities of the head's outputs but for the background, 0 to 1.
         head: what they are. Of a softmax the background has what the others leave.
     """
-    p = channels.split(maps)
     if head.kind == "regions":
-        inside = [jnp.clip(each, _SMALLEST, 1 - _SMALLEST) for each in p]
-        logits = [jnp.log(each) - jnp.log1p(-each) for each in inside]
-    else:
-        logits = [jnp.log(jnp.maximum(each, _SMALLEST)) for each in (1 - channels.add(p), *p)]
-    return Output(jnp.stack(logits, axis=-1), {}, head)
+        p = jnp.clip(maps, _SMALLEST, 1 - _SMALLEST)
+        return Output(jnp.log(p) - jnp.log1p(-p), {}, head)
+    background = 1 - maps.sum(axis=-1, keepdims=True)
+    p = jnp.concatenate([background, maps], axis=-1)
+    return Output(jnp.log(jnp.maximum(p, _SMALLEST)), {}, head)
