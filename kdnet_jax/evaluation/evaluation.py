@@ -23,7 +23,6 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import calibration
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap, postprocessing
-from kdnet_jax.models import heads
 from kdnet_jax.parallel import processes
 from kdnet_jax.prediction import ensembles, inference, predictors
 from kdnet_jax.runs import calibration as calibration_lib
@@ -141,7 +140,7 @@ def evaluate(
         for each in share(test, beside / _PLAIN, "test"):
             _write_prediction(beside, each, convention, task)
             if network.thresholds:
-                _write_fixed_dice(beside, each, network.head)
+                _write_fixed_dice(beside, each, network)
             _write_calibration(beside, each, network, cavity)
             _write_case_scores(beside, each, rules, task)
 
@@ -286,8 +285,10 @@ def _write_prediction(
     )
 
 
-def _write_fixed_dice(beside: pathlib.Path, each: _Predicted, head: heads.Head) -> None:
-    fixed = predictors.segmentation_on_scan(each.prediction.probabilities, head, each.case.geometry)
+def _write_fixed_dice(beside: pathlib.Path, each: _Predicted, network: ensembles.Ensemble) -> None:
+    head = network.head
+    own = network.calibration.undo(head, each.prediction.probabilities)
+    fixed = predictors.segmentation_on_scan(own, head, each.case.geometry)
     both = case_metrics.labelled(each.reference, fixed, head.task)
     dice = {
         region: overlap.dice(*(head.task.mask(classes, region) for classes in both))

@@ -319,7 +319,7 @@ def _copy_teacher_scores(source: pathlib.Path, target: pathlib.Path) -> None:
         shutil.copytree(source / _TEACHER_SCORES, target / _TEACHER_SCORES)
 
 
-def _is_scored(folder: pathlib.Path, key: dict[str, str | int]) -> bool:
+def _is_scored(folder: pathlib.Path, key: typed.JsonView) -> bool:
     former = evaluation.read_summary(folder)
     return bool(former) and key.items() <= former.items()
 
@@ -331,8 +331,8 @@ def _copy_log(source: pathlib.Path, folder: pathlib.Path) -> None:
         shutil.copyfile(log, folder / progress.METRICS_FILE)
 
 
-def _evaluation_key(run: trained.Run, data: run_data.Data) -> dict[str, str | int]:
-    key = {
+def _evaluation_key(run: trained.Run, data: run_data.Data) -> typed.Json:
+    key: typed.Json = {
         "evaluation_version": evaluation.VERSION,
         "params_hash": run.params_hash,
         "split_hash": data.split.hash,
@@ -341,8 +341,8 @@ def _evaluation_key(run: trained.Run, data: run_data.Data) -> dict[str, str | in
     # Not of the fixed decision: earlier evaluations stay valid.
     if not run.model.thresholds:
         return key
-    decision = f"{run.model.decision} at temperature {run.model.calibration.temperature:g}"
-    return key | {"thresholds": decision}
+    calibrated = calibration_lib.to_json(run.model.calibration, run.model.head)
+    return key | {"thresholds": run.model.decision, "calibration": calibrated}
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
 
 FILE: Final = "calibration.json"
-_TEMPERATURE: Final = values.Number(0.01, 100)
+_TEMPERATURE: Final = values.Number(0.04, 25)
 _LOG_RATIO: Final = values.Number(-20, 20)
 _DEVIATION: Final = values.Number(0, 20)
 # Of 3 cases the range of a further one reaches 5 deviations to each side, further than any guess.

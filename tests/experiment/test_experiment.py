@@ -52,7 +52,9 @@ def test_a_run_s_folder(smoke_student: commands.Finished, part: str) -> None:
         "training_data.json",
         "starts.jsonl",
         "metrics.jsonl",
+        "calibration.json",
         "evaluation/summary.json",
+        "evaluation/calibration.json",
         "evaluation/postprocessed/summary.json",
     ):
         assert (folder / name).is_file(), name
@@ -66,6 +68,35 @@ def test_a_run_s_folder(smoke_student: commands.Finished, part: str) -> None:
     assert sorted((row["case"], row["region"]) for row in rows) == sorted(expected)
     leftovers = [path for path in folder.rglob("*") if path.name.endswith(".part")]
     assert not leftovers
+
+
+@pytest.mark.once
+def test_thresholds_and_the_decision_without_them(
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    tmp_path: pathlib.Path,
+    report_free_env: dict[str, str],
+) -> None:
+    """The same parameters twice: what the fixed decision comes to is what it came to alone."""
+    summaries = {}
+    for decision in ("fixed", "validation"):
+        words = ["--config=configs/baseline.py:smoke", f"--config.data.data_dir={tiny_cohort}"]
+        words += [f"--config.data.root={built}", f"--workdir={tmp_path / decision}"]
+        # One validation, so that the best checkpoint is the same.
+        words += [f"--config.inference.thresholds={decision}", "--config.train.validate_every=6"]
+        done = commands.run("main", *words, env=report_free_env)
+        assert done.returncode == 0, done.stderr
+        summary = (tmp_path / decision / "evaluation/summary.json").read_text("utf-8")
+        summaries[decision] = json.loads(summary)
+    fixed, chosen = summaries.values()
+    assert fixed["params_hash"] == chosen["params_hash"]
+    alone = {name: row["dice"]["mean"] for name, row in fixed["regions"].items()}
+    assert chosen["decision"]["fixed_dice"] == pytest.approx(alone, abs=1e-3)
+    thresholds = json.loads((tmp_path / "validation/thresholds.json").read_text("utf-8"))
+    assert chosen["decision"]["thresholds"] == thresholds["thresholds"]
+    # The second start repeats nothing.
+    again = commands.run("main", *words, env=report_free_env)
+    assert "already evaluated" in again.stdout
 
 
 def test_predictions_lie_on_the_scan_s_grid(

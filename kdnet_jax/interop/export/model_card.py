@@ -12,6 +12,7 @@ import numpy as np
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
 from kdnet_jax.data.sources import labels
+from kdnet_jax.runs import calibration
 from kdnet_jax.runs.model import Model
 
 _NO_DEVICE = (
@@ -71,7 +72,7 @@ def _what(model: Model, document: typed.JsonView) -> str:
         "Working voxel size": _spacing(model),
         "Window, voxels": " x ".join(map(str, model.window)),
         "Decision": model.decision,
-        "Temperature of its probabilities": f"{model.calibration.temperature:.3g}",
+        "Calibration": _calibration(model),
         "Labels of its masks": _labels(model.task),
         "Normalisation": document["input"]["intensities"],
         "Axes": document["input"]["axes"],
@@ -87,6 +88,15 @@ def _what(model: Model, document: typed.JsonView) -> str:
         f"({escaped(', '.join(model.modalities))}) into {regions}.\n\n"
         f"| | |\n|---|---|\n{table}"
     )
+
+
+def _calibration(model: Model) -> str:
+    found = model.calibration
+    if found == calibration.NONE:
+        return "none: its probabilities are what the training gave"
+    biases = zip(model.outputs, found.biases, strict=False)
+    listed = ", ".join(f"{name} {bias:+.2f}" for name, bias in biases)
+    return f"on validation cases: logits / {found.temperature:.2f}, then {listed or 'no biases'}"
 
 
 def _region(region: task_lib.Region) -> str:
