@@ -74,3 +74,17 @@ def test_every_case_and_the_middle(make_score: Callable[..., cases.RegionScore])
     assert [text.get_text() for text in distances.texts] == ["3.0", "2.0"]  # the median
     low, high = distances.get_ylim()
     assert low < 0 < surface.EMPTY_PENALTY_MM < high
+
+
+def test_reliability_is_that_of_the_bins() -> None:
+    bins = np.zeros((20, 3))
+    bins[2], bins[10], bins[19] = (100, 12, 30), (200, 105, 50), (49, 48, 0)
+    region = {"bins_before": bins.tolist(), "bins_after": (bins * 2).tolist()}
+    panels = charts.reliability({"ET": region, "TC": region}, ["ET", "TC"]).axes
+    assert [panel.get_title() for panel in panels] == ["ET", "TC"]
+    right, before, after = panels[0].lines
+    assert right.get_xydata().tolist() == [[0, 0], [1, 1]]
+    # 49 voxels are too few for a share; twice as many are not.
+    np.testing.assert_allclose(before.get_xydata(), [[0.12, 0.3], [0.525, 0.25]])
+    np.testing.assert_allclose(after.get_xydata()[-1], [48 / 49, 0])
+    assert before.get_linestyle() != after.get_linestyle()

@@ -61,3 +61,15 @@ def test_one_case(make_score: Make) -> None:
     assert (row["Reference, ml"], row["Prediction, ml"]) == ("2.5", "3.5")
     assert (row["Lesions missed"], row["Lesions false"]) == ("1 of 2", "3 of 4")
     assert table.rows[1][1] == "1.000"
+
+
+def test_probabilities_by_region_and_run() -> None:
+    row = {"ece_before": 0.1234, "ece_after": None, "dice_rank": 0.5, "dice_error": 0.25}
+    regions = {"ET": row | {"covered": 3, "ranged": 4}, "TC": row | {"covered": 0, "ranged": 0}}
+    (table,) = score_tables.calibration({"student": {"temperature": 1.5, "regions": regions}})
+    assert table.rows == [
+        ["student", "ET", "1.50", "0.123", "–", "0.50", "0.250", "3 of 4"],
+        ["student", "TC", "1.50", "0.123", "–", "0.50", "0.250", "–"],
+    ]
+    assert len(table.header) == 8
+    assert score_tables.calibration({}) == []
