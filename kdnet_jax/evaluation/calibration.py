@@ -237,7 +237,7 @@ def measure(
     after = probs[counts]
     before = calibration.undo(head, after)
     voxel_ml = math.prod(case.geometry.spacing) / 1000
-    decided = head.decide(after if thresholds else before, thresholds)
+    decided = head.decide(before, thresholds)
     told = confidence.of_regions(after, decided, head, calibration, voxel_ml)
     truth, regions = _truth(reference[counts], head.task), {}
     tables = [head.region_probabilities(each) for each in (before, after)]

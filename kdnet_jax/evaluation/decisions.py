@@ -74,7 +74,6 @@ def tabulate_cases(
     for place, case in cases:
         assert case.label is not None  # prepared cases of a run have one
         probs = predictor.probabilities(placed, predictor.image(case))
-        probs = predictor.models[0].calibration.apply(head, probs)
         reference = labels.map_cavity(case.label, cavity, task=head.task)
         tables.append((place, tabulate(head.region_probabilities(probs), reference, head.task)))
     return tables

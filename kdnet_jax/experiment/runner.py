@@ -240,21 +240,16 @@ def _calibrated(run: trained.Run, data: run_data.Data) -> trained.Run:
     found = dataclasses.replace(
         found, volumes=calibration.spread([calibration.Volumes(*each) for each in volumes])
     )
-
-    def keep() -> None:
-        # Chosen by an older version, on other probabilities.
-        (run.folder / thresholds.FILE).unlink(missing_ok=True)
-        calibration_lib.write(run.folder, found, head, run.params_hash, about)
-
-    processes.first_does(keep)
+    processes.first_does(
+        lambda: calibration_lib.write(run.folder, found, head, run.params_hash, about)
+    )
     if about:
         _LOG.info(
             f"{run.folder}: calibrated on validation cases (temperature {found.temperature:.2f}): "
             f"mean -ln p {about['loss_before']:.4f} -> {about['loss_after']:.4f}"
         )
     model = dataclasses.replace(run.model, calibration=found)
-    undecided = run.undecided or bool(run.model.thresholds)
-    return dataclasses.replace(run, model=model, uncalibrated=False, undecided=undecided)
+    return dataclasses.replace(run, model=model, uncalibrated=False)
 
 
 def _decided(run: trained.Run, data: run_data.Data) -> trained.Run:
@@ -319,7 +314,7 @@ def _copy_teacher_scores(source: pathlib.Path, target: pathlib.Path) -> None:
         shutil.copytree(source / _TEACHER_SCORES, target / _TEACHER_SCORES)
 
 
-def _is_scored(folder: pathlib.Path, key: typed.JsonView) -> bool:
+def _is_scored(folder: pathlib.Path, key: dict[str, str | int]) -> bool:
     former = evaluation.read_summary(folder)
     return bool(former) and key.items() <= former.items()
 
@@ -331,18 +326,15 @@ def _copy_log(source: pathlib.Path, folder: pathlib.Path) -> None:
         shutil.copyfile(log, folder / progress.METRICS_FILE)
 
 
-def _evaluation_key(run: trained.Run, data: run_data.Data) -> typed.Json:
-    key: typed.Json = {
+def _evaluation_key(run: trained.Run, data: run_data.Data) -> dict[str, str | int]:
+    key = {
         "evaluation_version": evaluation.VERSION,
         "params_hash": run.params_hash,
         "split_hash": data.split.hash,
         "data_fingerprint": data.cases.fingerprint,
     }
     # Not of the fixed decision: earlier evaluations stay valid.
-    if not run.model.thresholds:
-        return key
-    calibrated = calibration_lib.to_json(run.model.calibration, run.model.head)
-    return key | {"thresholds": run.model.decision, "calibration": calibrated}
+    return key | ({"thresholds": run.model.decision} if run.model.thresholds else {})
 
 
 def evaluate(

@@ -170,12 +170,11 @@ class Ensemble:
             )
         with stage("back"):
             probs = answers[..., : len(self.outputs)]
-            calibrated = self.calibration.apply(self.head, probs)
-            # The fixed decision is the network's own.
-            decisive = calibrated if self.thresholds else probs
+            # The decision is on what the network gives: calibration changes no mask.
             classes = predictors.segmentation_on_scan(
-                decisive, self.head, case.geometry, self.thresholds
+                probs, self.head, case.geometry, self.thresholds
             )
+            calibrated = self.calibration.apply(self.head, probs)
         if not uncertainty:
             return Prediction(classes, calibrated)
         # Not below 0 but for rounding: entropy is concave.
@@ -188,10 +187,10 @@ class Ensemble:
     ) -> dict[str, confidence_lib.Confidence]:
         """Returns by region what the probabilities say of the mask, decided on the working grid."""
         probs = prediction.probabilities[case.inside]
-        decisive = probs if self.thresholds else self.calibration.undo(self.head, probs)
+        own = self.calibration.undo(self.head, probs)
         return confidence_lib.of_regions(
             probs,
-            self.head.decide(decisive, self.thresholds),
+            self.head.decide(own, self.thresholds),
             self.head,
             self.calibration,
             math.prod(case.geometry.spacing) / 1000,
