@@ -186,7 +186,10 @@ def reliability(
       regions: A panel for each.
     """
     figure, panels = _panels(len(regions))
-    series = (("before", "as trained", "#5A5A5A", "--", "o"), ("after", "", "#0072B2", "-", "s"))
+    series = (
+        ("before", "as trained", "#5A5A5A", "--", "o"),
+        ("after", "calibrated", "#0072B2", "-", "s"),
+    )
     for number, (panel, region) in enumerate(zip(panels, regions, strict=False)):
         panel.plot([0, 1], [0, 1], color="#9aa0a6", linewidth=0.8, label="right")
         for when, label, colour, style, marker in series:
@@ -199,7 +202,7 @@ def reliability(
                 linestyle=style,
                 marker=marker,
                 markersize=4,
-                label=label or "calibrated",
+                label=label,
             )
         panel.set_xlim(-0.02, 1.02)
         panel.set_ylim(-0.02, 1.02)

@@ -22,7 +22,7 @@ from scipy import optimize, special, stats
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import typed
 from kdnet_jax.data.scans import prepare
-from kdnet_jax.data.sources import labels
+from kdnet_jax.evaluation import working_grid
 from kdnet_jax.metrics import overlap
 from kdnet_jax.models import heads
 from kdnet_jax.prediction import confidence, inference
@@ -189,22 +189,17 @@ def of_cases(
 
     Args:
         of: the one or the other.
-        predictor: of one network.
-        params: its parameters, on this process's own devices.
-        cases: each with its number.
-        cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
+        predictor: see `working_grid.predict`.
+        params: likewise.
+        cases: likewise.
+        cavity: likewise.
     """
-    model = predictor.models[0]
-    head, placed = model.head, predictor.place([params])
-    results = []
-    for place, case in cases:
-        assert case.label is not None  # prepared cases of a run have one
-        probs = predictor.probabilities(placed, predictor.image(case))
-        reference = labels.map_cavity(case.label, cavity, task=head.task)
-        counts = seen(case, reference, head.task)
-        calibrated = model.calibration.apply(head, probs[counts])
-        voxel_ml = math.prod(case.geometry.spacing) / 1000
-        results.append((place, of(calibrated, reference[counts], head, voxel_ml)))
+    model, results = predictor.models[0], []
+    for each in working_grid.predict(predictor, params, cases, cavity):
+        counts = seen(each.case, each.reference, model.task)
+        calibrated = model.calibration.apply(model.head, each.probabilities[counts])
+        found = of(calibrated, each.reference[counts], model.head, each.case.geometry.voxel_ml)
+        results.append((each.place, found))
     return results
 
 
@@ -236,7 +231,7 @@ def measure(
     counts = seen(case, reference, head.task)
     after = probs[counts]
     before = calibration.undo(head, after)
-    voxel_ml = math.prod(case.geometry.spacing) / 1000
+    voxel_ml = case.geometry.voxel_ml
     decided = head.decide(before, thresholds)
     told = confidence.of_regions(after, decided, head, calibration, voxel_ml)
     truth, regions = _truth(reference[counts], head.task), {}
@@ -323,5 +318,4 @@ def _rank_correlation(pairs: Float[np.ndarray, "cases 2"]) -> float | None:
 
 
 def _truth(reference: Integer[np.ndarray, "n"], task: task_lib.Task) -> Bool[np.ndarray, "n r"]:
-    masks = [np.isin(reference, region.members) for region in task.regions]
-    return np.stack(masks, axis=-1)
+    return np.stack([task.mask(reference, name) for name in task.region_names], axis=-1)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Integer, PyTree, Real
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import prepare
-from kdnet_jax.data.sources import labels
+from kdnet_jax.evaluation import working_grid
 from kdnet_jax.models import heads
 from kdnet_jax.prediction import inference
 
@@ -61,22 +61,12 @@ def tabulate_cases(
     cases: Iterable[tuple[int, prepare.PreparedCase]],
     cavity: str,
 ) -> list[tuple[int, Table]]:
-    """Returns the table of each of the numbered cases, on the working grid.
-
-    Args:
-        predictor: of one network.
-        params: its parameters, on this process's own devices.
-        cases: each with its number.
-        cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
-    """
-    head, placed = predictor.models[0].head, predictor.place([params])
-    tables = []
-    for place, case in cases:
-        assert case.label is not None  # prepared cases of a run have one
-        probs = predictor.probabilities(placed, predictor.image(case))
-        reference = labels.map_cavity(case.label, cavity, task=head.task)
-        tables.append((place, tabulate(head.region_probabilities(probs), reference, head.task)))
-    return tables
+    """Returns the table of each of the numbered cases; see `working_grid.predict`."""
+    head = predictor.models[0].head
+    return [
+        (place, tabulate(head.region_probabilities(probs), reference, head.task))
+        for place, _, probs, reference in working_grid.predict(predictor, params, cases, cavity)
+    ]
 
 
 def choose(tables: Sequence[Table], head: heads.Head) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import nifti, prepare
 from kdnet_jax.data.sources import labels
 from kdnet_jax.errors import UserError
-from kdnet_jax.evaluation import calibration
+from kdnet_jax.evaluation import calibration, working_grid
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap, postprocessing
 from kdnet_jax.parallel import processes
@@ -56,17 +56,14 @@ def dice_on_working_grid(
     It is taken on the working grid, where it is fast; the final evaluation is on the scan's own.
 
     Args:
-        predictor: of one network.
-        params: its parameters, on this process's own devices.
-        cases: each with its number.
-        cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
+        predictor: see `working_grid.predict`.
+        params: likewise.
+        cases: likewise.
+        cavity: likewise.
     """
-    head, placed = predictor.models[0].head, predictor.place([params])
-    scores = []
-    for place, case in cases:
-        assert case.label is not None  # prepared cases of a run have one
-        predicted = head.decide(predictor.probabilities(placed, predictor.image(case)))
-        reference = labels.map_cavity(case.label, cavity, task=head.task)
+    head, scores = predictor.models[0].head, []
+    for place, _, probs, reference in working_grid.predict(predictor, params, cases, cavity):
+        predicted = head.decide(probs)
         dice = {
             region: overlap.dice(
                 *(head.task.mask(volume, region) for volume in (reference, predicted))
@@ -377,14 +374,17 @@ def read_summary(folder: pathlib.Path, *, postprocessed: bool = False) -> typed.
         UserError: the file is damaged.
     """
     path = _scores_folder(folder, postprocessed) / SUMMARY_FILE
+    return _read(path, "Remove it and give the command that wrote it again.")
+
+
+def _read(path: pathlib.Path, remedy: str) -> typed.Json | None:
+    """Returns the object in a JSON file, `None` where there is no file."""
     if not path.is_file():
         return None
     try:
         return dict(documents.read_json(path))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}). Remove it and give the command that wrote it again."
-        ) from error
+        raise UserError(f"{path} is damaged ({error}). {remedy}") from error
 
 
 def summary_of(folder: pathlib.Path) -> typed.Json:
@@ -431,14 +431,7 @@ def read_calibration(folder: pathlib.Path) -> typed.Json | None:
         UserError: the file is damaged.
     """
     path = folder / FOLDER / CALIBRATION_FILE
-    if not path.is_file():
-        return None
-    try:
-        return dict(documents.read_json(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}). Remove it; the report is then drawn without it."
-        ) from error
+    return _read(path, "Remove it; the report is then drawn without it.")
 
 
 def read_probabilities(folder: pathlib.Path, case_id: str) -> Float[np.ndarray, "d h w k"] | None:

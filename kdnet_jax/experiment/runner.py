@@ -235,11 +235,11 @@ def _calibrated(run: trained.Run, data: run_data.Data) -> trained.Run:
     head = run.model.head
     samples = _tables(run, data, functools.partial(calibration.of_cases, calibration.sample))
     found, about = calibration.fit([calibration.Sample(*each) for each in samples], head)
-    fitted = dataclasses.replace(run, model=dataclasses.replace(run.model, calibration=found))
-    volumes = _tables(fitted, data, functools.partial(calibration.of_cases, calibration.volumes))
-    found = dataclasses.replace(
-        found, volumes=calibration.spread([calibration.Volumes(*each) for each in volumes])
-    )
+    if len(samples) >= calibration_lib.FEWEST_CASES:
+        fitted = dataclasses.replace(run, model=dataclasses.replace(run.model, calibration=found))
+        of = functools.partial(calibration.of_cases, calibration.volumes)
+        volumes = [calibration.Volumes(*each) for each in _tables(fitted, data, of)]
+        found = dataclasses.replace(found, volumes=calibration.spread(volumes))
     processes.first_does(
         lambda: calibration_lib.write(run.folder, found, head, run.params_hash, about)
     )

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -193,7 +192,7 @@ class Ensemble:
             self.head.decide(own, self.thresholds),
             self.head,
             self.calibration,
-            math.prod(case.geometry.spacing) / 1000,
+            case.geometry.voxel_ml,
         )
 
     def known_cases(self) -> dict[pathlib.Path, model_lib.KnownCases]:

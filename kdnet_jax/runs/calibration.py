@@ -67,8 +67,9 @@ class Calibration:
         self, head: heads.Head, probs: Float[np.ndarray, "*grid k"]
     ) -> Float[np.ndarray, "*grid k"]:
         """Returns what `apply` was given, to rounding."""
-        biases = [-self.temperature * bias for bias in self.biases]
-        return head.calibrated(probs, 1 / self.temperature, biases)
+        # One after the other: e^(-T b) may be too large for a float.
+        unbiased = head.calibrated(probs, 1.0, [-bias for bias in self.biases])
+        return head.calibrated(unbiased, 1 / self.temperature)
 
 
 NONE: Final = Calibration()

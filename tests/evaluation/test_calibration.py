@@ -65,6 +65,16 @@ def test_it_is_that_of_the_logits(head: heads.Head) -> None:
     np.testing.assert_allclose(again, p, atol=1e-4)
 
 
+@glioma.each_head
+def test_even_an_extreme_one_can_be_undone(head: heads.Head) -> None:
+    """T b beyond what e^x holds in float32."""
+    biases = (0.0, -9.0, 2.0, -4.0)[: len(head.outputs)]
+    found = calibration_lib.Calibration(15.0, biases)
+    z = np.random.default_rng(0).normal(size=(50, len(head.outputs))).astype(np.float32) * 4
+    p = np.asarray(head.probabilities(z))
+    np.testing.assert_allclose(found.undo(head, found.apply(head, p)), p, atol=1e-3)
+
+
 def test_certainty_stays_certain() -> None:
     above = np.nextafter(np.float32(1), np.float32(2))  # an average may be so by rounding
     sure = np.array([[0.0], [1.0], [above]], np.float32)

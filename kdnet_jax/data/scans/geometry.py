@@ -10,6 +10,7 @@ half-pixel convention): no resampling shifts the anatomy.
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -64,6 +65,11 @@ class Geometry:
     def native_spacing(self) -> Triple:
         """The scan's own spacing, mm per SPL axis."""
         return spacing_spl(self.affine, self.orientation)
+
+    @property
+    def voxel_ml(self) -> float:
+        """The volume of a voxel of the working grid, ml."""
+        return math.prod(self.spacing) / 1000
 
     def to_json(self) -> str:
         """Returns the geometry as JSON text; numbers survive exactly."""
