@@ -5,7 +5,7 @@ import pathlib
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import flags, logging
@@ -99,11 +99,14 @@ def _tell_installed(config: str) -> None:
 
 def _without_required(error: Exception) -> str | None:
     """Returns a message for flags that have to be given, `None` for another error."""
-    missing = re.findall(r"^flag --(\w+)=None: .*", str(error), re.MULTILINE)
-    if not missing:
-        return None
-    given = ", ".join(f"--{name}" for name in missing)
-    return f"{given}: {'is' if len(missing) == 1 else 'are'} missing; --help says what to give"
+    names = re.findall(r"^flag --(\w+)=None: .*", str(error), re.MULTILINE)
+    return missing(names) if names else None
+
+
+def missing(names: Sequence[str]) -> str:
+    """Returns a message for flags that have to be given."""
+    given = ", ".join(f"--{name}" for name in names)
+    return f"{given}: {'is' if len(names) == 1 else 'are'} missing; --help says what to give"
 
 
 def _unreadable_config(argv: list[str], default: str, error: OSError) -> str:

@@ -3,7 +3,10 @@
 `docs/prediction.md` says what is written, and what the warnings mean.
 """
 
+import contextlib
+import json
 import pathlib
+import sys
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -28,13 +31,17 @@ _INPUT = flags.DEFINE_multi_string(
     None,
     "A scan (.nii, .nii.gz, .nrrd, .mha, a folder or zip of DICOM), or a folder of scans or cases; "
     "may be given more than once",
-    required=True,
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
-    None,
+    "",
     "The mask's file for one scan (.nii.gz; of DICOM also .dcm, a DICOM SEG), a folder for several",
-    required=True,
+)
+_LIST = flags.DEFINE_bool(
+    "list",
+    False,
+    "Segment nothing: print the input, classes and regions of the checkpoint as JSON; needs no "
+    "--input and --output",
 )
 _DICOM = flags.DEFINE_string(
     "dicom",
@@ -63,6 +70,12 @@ _UNCERTAINTY = flags.DEFINE_bool(
     "Also write entropy and mutual information (nats) over mirror images and checkpoints",
 )
 _VOLUMES = flags.DEFINE_string("volumes", None, "Also write the volumes in ml: a .csv or .json")
+_MANIFEST = flags.DEFINE_string(
+    "manifest",
+    None,
+    "Also write a record of the command, a .json: versions, SHA-256 of inputs and parameters, "
+    "seconds, warnings, and what failed",
+)
 _MIRROR = flags.DEFINE_bool(
     "mirror", None, "Average over the 8 mirror images; by default as the run's config says"
 )
@@ -96,29 +109,43 @@ _SPACE = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
-    """Predicts every scan that the flags name."""
+    """Predicts every scan that the flags name, or lists what the networks segment."""
+    needed = {"input": _INPUT.value or argv[1:], "output": _OUTPUT.value}
+    if missing := [name for name, value in needed.items() if not (value or _LIST.value)]:
+        raise UserError(cli.missing(missing))
     # Imported here: mistakes in the flags are reported before the seconds that this takes.
     with process.importing():
-        from kdnet_jax.core import provenance
         from kdnet_jax.data.scans import geometry
         from kdnet_jax.data.sources import labels
-        from kdnet_jax.prediction import (
-            ensembles,
-            prediction_jobs,
-            prediction_outputs,
-            resuming_predictions,
-            segmenting,
-        )
+        from kdnet_jax.prediction import ensembles, listing
 
     if _ORIENTATION.value is not None:
         geometry.check_orientation(_ORIENTATION.value)
-    ensemble = ensembles.load_ensemble(
-        run_folders.expand("checkpoint", _CHECKPOINT.value),
-        mirror=_MIRROR.value,
-        window_batch=_WINDOW_BATCH.value,
-        whole=_WHOLE.value,
-        space=_SPACE.value,
+    with contextlib.redirect_stdout(sys.stderr) if _LIST.value else contextlib.nullcontext():
+        ensemble = ensembles.load_ensemble(
+            run_folders.expand("checkpoint", _CHECKPOINT.value),
+            mirror=_MIRROR.value,
+            window_batch=_WINDOW_BATCH.value,
+            whole=_WHOLE.value,
+            space=_SPACE.value,
+        )
+    convention = labels.of_masks(_LABELS.value, ensemble.head.task, "--labels")
+    if _LIST.value:
+        print(json.dumps(listing.of_ensemble(ensemble, convention), indent=1))
+    else:
+        _segment([*(_INPUT.value or ()), *argv[1:]], ensemble, convention)
+
+
+def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str) -> None:
+    from kdnet_jax.core import provenance
+    from kdnet_jax.prediction import (
+        manifest,
+        prediction_jobs,
+        prediction_outputs,
+        resuming_predictions,
+        segmenting,
     )
+
     if _UNCERTAINTY.value and not ensemble.disagreeing:
         raise UserError(
             "--uncertainty needs several answers to compare: give --mirror, or several checkpoints."
@@ -129,16 +156,16 @@ def main(argv: list[str]) -> None:
             f"{', '.join(ensemble.modalities)}: every input is taken as that."
         )
     task = ensemble.head.task
-    convention = labels.of_masks(_LABELS.value, task, "--labels")
     orientation = _ORIENTATION.value or _orientation(ensemble)
     volumes = pathlib.Path(_VOLUMES.value) if _VOLUMES.value else None
+    record = pathlib.Path(_MANIFEST.value) if _MANIFEST.value else None
     reference = None
     if _DICOM.value:
         place = pathlib.Path(_DICOM.value)
         reference = prediction_jobs.series_of(place, ensemble.modalities[0], task, _SERIES.value)
     jobs = prediction_jobs.plan(
         prediction_jobs.find_scans(
-            [pathlib.Path(path) for path in [*_INPUT.value, *argv[1:]]],
+            [pathlib.Path(path) for path in inputs],
             ensemble.modalities,
             task,
             "" if reference else _SERIES.value,
@@ -148,12 +175,13 @@ def main(argv: list[str]) -> None:
         probabilities=_PROBABILITIES.value,
         uncertainty=_UNCERTAINTY.value,
         volumes=volumes,
+        record=record,
         reference=reference,
     )
     if _LABELS.value and any(job.is_dicom for job in jobs):
         raise UserError("--labels: a DICOM SEG has segments, and no label values. Leave it out.")
     outputs = [path for job in jobs for path in job.outputs]
-    prediction_jobs.check_places([*outputs, volumes] if volumes else outputs)
+    prediction_jobs.check_places([*outputs, *(path for path in (volumes, record) if path)])
     prediction_jobs.check_headers((job.images for job in jobs), task)
     prediction_jobs.check_references(jobs)
     about = provenance.collect() | {
@@ -172,8 +200,12 @@ def main(argv: list[str]) -> None:
         about["thresholds"] = chosen["thresholds"] = [f"{each:g}" for each in ensemble.thresholds]
     mark = resuming_predictions.mark(chosen | {"labels": convention, "orientation": orientation})
     done: dict[str, prediction_outputs.ScanVolumes | None] = {}
+    recorded: dict[str, typed.Json] = {}
     if _RESUME.value:
         done = resuming_predictions.finished(jobs, mark, volumes, task)
+        if record:
+            recorded = manifest.segmented_scans(record)
+            done = {name: row for name, row in done.items() if name in recorded}
         print(f"{len(done)} of {len(jobs)} scans are finished")
     usual = _training_data(ensemble)
     cli.enable_compilation_cache()
@@ -185,7 +217,10 @@ def main(argv: list[str]) -> None:
             else f"network compiled in {seconds:.1f} s, once for scans of any size"
         )
     options = segmenting.Options(convention, orientation, _UNCERTAINTY.value, usual, about, mark)
-    segmenting.segment_scans(ensemble, jobs, options, done, volumes)
+    beginning = about | {"task": task.name, "input": ensemble.modalities, "labels": convention}
+    kept = {name: recorded[name] for name in done if record}
+    log = manifest.Manifest(record, beginning, jobs, kept) if record else None
+    segmenting.segment_scans(ensemble, jobs, options, done, volumes, log)
 
 
 def _orientation(ensemble: "ensembles.Ensemble") -> str:

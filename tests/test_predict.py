@@ -342,6 +342,36 @@ def test_everything_at_once_and_a_head_with_its_skull(
     assert f"expected Dice {float(rows[0]['wt_dice_expected']):.2f}" in done.stdout
 
 
+def test_a_list_of_what_is_segmented(
+    smoke_student: commands.Finished, command_env: dict[str, str]
+) -> None:
+    done = _predict(command_env, smoke_student.folder, "--list", "--labels=brats2023")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["task"], found["input"], found["labels"]) == ("glioma", ["t1ce"], "brats2023")
+    assert [(each["value"], each["name"]) for each in found["classes"]] == [
+        (1, "NCR"),
+        (2, "ED"),
+        (3, "ET"),
+    ]
+    regions = {each["name"]: (each["description"], each["values"]) for each in found["regions"]}
+    assert regions == {
+        "ET": ("enhancing tumour", [3]),
+        "TC": ("tumour core", [1, 3]),
+        "WT": ("whole tumour", [1, 2, 3]),
+    }
+    digest = trained.load_run(smoke_student.folder).params_hash
+    assert found["networks"][0]["parameters_sha256"] == digest
+
+
+def test_without_a_scan_the_flags_that_miss_are_named(
+    smoke_student: commands.Finished, command_env: dict[str, str]
+) -> None:
+    done = _predict(command_env, smoke_student.folder)
+    assert done.returncode == 2
+    assert done.stderr == "error: --input, --output: are missing; --help says what to give\n"
+
+
 def test_uncertainty_needs_several_answers(
     smoke_student: commands.Finished,
     scan: pathlib.Path,

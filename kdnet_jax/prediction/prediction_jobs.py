@@ -264,6 +264,7 @@ def plan(
     probabilities: bool = False,
     uncertainty: bool = False,
     volumes: pathlib.Path | None = None,
+    record: pathlib.Path | None = None,
     reference: dicom.Series | None = None,
 ) -> list[Job]:
     """Says where every file goes, before the first is made.
@@ -275,6 +276,7 @@ def plan(
         probabilities: also `<mask>_prob.nii.gz`.
         uncertainty: also `<mask>_entropy.nii.gz` and `<mask>_mutual_information.nii.gz`.
         volumes: the table of all scans.
+        record: of the command.
         reference: the series of DICOM that the one scan, a file, was made from.
 
     Raises:
@@ -295,6 +297,8 @@ def plan(
         )
     if volumes is not None and volumes.suffix.lower() not in _TABLES:
         raise UserError(f"--volumes={volumes}: give a name that ends in .csv or .json.")
+    if record is not None and record.suffix.lower() != ".json":
+        raise UserError(f"--manifest={record}: give a name that ends in .json.")
     jobs = []
     for name, images in scans:
         mask = output if single else output / f"{name}.nii.gz"
@@ -320,7 +324,7 @@ def plan(
                 "--dicom: names the series that a .nii.gz was made from, for an output that ends "
                 "in .dcm. Leave it out."
             )
-    _check_collisions(jobs, volumes)
+    _check_collisions(jobs, [path for path in (volumes, record) if path])
     return jobs
 
 
@@ -399,9 +403,8 @@ def _paths(source: Source) -> list[pathlib.Path]:
     return [source[0] if isinstance(source, tuple) else source]
 
 
-def _check_collisions(jobs: Sequence[Job], volumes: pathlib.Path | None) -> None:
-    outputs = [*itertools.chain.from_iterable(job.outputs for job in jobs)]
-    outputs += [volumes] if volumes else []
+def _check_collisions(jobs: Sequence[Job], beside: Sequence[pathlib.Path]) -> None:
+    outputs = [*itertools.chain.from_iterable(job.outputs for job in jobs), *beside]
     sources = {
         os.path.realpath(path)
         for job in jobs

@@ -29,7 +29,7 @@ from kdnet_jax.data.scans import (
 )
 from kdnet_jax.data.sources import cases, labels
 from kdnet_jax.errors import UserError
-from kdnet_jax.prediction import ensembles, prediction_jobs, prediction_outputs
+from kdnet_jax.prediction import ensembles, manifest, prediction_jobs, prediction_outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ def segment_scans(
     options: Options,
     done: Mapping[str, prediction_outputs.ScanVolumes | None],
     table: pathlib.Path | None,
+    record: manifest.Manifest | None,
 ) -> None:
     """Segments one scan after the other, and skips those that cannot be used.
 
@@ -92,6 +93,7 @@ def segment_scans(
         options: what holds for all of them.
         done: scans that are finished, each with its row of the table.
         table: where the volumes go, or `None`.
+        record: of the command, or `None`.
 
     Raises:
         UserError: scans that cannot be used, when all others are segmented; or, at once, a file
@@ -101,15 +103,23 @@ def segment_scans(
     for job in jobs:
         if job.name in done:
             continue
+        clock = Clock()
         try:
-            rows[job.name] = segment_scan(ensemble, job, options)
+            row = segment_scan(ensemble, job, options, clock)
         except UnusableScanError as error:
             failed.append(str(error))
+            if record:
+                record.failed(job, error)
             _LOG.info(f"{job.name}: NOT SEGMENTED")
             continue
+        rows[job.name] = row
         if table:  # after each scan: an interrupted command keeps what is finished
-            ordered = [row for each in jobs if (row := rows.get(each.name)) is not None]
+            ordered = [found for each in jobs if (found := rows.get(each.name)) is not None]
             prediction_outputs.write_volumes(table, ordered, options.about)
+        if record:
+            record.segmented(job, row, clock.seconds)
+    if record:
+        record.write(finished=True)
     if len(jobs) == 1 and failed:
         raise UserError(failed[0])
     if failed:
@@ -120,15 +130,20 @@ def segment_scans(
 
 
 def segment_scan(
-    ensemble: ensembles.Ensemble, job: prediction_jobs.Job, options: Options
+    ensemble: ensembles.Ensemble, job: prediction_jobs.Job, options: Options, clock: Clock
 ) -> prediction_outputs.ScanVolumes:
     """Reads, segments and writes one scan, and reports its volumes.
+
+    Args:
+        ensemble: what segments.
+        job: the scan.
+        options: what holds for all scans.
+        clock: times the stages.
 
     Raises:
         UnusableScanError: a file cannot be used.
         UserError: a file cannot be written.
     """
-    clock = Clock()
     try:
         case, warnings = _prepare(ensemble, job, options, clock)
     except UserError as error:

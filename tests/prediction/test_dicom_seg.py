@@ -1,5 +1,7 @@
 """From a DICOM series to a DICOM SEG, by the command, on a real scan."""
 
+import hashlib
+import json
 import pathlib
 import shutil
 import subprocess
@@ -43,7 +45,10 @@ def mask(scan: pathlib.Path, smoke_student: commands.Finished) -> Any:
     done = predict(smoke_student.folder, f"--input={scan / 'scan.nii.gz'}", f"--output={output}")
     assert done.returncode == 0, done.stderr
     done = predict(
-        smoke_student.folder, f"--input={scan / 'series'}", f"--output={scan / 'mask.dcm'}"
+        smoke_student.folder,
+        f"--input={scan / 'series'}",
+        f"--output={scan / 'mask.dcm'}",
+        f"--manifest={scan / 'run.json'}",
     )
     assert done.returncode == 0, done.stderr
     assert "series 5 'AX T1 POST'" in done.stdout
@@ -68,6 +73,22 @@ def test_segments_are_the_regions_of_the_mask(mask: Any, scan: pathlib.Path) -> 
         theirs = {tuple(each) for each in np.rint(nib.affines.apply_affine(flips, inside))}
         ours = {tuple(each) for each in np.argwhere(np.isin(values, members)).astype(float)}
         assert theirs == ours
+
+
+def test_the_record_names_the_series_and_nothing_of_the_patient(
+    mask: Any, scan: pathlib.Path
+) -> None:
+    text = (scan / "run.json").read_text()
+    assert "P-0001" not in text
+    (row,) = json.loads(text)["scans"]
+    files = [*(scan / "series").iterdir()]
+    hashes = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    assert row["input"]["t1ce"] == {
+        "file": str(scan / "series"),
+        "series": pydicom.dcmread(files[0]).SeriesInstanceUID,
+        "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+    }
+    assert row["output"] == [str(scan / "mask.dcm")]
 
 
 def test_it_refers_to_every_slice_and_the_patient(mask: Any, scan: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """A folder of scans of which one is bad, or that was interrupted; and where nothing can go."""
 
 import csv
+import hashlib
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import (
     confidence,
+    manifest,
     prediction_jobs,
     prediction_outputs,
     resuming_predictions,
@@ -50,13 +52,25 @@ def _rows(path: pathlib.Path) -> dict[str, dict[str, str]]:
 def test_the_others_are_segmented_and_the_command_goes_on(
     base: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    words = ("--output=out", "--volumes=v.csv")
+    words = ("--output=out", "--volumes=v.csv", "--manifest=m.json")
     (first,) = _predict(base, tmp_path, words)
     assert first.code == 2
     assert "1 of 3 scans were not segmented, the others are:" in first.err
     assert "b.nii.gz: 1 of 4096 voxels are NaN or infinite" in first.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.nii.gz", "c.nii.gz"}
     assert list(_rows(tmp_path / "v.csv")) == ["a", "c"]
+    record = json.loads((tmp_path / "m.json").read_text())
+    assert record["finished"]
+    assert record["task"] == "glioma"
+    assert record["input"] == ["t1ce"]
+    a, b, c = record["scans"]
+    assert a["status"] == c["status"] == "segmented"
+    assert a["output"] == ["out/a.nii.gz"]
+    digest = hashlib.sha256((base / "scans" / "a.nii.gz").read_bytes()).hexdigest()
+    assert a["input"]["t1ce"] == {"file": str(base / "scans" / "a.nii.gz"), "sha256": digest}
+    assert {*a["seconds"]} == {"read", "prepare", "network", "back", "write"}
+    assert (b["scan"], b["status"]) == ("b", "not segmented")
+    assert "1 of 4096 voxels are NaN" in b["error"]
 
     kept = (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns
     scans.write(base / "scans" / "b.nii.gz", scans.encode(scans.brain()))
@@ -69,6 +83,11 @@ def test_the_others_are_segmented_and_the_command_goes_on(
     rows = _rows(tmp_path / "v.csv")
     assert list(rows) == ["a", "b", "c"]
     assert rows["a"]["wt_ml"] == rows["b"]["wt_ml"] == rows["c"]["wt_ml"]
+    resumed = json.loads((tmp_path / "m.json").read_text())["scans"]
+    assert resumed[0] == a
+    assert resumed[2] == c
+    assert resumed[1]["status"] == "segmented"
+    assert resumed[1]["ml"] == a["ml"]
     assert other.code == 2
     assert "was not made by these checkpoints with these flags" in other.err
 
@@ -132,6 +151,15 @@ def test_another_table_is_refused(tmp_path: pathlib.Path, suffix: str, text: str
     table.write_text(text)
     with pytest.raises(UserError, match="is no table of volumes"):
         resuming_predictions.read_volumes(table, task_lib.GLIOMA)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"scans": [{"scan": "a"}]}', '{"scans": [1]}'])
+def test_another_record_is_refused(tmp_path: pathlib.Path, text: str) -> None:
+    path = tmp_path / "m.json"
+    assert manifest.segmented_scans(path) == {}
+    path.write_text(text)
+    with pytest.raises(UserError, match=str(path)):
+        manifest.segmented_scans(path)
 
 
 def test_a_scan_is_finished_with_all_of_its_files_and_its_row(tmp_path: pathlib.Path) -> None:
