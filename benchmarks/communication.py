@@ -8,17 +8,15 @@ bfloat16 in float32 on a CPU: on a GPU or TPU halos take half of the bytes.
 """
 
 import collections
-import dataclasses
 import json
-import math
 import pathlib
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 from absl import app, flags
 
+from benchmarks import collectives
 from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.losses import distillation, objective
@@ -36,52 +34,8 @@ _STATE = flags.DEFINE_enum("state", "replicated", sharding.STATES, "As mesh.stat
 _AUGMENT = flags.DEFINE_enum("augment", "plain", list(augment.PRESETS), "As augment.preset")
 _JSON = flags.DEFINE_string("json", None, "Also write the rows here")
 
-KINDS = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
-_OPERATION = re.compile(rf"= (\S.*?) ({'|'.join(KINDS)})(?:-start)?\(")
-_ARRAY = re.compile(r"([a-z]+\d+|pred)\[([\d,]*)\]")
-_NAME = re.compile(r'op_name="([^"]*)"')
-_BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
 
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """One array that a collective gives to each device.
-
-    Attributes:
-        kind: of the collective.
-        type: of its elements, in XLA's words.
-        shape: on each device.
-        name: where in the program it comes from.
-    """
-
-    kind: str
-    type: str
-    shape: tuple[int, ...]
-    name: str
-
-    @property
-    def bytes(self) -> int:
-        """Its size."""
-        return math.prod(self.shape) * _BYTES[self.type]
-
-
-def collectives(text: str) -> Iterator[Array]:
-    """Yields the arrays of all collectives in a compiled program's text."""
-    for line in text.splitlines():
-        if not (found := _OPERATION.search(line)):
-            continue
-        shapes, kind = found.groups()
-        name = match.group(1) if (match := _NAME.search(line)) else ""
-        arrays = _ARRAY.findall(shapes)
-        # The started form of some kinds names its operand beside its result.
-        if f"{kind}-start(" in line and kind in ("all-gather", "collective-permute"):
-            arrays = arrays[1:2]
-        for element, edges in arrays:
-            shape = tuple(int(edge) for edge in edges.split(",") if edge)
-            yield Array(kind, element, shape, name)
-
-
-def what(array: Array, parameters: Iterable[tuple[int, ...]]) -> str:
+def what(array: collectives.Array, parameters: Iterable[tuple[int, ...]]) -> str:
     """Returns what an array is: gradients, halos of ..., norm statistics, sums of the loss, ..."""
     # Newer versions of JAX gather the step's argument before they cut from it, under its own name.
     if "/augment" in array.name or array.name.startswith("batch["):
@@ -153,7 +107,7 @@ def compile_step(
 def count(text: str, parameters: Iterable[tuple[int, ...]]) -> list[dict[str, Any]]:
     """Returns a row for each kind of collective and what it moves: arrays and bytes a device."""
     numbers, sizes = collections.Counter(), collections.Counter()
-    for array in collectives(text):
+    for array in collectives.of_program(text):
         key = (array.kind, what(array, parameters), array.type)
         numbers[key] += 1
         sizes[key] += array.bytes

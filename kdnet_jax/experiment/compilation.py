@@ -61,8 +61,7 @@ def compile_step(
             teacher.network.divisor[0],
             "loader.patch",
         )
-    step, arguments = _step(experiments, mesh, cases, teacher, unlabelled)
-    compiled = step.lower(*arguments).compile()
+    compiled = lower_step(experiments, mesh, cases, teacher, unlabelled).compile()
     memory.return_freed()
     found = placement.free_memory(mesh)
     # Devices of the CPU backend share the host's memory.
@@ -71,6 +70,18 @@ def compile_step(
     )
     sentence = memory.check(copies * memory.step_bytes(compiled), free, _device_name())
     return compiled, f"{unet.describe(experiment.network)} {sentence}"
+
+
+def lower_step(
+    experiments: Sequence[experiment_lib.Experiment],
+    mesh: Mesh,
+    cases: int,
+    teacher: model_lib.Model | None,
+    unlabelled: bool = False,
+) -> jax.stages.Lowered:
+    """Lowers the step for the devices of a mesh, which need not be at hand; see `compile_step`."""
+    step, arguments = _step(experiments, mesh, cases, teacher, unlabelled)
+    return step.lower(*arguments)
 
 
 def count_flops(

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import communication
+from benchmarks import collectives
 from configs import common
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import reading
@@ -56,7 +56,7 @@ def sent(convolutions: Any) -> list[list[str]]:
     params = jax.eval_shape(lambda: networks.init_params(config, 1, jax.random.key(0)))
     windows = jax.ShapeDtypeStruct((1, 32, 16, 16, 1), np.float32)
     text = predict.lower(params, windows).compile().as_text()
-    return [[each.kind, str(each.shape)] for each in communication.collectives(text)]
+    return [[each.kind, str(each.shape)] for each in collectives.of_program(text)]
 
 
 @pytest.fixture(scope="module")

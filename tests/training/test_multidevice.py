@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import communication
+from benchmarks import collectives, communication
 from kdnet_jax.augment import augment
 from kdnet_jax.losses import distillation, objective, segmentation
 from kdnet_jax.models import networks, unet
@@ -110,9 +110,7 @@ def sent(text: str, state_form: str) -> np.ndarray:
     config = NETWORKS[state_form]
     params = jax.eval_shape(lambda: networks.init_params(config, 1, jax.random.key(0)))
     shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
-    found = [
-        [each.kind, communication.what(each, shapes)] for each in communication.collectives(text)
-    ]
+    found = [[each.kind, communication.what(each, shapes)] for each in collectives.of_program(text)]
     return np.array(json.dumps(found))
 
 
