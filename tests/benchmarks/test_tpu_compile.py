@@ -24,7 +24,5 @@ def test_programs_have_the_sizes_of_the_preset(program: str, channels: int) -> N
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_without_libtpu_it_says_what_to_install() -> None:
-    with pytest.raises(
-        errors.UserError, match="cannot be compiled for .*pip install libtpu"
-    ):
+    with pytest.raises(errors.UserError, match=r"cannot be compiled for .*pip install libtpu"):
         tpu_compile.mesh_of("v5e:2x2")
