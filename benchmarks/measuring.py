@@ -78,11 +78,11 @@ class Worker:
         """Does one repetition; returns its seconds."""
         time.sleep(_SETTLE_SECONDS)
         own = psutil.Process(self._process.pid)
-        before, used, start = _busy_seconds(), sum(own.cpu_times()[:2]), time.perf_counter()
+        before, used, start = busy_seconds(), sum(own.cpu_times()[:2]), time.perf_counter()
         seconds = self._ask("run")
         spent = sum(own.cpu_times()[:2]) - used
         elapsed = time.perf_counter() - start
-        self.others.append(max(_busy_seconds() - before - spent, 0.0) / elapsed)
+        self.others.append(max(busy_seconds() - before - spent, 0.0) / elapsed)
         return seconds
 
     def result(self) -> Any:
@@ -142,7 +142,8 @@ def _answer(pipe: connection.Connection, job: Job) -> None:
         pipe.send(("done", time.perf_counter() - start))
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
+    """Returns the processor time that this machine has spent since its start, of all cores."""
     times = psutil.cpu_times()
     return sum(times) - times.idle - getattr(times, "iowait", 0.0)
 
