@@ -76,15 +76,15 @@ class Side:
         """Runs `python -m kdnet_jax.WORDS` and returns the processor time in seconds."""
         own = {"PYTHONPATH": str(self.tree), "HOME": str(self.home), "JAX_PLATFORMS": "cpu"}
         own["XDG_CACHE_HOME"] = str(self.home / "cache")
+        command = [sys.executable, "-m", f"kdnet_jax.{words[0]}", *words[1:]]
         before, busy, start = _children_seconds(), measuring.busy_seconds(), time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", f"kdnet_jax.{words[0]}", *words[1:]],
+            ["taskset", "--cpu-list", _first(cores), *command],
             cwd=self.tree,
             env=os.environ | own,
             capture_output=True,
             text=True,
             check=False,
-            preexec_fn=lambda: os.sched_setaffinity(0, _first(cores)),
         )
         elapsed, spent = time.perf_counter() - start, _children_seconds() - before
         if done.returncode:
@@ -93,8 +93,8 @@ class Side:
         return spent
 
 
-def _first(cores: int) -> list[int]:
-    return sorted(os.sched_getaffinity(0))[:cores]
+def _first(cores: int) -> str:
+    return ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
 
 
 def _children_seconds() -> float:
@@ -109,7 +109,7 @@ def prepare_predict(side: Side) -> list[str]:
     side.run(
         _CORES.value,
         *("main", "--config=configs/baseline.py", f"--workdir={run}"),
-        *("--config.data.phantom.cases=5", f"--config.data.root={folder}"),
+        *("--config.data.phantom.cases=10", f"--config.data.root={folder}"),
         *("--config.train.steps=4", "--config.train.validate_every=4"),
     )
     words = ("--phantom", "--cases=1", "--seed=7", "--spacing=1", f"--scans={scans}")
