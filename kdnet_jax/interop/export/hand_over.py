@@ -138,7 +138,12 @@ def _run(path: pathlib.Path) -> Package:
                 f"{path / evaluation.FOLDER} scores other parameters than the run's best. Finish "
                 "the run first: start its python -m kdnet_jax.main again."
             )
-        about["test"] = scores.collect(evaluation.read_scores(path), summary, _teacher(path))
+        about["test"] = scores.collect(
+            evaluation.read_scores(path),
+            summary,
+            _teacher(path),
+            evaluation.read_calibration(path),
+        )
         if summary["teacher"]:
             about["teacher"] = {"hash": summary["teacher"]["hash"]}
     return Package(path.name, run, teachers.known_cases(path), about, familiarity.read(path))

@@ -170,7 +170,28 @@ def _test(document: typed.JsonView) -> str:
             f"\n\nIts teacher, on {escaped(', '.join(teacher['modalities']))}, has a mean Dice of "
             f"{means} on the same {teacher['cases']:d} cases."
         )
+    if calibrated := test.get("calibration"):
+        text += f"\n\n{_test_calibration(calibrated)}"
     return "## Test\n\n" + "\n".join(lines) + f"\n\n{text}"
+
+
+def _test_calibration(regions: typed.JsonView) -> str:
+    lines = [
+        "| Region | Calibration error before | Calibration error after | Volume within its range |",
+        "|---|---|---|---|",
+    ]
+    for name, row in regions.items():
+        errors = (row[key] for key in ("ece_before", "ece_after"))
+        shown = ["-" if error is None else f"{error:.3f}" for error in errors]
+        held = f"{row['covered']:d} of {row['ranged']:d} cases" if row["ranged"] else "-"
+        lines.append(f"| {escaped(name)} | {' | '.join(shown)} | {held} |")
+    return (
+        "\n".join(lines)
+        + "\n\nExpected calibration error: the mean distance between a probability of the region and "
+        "how often it is right, before and after calibration, over the voxels of these cases that "
+        "get at least 0.05; 0 is best. The range is the one that `predict` prints, to hold the "
+        "true volume in 95 of 100 scans."
+    )
 
 
 def _mean(found: Mapping[str, float | None], digits: int) -> str:

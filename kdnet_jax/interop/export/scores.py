@@ -10,12 +10,15 @@ from kdnet_jax.reports import score_tables
 
 # Each score, and the largest that it can be.
 _METRICS: Final = {"dice": 1.0, "nsd": 1.0, "hd95_mm": math.inf}
+# Of `calibration.summarise`.
+_CALIBRATION: Final = ("ece_before", "ece_after", "covered", "ranged")
 
 
 def collect(
     scores: Sequence[cases.RegionScore],
     summary: typed.JsonView,
     teacher: typed.JsonView | None,
+    calibration: typed.JsonView | None,
 ) -> typed.Json:
     """Returns means with 95 % intervals over the cases, JSON.
 
@@ -23,6 +26,7 @@ def collect(
         scores: of each case and region.
         summary: `summary.json` of the run.
         teacher: `summary.json` of its teacher on the same cases, where there is one.
+        calibration: `calibration.json` of the run's evaluation; older runs have none.
     """
     found = {
         "cases": len({score.case for score in scores}),
@@ -37,6 +41,11 @@ def collect(
         dice = {name: row["dice"]["mean"] for name, row in teacher["regions"].items()}
         own = {"modalities": teacher["modalities"], "cases": teacher["cases"], "dice": dice}
         found["teacher"] = own
+    if calibration:
+        found["calibration"] = {
+            region: {key: row[key] for key in _CALIBRATION}
+            for region, row in calibration["regions"].items()
+        }
     return found
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import prepare
+from kdnet_jax.evaluation import evaluation
 from kdnet_jax.interop.export import artifact
 from kdnet_jax.models import heads, networks, unet
 from kdnet_jax.prediction import inference
@@ -123,6 +124,7 @@ def test_the_document_says_where_it_comes_from(
     document = json.loads((exported.folder / "model.json").read_text("utf-8"))
     summary = json.loads((smoke_student.folder / "evaluation/summary.json").read_text("utf-8"))
     split = json.loads((smoke_student.folder / "split.json").read_text("utf-8"))
+    measured = evaluation.read_calibration(smoke_student.folder)
     assert document["parameters_sha256"] == summary["params_hash"]
     assert document["test"]["mean_dice"] == summary["mean_dice"]
     for region, row in summary["regions"].items():
@@ -131,6 +133,9 @@ def test_the_document_says_where_it_comes_from(
             key: row[key] for key in row if key not in ("dice", "nsd", "hd95_mm")
         }
         assert told["dice"].items() >= row["dice"].items()
+        calibrated = document["test"]["calibration"][region]
+        assert calibrated["ece_after"] is not None
+        assert measured["regions"][region].items() >= calibrated.items()
     assert document["region_classes"]["TC"] == [1, 3]
     assert document["licence"] == "CC-BY-4.0"
     assert set(document["known_cases"]) == {*split["train"], *split["validation"]}

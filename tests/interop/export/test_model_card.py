@@ -49,9 +49,11 @@ def _card(document: dict[str, Any], name: str = "it") -> str:
     return model_card.render(name, MODEL, document, {"params": "parameters"})
 
 
-def _tested(*rows: cases.RegionScore, teacher: Any = None) -> dict[str, Any]:
+def _tested(
+    *rows: cases.RegionScore, teacher: Any = None, calibration: Any = None
+) -> dict[str, Any]:
     summary = cases.summarise(rows, task=task_lib.GLIOMA) | {"hd95": "of the surfaces"}
-    return _document(test=scores.collect(rows, summary, teacher))
+    return _document(test=scores.collect(rows, summary, teacher, calibration))
 
 
 def test_the_numbers_are_those_of_the_cases() -> None:
@@ -87,6 +89,21 @@ def test_a_teacher_on_the_same_cases_is_named() -> None:
     card = _card(_tested(*rows, teacher=teacher))
     wanted = "Its teacher, on t1, t2, has a mean Dice of ET 0.700, TC 0.800, WT 0.900 on the same 1"
     assert wanted in card
+
+
+def test_the_calibration_is_as_it_was_measured() -> None:
+    rows = [_score("a", region, 0.5) for region in ("ET", "TC", "WT")]
+    measured = {"ece_before": 0.1614, "ece_after": 0.0496, "covered": 3, "ranged": 4}
+    regions = {
+        "ET": measured | {"dice_rank": 0.5},
+        "TC": measured | {"ranged": 0, "covered": 0},
+        "WT": measured | {"ece_before": None, "ece_after": None},
+    }
+    card = _card(_tested(*rows, calibration={"regions": regions}))
+    assert "| ET | 0.161 | 0.050 | 3 of 4 cases |" in card
+    assert "| TC | 0.161 | 0.050 | - |" in card
+    assert "| WT | - | - | 3 of 4 cases |" in card
+    assert "calibration error" not in _card(_tested(*rows)).lower()
 
 
 def test_without_scores_nothing_is_claimed() -> None:
@@ -135,7 +152,7 @@ def test_a_card_speaks_of_its_own_task() -> None:
     )
     rows = [_score("a", region, 0.5) for region in task.region_names]
     summary = cases.summarise(rows, task=task) | {"hd95": "of the surfaces"}
-    document = _document(test=scores.collect(rows, summary, None))
+    document = _document(test=scores.collect(rows, summary, None, None))
     card = model_card.render("it", model, document, {})
     assert "It segments heart in one channel (ct) into wall, scar and clot." in card
     assert "| Working voxel size | 3 x 1 x 1 mm |" in card
