@@ -187,10 +187,10 @@ def _test_calibration(regions: typed.JsonView) -> str:
         lines.append(f"| {escaped(name)} | {' | '.join(shown)} | {held} |")
     return (
         "\n".join(lines)
-        + "\n\nExpected calibration error: the mean distance between a probability of the region and "
-        "how often it is right, before and after calibration, over the voxels of these cases that "
-        "get at least 0.05; 0 is best. The range is the one that `predict` prints, to hold the "
-        "true volume in 95 of 100 scans."
+        + "\n\nExpected calibration error: the mean distance between a probability of the region "
+        "and how often it is right, before and after calibration, over the voxels of these cases "
+        "that get at least 0.05; 0 is best. The range is the one that `predict` prints, to hold "
+        "the true volume in 95 of 100 scans."
     )
 
 
