@@ -14,15 +14,15 @@ from kdnet_jax.data.scans import familiarity
 from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.interop import conversion, foreign, foreign_model, writing
-from kdnet_jax.interop.export import artifact, model_card, scores
+from kdnet_jax.interop.export import artifact, hub, model_card, scores
 from kdnet_jax.models import adapted, networks
 from kdnet_jax.prediction import inference
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import model_folder, teachers, trained
 
 CARD, ARTIFACT, PYTORCH = "MODEL_CARD.md", "model.jaxexport", "pytorch"
-JAX_FORMAT, PYTORCH_FORMAT = "jax", "pytorch"
-FORMATS = (JAX_FORMAT, PYTORCH_FORMAT)
+JAX_FORMAT, PYTORCH_FORMAT, HUB_FORMAT = "jax", "pytorch", "huggingface"
+FORMATS = (JAX_FORMAT, PYTORCH_FORMAT, HUB_FORMAT)
 # Of the artifact and the network itself; float32 sums in another order differ by less.
 _TOLERANCE = 1e-4
 _FILES = {
@@ -198,10 +198,21 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
             said += [f"{PYTORCH}/{line}" for line in _write_pytorch(package, beside / PYTORCH)]
         document = model_folder.read(beside).document
         there = {name: what for name, what in _FILES.items() if (beside / name).exists()}
-        card = model_card.render(package.name, run.model, document, there)
-        files.write_text(beside / CARD, card)
-        said.append(f"{CARD}: what to tell those who use it")
+        told = (package.name, run.model, document, there)
+        if HUB_FORMAT in formats:
+            files.write_text(beside / hub.README, hub.readme(*told))
+            said += [f"{hub.README}: the model card, with the Hub's metadata", *_before_upload(known)]
+        else:
+            files.write_text(beside / CARD, model_card.render(*told))
+            said.append(f"{CARD}: what to tell those who use it")
     return [f"{output}/{line}" for line in said]
+
+
+def _before_upload(known: int) -> list[str]:
+    return [
+        f"{model_folder.FILE}: before you upload it, see that the ids of its {known} known cases "
+        "(known_cases) do not tell who the patients are"
+    ] * bool(known)
 
 
 def _write_artifact(run: trained.Run, path: pathlib.Path) -> str:

@@ -28,7 +28,14 @@ _METRICS = (
 )
 
 
-def render(name: str, model: Model, document: typed.JsonView, files: Mapping[str, str]) -> str:
+def render(
+    name: str,
+    model: Model,
+    document: typed.JsonView,
+    files: Mapping[str, str],
+    *,
+    on_hub: bool = False,
+) -> str:
     """Returns the card as Markdown.
 
     Args:
@@ -36,6 +43,7 @@ def render(name: str, model: Model, document: typed.JsonView, files: Mapping[str
         model: the network and how it is used.
         document: the rest of `model.json`.
         files: name -> what it is, of all that lies beside the card.
+        on_hub: it is read on the Hugging Face Hub, from where the folder is fetched first.
 
     Raises:
         KeyError, TypeError, ValueError: the document is not as `export` writes it.
@@ -47,7 +55,7 @@ def render(name: str, model: Model, document: typed.JsonView, files: Mapping[str
         _training(document),
         _test(document),
         _limits(model, document),
-        _use(model, files),
+        _use(model, files, on_hub),
         _origin(document),
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"
@@ -243,7 +251,7 @@ def _looks(task: task_lib.Task) -> str:
     return "what it saw" if task.noun == _ANY_NOUN else f"what {escaped(task.noun)}s looked like"
 
 
-def _use(model: Model, files: Mapping[str, str]) -> str:
+def _use(model: Model, files: Mapping[str, str], on_hub: bool) -> str:
     one = len(model.modalities) == 1
     ending = model.task.file_ending
     scan = (
@@ -252,12 +260,16 @@ def _use(model: Model, files: Mapping[str, str]) -> str:
         else "{" + ", ".join(f'"{name}": "{name}{ending}"' for name in model.modalities) + "}"
     )
     listed = "\n".join(f"| `{name}` | {what} |" for name, what in files.items())
+    first, folder = "import kdnet_jax\n", '"DIR"'
+    if on_hub:
+        first = f"import huggingface_hub\n{first}\n# As this page is called: OWNER/NAME.\n"
+        first += 'folder = huggingface_hub.snapshot_download("OWNER/NAME")'
+        folder = "folder"
     return f"""## Use
 
 ```python
-import kdnet_jax
-
-found = kdnet_jax.load("DIR").segment({scan})
+{first}
+found = kdnet_jax.load({folder}).segment({scan})
 found.save("mask.nii.gz")
 print(found.volumes_ml, found.warnings)
 ```
