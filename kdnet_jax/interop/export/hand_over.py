@@ -201,7 +201,10 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
         told = (package.name, run.model, document, there)
         if HUB_FORMAT in formats:
             files.write_text(beside / hub.README, hub.readme(*told))
-            said += [f"{hub.README}: the model card, with the Hub's metadata", *_before_upload(known)]
+            said += [
+                f"{hub.README}: the model card, with the Hub's metadata",
+                *_before_upload(known),
+            ]
         else:
             files.write_text(beside / CARD, model_card.render(*told))
             said.append(f"{CARD}: what to tell those who use it")
