@@ -14,15 +14,16 @@ from kdnet_jax.data.scans import familiarity
 from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.interop import conversion, foreign, foreign_model, writing
-from kdnet_jax.interop.export import artifact, hub, model_card, scores
+from kdnet_jax.interop.export import artifact, container, hub, model_card, scores
 from kdnet_jax.models import adapted, networks
 from kdnet_jax.prediction import inference
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import model_folder, teachers, trained
 
 CARD, ARTIFACT, PYTORCH = "MODEL_CARD.md", "model.jaxexport", "pytorch"
-JAX_FORMAT, PYTORCH_FORMAT, HUB_FORMAT = "jax", "pytorch", "huggingface"
-FORMATS = (JAX_FORMAT, PYTORCH_FORMAT, HUB_FORMAT)
+JAX_FORMAT, PYTORCH_FORMAT = "jax", "pytorch"
+HUB_FORMAT, DOCKER_FORMAT = "huggingface", "docker"
+FORMATS = (JAX_FORMAT, PYTORCH_FORMAT, HUB_FORMAT, DOCKER_FORMAT)
 # Of the artifact and the network itself; float32 sums in another order differ by less.
 _TOLERANCE = 1e-4
 _FILES = {
@@ -31,6 +32,8 @@ _FILES = {
     familiarity.FILE: "what the intensities of its training cases look like",
     ARTIFACT: "the network for JAX alone (`jax.export`), on cpu, cuda and tpu",
     PYTORCH: "its weights for the class of nnU-Net or MONAI",
+    container.DOCKERFILE: "an image that segments with it on a CPU",
+    container.FOLDER: "what the image needs: this program, and the versions of the others",
 }
 
 
@@ -78,6 +81,8 @@ def gather(
     if PYTORCH_FORMAT in formats:
         network = package.run.model.network
         writing.check(network.network if isinstance(network, adapted.AdaptedConfig) else network)
+    if DOCKER_FORMAT in formats:
+        container.pinned()
     return package
 
 
@@ -196,6 +201,9 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
         if PYTORCH_FORMAT in formats:
             (beside / PYTORCH).mkdir()
             said += [f"{PYTORCH}/{line}" for line in _write_pytorch(package, beside / PYTORCH)]
+        if DOCKER_FORMAT in formats:
+            container.write(beside)
+            said.append(f"{container.DOCKERFILE}: an image: docker build --tag=NAME {output}")
         document = model_folder.read(beside).document
         there = {name: what for name, what in _FILES.items() if (beside / name).exists()}
         told = (package.name, run.model, document, there)

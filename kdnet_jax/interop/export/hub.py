@@ -37,7 +37,7 @@ _LICENCES: Final = frozenset(
 
 def readme(name: str, model: Model, document: typed.JsonView, files: Mapping[str, str]) -> str:
     """Returns the card with the Hub's metadata; the arguments are those of `model_card.render`."""
-    found = _licence(document.get("licence", "")) | {
+    found = _licence(document.get("licence") or "") | {
         "library_name": "kdnet_jax",
         "pipeline_tag": _TASK,
         "tags": _tags(model),
