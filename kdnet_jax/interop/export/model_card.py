@@ -262,7 +262,7 @@ def _use(model: Model, files: Mapping[str, str], on_hub: bool) -> str:
     listed = "\n".join(f"| `{name}` | {what} |" for name, what in files.items())
     first, folder = "import kdnet_jax\n", '"DIR"'
     if on_hub:
-        first = f"import huggingface_hub\n{first}\n# As this page is called: OWNER/NAME.\n"
+        first = f"import huggingface_hub\n{first}\n# OWNER/NAME: as this page is called.\n"
         first += 'folder = huggingface_hub.snapshot_download("OWNER/NAME")'
         folder = "folder"
     return f"""## Use
