@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from kdnet_jax.interop import foreign
-from kdnet_jax.interop.export import artifact, hand_over
+from kdnet_jax.interop.export import artifact, container, hand_over, hub
 from kdnet_jax.runs import model_folder
 from tests.helpers import foreign_folders as folders
 from tests.helpers import own_tasks
@@ -34,4 +34,9 @@ def test_every_form_is_of_its_task(tmp_path: pathlib.Path) -> None:
     expected = folders.answer(model.network.network, foreign.read(folder).members[0], x)
     odds = np.exp(expected - expected.max(axis=-1, keepdims=True))
     np.testing.assert_allclose(found, odds / odds.sum(axis=-1, keepdims=True), atol=1e-5)
-    assert "adc" in (output / hand_over.CARD).read_text("utf-8")
+    card = (output / hub.README).read_text("utf-8")
+    # A CT and a map of MRI; nobody has said how good it is.
+    assert "- adc\n- ct\n---\n" in card
+    assert "It segments organs" in card
+    assert (output / container.DOCKERFILE).exists()
+    assert not (output / hand_over.CARD).exists()
