@@ -249,7 +249,7 @@ def _series(place: pathlib.Path, uid: str, headers: list[tuple[File, Any]]) -> S
         seen[instance] = file
         try:
             planes += _planes(file, header)
-        except (AttributeError, IndexError, TypeError, ValueError):
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             unplaced.append(file.name)
     number = first.get("SeriesNumber")
     return Series(
@@ -278,7 +278,8 @@ def _planes(file: File, header: Any) -> list[Plane]:
         number = header.get("InstanceNumber")
         name = f"instance {number}" if number is not None else file.name
         return [_plane(name, size, header, header, header)]
-    shared = header.SharedFunctionalGroupsSequence[0]
+    # Siemens may keep all in the frames.
+    shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
 
     def group(frame: Any, name: str) -> Any:
         return frame[name][0] if name in frame else shared[name][0]

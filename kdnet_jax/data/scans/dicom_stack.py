@@ -103,10 +103,13 @@ def _volume(series: dicom.Series) -> Any:
     options: dict[str, Any] = {"dtype": np.float32, "atol": tolerance}
     try:
         with dicom.quiet():
+            images = datasets(series)
+            for image in images:  # Anonymisers take it out; slices of one series share it.
+                if not image.get("FrameOfReferenceUID"):
+                    image.FrameOfReferenceUID = series.uid
             if not series.enhanced:
-                return highdicom.get_volume_from_series(datasets(series), **options)
-            with series.files[0].opened() as file:
-                return highdicom.imread(file).get_volume(**options)
+                return highdicom.get_volume_from_series(images, **options)
+            return highdicom.Image.from_dataset(images[0], copy=False).get_volume(**options)
     except RuntimeError as error:  # NotImplementedError too
         raise UserError(
             f"{series.place}: {series}: its voxels cannot be decompressed ({error}). pip install "

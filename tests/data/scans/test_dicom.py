@@ -60,16 +60,47 @@ def test_voxels_and_place_are_those_of_simpleitk(folder: pathlib.Path) -> None:
 
 
 def test_an_enhanced_series_is_its_classic_one(tmp_path: pathlib.Path) -> None:
-    classic = dicom_series.datasets(DATA, AFFINE)
-    enhanced = highdicom.legacy.LegacyConvertedEnhancedMRImage(
-        classic, uid.generate_uid(), 6, uid.generate_uid(), 1
-    )
-    enhanced.save_as(tmp_path / "enhanced.dcm")
+    _enhanced(dicom_series.datasets(DATA, AFFINE)).save_as(tmp_path / "enhanced.dcm")
     for place in (tmp_path, tmp_path / "enhanced.dcm"):
         assert dicom.is_dicom(place)
         volume = dicom_stack.read(the_only(place))
         np.testing.assert_array_equal(volume.data, DATA)
         np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-3)
+
+
+def _enhanced(classic: list[Any]) -> Any:
+    return highdicom.legacy.LegacyConvertedEnhancedMRImage(
+        classic, uid.generate_uid(), 6, uid.generate_uid(), 1
+    )
+
+
+@pytest.mark.parametrize("make", [list, lambda classic: [_enhanced(classic)]])
+def test_a_series_without_frame_of_reference_is_read(
+    make: Callable[[list[Any]], list[Any]], tmp_path: pathlib.Path
+) -> None:
+    """Anonymisers take it out, also of the series of four makers that dicom2nifti tests with."""
+    images = make(dicom_series.datasets(DATA, AFFINE))
+    for image in images:
+        del image.FrameOfReferenceUID
+    volume = dicom_stack.read(the_only(dicom_series.save(tmp_path, images)))
+    np.testing.assert_array_equal(volume.data, DATA)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-3)
+
+
+def test_an_enhanced_series_may_hold_all_in_its_frames(tmp_path: pathlib.Path) -> None:
+    """As an enhanced series of Siemens does: no Shared Functional Groups."""
+    image = _enhanced(dicom_series.datasets(DATA, AFFINE))
+    (shared,) = image.SharedFunctionalGroupsSequence
+    for frame in image.PerFrameFunctionalGroupsSequence:
+        frame.update(shared)
+    del image.SharedFunctionalGroupsSequence
+    volume = dicom_stack.read(the_only(dicom_series.save(tmp_path / "whole", [image])))
+    np.testing.assert_array_equal(volume.data, DATA)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-3)
+    for frame in image.PerFrameFunctionalGroupsSequence:
+        del frame.PixelMeasuresSequence
+    with pytest.raises(UserError, match="does not say where its slices lie"):
+        dicom_stack.check(the_only(dicom_series.save(tmp_path / "less", [image])))
 
 
 def test_a_zip_is_its_folder(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
