@@ -26,7 +26,13 @@ from kdnet_jax.data.scans import dicom, dicom_stack, geometry, nifti, prepare, s
 from kdnet_jax.data.sources import labels as label_values
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.prediction import confidence as confidence_lib
-from kdnet_jax.prediction import ensembles, prediction_jobs, prediction_outputs, segmenting
+from kdnet_jax.prediction import (
+    ensembles,
+    prediction_jobs,
+    prediction_outputs,
+    segmenting,
+    stripping,
+)
 
 Path = str | os.PathLike[str]
 # A file, an image of nibabel, or intensities alone.
@@ -115,6 +121,7 @@ class Model:
         orientation: str | None = None,
         labels: str | None = None,
         series: str = "",
+        strip: str = "",
     ) -> Segmentation:
         """Segments a scan.
 
@@ -129,12 +136,15 @@ class Model:
             labels: label values of the mask; of a glioma brats2021, brats2023 or decathlon. `None`:
                 brats2021, of other tasks the values of their own dataset.json.
             series: of DICOM, number or UID of the series; "": it is found by its tags.
+            strip: hd-bet or synthstrip takes off the skull first; auto: what is installed; "": it
+                is off.
 
         Raises:
             UserError: the scan cannot be used, or is not what the model needs.
         """
         task = self.ensemble.head.task
         labels = label_values.of_masks(labels, task, "labels")
+        stripper = stripping.find(strip, task, self.modalities) if strip else None
         if orientation is not None:
             geometry.check_orientation(orientation)
         volumes = {
@@ -142,11 +152,17 @@ class Model:
             for name, each in self._by_name(scan).items()
         }
         name = next(iter(volumes.values())).path.name
+        orientation = orientation or self.ensemble.orientation
+        visit, files = prepare.in_memory(volumes, name, task=task)
+        stripped: list[str] = []
+        if stripper:
+            files, stripped = stripping.without_skull(stripper, files, orientation)
         case, notes, warnings = segmenting.prepare_scan(
-            *prepare.in_memory(volumes, name, task=task),
+            visit,
+            files,
             task=task,
             spacing=self.ensemble.spacing,
-            orientation=orientation or self.ensemble.orientation,
+            orientation=orientation,
             usual=self.usual,
         )
         prediction = self.ensemble.segment(case)
@@ -159,7 +175,7 @@ class Model:
             names=label_values.value_names(labels, task),
             volumes_ml=prediction_outputs.volumes_ml(prediction.classes, affine, task=task),
             confidence=confidence,
-            notes=notes,
+            notes=(*stripped, *notes),
             warnings=warnings,
             prediction=prediction,
             geometry=case.geometry,

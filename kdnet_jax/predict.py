@@ -6,6 +6,7 @@
 import contextlib
 import json
 import pathlib
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,13 @@ _DICOM = flags.DEFINE_string(
 )
 _SERIES = flags.DEFINE_string(
     "series", "", "Number or UID of the series, where a folder of DICOM holds several"
+)
+_STRIP = flags.DEFINE_enum(
+    "strip",
+    None,
+    ["auto", "hd-bet", "synthstrip"],
+    "Take off the skull first, by HD-BET or SynthStrip, which must be installed; auto: by the "
+    "first of them that is",
 )
 _LABELS = flags.DEFINE_string(
     "labels",
@@ -144,6 +152,7 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
         prediction_outputs,
         resuming_predictions,
         segmenting,
+        stripping,
     )
 
     if _UNCERTAINTY.value and not ensemble.disagreeing:
@@ -196,6 +205,12 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
 
             dicom_seg.check(job.series, task, about)
     chosen = {key: about[key] for key in ("parameters_sha256", "mirror", "whole")}
+    stripper = stripping.find(_STRIP.value, task, ensemble.modalities) if _STRIP.value else None
+    if stripper:
+        print(f"skulls are taken off by {stripper.name}: {stripper.command}")
+        about["strip"] = chosen["strip"] = stripper.name
+        # As ^C: the scan that the tool is given is removed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if ensemble.thresholds:
         about["thresholds"] = chosen["thresholds"] = [f"{each:g}" for each in ensemble.thresholds]
     mark = resuming_predictions.mark(chosen | {"labels": convention, "orientation": orientation})
@@ -216,7 +231,9 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
             if ensemble.predictor.whole
             else f"network compiled in {seconds:.1f} s, once for scans of any size"
         )
-    options = segmenting.Options(convention, orientation, _UNCERTAINTY.value, usual, about, mark)
+    options = segmenting.Options(
+        convention, orientation, _UNCERTAINTY.value, usual, about, mark, stripper
+    )
     beginning = about | {"task": task.name, "input": ensemble.modalities, "labels": convention}
     kept = {name: recorded[name] for name in done if record}
     log = manifest.Manifest(record, beginning, jobs, kept) if record else None

@@ -29,7 +29,13 @@ from kdnet_jax.data.scans import (
 )
 from kdnet_jax.data.sources import cases, labels
 from kdnet_jax.errors import UserError
-from kdnet_jax.prediction import ensembles, manifest, prediction_jobs, prediction_outputs
+from kdnet_jax.prediction import (
+    ensembles,
+    manifest,
+    prediction_jobs,
+    prediction_outputs,
+    stripping,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,6 +55,7 @@ class Options:
         usual: `familiarity.measure` of the training cases, or `None`.
         about: what made the masks, for the files that hold it.
         mark: goes into the header of each mask: who made it, and how.
+        strip: takes off the skull, or `None`.
     """
 
     convention: str
@@ -57,6 +64,7 @@ class Options:
     usual: typed.JsonView | None
     about: typed.Json
     mark: str
+    strip: stripping.Stripper | None = None
 
 
 class Clock:
@@ -200,6 +208,10 @@ def _prepare(
     task = ensemble.head.task
     with clock.stage("read"):
         scan, files = _read(job, task)
+    stripped: list[str] = []
+    if options.strip:
+        with clock.stage("strip"):
+            files, stripped = stripping.without_skull(options.strip, files, options.orientation)
     with clock.stage("prepare"):
         case, notes, warnings = prepare_scan(
             scan,
@@ -209,7 +221,7 @@ def _prepare(
             orientation=options.orientation,
             usual=options.usual,
         )
-    for note in notes:
+    for note in (*stripped, *notes):
         _LOG.info(f"note: {note}")
     for warning in warnings:
         _LOG.info(f"WARNING: {job.name}: {warning}")

@@ -49,7 +49,10 @@ _VOXEL_MM = 2.0
 _IN_DEVIATIONS = ("zscore_nonzero", "zscore", "ct")
 _EXTENTS = ("from bottom to top", "from front to back", "from side to side")
 _CAUTION = "Treat the mask with caution."
-STRIP = "Strip the skull with HD-BET or SynthStrip and run again; else treat the mask with caution."
+STRIP = (
+    "Strip the skull with HD-BET or SynthStrip (--strip) and run again; else treat the mask with "
+    "caution."
+)
 
 
 def measure(
