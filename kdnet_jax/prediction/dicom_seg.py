@@ -100,6 +100,7 @@ def _segmentation(
             software_versions=str(about["kdnet_jax"]),
             device_serial_number=hashes[0][:16],
             content_label="SEGMENTATION",
+            content_creator_name="",  # nobody, but the standard wants the attribute
             content_description=f"{task.noun}, not for diagnosis or treatment"[:64],
             series_description=f"{_MAKER}: {task.noun}, automatic"[:64],
             # Readers disagree on slices that are left out.

@@ -15,7 +15,10 @@ import pytest
 import SimpleITK
 
 import kdnet_jax
+from kdnet_jax import task as task_lib
+from kdnet_jax.data.scans import dicom, spaces
 from kdnet_jax.errors import UserError
+from kdnet_jax.prediction import dicom_seg
 from tests.helpers import commands, dicom_series
 
 pytestmark = pytest.mark.once
@@ -113,6 +116,38 @@ def test_itk_reads_the_frames_of_each_segment(mask: Any, scan: pathlib.Path) -> 
     counts = frames.reshape(len(REGIONS), -1).astype(bool).sum(axis=1)
     values = np.asarray(mask.dataobj)
     assert counts.tolist() == [np.isin(values, each).sum() for each in REGIONS.values()]
+
+
+@pytest.mark.skipif(not shutil.which("segimage2itkimage"), reason="dcmqi is not installed")
+def test_dcmqi_reads_the_voxels_of_each_segment(
+    mask: Any, scan: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    words = ["--inputDICOM", scan / "mask.dcm", "--outputDirectory", tmp_path, "-t", "nii"]
+    done = subprocess.run(
+        ["segimage2itkimage", *words, "-p", "seg"], capture_output=True, text=True, check=True
+    )
+    assert "absent" not in done.stdout + done.stderr
+    values = np.asarray(mask.dataobj)
+    for number, members in enumerate(REGIONS.values(), 1):
+        image = nib.load(tmp_path / f"seg-{number}.nii.gz")
+        way = spaces.turn(image.affine, image.shape, mask.affine, mask.shape)
+        assert way is not None
+        theirs = nib.orientations.apply_orientation(np.asarray(image.dataobj) > 0, way)
+        np.testing.assert_array_equal(theirs, np.isin(values, members))
+
+
+def test_a_series_without_frame_of_reference_is_refused_by_name(
+    tmp_path: pathlib.Path,
+) -> None:
+    """It can be read, but no segmentation can refer to where it lies."""
+    data = np.random.default_rng(0).integers(0, 4000, (8, 8, 6))
+    images = dicom_series.datasets(data, np.diag([-1.0, -1.0, 3.0, 1.0]))
+    for image in images:
+        del image.FrameOfReferenceUID
+    (series,) = dicom.find(dicom_series.save(tmp_path, images))
+    about = {"kdnet_jax": "0.1.0", "parameters_sha256": ["0" * 64]}
+    with pytest.raises(UserError, match=r"in FrameOfReferenceUID\).*ends in \.nii\.gz"):
+        dicom_seg.check(series, task_lib.GLIOMA, about)
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy of dicom3tools is not installed")
