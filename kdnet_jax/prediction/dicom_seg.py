@@ -100,7 +100,8 @@ def _segmentation(
             software_versions=str(about["kdnet_jax"]),
             device_serial_number=hashes[0][:16],
             content_label="SEGMENTATION",
-            content_creator_name="",  # nobody, but the standard wants the attribute
+            # Nobody; but it has to be there (findings/highdicom_content_creator.sh).
+            content_creator_name="",
             content_description=f"{task.noun}, not for diagnosis or treatment"[:64],
             series_description=f"{_MAKER}: {task.noun}, automatic"[:64],
             # Readers disagree on slices that are left out.

@@ -105,6 +105,7 @@ def test_it_refers_to_every_slice_and_the_patient(mask: Any, scan: pathlib.Path)
     assert found.NumberOfFrames == len(sources) * len(REGIONS)
     for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientBirthDate"):
         assert found[name].value == sources[0][name].value
+    assert found["ContentCreatorName"].value == ""
     algorithm = found.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     assert algorithm.AlgorithmName == "kdnet_jax"
     assert all("TrackingUID" in each for each in found.SegmentSequence)
