@@ -28,7 +28,7 @@ from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.prediction import confidence as confidence_lib
 from kdnet_jax.prediction import (
     ensembles,
-    prediction_jobs,
+    finding_scans,
     prediction_outputs,
     segmenting,
     stripping,
@@ -241,7 +241,7 @@ def _read(
         source = scan.get_filename() or f"the image of {name}"
         return nifti.from_memory(np.asanyarray(scan.dataobj), spaces.of_image(scan), source)
     if found:
-        return dicom_stack.read(prediction_jobs.series_of(found, name, task, series))
+        return dicom_stack.read(finding_scans.series_of(found, name, task, series))
     if path:
         return nifti.read_volume(path)
     raise UserError(

@@ -147,6 +147,7 @@ def main(argv: list[str]) -> None:
 def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str) -> None:
     from kdnet_jax.core import provenance
     from kdnet_jax.prediction import (
+        finding_scans,
         manifest,
         prediction_jobs,
         prediction_outputs,
@@ -171,9 +172,9 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
     reference = None
     if _DICOM.value:
         place = pathlib.Path(_DICOM.value)
-        reference = prediction_jobs.series_of(place, ensemble.modalities[0], task, _SERIES.value)
+        reference = finding_scans.series_of(place, ensemble.modalities[0], task, _SERIES.value)
     jobs = prediction_jobs.plan(
-        prediction_jobs.find_scans(
+        finding_scans.find_scans(
             [pathlib.Path(path) for path in inputs],
             ensemble.modalities,
             task,

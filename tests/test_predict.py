@@ -16,7 +16,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import geometry
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
-from kdnet_jax.prediction import confidence, prediction_jobs, prediction_outputs
+from kdnet_jax.prediction import confidence, finding_scans, prediction_jobs, prediction_outputs
 from kdnet_jax.runs import trained
 from tests.helpers import commands, tiny_cases
 
@@ -194,9 +194,9 @@ def test_a_case_without_the_sequence_is_refused_and_not_guessed(tmp_path: pathli
     for path in case.rglob("*_t1ce.nii.gz"):
         path.unlink()
     with pytest.raises(UserError, match="no case has t1ce"):
-        prediction_jobs.find_scans([case], ("t1ce",), task_lib.GLIOMA)
+        finding_scans.find_scans([case], ("t1ce",), task_lib.GLIOMA)
     with pytest.raises(UserError, match="no such file"):
-        prediction_jobs.find_scans([tmp_path / "absent.nii.gz"], ("t1ce",), task_lib.GLIOMA)
+        finding_scans.find_scans([tmp_path / "absent.nii.gz"], ("t1ce",), task_lib.GLIOMA)
 
 
 def _plan(tmp_path: pathlib.Path, names: list[str], output: str, **options: object) -> list:

@@ -10,7 +10,7 @@ from typing import Final
 from kdnet_jax.core import documents, typed
 from kdnet_jax.data.scans import dicom
 from kdnet_jax.errors import UserError
-from kdnet_jax.prediction import prediction_jobs, prediction_outputs
+from kdnet_jax.prediction import finding_scans, prediction_jobs, prediction_outputs
 
 SEGMENTED: Final = "segmented"
 
@@ -102,7 +102,7 @@ def segmented_scans(path: pathlib.Path) -> dict[str, typed.Json]:
         ) from error
 
 
-def _source(source: prediction_jobs.Source) -> typed.Json:
+def _source(source: finding_scans.Source) -> typed.Json:
     """Returns where a channel of a scan comes from, with the SHA-256 of the file's bytes.
 
     Of a series in several files: of these hashes, as hexadecimal text, in sorted order.

@@ -7,7 +7,7 @@ import pytest
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
-from kdnet_jax.prediction import prediction_jobs
+from kdnet_jax.prediction import finding_scans, prediction_jobs
 from tests.bad_input import scans
 
 
@@ -34,9 +34,7 @@ def test_a_scan_of_another_name_is_warned_of(
     caplog.set_level("INFO")
     path = tmp_path / f"{name}.nii.gz"
     path.touch()
-    assert prediction_jobs.find_scans([path], ("t1ce",), task_lib.GLIOMA) == [
-        (name, {"t1ce": path})
-    ]
+    assert finding_scans.find_scans([path], ("t1ce",), task_lib.GLIOMA) == [(name, {"t1ce": path})]
     assert warned in caplog.text if warned else not caplog.text
 
 
@@ -48,10 +46,10 @@ def test_the_numbered_channels_of_nnunet_are_not_scans_of_one_sequence(
     for channel in range(2):
         (folder / f"anna_{channel:04d}.nii.gz").touch()
     with pytest.raises(UserError, match=r"_0000, _0001, which are the channels of nnU-Net"):
-        prediction_jobs.find_scans([folder], ("t1ce",), task_lib.GLIOMA)
+        finding_scans.find_scans([folder], ("t1ce",), task_lib.GLIOMA)
     (folder / "anna_0000.nii.gz").unlink()
     (folder / "bob_0001.nii.gz").touch()
-    found = prediction_jobs.find_scans([folder], ("t1ce",), task_lib.GLIOMA)
+    found = finding_scans.find_scans([folder], ("t1ce",), task_lib.GLIOMA)
     assert [name for name, _ in found] == ["anna_0001", "bob_0001"]
 
 
@@ -61,7 +59,7 @@ def test_in_a_folder_of_unknown_names_those_like_a_sequence_are_warned_of(
     caplog.set_level("INFO")
     for name in ("anna_T2x", "bob"):
         (tmp_path / f"{name}.nii.gz").touch()
-    assert len(prediction_jobs.find_scans([tmp_path], ("t1ce",), task_lib.GLIOMA)) == 2
+    assert len(finding_scans.find_scans([tmp_path], ("t1ce",), task_lib.GLIOMA)) == 2
     assert "what 'T2x' in its name says" in caplog.text
     assert caplog.text.count("warning") == 1
 
