@@ -1,5 +1,6 @@
 """The notebook runs as it is, top to bottom, but for one parameter."""
 
+import base64
 import contextlib
 import copy
 import json
@@ -131,6 +132,68 @@ def test_the_user_s_own_student_segments_a_scan(executed: tuple[Any, pathlib.Pat
     assert exported["parameters_sha256"] == scored["params_hash"]
 
 
+def test_two_views_hold_the_scan_with_its_mask_and_with_its_uncertainty(
+    executed: tuple[Any, pathlib.Path],
+) -> None:
+    """Read from the state of the widgets, which a browser would draw."""
+    pytest.importorskip("ipyniivue", reason="the views are drawn by ipyniivue")
+    done, folder = executed
+    runs = folder / "runs"
+    test = json.loads((runs / "student-brats/split.json").read_text("utf-8"))["test"]
+    scans = {
+        "mask": runs / "scans/phantom-0000/phantom-0000_t1ce.nii.gz",
+        "own_mask": folder / "BraTS" / test[0] / f"{test[0]}_t1ce.nii.gz",
+    }
+    widgets = done.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
+    views = [each for each in widgets.values() if "volumes" in each["state"]]
+    held = [[widgets[key.split("_")[-1]] for key in each["state"]["volumes"]] for each in views]
+    assert [[_file(each) for each in volumes] for volumes in held] == [
+        [(scan.name, scan.read_bytes()), (over.name, over.read_bytes())]
+        for name, scan in scans.items()
+        for over in (runs / f"{name}.nii.gz", runs / f"{name}_entropy.nii.gz")
+    ]
+    for each in views:
+        options = each["state"]["opts"]
+        assert options["isRadiologicalConvention"]
+        assert options["sagittalNoseLeft"]
+    (place,) = {tuple(each["state"]["scene"]["crosshair_pos"]) for each in views[:2]}
+    image = nib.as_closest_canonical(nib.load(runs / "mask.nii.gz"))
+    middle = np.median(np.argwhere(image.dataobj), axis=0)
+    np.testing.assert_allclose(place, (middle + 0.5) / image.shape)
+
+
+def test_a_view_has_the_colours_that_the_mask_names(executed: tuple[Any, pathlib.Path]) -> None:
+    pytest.importorskip("ipyniivue", reason="the views are drawn by ipyniivue")
+    widgets = executed[0].metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
+    states = [each["state"] for each in widgets.values()]
+    table = next(each["colormap_label"] for each in states if each.get("colormap_label"))
+    # NCR, ED, no class 3, and ET.
+    assert (table["min"], table["max"]) == (0, 4)
+    colours = np.reshape(table["lut"], (5, 4)).tolist()
+    assert colours[1:] == [[255, 106, 19, 255], [240, 228, 66, 255], [0] * 4, [86, 180, 233, 255]]
+    assert colours[0][3] == 0
+    legend = next(each["value"] for each in states if "■" in str(each.get("value")))
+    assert re.sub("<.*?>", "", legend) == "■ NCR ■ ED ■ ET"
+
+
+def _file(volume: Any) -> tuple[str, bytes]:
+    """Name and content of the file that a volume sends to the browser."""
+    (sent,) = (each for each in volume["buffers"] if each["path"] == ["path", "data"])
+    return volume["state"]["path"]["name"], base64.b64decode(sent["data"])
+
+
+def test_without_ipyniivue_the_notebook_goes_on(notebook: Any, tmp_path: pathlib.Path) -> None:
+    other = copy.deepcopy(notebook)
+    other.cells = [
+        cell for cell in other.cells if cell.id in ("cell-02", "cell-04", "cell-06", "cell-view-2")
+    ]
+    hidden = 'sys.modules["ipyniivue"] = None\nscan = "scan.nii.gz"'
+    other.cells.insert(-1, nbformat.v4.new_code_cell(hidden))
+    with _importable():
+        _execute(other, tmp_path)
+    assert "pip install ipyniivue" in _said(other, "def browse(")
+
+
 def test_drive_is_mounted_before_anything_is_written(notebook: Any) -> None:
     """And after the installation, which needs none of it."""
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
@@ -146,3 +209,5 @@ def test_what_is_committed_is_whole_and_says_nothing_of_a_machine(notebook: Any)
     assert len(text) < 1_000_000
     assert not re.findall(r"/(?:home|root|work|tmp|Users)/", text)
     assert '"output_type": "error"' not in text
+    # Which would be megabytes, with the scans in it.
+    assert "widgets" not in notebook.metadata

@@ -34,3 +34,15 @@ def extension(names: Mapping[int, str]) -> nifti1.Nifti1Extension:
     ElementTree.SubElement(volume, "VolumeType").text = "Label"
     text = ElementTree.tostring(root, "utf-8", xml_declaration=True)
     return nifti1.Nifti1Extension(_ANY_READER, text)
+
+
+def read(header: nifti1.Nifti1Header) -> dict[int, tuple[str, str]]:
+    """Returns label value -> name and colour (#RRGGBB), of a mask with just this extension."""
+    (about,) = header.extensions
+    labels = ElementTree.fromstring(about.get_content()).iter("Label")
+    return {int(label.attrib["Key"]): (label.text or "", _colour(label)) for label in labels}
+
+
+def _colour(label: ElementTree.Element) -> str:
+    parts = (round(255 * float(label.attrib[key])) for key in ("Red", "Green", "Blue"))
+    return "#" + "".join(f"{part:02X}" for part in parts)

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kdnet_jax.data.scans import nifti
+from kdnet_jax.data.scans import label_table, nifti
 from kdnet_jax.errors import UserError
 
 AFFINE = np.array([[-1.0, 0, 0, 90], [0, -1, 0, 126], [0, 0, 1, -72], [0, 0, 0, 1]])
@@ -274,6 +274,7 @@ def test_a_mask_names_its_labels(tmp_path: pathlib.Path) -> None:
     assert [float(labels[0].get(part)) * 255 for part in ("Red", "Green", "Blue")] == pytest.approx(
         [255, 106, 19], abs=0.01
     )
+    assert label_table.read(named.header) == {1: (names[1], "#FF6A13"), 4: ("ET", "#F0E442")}
     np.testing.assert_array_equal(named.dataobj, mask)
     np.testing.assert_array_equal(nifti.read_labels(tmp_path / "named.nii.gz").data, mask)
     np.testing.assert_array_equal(named.affine, plain.affine)
