@@ -144,28 +144,26 @@ def test_two_views_hold_the_scan_with_its_mask_and_with_its_uncertainty(
         "mask": runs / "scans/phantom-0000/phantom-0000_t1ce.nii.gz",
         "own_mask": folder / "BraTS" / test[0] / f"{test[0]}_t1ce.nii.gz",
     }
-    widgets = done.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
-    views = [each for each in widgets.values() if "volumes" in each["state"]]
-    held = [[widgets[key.split("_")[-1]] for key in each["state"]["volumes"]] for each in views]
-    assert [[_file(each) for each in volumes] for volumes in held] == [
+    widgets = _widgets(done)
+    views = [each["state"] for each in widgets.values() if "volumes" in each["state"]]
+    volumes = [
+        [widgets[key.removeprefix("IPY_MODEL_")] for key in view["volumes"]] for view in views
+    ]
+    assert sorted([_file(each) for each in held] for held in volumes) == sorted(
         [(scan.name, scan.read_bytes()), (over.name, over.read_bytes())]
         for name, scan in scans.items()
         for over in (runs / f"{name}.nii.gz", runs / f"{name}_entropy.nii.gz")
-    ]
-    for each in views:
-        options = each["state"]["opts"]
-        assert options["isRadiologicalConvention"]
-        assert options["sagittalNoseLeft"]
-    (place,) = {tuple(each["state"]["scene"]["crosshair_pos"]) for each in views[:2]}
-    image = nib.as_closest_canonical(nib.load(runs / "mask.nii.gz"))
-    middle = np.median(np.argwhere(image.dataobj), axis=0)
-    np.testing.assert_allclose(place, (middle + 0.5) / image.shape)
+    )
+    for view, (_, over) in zip(views, volumes, strict=True):
+        assert view["opts"]["isRadiologicalConvention"]
+        assert view["opts"]["sagittalNoseLeft"]
+        name = _file(over)[0].replace("_entropy", "")
+        np.testing.assert_allclose(view["scene"]["crosshairPos"], _middle(runs / name))
 
 
 def test_a_view_has_the_colours_that_the_mask_names(executed: tuple[Any, pathlib.Path]) -> None:
     pytest.importorskip("ipyniivue", reason="the views are drawn by ipyniivue")
-    widgets = executed[0].metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
-    states = [each["state"] for each in widgets.values()]
+    states = [each["state"] for each in _widgets(executed[0]).values()]
     table = next(each["colormap_label"] for each in states if each.get("colormap_label"))
     # NCR, ED, no class 3, and ET.
     assert (table["min"], table["max"]) == (0, 4)
@@ -174,6 +172,17 @@ def test_a_view_has_the_colours_that_the_mask_names(executed: tuple[Any, pathlib
     assert colours[0][3] == 0
     legend = next(each["value"] for each in states if "■" in str(each.get("value")))
     assert re.sub("<.*?>", "", legend) == "■ NCR ■ ED ■ ET"
+
+
+def _widgets(notebook: Any) -> dict[str, Any]:
+    return notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
+
+
+def _middle(mask: pathlib.Path) -> Any:
+    """Where a mask's middle lies, as shares of its axes to Right, Anterior and Superior."""
+    image = nib.as_closest_canonical(nib.load(mask))
+    inside = np.argwhere(image.dataobj)
+    return (np.median(inside, axis=0) + 0.5) / image.shape if len(inside) else (0.5, 0.5, 0.5)
 
 
 def _file(volume: Any) -> tuple[str, bytes]:
