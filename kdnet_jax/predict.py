@@ -18,7 +18,7 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.runs import run_folders
 
 if TYPE_CHECKING:
-    from kdnet_jax.prediction import ensembles
+    from kdnet_jax.prediction import ensembles, prediction_jobs
 
 _CHECKPOINT = flags.DEFINE_multi_string(
     "checkpoint",
@@ -145,11 +145,10 @@ def main(argv: list[str]) -> None:
 
 
 def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str) -> None:
+    """Segments the scans that the inputs name, and writes what the flags ask for."""
     from kdnet_jax.core import provenance
     from kdnet_jax.prediction import (
-        finding_scans,
         manifest,
-        prediction_jobs,
         prediction_outputs,
         resuming_predictions,
         segmenting,
@@ -169,31 +168,7 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
     orientation = _ORIENTATION.value or _orientation(ensemble)
     volumes = pathlib.Path(_VOLUMES.value) if _VOLUMES.value else None
     record = pathlib.Path(_MANIFEST.value) if _MANIFEST.value else None
-    reference = None
-    if _DICOM.value:
-        place = pathlib.Path(_DICOM.value)
-        reference = finding_scans.series_of(place, ensemble.modalities[0], task, _SERIES.value)
-    jobs = prediction_jobs.plan(
-        finding_scans.find_scans(
-            [pathlib.Path(path) for path in inputs],
-            ensemble.modalities,
-            task,
-            "" if reference else _SERIES.value,
-        ),
-        pathlib.Path(_OUTPUT.value),
-        overlay=pathlib.Path(_OVERLAY.value) if _OVERLAY.value else None,
-        probabilities=_PROBABILITIES.value,
-        uncertainty=_UNCERTAINTY.value,
-        volumes=volumes,
-        record=record,
-        reference=reference,
-    )
-    if _LABELS.value and any(job.is_dicom for job in jobs):
-        raise UserError("--labels: a DICOM SEG has segments, and no label values. Leave it out.")
-    outputs = [path for job in jobs for path in job.outputs]
-    prediction_jobs.check_places([*outputs, *(path for path in (volumes, record) if path)])
-    prediction_jobs.check_headers((job.images for job in jobs), task)
-    prediction_jobs.check_references(jobs)
+    jobs = _plan(inputs, ensemble, volumes, record)
     about = provenance.collect() | {
         "checkpoints": [str(run.folder) for run in ensemble.members],
         "parameters_sha256": [run.params_hash for run in ensemble.members],
@@ -224,21 +199,65 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
             done = {name: row for name, row in done.items() if name in recorded}
         print(f"{len(done)} of {len(jobs)} scans are finished")
     usual = _training_data(ensemble)
-    cli.enable_compilation_cache()
     if len(done) < len(jobs):
-        seconds = ensemble.compile(uncertainty=_UNCERTAINTY.value)
-        print(
-            "whole scans in one pass: the network is compiled for each size of scan that comes"
-            if ensemble.predictor.whole
-            else f"network compiled in {seconds:.1f} s, once for scans of any size"
-        )
+        _compile(ensemble)
     options = segmenting.Options(
         convention, orientation, _UNCERTAINTY.value, usual, about, mark, stripper
     )
-    beginning = about | {"task": task.name, "input": ensemble.modalities, "labels": convention}
-    kept = {name: recorded[name] for name in done if record}
-    log = manifest.Manifest(record, beginning, jobs, kept) if record else None
+    log = None
+    if record:
+        begun = about | {"task": task.name, "input": ensemble.modalities, "labels": convention}
+        log = manifest.Manifest(record, begun, jobs, {name: recorded[name] for name in done})
     segmenting.segment_scans(ensemble, jobs, options, done, volumes, log)
+
+
+def _plan(
+    inputs: list[str],
+    ensemble: "ensembles.Ensemble",
+    volumes: pathlib.Path | None,
+    record: pathlib.Path | None,
+) -> "list[prediction_jobs.Job]":
+    """Returns the jobs, of which all that can be known before the first voxel was checked."""
+    from kdnet_jax.prediction import finding_scans, prediction_jobs
+
+    task, reference = ensemble.head.task, None
+    if _DICOM.value:
+        place = pathlib.Path(_DICOM.value)
+        reference = finding_scans.series_of(place, ensemble.modalities[0], task, _SERIES.value)
+    scans = finding_scans.find_scans(
+        [pathlib.Path(path) for path in inputs],
+        ensemble.modalities,
+        task,
+        "" if reference else _SERIES.value,
+    )
+    jobs = prediction_jobs.plan(
+        scans,
+        pathlib.Path(_OUTPUT.value),
+        overlay=pathlib.Path(_OVERLAY.value) if _OVERLAY.value else None,
+        probabilities=_PROBABILITIES.value,
+        uncertainty=_UNCERTAINTY.value,
+        volumes=volumes,
+        record=record,
+        reference=reference,
+    )
+    if _LABELS.value and any(job.is_dicom for job in jobs):
+        raise UserError("--labels: a DICOM SEG has segments, and no label values. Leave it out.")
+    outputs = [path for job in jobs for path in job.outputs]
+    prediction_jobs.check_places([*outputs, *(path for path in (volumes, record) if path)])
+    prediction_jobs.check_headers((job.images for job in jobs), task)
+    prediction_jobs.check_references(jobs)
+    return jobs
+
+
+def _compile(ensemble: "ensembles.Ensemble") -> None:
+    """Compiles the network and says what that took."""
+    cli.enable_compilation_cache()
+    seconds = ensemble.compile(uncertainty=_UNCERTAINTY.value)
+    print(
+        "whole scans in one pass: the network is compiled for each size of scan that comes"
+        if ensemble.predictor.whole
+        else f"network compiled in {seconds:.1f} s, once for scans of any size"
+    )
 
 
 def _orientation(ensemble: "ensembles.Ensemble") -> str:
