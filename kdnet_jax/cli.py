@@ -100,6 +100,9 @@ def _tell_installed(config: str) -> None:
 def _without_required(error: Exception) -> str | None:
     """Returns a message for flags that have to be given, `None` for another error."""
     names = re.findall(r"^flag --(\w+)=None: .*", str(error), re.MULTILINE)
+    # Of a validator of several flags, which says it by `missing`.
+    several = re.findall(r"^flags .*?: (--.*): (?:is|are) missing", str(error), re.MULTILINE)
+    names += re.findall(r"--(\w+)", " ".join(several))
     return missing(names) if names else None
 
 

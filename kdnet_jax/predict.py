@@ -116,11 +116,16 @@ _SPACE = flags.DEFINE_integer(
 )
 
 
+@flags.multi_flags_validator(["input", "output", "list"])
+def _are_given(values: typed.JsonView) -> bool:
+    names = [name for name in ("input", "output") if not (values[name] or values["list"])]
+    if names:
+        raise flags.ValidationError(cli.missing(names))
+    return True
+
+
 def main(argv: list[str]) -> None:
     """Predicts every scan that the flags name, or lists what the networks segment."""
-    needed = {"input": _INPUT.value or argv[1:], "output": _OUTPUT.value}
-    if missing := [name for name, value in needed.items() if not (value or _LIST.value)]:
-        raise UserError(cli.missing(missing))
     # Imported here: mistakes in the flags are reported before the seconds that this takes.
     with process.importing():
         from kdnet_jax.data.scans import geometry
