@@ -1,8 +1,9 @@
-"""Files written atomically, and errors of the disk as messages."""
+"""Files written atomically, their hash, and errors of the disk as messages."""
 
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import os
 import pathlib
@@ -13,6 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from kdnet_jax.errors import UserError
 
 _SEEN_SECONDS = 70.0
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Final
 
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import documents, typed
+from kdnet_jax.core import documents, files, typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     foreign_model,
@@ -115,7 +115,7 @@ def read(path: pathlib.Path, folds: Sequence[str]) -> foreign_model.ForeignModel
         ),
         about={
             "tool": f"weights with {FILE}",
-            "sha256": {file.name: torch_files.sha256(file) for file in weights},
+            "sha256": {file.name: files.sha256(file) for file in weights},
             "licence": given.get("licence", ""),
             **given.get("about", {}),
         },

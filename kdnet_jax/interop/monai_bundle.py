@@ -19,7 +19,7 @@ from typing import Final
 
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import documents, typed
+from kdnet_jax.core import documents, files, typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     described_weights,
@@ -252,8 +252,8 @@ def _window(
 
 def _weights(bundle: pathlib.Path, folds: Sequence[str]) -> list[pathlib.Path]:
     folder = bundle / "models"
-    files = [each for each in sorted(folder.glob("*")) if each.suffix in torch_files.SUFFIXES]
-    there = {each.stem: each for each in files}
+    weights = [each for each in sorted(folder.glob("*")) if each.suffix in torch_files.SUFFIXES]
+    there = {each.stem: each for each in weights}
     default = [pathlib.Path(_WEIGHTS).stem] if (folder / _WEIGHTS).is_file() else list(there)
     names = [pathlib.PurePath(fold).stem for fold in folds] or default
     missing = [name for name in names if name not in there]
@@ -280,7 +280,7 @@ def _about(
         "tool": "MONAI bundle",
         "bundle": bundle.name,
         **{key: metadata[key] for key in wanted.split() if key in metadata},
-        "sha256": {file.name: torch_files.sha256(file) for file in weights},
+        "sha256": {file.name: files.sha256(file) for file in weights},
         "licence": str(metadata.get("license", ", ".join(licences))),
         "notes": [
             "its files do not list the cases that it was trained on",

@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from kdnet_jax.core import documents, typed
+from kdnet_jax.core import documents, files, typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import (
     archives,
@@ -238,9 +238,7 @@ def _about(
         "configuration": configuration,
         "trainer": first.get("trainer_name"),
         "epochs": [content.get("current_epoch") for content in contents.values()],
-        "sha256": {
-            f"{file.parent.name}/{file.name}": torch_files.sha256(file) for file in contents
-        },
+        "sha256": {f"{file.parent.name}/{file.name}": files.sha256(file) for file in contents},
         "licence": str(dataset.get("licence", dataset.get("license", ""))),
         "notes": [
             *notes,

@@ -5,7 +5,6 @@ knows tensors and plain values alone, and by a PyTorch in which that holds: befo
 file gets past it (CVE-2025-32434), before 2.10 one damages the memory (CVE-2026-24747).
 """
 
-import hashlib
 import pathlib
 import pickle
 import re
@@ -123,12 +122,6 @@ def write(path: pathlib.Path, content: object) -> None:
 
     with files.replacing(path, path.suffix) as beside:
         torch.save(convert(content), beside)
-
-
-def sha256(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _is_torchscript(path: pathlib.Path) -> bool:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from kdnet_jax.core import documents, typed
+from kdnet_jax.core import documents, files, typed
 from kdnet_jax.data.scans import dicom
 from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import finding_scans, prediction_jobs, prediction_outputs
@@ -109,15 +109,10 @@ def _source(source: finding_scans.Source) -> typed.Json:
     """
     if isinstance(source, dicom.Series):
         paths = {file.path for file in source.files}
-        hashes = sorted(_sha256(path) for path in paths)
+        hashes = sorted(files.sha256(path) for path in paths)
         joined = hashlib.sha256("".join(hashes).encode()).hexdigest()
         digest = hashes[0] if len(hashes) == 1 else joined
         return {"file": str(source.place), "series": source.uid, "sha256": digest}
     path, channel = source if isinstance(source, tuple) else (source, None)
-    about = {"file": str(path), "sha256": _sha256(path)}
+    about = {"file": str(path), "sha256": files.sha256(path)}
     return about if channel is None else about | {"channel": channel}
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -209,21 +209,16 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
         told = (package.name, run.model, document, there)
         if HUB_FORMAT in formats:
             files.write_text(beside / hub.README, hub.readme(*told))
-            said += [
-                f"{hub.README}: the model card, with the Hub's metadata",
-                *_before_upload(known),
-            ]
+            said.append(f"{hub.README}: the model card, with the Hub's metadata")
+            if known:
+                said.append(
+                    f"{model_folder.FILE}: before you upload it, see that the ids of its {known} "
+                    "known cases (known_cases) do not tell who the patients are"
+                )
         else:
             files.write_text(beside / CARD, model_card.render(*told))
             said.append(f"{CARD}: what to tell those who use it")
     return [f"{output}/{line}" for line in said]
-
-
-def _before_upload(known: int) -> list[str]:
-    return [
-        f"{model_folder.FILE}: before you upload it, see that the ids of its {known} known cases "
-        "(known_cases) do not tell who the patients are"
-    ] * bool(known)
 
 
 def _write_artifact(run: trained.Run, path: pathlib.Path) -> str:
