@@ -22,8 +22,9 @@ _FORMATS = flags.DEFINE_list(
     "formats",
     ["jax"],
     "Forms besides the Orbax checkpoint, with commas: jax (a jax.export artifact for cpu, cuda and "
-    "tpu), pytorch (for nnU-Net's or MONAI's own class), huggingface (the model card as README.md, "
-    "with the metadata of the Hugging Face Hub), docker (a Dockerfile and what its image needs); "
+    "tpu), onnx (for ONNX Runtime), pytorch (for nnU-Net's or MONAI's own class), huggingface (the "
+    "model card as README.md, with the metadata of the Hugging Face Hub), docker (a Dockerfile and "
+    "what its image needs); "
     "empty for none",
 )
 _LICENCE = flags.DEFINE_string(
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value)
     if output.exists():
         raise UserError(f"--output={output} is there already: give a new folder.")
+    if not _LICENCE.value.isprintable():  # as bytes that are no UTF-8 are not
+        raise UserError(f"--licence is {_LICENCE.value!r}: give one line of text in UTF-8.")
     # Imported here: mistakes in the flags are reported before the seconds that this takes.
     from kdnet_jax.interop.export import hand_over
 

@@ -36,7 +36,8 @@ FORMS: tuple[Form, ...] = get_args(Form)
 _STACK_TAPS_UP_TO = 8
 # Up to this many input channels "blocks" moves voxels into channels.
 _BLOCKS_UP_TO = 4
-_EPSILON = 1e-5
+# Of instance norm, and of the LeakyReLU that follows it in a block.
+EPSILON, SLOPE = 1e-5, 0.01
 # Under this name a convolution's result is known to `jax.checkpoint`.
 CONVOLUTION = "convolution"
 _TWO: Triple = (2, 2, 2)
@@ -278,8 +279,8 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b d h w o"]:
         """Applies the convolution."""
         shape = (*self.edges, x.shape[-1], self.features)
-        # He initialisation for LeakyReLU(0.01), as nnU-Net.
-        init = nn.initializers.variance_scaling(2.0 / (1 + 0.01**2), "fan_in", "normal")
+        # He initialisation for LeakyReLU(SLOPE), as nnU-Net.
+        init = nn.initializers.variance_scaling(2.0 / (1 + SLOPE**2), "fan_in", "normal")
         kernel = self.param("kernel", init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel = (value.astype(self.dtype) for value in (x, kernel))
@@ -310,7 +311,7 @@ def normalise(
     """
     if form == "onednn" and x.dtype == jnp.float32:
         # Without a gradient x is not read again.
-        return ops.normalise(x, scale, bias, _EPSILON, slope, in_place=True)[0]
+        return ops.normalise(x, scale, bias, EPSILON, slope, in_place=True)[0]
     return _normalise_forward(x, scale, bias, slope, form)[0]
 
 
@@ -318,12 +319,12 @@ def _normalise_forward(
     x: Array, scale: Array, bias: Array, slope: float, form: Form
 ) -> tuple[Array, tuple[Array, ...]]:
     if form == "onednn" and x.dtype == jnp.float32:
-        y, mean, inverse = ops.normalise(x, scale, bias, _EPSILON, slope)
+        y, mean, inverse = ops.normalise(x, scale, bias, EPSILON, slope)
         return y, (x, scale, bias, mean, inverse)
     x32 = x.astype(jnp.float32)
     mean = _mean(x32)
     variance = _mean(jnp.square(x32 - _spread(mean)))
-    inverse = lax.rsqrt(variance + _EPSILON)
+    inverse = lax.rsqrt(variance + EPSILON)
     h = (x32 - _spread(mean)) * _spread(inverse * scale) + bias
     return jnp.where(h > 0, h, slope * h).astype(x.dtype), (x, scale, bias, mean, inverse)
 
@@ -397,7 +398,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b d h w o"]:
         """Applies the block."""
         x = Conv(self.features, self.edges, self.form, self.dtype)(x)
-        return InstanceNorm(slope=0.01, form=self.form)(x)
+        return InstanceNorm(slope=SLOPE, form=self.form)(x)
 
 
 def parameter_count(params: PyTree) -> int:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from kdnet_jax.config import reading
 from kdnet_jax.core import checksums, files, provenance, typed
@@ -14,23 +16,24 @@ from kdnet_jax.data.scans import familiarity
 from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.interop import conversion, foreign, foreign_model, writing
-from kdnet_jax.interop.export import artifact, container, hub, model_card, scores
-from kdnet_jax.models import adapted, networks
+from kdnet_jax.interop.export import artifact, container, hub, model_card, onnx_file, scores
+from kdnet_jax.models import adapted, networks, unet
 from kdnet_jax.prediction import inference
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import model_folder, teachers, trained
 
-CARD, ARTIFACT, PYTORCH = "MODEL_CARD.md", "model.jaxexport", "pytorch"
-JAX_FORMAT, PYTORCH_FORMAT = "jax", "pytorch"
+CARD, ARTIFACT, ONNX, PYTORCH = "MODEL_CARD.md", "model.jaxexport", "model.onnx", "pytorch"
+JAX_FORMAT, ONNX_FORMAT, PYTORCH_FORMAT = "jax", "onnx", "pytorch"
 HUB_FORMAT, DOCKER_FORMAT = "huggingface", "docker"
-FORMATS = (JAX_FORMAT, PYTORCH_FORMAT, HUB_FORMAT, DOCKER_FORMAT)
-# Of the artifact and the network itself; float32 sums in another order differ by less.
+FORMATS = (JAX_FORMAT, ONNX_FORMAT, PYTORCH_FORMAT, HUB_FORMAT, DOCKER_FORMAT)
+# Of what was exported and the network itself; float32 sums in another order differ by less.
 _TOLERANCE = 1e-4
 _FILES = {
     model_folder.FILE: "what the model is, how it is used, where it comes from",
     model_folder.PARAMS: "its parameters, an Orbax checkpoint",
     familiarity.FILE: "what the intensities of its training cases look like",
     ARTIFACT: "the network for JAX alone (`jax.export`), on cpu, cuda and tpu",
+    ONNX: "the network for ONNX Runtime",
     PYTORCH: "its weights for the class of nnU-Net or MONAI",
     container.DOCKERFILE: "an image that segments with it on a CPU",
     container.FOLDER: "what the image needs: this program, and the versions of the others",
@@ -81,6 +84,8 @@ def gather(
     if PYTORCH_FORMAT in formats:
         network = package.run.model.network
         writing.check(network.network if isinstance(network, adapted.AdaptedConfig) else network)
+    if ONNX_FORMAT in formats:
+        onnx_file.check(package.run.model.network)
     if DOCKER_FORMAT in formats:
         container.pinned()
     return package
@@ -198,6 +203,8 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
         said.append(f"{model_folder.FILE}, {model_folder.PARAMS}: the model{names}{others}")
         if JAX_FORMAT in formats:
             said.append(_write_artifact(run, beside / ARTIFACT))
+        if ONNX_FORMAT in formats:
+            said.append(_write_onnx(run, beside / ONNX))
         if PYTORCH_FORMAT in formats:
             (beside / PYTORCH).mkdir()
             said += [f"{PYTORCH}/{line}" for line in _write_pytorch(package, beside / PYTORCH)]
@@ -224,22 +231,39 @@ def write(package: Package, output: pathlib.Path, formats: Sequence[str]) -> lis
 def _write_artifact(run: trained.Run, path: pathlib.Path) -> str:
     model = run.model
     channels = len(model.modalities)
-    edges = [2 * unit for unit in model.network.divisor]
     artifact.write(path, model.network, run.params, head=model.head, modalities=channels)
+    return f"{ARTIFACT}: for JAX alone, {_compared(run, lambda x: artifact.run(path, x))}"
+
+
+def _write_onnx(run: trained.Run, path: pathlib.Path) -> str:
+    model = run.model
+    assert isinstance(model.network, unet.UNetConfig), "onnx_file.check refuses others"
+    onnx_file.write(
+        path, model.network, run.params, modalities=model.modalities, outputs=model.outputs
+    )
+    return f"{ONNX}: for ONNX Runtime, {_compared(run, lambda x: onnx_file.run(path, x))}"
+
+
+def _compared(
+    run: trained.Run,
+    exported: Callable[[Float[np.ndarray, "b d h w m"]], ArrayLike],
+) -> str:
+    """Says what an exported network gives, and by how much it differs from the network here."""
+    model = run.model
+    edges = [2 * unit for unit in model.network.divisor]
     # Two windows, so that the norms have more than one voxel where the network is coarsest.
-    windows = np.random.default_rng(0).normal(size=(2, *edges, channels))
-    windows = jnp.asarray(windows, jnp.float32)
+    shape = (2, *edges, len(model.modalities))
+    windows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     network = networks.portable(model.network)
     predict = inference.make_predict(networks.function(network), model.head, mirror=False)
-    difference = np.abs(
-        np.asarray(artifact.run(path, windows)) - np.asarray(predict(run.params, windows))
-    ).max()
+    expected = np.asarray(predict(run.params, jnp.asarray(windows)))
+    difference = np.abs(np.asarray(exported(windows)) - expected).max()
     if not difference < _TOLERANCE:
         raise RuntimeError(f"the exported network differs by {difference}")
     return (
-        f"{ARTIFACT}: for JAX alone, {', '.join(model.modalities)} to {', '.join(model.outputs)}; "
-        f"differs from the network by {difference:.1e} at most; it gives probabilities, the "
-        f"decision ({model.decision}) is in {model_folder.FILE}"
+        f"{', '.join(model.modalities)} to {', '.join(model.outputs)}; differs from the network by "
+        f"{difference:.1e} at most; it gives probabilities, the decision ({model.decision}) is in "
+        f"{model_folder.FILE}"
     )
 
 

@@ -209,7 +209,8 @@ def test_mistakes_are_told(smoke_student: commands.Finished, tmp_path: pathlib.P
     mistakes = [
         (("--checkpoint=gone", "--output=new"), "gone is no run of kdnet_jax"),
         (("--checkpoint=gone", "--output=."), "--output=. is there already"),
-        ((run, "--output=new", "--formats=onnx"), "--formats is 'onnx'"),
+        ((run, "--output=new", "--formats=tflite"), "--formats is 'tflite'"),
+        ((run, "--output=new", "--licence=CC\udce9"), "--licence is 'CC\\udce9': give one line"),
         ((run, "--output=new", "--folds=0"), "has no folds to choose"),
         ((run, "--output=new", "--formats=pytorch"), "has no class in nnU-Net"),
         ((run,), "--output"),
