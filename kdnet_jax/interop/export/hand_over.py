@@ -232,7 +232,9 @@ def _write_artifact(run: trained.Run, path: pathlib.Path) -> str:
     model = run.model
     channels = len(model.modalities)
     artifact.write(path, model.network, run.params, head=model.head, modalities=channels)
-    return f"{ARTIFACT}: for JAX alone, {_compared(run, lambda x: artifact.run(path, x))}"
+    return (
+        f"{ARTIFACT}: for JAX alone, {_compared(run, lambda x: artifact.run(path, jnp.asarray(x)))}"
+    )
 
 
 def _write_onnx(run: trained.Run, path: pathlib.Path) -> str:

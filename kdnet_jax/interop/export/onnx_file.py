@@ -72,10 +72,8 @@ def write(
 
     graph = _Graph()
     last = _unet(graph, network, params["params"])
-    final = (
-        {"op_type": "Sigmoid"} if network.head == "regions" else {"op_type": "Softmax", "axis": 1}
-    )
-    graph.nodes.append(helper.make_node(**final, inputs=[last], outputs=[_OUTPUT]))
+    final, options = ("Sigmoid", {}) if network.head == "regions" else ("Softmax", {"axis": 1})
+    graph.nodes.append(helper.make_node(final, [last], [_OUTPUT], **options))
 
     def volume(name: str, channels: int) -> Any:
         shape = ["batch", channels, *_SPACE]
@@ -130,7 +128,7 @@ class _Graph:
             self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def add(self, operation: str, *inputs: str, **attributes: object) -> str:
+    def add(self, operation: str, *inputs: str, **attributes: Any) -> str:
         """Returns the name of an operation's result."""
         from onnx import helper
 
@@ -162,7 +160,7 @@ def _unet(graph: _Graph, config: unet.UNetConfig, params: Mapping[str, Any]) -> 
 def _block(graph: _Graph, x: str, params: Mapping[str, Any], name: str) -> str:
     """Adds `layers.Block`."""
     x = _convolution(graph, x, params["Conv_0"], name)
-    epsilon = graph.constant("epsilon", np.float32(layers.EPSILON)[None])
+    epsilon = graph.constant("epsilon", np.full(1, layers.EPSILON, np.float32))
     scale, bias = (
         # "c" -> "c 1 1 1"
         graph.constant(
