@@ -72,8 +72,10 @@ def write(
 
     graph = _Graph()
     last = _unet(graph, network, params["params"])
-    final, options = ("Sigmoid", {}) if network.head == "regions" else ("Softmax", {"axis": 1})
-    graph.nodes.append(helper.make_node(final, [last], [_OUTPUT], **options))
+    final: tuple[str, dict[str, Any]] = (
+        ("Sigmoid", {}) if network.head == "regions" else ("Softmax", {"axis": 1})
+    )
+    graph.nodes.append(helper.make_node(final[0], [last], [_OUTPUT], **final[1]))
 
     def volume(name: str, channels: int) -> Any:
         shape = ["batch", channels, *_SPACE]
