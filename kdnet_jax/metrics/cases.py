@@ -117,7 +117,8 @@ def score_case(
     both = labelled(reference_classes, prediction_classes, task)
     # Every region lies within the hull, so outside of its box there is nothing to measure.
     box = boxes.bounding_box(np.logical_or(*map(task.hull_mask, both)))
-    reference, prediction = (each[box] for each in both)
+    # NIfTI's first axis runs fastest; what follows goes along the last.
+    reference, prediction = (np.ascontiguousarray(each[box]) for each in both)
     outside = reference_classes.size - reference.size - ignored
     return [
         _score_region(
@@ -163,8 +164,8 @@ def _score_region(
     spacing: surface.Spacing,
     outside: int,
 ) -> RegionScore:
-    surfaces = surface.surface_voxels(reference), surface.surface_voxels(prediction)
-    distances = surface.between(*surfaces, spacing)
+    surfaces = surface.surfaces(reference, prediction, spacing)
+    distances = surfaces.distances
     by_lesion = lesions.score(reference, prediction, spacing, surfaces)
     voxel = math.prod(spacing)
     return RegionScore(

@@ -64,7 +64,7 @@ def score(
     reference: Mask,
     prediction: Mask,
     spacing: surface.Spacing,
-    surfaces: tuple[surface.Voxels, surface.Voxels] | None = None,
+    surfaces: surface.Surfaces | None = None,
 ) -> LesionScore:
     """Scores each lesion of the reference (see the module's text).
 
@@ -72,7 +72,7 @@ def score(
       reference: Mask of the reference.
       prediction: Mask on the same grid.
       spacing: mm per axis.
-      surfaces: `surface.surface_voxels` of both, where the caller has them.
+      surfaces: `surface.surfaces` of both, where the caller has them.
 
     Returns:
       The mean scores and the counts.
@@ -85,9 +85,8 @@ def score(
     counted = 1 + np.flatnonzero(volumes > IGNORED_UP_TO_MM3 * _VOLUME_SLACK)
     matches = {zone: pairs[pairs[:, 0] == zone, 1] for zone in counted.tolist()}
     dices = _dices(reference, prediction, zones, components, matches)
-    if surfaces is None:
-        surfaces = surface.surface_voxels(reference), surface.surface_voxels(prediction)
-    hd95s = _hd95s(*surfaces, zones, components, matches, spacing)
+    surfaces = surfaces or surface.surfaces(reference, prediction, spacing)
+    hd95s = _hd95s(surfaces, zones, components, matches)
     found = int(components.max(initial=0))
     false = found - np.unique(pairs[:, 1]).size
     parts = len(matches) + false
@@ -151,20 +150,16 @@ def _dices(
 
 
 def _hd95s(
-    reference: surface.Voxels,
-    prediction: surface.Voxels,
-    zones: Labels,
-    components: Labels,
-    matches: _Matches,
-    spacing: surface.Spacing,
+    surfaces: surface.Surfaces, zones: Labels, components: Labels, matches: _Matches
 ) -> list[float]:
     # Neither lesions nor components share a face with others, so their surfaces are parts of the
     # masks' surfaces.
+    reference, prediction = surfaces.voxels
     zone_of, component_of = zones[tuple(reference.T)], components[tuple(prediction.T)]
     found, last = [], int(components.max(initial=0))
     for zone, match in matches.items():
         matching = np.zeros(last + 1, bool)
         matching[match] = True
-        pair = reference[zone_of == zone], prediction[matching[component_of]]
-        found.append(surface.between(*pair, spacing).hd95(PENALTY_MM))
+        pair = zone_of == zone, matching[component_of]
+        found.append(surfaces.between_parts(*pair).hd95(PENALTY_MM))
     return found

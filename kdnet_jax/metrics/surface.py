@@ -5,6 +5,9 @@ away; voxels at the border of the grid belong to it. Every surface voxel counts 
 voxels' shape (as in MONAI; DeepMind's `surface-distance` weighs by area instead).
 """
 
+import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -47,6 +50,88 @@ class SurfaceDistances(NamedTuple):
         return float(near / count) if count else 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Surfaces:
+    """The surfaces of a reference and a prediction, measured against each other once.
+
+    Attributes:
+        voxels: of the reference and of the prediction, in the grid's order (`surface_voxels`).
+        spacing: mm between voxel centres along each axis.
+    """
+
+    voxels: tuple[Voxels, Voxels]
+    spacing: Spacing
+
+    @property
+    def distances(self) -> SurfaceDistances:
+        """Those of both surfaces; where one mask is empty, those of the other are infinite."""
+        return SurfaceDistances(*(each.distances for each in self._nearest))
+
+    def between_parts(
+        self, reference: Bool[np.ndarray, "r"], prediction: Bool[np.ndarray, "p"]
+    ) -> SurfaceDistances:
+        """Returns the distances of some surface voxels of each mask to some of the other."""
+        return SurfaceDistances(
+            self._of_part(0, reference, prediction), self._of_part(1, prediction, reference)
+        )
+
+    def _of_part(
+        self, side: int, start: Bool[np.ndarray, "n"], target: Bool[np.ndarray, "m"]
+    ) -> Float[np.ndarray, "_"]:
+        distances, places = (each[start] for each in self._nearest[side])
+        if not target.any():
+            return np.full(len(distances), np.inf)
+        # A voxel's nearest of the whole surface, where it is of the part, is the nearest of that.
+        elsewhere = ~target[places]
+        if elsewhere.any():
+            points = self._millimetres[side][start][elsewhere]
+            distances[elsewhere] = _search(points, self._millimetres[1 - side][target])[0]
+        return distances
+
+    @functools.cached_property
+    def _millimetres(self) -> list[Float[np.ndarray, "_ 3"]]:
+        return [each * np.asarray(self.spacing, np.float64) for each in self.voxels]
+
+    @functools.cached_property
+    def _nearest(self) -> tuple["_Nearest", "_Nearest"]:
+        shape = np.concatenate(self.voxels).max(axis=0, initial=0) + 1
+        keys = [np.ravel_multi_index(tuple(each.T), tuple(shape)) for each in self.voxels]
+        return self._nearest_of(0, keys), self._nearest_of(1, keys)
+
+    def _nearest_of(self, side: int, keys: Sequence[Integer[np.ndarray, "_"]]) -> "_Nearest":
+        start, target = keys[side], keys[1 - side]
+        if not target.size:
+            return _Nearest(np.full(start.size, np.inf), np.zeros(start.size, np.intp))
+        # Voxels that belong to both surfaces are 0 apart; most others need a search.
+        places = np.searchsorted(target, start)
+        places[places == target.size] = 0
+        distances, apart = np.zeros(start.size), target[places] != start
+        if apart.any():
+            found = _search(self._millimetres[side][apart], self._millimetres[1 - side])
+            distances[apart], places[apart] = found
+        return _Nearest(distances, places)
+
+
+class _Nearest(NamedTuple):
+    """The nearest voxel of the other surface for each voxel of one: mm, and its place."""
+
+    distances: Float[np.ndarray, "n"]
+    places: Integer[np.ndarray, "n"]
+
+
+def _search(start: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "m 3"]) -> _Nearest:
+    # Surfaces are thin: a search tree over their voxels beats a distance transform of the grid. One
+    # that is neither balanced nor compact is built faster and searched as fast here, and one of
+    # large leaves is searched faster.
+    tree = spatial.KDTree(target, leafsize=32, balanced_tree=False, compact_nodes=False)
+    return _Nearest(*tree.query(start))
+
+
+def surfaces(reference: Mask, prediction: Mask, spacing: Spacing) -> Surfaces:
+    """Returns the surfaces of two masks on one grid; `spacing` as in `Surfaces`."""
+    return Surfaces((surface_voxels(reference), surface_voxels(prediction)), spacing)
+
+
 def surface_distances(reference: Mask, prediction: Mask, spacing: Spacing) -> SurfaceDistances:
     """Measures both surfaces against each other.
 
@@ -58,7 +143,7 @@ def surface_distances(reference: Mask, prediction: Mask, spacing: Spacing) -> Su
     Returns:
       The directed distances; where one mask is empty, those of the other are infinite.
     """
-    return between(surface_voxels(reference), surface_voxels(prediction), spacing)
+    return surfaces(reference, prediction, spacing).distances
 
 
 def surface_voxels(mask: Mask) -> Voxels:
@@ -71,23 +156,6 @@ def surface_voxels(mask: Mask) -> Voxels:
         here[:1] = here[-1:] = False
     places = np.flatnonzero(mask & ~inner)  # much faster than np.argwhere
     return np.stack(np.unravel_index(places, mask.shape), axis=1)
-
-
-def between(reference: Voxels, prediction: Voxels, spacing: Spacing) -> SurfaceDistances:
-    """Returns the distances of each surface's voxels to the nearest of the other, in mm."""
-    # Surfaces are thin: a search tree over their voxels beats a distance transform of the grid.
-    r, p = (voxels * np.asarray(spacing, np.float64) for voxels in (reference, prediction))
-    here, there = _shared(reference, prediction)
-    return SurfaceDistances(_nearest(r, p, ~here), _nearest(p, r, ~there))
-
-
-def _shared(
-    reference: Voxels, prediction: Voxels
-) -> tuple[Bool[np.ndarray, "r"], Bool[np.ndarray, "p"]]:
-    """Returns which voxels of each surface belong to the other too: their distance is 0."""
-    shape = np.concatenate([reference, prediction]).max(axis=0, initial=0) + 1
-    r, p = (np.ravel_multi_index(tuple(each.T), tuple(shape)) for each in (reference, prediction))
-    return np.isin(r, p, assume_unique=True), np.isin(p, r, assume_unique=True)
 
 
 def hd95(reference: Mask, prediction: Mask, spacing: Spacing) -> float:
@@ -109,20 +177,3 @@ def nsd(
     mask's surface. Both masks empty gives 1, exactly one gives 0.
     """
     return surface_distances(reference, prediction, spacing).nsd(tolerance)
-
-
-def _nearest(
-    start: Float[np.ndarray, "n 3"],
-    target: Float[np.ndarray, "m 3"],
-    searched: Bool[np.ndarray, "n"],
-) -> Float[np.ndarray, "n"]:
-    """Returns the distance of each start to its nearest target, 0 where it is not searched."""
-    if not len(target):
-        return np.full(len(start), np.inf)
-    distances = np.zeros(len(start))
-    if not searched.any():
-        return distances
-    # A tree that is neither balanced nor compact is built faster and searched as fast here.
-    tree = spatial.KDTree(target, balanced_tree=False, compact_nodes=False)
-    distances[searched] = tree.query(start[searched])[0]
-    return distances

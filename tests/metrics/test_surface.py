@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from kdnet_jax.metrics import surface
 
@@ -122,3 +123,20 @@ def test_symmetric_and_blind_to_translation_axis_order_and_scale(
     if small[0].any() and small[1].any():
         doubled = tuple(2 * step for step in spacing)
         assert surface.hd95(*small, doubled) == pytest.approx(2 * value)
+
+
+def test_parts_are_measured_as_if_they_were_alone() -> None:
+    """Also where the nearest voxel of the whole surface belongs to no part, or a part is empty."""
+    rng = np.random.default_rng(3)
+    masks = [ndimage.gaussian_filter(rng.normal(size=(24, 30, 12)), 2) > 0.03 for _ in range(2)]
+    both = surface.surfaces(*masks, ANISO)
+    for shares in ((0.5, 0.5), (0.9, 0.02), (1, 1), (0.3, 0), (0, 0)):
+        parts = [rng.random(len(v)) < share for v, share in zip(both.voxels, shares, strict=True)]
+        points = [
+            voxels[part] * np.asarray(ANISO)
+            for voxels, part in zip(both.voxels, parts, strict=True)
+        ]
+        apart = np.linalg.norm(points[0][:, None] - points[1], axis=-1)
+        got = both.between_parts(*parts)
+        np.testing.assert_allclose(got.from_reference, apart.min(axis=1, initial=np.inf))
+        np.testing.assert_allclose(got.from_prediction, apart.min(axis=0, initial=np.inf))

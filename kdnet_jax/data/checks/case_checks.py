@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from kdnet_jax import task as task_lib
+from kdnet_jax.core import counting
 from kdnet_jax.data.checks import cohort_checks, problems, tumour_share
 from kdnet_jax.data.scans import copies, geometry, grids, intensities, nifti, prepare, spaces
 from kdnet_jax.data.sources import cases, labels, patients
@@ -109,7 +110,7 @@ def read_case(
     if labels.is_brats(task):
         _check_in_brain(scores, classes, grid.space, case, book)
     _check_sequences(scores, classes, volumes, case, task, book)
-    values = () if label is None else tuple(np.unique(label.data).tolist())
+    values = () if label is None else tuple(counting.value_counts(label.data)[0].tolist())
     return Reading(case, book.rows, shape, grid.space, scores, classes, values)
 
 

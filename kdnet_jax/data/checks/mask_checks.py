@@ -11,7 +11,7 @@ from jaxtyping import Num, UInt8
 from nibabel import affines
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import typed
+from kdnet_jax.core import counting, typed
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import grids, nifti, spaces
 from kdnet_jax.data.sources import labels, segmentations
@@ -47,7 +47,7 @@ def read_content(path: pathlib.Path, *, task: task_lib.Task) -> Content:
         volume = nifti.read_labels(path, channels=True)
     except UserError as error:
         return Content(problem=str(error))
-    values, counts = np.unique(volume.data, return_counts=True)
+    values, counts = counting.value_counts(volume.data)
     most = max(_MOST_VALUES, *map(len, labels.conventions_of(task).values()))
     problem = _not_labels(values, counts, most)
     if problem:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int16, Num, Shaped, UInt8
 
+from kdnet_jax.core import counting
+
 SLAB_VOXELS = 2**23  # a resampling yields so many voxels at a time, 32 MiB of float32
 
 # Shares are compared in whole steps, so that no tie hangs on a rounding error.
@@ -73,7 +75,7 @@ def _counts(
     labels: UInt8[np.ndarray, "d h w"], source: Triple, target: Triple, shape: Shape
 ) -> dict[int, int]:
     """Returns how many voxels of the target grid each class comes to, the rarest class first."""
-    classes, voxels = np.unique(labels, return_counts=True)
+    classes, voxels = counting.value_counts(labels)
     rarest_first = classes[np.argsort(voxels, kind="stable")].tolist()
     sides = zip(labels.shape, source, target, shape, strict=True)
     lengths = [_lengths(*side) for side in sides]

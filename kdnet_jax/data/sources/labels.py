@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Num, UInt8
 
 from kdnet_jax import task as task_lib
+from kdnet_jax.core import counting
 from kdnet_jax.errors import UserError, check_choice
 
 _NCR, _ED, _ET, _CAVITY = 1, 2, 3, 4
@@ -92,7 +93,7 @@ def to_classes(
         UserError: a value is no whole number or is outside the convention; unknown convention.
     """
     table = _table(convention, task)
-    found, counts = np.unique(values, return_counts=True)
+    found, counts = counting.value_counts(values)
     unknown = ~np.isin(found, list(table))
     if unknown.any():
         raise UserError(_refusal(found, counts, unknown, convention, path, task))
@@ -244,7 +245,9 @@ def map_cavity(
         return classes
     check_choice("data.resection_cavity", choice, cavity_choices(task))
     target = np.uint8(task.classes.index(choice))
-    return np.where(np.isin(classes, _unscored(task)), target, classes)
+    lookup = np.arange(256, dtype=np.uint8)
+    lookup[list(_unscored(task))] = target
+    return lookup[classes]
 
 
 def cavity_choices(task: task_lib.Task) -> tuple[str, ...]:
