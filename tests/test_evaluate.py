@@ -15,7 +15,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data import splits
 from kdnet_jax.data.sources import cases, label_recognition, labels, segmentations
 from kdnet_jax.errors import UserError
-from kdnet_jax.evaluation import cohort_segmentation, evaluation, mask_evaluation
+from kdnet_jax.evaluation import cohort_segmentation, mask_evaluation, score_files
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import postprocessing, scoring
 from tests.helpers import commands, made_up_tasks
@@ -91,10 +91,10 @@ def test_nnunet_s_predictions_are_scored_with_and_without_post_processing(
     assert "labels of brats2021 (the names are those of brats2021)" in done.stdout
     assert "plans.json" in done.stdout
     assert "->" in done.stdout
-    assert _same(evaluation.read_scores(tmp_path / "out"), _expected(tiny_cohort))
-    processed = evaluation.read_scores(tmp_path / "out", postprocessed=True)
+    assert _same(score_files.read_scores(tmp_path / "out"), _expected(tiny_cohort))
+    processed = score_files.read_scores(tmp_path / "out", postprocessed=True)
     assert all(row.pred_empty for row in processed if row.region == "ET")
-    summary = evaluation.read_summary(tmp_path / "out")
+    summary = score_files.read_summary(tmp_path / "out")
     assert summary["predictions"] == str(predictions)
     assert (summary["labels"], summary["reference_labels"]) == ("decathlon", "brats2021")
     assert (summary["left_out"], summary["post_processing"]) == ([], "none")
@@ -102,7 +102,7 @@ def test_nnunet_s_predictions_are_scored_with_and_without_post_processing(
     assert "95th" in summary["hd95"]
     assert (
         "ET below 999 ml"
-        in evaluation.read_summary(tmp_path / "out", postprocessed=True)["post_processing"]
+        in score_files.read_summary(tmp_path / "out", postprocessed=True)["post_processing"]
     )
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_summary_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "summary.json").write_text('{"cases": ')
     with pytest.raises(UserError, match=r"summary\.json is damaged"):
-        evaluation.read_summary(tmp_path)
+        score_files.read_summary(tmp_path)
 
 
 def test_a_run_s_own_predictions_score_as_the_run_says(smoke_student, tiny_cohort) -> None:
@@ -205,7 +205,7 @@ def test_a_run_s_own_predictions_score_as_the_run_says(smoke_student, tiny_cohor
     inputs = _checked(
         run, tiny_cohort, wanted=mask_evaluation.read_cases(f"{run / 'split.json'}:test")
     )
-    assert _same(_score(inputs), evaluation.read_scores(run))
+    assert _same(_score(inputs), score_files.read_scores(run))
 
 
 def test_a_folder_is_not_scored_against_itself(tiny_cohort) -> None:
@@ -395,14 +395,14 @@ def test_masks_of_another_task_are_scored(
     done = _run(tmp_path / "masks", tmp_path / "labels", out, command_env, *words)
 
     assert done.returncode == 0, done.stderr
-    rows = evaluation.read_scores(out)
+    rows = score_files.read_scores(out)
     # As derived in tests/metrics/test_task_scores.py: two voxels have no label.
     assert [(row.region, round(row.dice, 6)) for row in rows] == [
         ("wall", 1.0),
         ("scar", 0.666667),
         ("clot", 0.666667),
     ]
-    summary = evaluation.read_summary(out)
+    summary = score_files.read_summary(out)
     assert summary["task"]["name"] == "heart"
     assert (summary["labels"], list(summary["regions"])) == ("task", ["wall", "scar", "clot"])
     assert "wall" in done.stdout

@@ -11,7 +11,7 @@ from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.config import keys as keys_lib
 from kdnet_jax.core import typed
 from kdnet_jax.errors import UserError
-from kdnet_jax.evaluation import evaluation
+from kdnet_jax.evaluation import score_files
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.runs import workdir
 
@@ -89,20 +89,20 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
     Raises:
         UserError: if the folder has no scores, or they cannot be read.
     """
-    summary = evaluation.read_summary(folder, postprocessed=postprocessed)
+    summary = score_files.read_summary(folder, postprocessed=postprocessed)
     if summary is None:
         what, where = (
-            ("post-processed scores", f"{evaluation.FOLDER}/{evaluation.POSTPROCESSED}")
+            ("post-processed scores", f"{score_files.FOLDER}/{score_files.POSTPROCESSED}")
             if postprocessed
-            else ("scores", evaluation.FOLDER)
+            else ("scores", score_files.FOLDER)
         )
         raise UserError(
-            f"--{side}={folder}: there are no {what} ({where}/{evaluation.SUMMARY_FILE} is "
+            f"--{side}={folder}: there are no {what} ({where}/{score_files.SUMMARY_FILE} is "
             "missing). Give the folder of a finished run (the command that started an unfinished "
             "one resumes it) or the --output of python -m kdnet_jax.evaluate."
         )
     _check_summary(folder, summary)
-    rows = evaluation.read_scores(folder, postprocessed=postprocessed)
+    rows = score_files.read_scores(folder, postprocessed=postprocessed)
     scores = {(row.case, row.region): row for row in rows}
     _refuse_gaps(f"--{side}={folder}", scores, summary["regions"])
     config = None
@@ -120,7 +120,7 @@ def _check_summary(folder: pathlib.Path, summary: typed.JsonView) -> None:
     task = summary.get("task")
     if not (isinstance(task, dict) and "name" in task and isinstance(task.get("regions"), dict)):
         raise UserError(
-            f"{folder / evaluation.FOLDER / evaluation.SUMMARY_FILE} is damaged: its task is "
+            f"{folder / score_files.FOLDER / score_files.SUMMARY_FILE} is damaged: its task is "
             f"{task!r:.80}. Evaluate again."
         )
     teacher = summary.get("teacher") or {}
@@ -128,7 +128,7 @@ def _check_summary(folder: pathlib.Path, summary: typed.JsonView) -> None:
     hashes = [summary.get("params_hash"), teacher.get("hash") if known else None]
     if not known or not all(each is None or isinstance(each, str) for each in hashes):
         raise UserError(
-            f"{folder / evaluation.FOLDER / evaluation.SUMMARY_FILE} is damaged: its teacher is "
+            f"{folder / score_files.FOLDER / score_files.SUMMARY_FILE} is damaged: its teacher is "
             f"{teacher!r:.80}, its params_hash {hashes[0]!r:.80}. Evaluate again."
         )
 
@@ -138,7 +138,7 @@ def _refuse_gaps(where: str, scores: Collection[tuple[str, str]], regions: Itera
         for region in regions:
             if (case, region) not in scores:
                 raise UserError(
-                    f"{where}: {evaluation.CASES_FILE} has no row of {case}, {region}. Evaluate "
+                    f"{where}: {score_files.CASES_FILE} has no row of {case}, {region}. Evaluate "
                     "again: each case needs a row per region."
                 )
 

@@ -6,43 +6,31 @@ import os
 import pathlib
 import shutil
 import time
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, PyTree, UInt8
+from jaxtyping import PyTree, UInt8
 from nibabel import affines
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import console, documents, files, provenance, typed
+from kdnet_jax.core import console, files, provenance, typed
 from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import nifti, prepare
 from kdnet_jax.data.sources import labels
-from kdnet_jax.errors import UserError
-from kdnet_jax.evaluation import calibration, working_grid
+from kdnet_jax.evaluation import calibration, score_files, working_grid
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import overlap, postprocessing
 from kdnet_jax.parallel import processes
 from kdnet_jax.prediction import ensembles, inference, predictors
 from kdnet_jax.runs import calibration as calibration_lib
 
-FOLDER = "evaluation"
-PREDICTIONS = "predictions"
-# Within FOLDER: the scores after post-processing, and the shown cases' probabilities x 255.
-POSTPROCESSED = "postprocessed"
-PROBABILITIES = f"{FOLDER}/probabilities"
-NO_POST_PROCESSING = "none"
-_UNFINISHED = f".{FOLDER}.part"
+_UNFINISHED = f".{score_files.FOLDER}.part"
 # Of an evaluation under way, one file a case: for the thresholds, the scores of both kinds, what
 # the probabilities say, and the Dice of the fixed decision.
 _TABLES, _PLAIN, _PROCESSED = "tables", "scores", "scores_postprocessed"
 _CALIBRATION, _FIXED = "calibration", "dice_of_fixed_decision"
-# Raised when what is scored changes: a run that was evaluated by an older version is done again.
-VERSION = 3
 WORST = 10
-CASES_FILE, SUMMARY_FILE = "cases.csv", "summary.json"
-CALIBRATION_FILE = "calibration.json"
 
 
 def dice_on_working_grid(
@@ -169,7 +157,15 @@ def _begin(beside: pathlib.Path, key: typed.Json) -> None:
     """Makes the folder of an evaluation under way, or keeps that of an interrupted one."""
     text = json.dumps(key, sort_keys=True)
     of = beside / "key.json"
-    names = (PREDICTIONS, PROBABILITIES, _TABLES, _PLAIN, _PROCESSED, _CALIBRATION, _FIXED)
+    names = (
+        score_files.PREDICTIONS,
+        score_files.PROBABILITIES,
+        _TABLES,
+        _PLAIN,
+        _PROCESSED,
+        _CALIBRATION,
+        _FIXED,
+    )
     parts = [beside / name for name in names]
     # A part may be in its place already, where the last moment of an evaluation was interrupted.
     whole = of.is_file() and all(part.is_dir() for part in parts)
@@ -203,24 +199,29 @@ def _gather(
         ]
         for part in (_PLAIN, _PROCESSED)
     )
-    _drop_probabilities(beside / PROBABILITIES, keep=shown_cases(plain))
+    _drop_probabilities(beside / score_files.PROBABILITIES, keep=shown_cases(plain))
     if thresholds:
         about = about | {"decision": _decision(beside, test, thresholds)}
-    write_scores(
-        beside / FOLDER,
+    score_files.write_scores(
+        beside / score_files.FOLDER,
         plain,
-        about | {"post_processing": NO_POST_PROCESSING},
+        about | {"post_processing": score_files.NO_POST_PROCESSING},
         task=task,
     )
     chosen = {
         "post_processing": postprocessing.chosen_text(task),
         "post_processing_chosen": rules.text(task),
     }
-    write_scores(beside / FOLDER / POSTPROCESSED, processed, about | chosen, task=task)
+    score_files.write_scores(
+        beside / score_files.FOLDER / score_files.POSTPROCESSED,
+        processed,
+        about | chosen,
+        task=task,
+    )
     measured = {name: _case_json(beside, _CALIBRATION, name) for name in test}
     text = json.dumps(calibration.summarise(measured, calibrated) | {"cases": measured})
-    files.write_text(beside / FOLDER / CALIBRATION_FILE, text + "\n")
-    for name in (PREDICTIONS, FOLDER):
+    files.write_text(beside / score_files.FOLDER / score_files.CALIBRATION_FILE, text + "\n")
+    for name in (score_files.PREDICTIONS, score_files.FOLDER):
         _replace_folder(beside / name, folder / name)
     remove_unfinished(folder)
 
@@ -270,14 +271,14 @@ def _write_prediction(
 ) -> None:
     name = each.case.case_id
     nifti.write_mask(
-        beside / PREDICTIONS / f"{name}.nii.gz",
+        beside / score_files.PREDICTIONS / f"{name}.nii.gz",
         labels.from_classes(each.classes, convention, task=task),
         each.case.geometry.affine,
         names=labels.value_names(convention, task),
         stored=each.case.geometry.stored,
     )
     np.savez_compressed(
-        beside / PROBABILITIES / f"{name}.npz",
+        beside / score_files.PROBABILITIES / f"{name}.npz",
         probabilities=np.round(each.prediction.probabilities * 255).astype(np.uint8),
     )
 
@@ -346,107 +347,7 @@ def _drop_probabilities(folder: pathlib.Path, keep: Sequence[str]) -> None:
             path.unlink()
 
 
-def write_scores(
-    folder: pathlib.Path,
-    scores: Sequence[case_metrics.RegionScore],
-    about: typed.Json,
-    *,
-    task: task_lib.Task,
-) -> typed.Json:
-    """Writes `cases.csv` and `summary.json` into a new folder; returns the summary."""
-    folder.mkdir(exist_ok=True)
-    summary = case_metrics.summarise(scores, task=task) | about
-    case_metrics.write_cases_csv(folder / CASES_FILE, scores)
-    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-    return summary
-
-
 def _replace_folder(new: pathlib.Path, old: pathlib.Path) -> None:
     if old.exists():
         shutil.rmtree(old)
     os.replace(new, old)
-
-
-def read_summary(folder: pathlib.Path, *, postprocessed: bool = False) -> typed.Json | None:
-    """Returns the summary of a run's evaluation, `None` if it has none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = _scores_folder(folder, postprocessed) / SUMMARY_FILE
-    return _read(path, "Remove it and give the command that wrote it again.")
-
-
-def _read(path: pathlib.Path, remedy: str) -> typed.Json | None:
-    """Returns the object in a JSON file, `None` where there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        return dict(documents.read_json(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}). {remedy}") from error
-
-
-def summary_of(folder: pathlib.Path) -> typed.Json:
-    """Returns the summary of a run that has been evaluated; see `read_summary`."""
-    summary = read_summary(folder)
-    assert summary is not None, f"{folder} has not been evaluated"
-    return summary
-
-
-def is_complete(folder: pathlib.Path) -> bool:
-    """Says whether all files of an evaluation of this version are there."""
-    summary = read_summary(folder) or {}
-    files = [_scores_folder(folder, each) / CASES_FILE for each in (False, True)]
-    return (
-        summary.get("evaluation_version") == VERSION
-        and all(path.is_file() for path in files)
-        and (folder / PREDICTIONS).is_dir()
-    )
-
-
-def read_scores(
-    folder: pathlib.Path, *, postprocessed: bool = False
-) -> list[case_metrics.RegionScore]:
-    """Returns the rows of a run's `cases.csv`, whose regions are those of its summary.
-
-    Raises:
-        UserError: one of the two files is missing or damaged.
-    """
-    scores = _scores_folder(folder, postprocessed)
-    found = read_summary(folder, postprocessed=postprocessed) or {}
-    regions = found.get("regions")
-    if not isinstance(regions, dict) or not regions:
-        raise UserError(
-            f"{scores / SUMMARY_FILE} is missing or damaged: it names no regions. Give the "
-            "command that wrote it again."
-        )
-    return case_metrics.read_cases_csv(scores / CASES_FILE, regions=list(regions))
-
-
-def read_calibration(folder: pathlib.Path) -> typed.Json | None:
-    """Returns what `calibration.json` of a run's evaluation holds; `None` of an older version's.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = folder / FOLDER / CALIBRATION_FILE
-    return _read(path, "Remove it; the report is then drawn without it.")
-
-
-def read_probabilities(folder: pathlib.Path, case_id: str) -> Float[np.ndarray, "d h w k"] | None:
-    """Returns a shown case's probabilities on the working grid, to 1/255; `None` if not kept."""
-    path = folder / PROBABILITIES / f"{case_id}.npz"
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return stored["probabilities"].astype(np.float32) / 255
-    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is damaged ({error}). Remove it; the report is then drawn without it."
-        ) from error
-
-
-def _scores_folder(folder: pathlib.Path, postprocessed: bool) -> pathlib.Path:
-    return folder / FOLDER / POSTPROCESSED if postprocessed else folder / FOLDER

@@ -215,7 +215,7 @@ def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
     Raises:
         UserError: it does, or it is a file.
     """
-    from kdnet_jax.evaluation import evaluation
+    from kdnet_jax.evaluation import score_files
 
     other = "Choose another --output"
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
@@ -229,10 +229,10 @@ def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
         )
     if (output / "config.json").exists():
         raise UserError(f"--output={output}: is a run's folder, with its own evaluation. {other}")
-    present = evaluation.read_summary(output)
+    present = score_files.read_summary(output)
     if present is None:
-        if (output / evaluation.FOLDER).exists():
-            raise UserError(f"{output / evaluation.FOLDER}: is not from this command. {other}")
+        if (output / score_files.FOLDER).exists():
+            raise UserError(f"{output / score_files.FOLDER}: is not from this command. {other}")
         return
     for key in _INPUTS:
         if present.get(key) != about[key]:
@@ -275,37 +275,37 @@ def write(
         UserError: the folder cannot be written.
     """
     from kdnet_jax.core import provenance
-    from kdnet_jax.evaluation import evaluation
+    from kdnet_jax.evaluation import score_files
 
     about = {**about, "hd95": surface.HD95_DEFINITION, "provenance": provenance.collect()}
-    beside = output / f".{evaluation.FOLDER}.part"
+    beside = output / f".{score_files.FOLDER}.part"
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        plain = about | {"post_processing": evaluation.NO_POST_PROCESSING}
-        evaluation.write_scores(beside, scored.plain, plain, task=task)
+        plain = about | {"post_processing": score_files.NO_POST_PROCESSING}
+        score_files.write_scores(beside, scored.plain, plain, task=task)
         if rules != postprocessing.Rules():
             processed = about | {"post_processing": rules.text(task)}
-            evaluation.write_scores(
-                beside / evaluation.POSTPROCESSED, scored.processed, processed, task=task
+            score_files.write_scores(
+                beside / score_files.POSTPROCESSED, scored.processed, processed, task=task
             )
-        _move_scores(beside, output / evaluation.FOLDER)
+        _move_scores(beside, output / score_files.FOLDER)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror}); see --output") from error
 
 
 def _move_scores(new: pathlib.Path, old: pathlib.Path) -> None:
     """Replaces the scores in `old`; a former post-processing's go, other files stay."""
-    from kdnet_jax.evaluation import evaluation
+    from kdnet_jax.evaluation import score_files
 
-    for folder in (evaluation.POSTPROCESSED, "."):
+    for folder in (score_files.POSTPROCESSED, "."):
         (old / folder).mkdir(parents=True, exist_ok=True)
-        for name in (evaluation.CASES_FILE, evaluation.SUMMARY_FILE):
+        for name in (score_files.CASES_FILE, score_files.SUMMARY_FILE):
             (old / folder / name).unlink(missing_ok=True)
             if (new / folder / name).exists():
                 os.replace(new / folder / name, old / folder / name)
-    if not any((old / evaluation.POSTPROCESSED).iterdir()):
-        (old / evaluation.POSTPROCESSED).rmdir()
+    if not any((old / score_files.POSTPROCESSED).iterdir()):
+        (old / score_files.POSTPROCESSED).rmdir()
     shutil.rmtree(new)
 
 

@@ -17,7 +17,7 @@ from kdnet_jax.core import files, provenance, typed
 from kdnet_jax.data.records import skipping
 from kdnet_jax.drawing import figures
 from kdnet_jax.errors import UserError
-from kdnet_jax.evaluation import calibration, decisions, evaluation
+from kdnet_jax.evaluation import calibration, decisions, evaluation, score_files
 from kdnet_jax.experiment import compilation, given_teachers, run_data, training
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, networks
@@ -187,7 +187,7 @@ def _report(
         facts=_facts(experiment, data, workdir),
     )
     shown = {**others, experiment.role: workdir}
-    _LOG.info(run_report.region_table({k: evaluation.summary_of(v) for k, v in shown.items()}))
+    _LOG.info(run_report.region_table({k: score_files.summary_of(v) for k, v in shown.items()}))
     _LOG.info(f"Report: {report}")
 
 
@@ -315,7 +315,7 @@ def _copy_teacher_scores(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _is_scored(folder: pathlib.Path, key: dict[str, str | int]) -> bool:
-    former = evaluation.read_summary(folder)
+    former = score_files.read_summary(folder)
     return bool(former) and key.items() <= former.items()
 
 
@@ -328,7 +328,7 @@ def _copy_log(source: pathlib.Path, folder: pathlib.Path) -> None:
 
 def _evaluation_key(run: trained.Run, data: run_data.Data) -> dict[str, str | int]:
     key = {
-        "evaluation_version": evaluation.VERSION,
+        "evaluation_version": score_files.VERSION,
         "params_hash": run.params_hash,
         "split_hash": data.split.hash,
         "data_fingerprint": data.cases.fingerprint,
@@ -342,7 +342,7 @@ def evaluate(
 ) -> None:
     """Scores a run on the test cases, unless `folder` holds just that already."""
     key = _evaluation_key(run, data)
-    if processes.first_does(lambda: _is_scored(folder, key) and evaluation.is_complete(folder)):
+    if processes.first_does(lambda: _is_scored(folder, key) and score_files.is_complete(folder)):
         _LOG.info(f"{folder}: already evaluated")
         processes.first_does(lambda: evaluation.remove_unfinished(folder))
         return

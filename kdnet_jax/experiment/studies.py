@@ -11,7 +11,7 @@ from kdnet_jax.config import study
 from kdnet_jax.core import documents, files, provenance
 from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError, check_choice
-from kdnet_jax.evaluation import comparison, comparison_scores, evaluation
+from kdnet_jax.evaluation import comparison, comparison_scores, score_files
 from kdnet_jax.experiment import run_data, runner
 from kdnet_jax.parallel import processes
 from kdnet_jax.reports import arms_report, run_report, study_report
@@ -139,18 +139,18 @@ def is_finished(part: study.Part) -> bool:
 
     A student is so only with the teacher that lies there now.
     """
-    if not (evaluation.is_complete(part.folder) and (part.folder / run_report.FILE).is_file()):
+    if not (score_files.is_complete(part.folder) and (part.folder / run_report.FILE).is_file()):
         return False
     if part.role != "student":
         return True
     assert part.experiment.teacher
-    teacher = evaluation.read_summary(pathlib.Path(part.experiment.teacher.checkpoint)) or {}
-    taught_by = evaluation.summary_of(part.folder)["teacher"]["hash"]
+    teacher = score_files.read_summary(pathlib.Path(part.experiment.teacher.checkpoint)) or {}
+    taught_by = score_files.summary_of(part.folder)["teacher"]["hash"]
     return taught_by == teacher.get("params_hash")
 
 
 def _facts(planned: list[study.Part]) -> list[tuple[str, str]]:
-    summaries = [evaluation.summary_of(part.folder) for part in planned]
+    summaries = [score_files.summary_of(part.folder) for part in planned]
     hours = sum(each["train_seconds"] + each["evaluate_seconds"] for each in summaries) / 3600
     splits_of = dict.fromkeys(each["split_hash"][:16] for each in summaries)
     experiments = [part.experiment for part in planned]

@@ -95,7 +95,9 @@ class Surfaces:
     @functools.cached_property
     def _nearest(self) -> tuple["_Nearest", "_Nearest"]:
         shape = np.concatenate(self.voxels).max(axis=0, initial=0) + 1
-        keys = [np.ravel_multi_index(tuple(each.T), tuple(shape)) for each in self.voxels]
+        keys = [
+            np.asarray(np.ravel_multi_index(tuple(each.T), tuple(shape))) for each in self.voxels
+        ]
         return self._nearest_of(0, keys), self._nearest_of(1, keys)
 
     def _nearest_of(self, side: int, keys: Sequence[Integer[np.ndarray, "_"]]) -> "_Nearest":
@@ -124,7 +126,8 @@ def _search(start: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "m 3"]) -
     # that is neither balanced nor compact is built faster and searched as fast here, and one of
     # large leaves is searched faster.
     tree = spatial.KDTree(target, leafsize=32, balanced_tree=False, compact_nodes=False)
-    return _Nearest(*tree.query(start))
+    distances, places = tree.query(start)
+    return _Nearest(np.asarray(distances), np.asarray(places))
 
 
 def surfaces(reference: Mask, prediction: Mask, spacing: Spacing) -> Surfaces:

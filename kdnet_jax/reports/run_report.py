@@ -12,7 +12,7 @@ from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import geometry, nifti, prepare
 from kdnet_jax.data.sources import labels
 from kdnet_jax.drawing import charts, figures, html
-from kdnet_jax.evaluation import evaluation
+from kdnet_jax.evaluation import evaluation, score_files
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.models import heads
 from kdnet_jax.reports import run_facts, score_tables, viewer
@@ -53,13 +53,13 @@ def write(
     folders = {**others, summary["role"]: folder}
     summaries = {role: _summary(each) for role, each in folders.items()}
     processed = {
-        role: evaluation.read_summary(each, postprocessed=True) for role, each in folders.items()
+        role: score_files.read_summary(each, postprocessed=True) for role, each in folders.items()
     }
-    scores = {role: evaluation.read_scores(each) for role, each in folders.items()}
+    scores = {role: score_files.read_scores(each) for role, each in folders.items()}
     measured = {
         role: found
         for role, each in folders.items()
-        if (found := evaluation.read_calibration(each)) is not None
+        if (found := score_files.read_calibration(each)) is not None
     }
     shown = evaluation.shown_cases(scores[summary["role"]])
     task = head.task
@@ -107,7 +107,7 @@ def _results(
         runs[role] = scores[role]
         after = processed[role]
         if after:
-            runs[f"{role}\npost-processed"] = evaluation.read_scores(folder, postprocessed=True)
+            runs[f"{role}\npost-processed"] = score_files.read_scores(folder, postprocessed=True)
             rules.append(f"{role}: {run_facts.post_processing(after)}")
     note = f"Post-processing: {'; '.join(rules)}." if rules else ""
     return score_tables.results(runs, note, task=task)
@@ -163,7 +163,7 @@ def _reliability(
 
 def _summary(folder: pathlib.Path) -> typed.Json:
     """Returns the summary of an evaluated run."""
-    found = evaluation.read_summary(folder)
+    found = score_files.read_summary(folder)
     assert found is not None, f"{folder} is not evaluated"
     return found
 
@@ -213,11 +213,11 @@ def _case_views(
     for rank, case_id in zip(ranks(scores, shown), shown, strict=True):
         case = cases[position[case_id]]
         assert case.label is not None, f"{case_id} was scored without a label"
-        path = folder / evaluation.PREDICTIONS / f"{case_id}.nii.gz"
+        path = folder / score_files.PREDICTIONS / f"{case_id}.nii.gz"
         predicted = labels.to_classes(
             nifti.read_labels(path).data, convention, path, task=head.task
         )
-        probabilities = evaluation.read_probabilities(folder, case_id)
+        probabilities = score_files.read_probabilities(folder, case_id)
         views.append(
             case_view(
                 rank,

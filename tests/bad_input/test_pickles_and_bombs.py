@@ -10,7 +10,7 @@ import pytest
 
 from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.errors import UserError
-from kdnet_jax.evaluation import evaluation
+from kdnet_jax.evaluation import score_files
 from tests.bad_input import runs, scans
 from tests.helpers import forks
 
@@ -63,11 +63,11 @@ def test_a_pickle_among_the_probabilities_of_a_run_is_not_loaded(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / evaluation.PROBABILITIES / "case.npz"
+    path = tmp_path / score_files.PROBABILITIES / "case.npz"
     path.parent.mkdir(parents=True)
     np.savez(path, probabilities=runs.trap())
     with pytest.raises(UserError, match=f"{path} is damaged .*allow_pickle=False"):
-        evaluation.read_probabilities(tmp_path, "case")
+        score_files.read_probabilities(tmp_path, "case")
     assert not (tmp_path / "UNPICKLED").exists()
 
 

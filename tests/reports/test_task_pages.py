@@ -12,7 +12,7 @@ from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import geometry, nifti, prepare
 from kdnet_jax.data.sources import labels
 from kdnet_jax.drawing import charts, figures, planes
-from kdnet_jax.evaluation import evaluation
+from kdnet_jax.evaluation import score_files
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.models import heads
 from kdnet_jax.reports import run_report
@@ -42,17 +42,17 @@ def _write_run(
     folder: pathlib.Path, task: task_lib.Task, cases: list[prepare.PreparedCase]
 ) -> None:
     """Writes what an evaluated run leaves: predictions a voxel beside the reference."""
-    (folder / evaluation.PROBABILITIES).mkdir(parents=True)
-    (folder / evaluation.PREDICTIONS).mkdir()
+    (folder / score_files.PROBABILITIES).mkdir(parents=True)
+    (folder / score_files.PREDICTIONS).mkdir()
     rows = []
     for case in cases:
         found = np.roll(case.label, 1, axis=2)
         rows += case_metrics.score_case(case.case_id, case.label, found, SPACING, task=task)
         on_grid = found.transpose(2, 1, 0)  # SPL to the stored axes, L P S
-        path = folder / evaluation.PREDICTIONS / f"{case.case_id}.nii.gz"
+        path = folder / score_files.PREDICTIONS / f"{case.case_id}.nii.gz"
         nifti.write_mask(path, on_grid, case.geometry.affine)
         sure = np.stack([found == value for value in range(len(task.classes))], axis=-1)
-        path = folder / evaluation.PROBABILITIES / f"{case.case_id}.npz"
+        path = folder / score_files.PROBABILITIES / f"{case.case_id}.npz"
         np.savez_compressed(path, probabilities=(sure * 200).astype(np.uint8))
     about = {
         "role": "student",
@@ -61,9 +61,9 @@ def _write_run(
         "post_processing": "none",
         "provenance": {"command": "python -m kdnet_jax.main"},
     }
-    scores = folder / evaluation.FOLDER
-    evaluation.write_scores(scores, rows, about, task=task)
-    evaluation.write_scores(scores / evaluation.POSTPROCESSED, rows, about, task=task)
+    scores = folder / score_files.FOLDER
+    score_files.write_scores(scores, rows, about, task=task)
+    score_files.write_scores(scores / score_files.POSTPROCESSED, rows, about, task=task)
     dice = {f"dice_{name.lower()}": 0.1 * place for place, name in enumerate(task.region_names)}
     log = [{"step": step, "split": "train", "loss": 1 / step} for step in range(1, 30)] + [
         {"step": step, "split": "validation"} | dice for step in (10, 20)
@@ -106,7 +106,7 @@ def test_a_report_names_and_draws_every_region(tmp_path: pathlib.Path, count: in
     data = json.loads(re.search(r'id="slices-1">(.*?)</script>', page, re.DOTALL).group(1))
     assert {layer["region"] for layer in data["layers"]} == set(task.region_names)
     assert all(any(layer["paths"]) for layer in data["layers"] if layer["source"] == "reference")
-    table = run_report.region_table({"student": evaluation.read_summary(tmp_path)})
+    table = run_report.region_table({"student": score_files.read_summary(tmp_path)})
     assert all(name in table.splitlines()[1] for name in task.region_names)
 
 

@@ -14,7 +14,7 @@ from kdnet_jax.core import checksums, files, provenance, typed
 from kdnet_jax.data import splits
 from kdnet_jax.data.scans import familiarity
 from kdnet_jax.errors import UserError
-from kdnet_jax.evaluation import evaluation
+from kdnet_jax.evaluation import score_files
 from kdnet_jax.interop import conversion, foreign, foreign_model, writing
 from kdnet_jax.interop.export import artifact, container, hub, model_card, onnx_file, scores
 from kdnet_jax.models import adapted, networks, unet
@@ -124,7 +124,7 @@ def _run(path: pathlib.Path) -> Package:
     experiment = reading.read_run(path)
     data_dir = experiment.data.data_dir
     split = splits.load_split(path / "split.json")
-    summary = evaluation.read_summary(path)
+    summary = score_files.read_summary(path)
     about: typed.Json = {
         "licence": "" if data_dir else "Apache-2.0",
         "training": {
@@ -145,14 +145,14 @@ def _run(path: pathlib.Path) -> Package:
     if summary:
         if summary["params_hash"] != run.params_hash:
             raise UserError(
-                f"{path / evaluation.FOLDER} scores other parameters than the run's best. Finish "
+                f"{path / score_files.FOLDER} scores other parameters than the run's best. Finish "
                 "the run first: start its python -m kdnet_jax.main again."
             )
         about["test"] = scores.collect(
-            evaluation.read_scores(path),
+            score_files.read_scores(path),
             summary,
             _teacher(path),
-            evaluation.read_calibration(path),
+            score_files.read_calibration(path),
         )
         if summary["teacher"]:
             about["teacher"] = {"hash": summary["teacher"]["hash"]}
@@ -166,7 +166,7 @@ def _shareable(about: typed.JsonView) -> typed.Json:
 
 def _teacher(path: pathlib.Path) -> typed.JsonView | None:
     for folder in (path / "teacher_evaluation", path / teachers.OWN):
-        if folder.is_dir() and (summary := evaluation.read_summary(folder)):
+        if folder.is_dir() and (summary := score_files.read_summary(folder)):
             return summary
     return None
 

@@ -13,7 +13,7 @@ import pytest
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import prepare
-from kdnet_jax.evaluation import evaluation
+from kdnet_jax.evaluation import score_files
 from kdnet_jax.interop.export import artifact
 from kdnet_jax.models import heads, networks, unet
 from kdnet_jax.prediction import inference
@@ -124,7 +124,7 @@ def test_the_document_says_where_it_comes_from(
     document = json.loads((exported.folder / "model.json").read_text("utf-8"))
     summary = json.loads((smoke_student.folder / "evaluation/summary.json").read_text("utf-8"))
     split = json.loads((smoke_student.folder / "split.json").read_text("utf-8"))
-    measured = evaluation.read_calibration(smoke_student.folder)
+    measured = score_files.read_calibration(smoke_student.folder)
     assert document["parameters_sha256"] == summary["params_hash"]
     assert document["test"]["mean_dice"] == summary["mean_dice"]
     for region, row in summary["regions"].items():
