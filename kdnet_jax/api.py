@@ -199,12 +199,19 @@ class Model:
         return scan
 
 
-def load(*paths: Path, mirror: bool | None = None, whole: bool | None = None) -> Model:
+def load(
+    *paths: Path,
+    sequences: Sequence[str] = (),
+    mirror: bool | None = None,
+    whole: bool | None = None,
+) -> Model:
     """Loads a model.
 
     Args:
         paths: the folder of a run, or what `python -m kdnet_jax.export` wrote; several are
             averaged.
+        sequences: of the model's those that the scans have, where it was trained with modality
+            dropout; empty: all.
         mirror: average over mirror images; `None` as the model says.
         whole: segment a scan in one pass, without windows; `None` as the model says.
 
@@ -212,7 +219,7 @@ def load(*paths: Path, mirror: bool | None = None, whole: bool | None = None) ->
         UserError: a folder is neither, or they cannot be averaged.
     """
     ensemble = ensembles.load_ensemble(
-        [pathlib.Path(path) for path in paths], mirror=mirror, whole=whole
+        [pathlib.Path(path) for path in paths], sequences=sequences, mirror=mirror, whole=whole
     )
     return Model(ensemble, ensemble.training_data())
 

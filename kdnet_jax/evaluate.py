@@ -46,6 +46,12 @@ _CHECKPOINT = flags.DEFINE_multi_string(
 _ALLOW_SEEN = flags.DEFINE_bool(
     "allow_seen_cases", False, "With --checkpoint: also score cases that a run was trained on."
 )
+_SEQUENCES = flags.DEFINE_list(
+    "sequences",
+    [],
+    "With --checkpoint: the runs' sequences that are used, with commas, where they were trained "
+    "with modality dropout; by default all of them.",
+)
 _REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for evaluation/.", required=True)
 _LABELS_HELP: Final = (
@@ -102,6 +108,8 @@ def main(argv: list[str]) -> None:
             "give --predictions=DIR, a folder of masks, or --checkpoint=RUN, which makes them; "
             f"{'both were' if _CHECKPOINT.value else 'neither was'} given"
         )
+    if _SEQUENCES.value and not _CHECKPOINT.value:
+        raise UserError("--sequences belongs to --checkpoint: masks have none. Leave it out.")
     ensemble = _ensemble() if _CHECKPOINT.value else None
     task = ensemble.members[0].model.task if ensemble else _task()
     rules = _rules(task)
@@ -117,6 +125,8 @@ def main(argv: list[str]) -> None:
         "references": os.fspath(references.folder),
         "cases_asked": _CASES.value,
     }
+    if ensemble and ensemble.lacking:
+        about["lacking"] = list(ensemble.lacking)
     mask_evaluation.check_output(output, about)
     masks, prediction_labels = pathlib.Path(_PREDICTIONS.value or ""), _PREDICTION_LABELS.value
     if ensemble:
@@ -199,7 +209,9 @@ def _ensemble() -> "ensembles.Ensemble":
     # Imported here: the worker processes import this file, and need no JAX.
     from kdnet_jax.prediction import ensembles
 
-    found = ensembles.load_ensemble(run_folders.expand("checkpoint", _CHECKPOINT.value or []))
+    found = ensembles.load_ensemble(
+        run_folders.expand("checkpoint", _CHECKPOINT.value or []), sequences=_SEQUENCES.value
+    )
     task = found.members[0].model.task
     if _TASK.value and _task().difference(task):
         raise UserError(

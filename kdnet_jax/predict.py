@@ -60,6 +60,12 @@ _STRIP = flags.DEFINE_enum(
     "Take off the skull first, by HD-BET or SynthStrip, which must be installed; auto: by the "
     "first of them that is",
 )
+_SEQUENCES = flags.DEFINE_list(
+    "sequences",
+    [],
+    "The network's sequences that the scans have, with commas, where it was trained with modality "
+    "dropout; by default all of them",
+)
 _LABELS = flags.DEFINE_string(
     "labels",
     None,
@@ -137,6 +143,7 @@ def main(argv: list[str]) -> None:
     with contextlib.redirect_stdout(sys.stderr) if _LIST.value else contextlib.nullcontext():
         ensemble = ensembles.load_ensemble(
             run_folders.expand("checkpoint", _CHECKPOINT.value),
+            sequences=_SEQUENCES.value,
             mirror=_MIRROR.value,
             window_batch=_WINDOW_BATCH.value,
             whole=_WHOLE.value,
@@ -167,7 +174,8 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
     for run in ensemble.members:
         print(
             f"{run.folder} ({run.model.role}, step {run.step}) was trained on "
-            f"{', '.join(ensemble.modalities)}: every input is taken as that."
+            f"{', '.join(run.model.modalities)}: every input is taken as "
+            f"{', '.join(ensemble.modalities) if ensemble.lacking else 'that'}."
         )
     task = ensemble.head.task
     orientation = _ORIENTATION.value or _orientation(ensemble)
@@ -186,6 +194,8 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
 
             dicom_seg.check(job.series, task, about)
     chosen = {key: about[key] for key in ("parameters_sha256", "mirror", "whole")}
+    if ensemble.lacking:
+        about["lacking"] = chosen["lacking"] = list(ensemble.lacking)
     stripper = stripping.find(_STRIP.value, task, ensemble.modalities) if _STRIP.value else None
     if stripper:
         print(f"skulls are taken off by {stripper.name}: {stripper.command}")

@@ -24,7 +24,7 @@ from kdnet_jax.metrics import postprocessing, scoring, surface
 _LOG = logging.getLogger(__name__)
 
 # An evaluation may replace one that has the same of these in its summary.
-_INPUTS: Final = ("predictions", "references", "cases_asked")
+_INPUTS: Final = ("predictions", "references", "cases_asked", "lacking")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,10 +235,10 @@ def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
             raise UserError(f"{output / score_files.FOLDER}: is not from this command. {other}")
         return
     for key in _INPUTS:
-        if present.get(key) != about[key]:
+        if present.get(key) != about.get(key):
             raise UserError(
                 f"--output={output}: holds an evaluation whose {key} is {present.get(key)}, not "
-                f"{about[key]}. {other}, or remove that one"
+                f"{about.get(key)}. {other}, or remove that one"
             )
 
 

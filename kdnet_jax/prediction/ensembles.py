@@ -18,7 +18,7 @@ from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import typed
 from kdnet_jax.data.scans import familiarity, prepare
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, nearest
 from kdnet_jax.models import heads
 from kdnet_jax.prediction import confidence as confidence_lib
 from kdnet_jax.prediction import inference, predictors
@@ -58,10 +58,13 @@ class Ensemble:
     Attributes:
         members: the runs.
         predictor: of their models.
+        lacking: sequences of the models that no scan has; they are 0, as where one was dropped in
+            training.
     """
 
     members: tuple[trained.Run, ...]
     predictor: inference.Predictor
+    lacking: tuple[str, ...] = ()
 
     @property
     def _model(self) -> model_lib.Model:
@@ -70,7 +73,7 @@ class Ensemble:
     @property
     def modalities(self) -> tuple[str, ...]:
         """The sequences that it needs."""
-        return self._model.modalities
+        return tuple(name for name in self._model.modalities if name not in self.lacking)
 
     @property
     def spacing(self) -> experiment_lib.Spacing:
@@ -120,8 +123,9 @@ class Ensemble:
 
     @property
     def calibration(self) -> calibration_lib.Calibration:
-        """Of one network; an average of several was measured on no case."""
-        return self._model.calibration if len(self.members) == 1 else calibration_lib.NONE
+        """Of one network that gets all of its sequences; anything else was measured on no case."""
+        alone = len(self.members) == 1 and not self.lacking
+        return self._model.calibration if alone else calibration_lib.NONE
 
     @property
     def disagreeing(self) -> bool:
@@ -160,6 +164,7 @@ class Ensemble:
         Raises:
             UserError: the case lacks a sequence.
         """
+        case = prepare.with_absent(case, (*case.modalities, *self.lacking))
         with stage("network"):
             answers = self.predictor.probabilities(
                 self._params,
@@ -214,6 +219,7 @@ def of_run(run: trained.Run) -> Ensemble:
 def load_ensemble(
     folders: Sequence[pathlib.Path],
     *,
+    sequences: Sequence[str] = (),
     mirror: bool | None = None,
     window_batch: int = 1,
     whole: bool | None = None,
@@ -223,14 +229,15 @@ def load_ensemble(
 
     Args:
         folders: of the runs.
+        sequences: of the runs' those that the scans have; empty: all.
         mirror: average over mirror images; `None` as the runs' configs say.
         window_batch: windows at once on each device.
         whole: segment a scan in one pass, without windows; `None` as the runs' configs say.
         space: devices that share its depth, or that of a window; see `runs.prediction_mesh`.
 
     Raises:
-        UserError: no folder, one that is no run or is a duplicate, runs that cannot be averaged,
-            or devices that cannot be divided so.
+        UserError: no folder, one that is no run or is a duplicate, runs that cannot be averaged or
+            that need all of their sequences, or devices that cannot be divided so.
     """
     if not folders:
         raise UserError("no checkpoint is given: name the folder of at least one run.")
@@ -248,6 +255,7 @@ def load_ensemble(
                     f"{other.folder} and {member.folder} are the same network (equal parameters): "
                     "it would count twice. Name each run once."
                 )
+    lacking = _lacking(members, sequences)
     predictor = predictors.predictor(
         [member.model for member in members],
         mirror=mirror,
@@ -255,7 +263,27 @@ def load_ensemble(
         space=space,
         window_batch=window_batch,
     )
-    return Ensemble(members, predictor)
+    return Ensemble(members, predictor, lacking)
+
+
+def _lacking(members: Sequence[trained.Run], sequences: Sequence[str]) -> tuple[str, ...]:
+    """Returns the sequences that scans lack which have only `sequences`; empty: they have all."""
+    names = members[0].model.modalities
+    if unknown := [name for name in sequences if name not in names]:
+        raise UserError(
+            f"--sequences has {unknown[0]}{nearest(unknown[0], names)}, but the network sees "
+            f"{', '.join(names)}. Name those of these that the scans have."
+        )
+    lacking = tuple(name for name in names if sequences and name not in sequences)
+    for member in members if lacking else ():
+        if not teachers.knows_gaps(member.folder):
+            raise UserError(
+                f"--sequences leaves out {', '.join(lacking)}, but {member.folder} was trained "
+                "without modality dropout, so it needs all of its sequences. Use a student of "
+                f"{','.join(sequences)}, or a network that was trained with "
+                "--config.augment.modality_dropout above 0."
+            )
+    return lacking
 
 
 def _check_agreement(

@@ -94,7 +94,7 @@ def check_incomplete(
     others = [name for name in teacher.modalities if name not in student.modalities]
     if not (student.data.incomplete and others):
         return
-    if len(others) == len(teacher.modalities) or not _knows_gaps(where):
+    if len(others) == len(teacher.modalities) or not knows_gaps(where):
         raise UserError(
             f"data.incomplete is true, so that cases may lack {', '.join(others)}, and nothing "
             f"says that the teacher {where} can do without: it was trained without modality "
@@ -103,7 +103,8 @@ def check_incomplete(
         )
 
 
-def _knows_gaps(folder: pathlib.Path) -> bool:
+def knows_gaps(folder: pathlib.Path) -> bool:
+    """Returns whether a run or model was trained with modality dropout."""
     if model_folder.is_model(folder):
         training = model_folder.read(folder).document.get("training", {})
         return training.get("modality_dropout", 0) > 0

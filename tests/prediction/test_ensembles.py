@@ -1,11 +1,13 @@
 """Runs that segment together: which may, what their average is, and what they have seen."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
 from typing import Any
 
 import jax
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ from kdnet_jax.models import networks
 from kdnet_jax.prediction import confidence, ensembles, inference, predictors
 from kdnet_jax.runs import calibration, trained
 from kdnet_jax.training import checkpoint, optimizers, saved_checkpoints, steps
-from tests.helpers import glioma
+from tests.helpers import commands, glioma
 
 
 def _write_run(folder: pathlib.Path, seed: int, changes: dict[str, Any] | None = None) -> None:
@@ -64,6 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "overlap": {"inference.overlap": 0.25},
         "mirror": {"inference.mirror": True},
         "wide": {"model.widths": (3, 4)},
+        "two": {"model.modalities": "t1ce,flair"},
+        "dropout": {"model.modalities": "t1ce,flair", "augment.modality_dropout": 0.3},
     }
     for index, (name, changes) in enumerate(changed.items()):
         _write_run(folder / name, 10 + index, changes)
@@ -237,3 +241,52 @@ def test_cases_that_a_member_has_seen(folder: pathlib.Path) -> None:
 def test_what_is_no_run_is_told() -> None:
     with pytest.raises(UserError, match="is no run"):
         ensembles.load_ensemble([pathlib.Path("absent")])
+
+
+def test_a_sequence_that_is_lacking_is_zero(
+    folder: pathlib.Path, case: prepare.PreparedCase
+) -> None:
+    """As one that was dropped in training is, after the z-score."""
+    zeroed = dataclasses.replace(case, image=case.image * np.float16([1, 0]))
+    alone = dataclasses.replace(case, image=case.image[..., :1], modalities=("t1ce",))
+    lacking = _load(folder, "dropout", sequences=["t1ce"])
+    assert lacking.modalities == ("t1ce",)
+    assert lacking.calibration == calibration.NONE
+    found = lacking.segment(alone).probabilities
+    np.testing.assert_array_equal(found, _load(folder, "dropout").segment(zeroed).probabilities)
+    assert not np.array_equal(found, _load(folder, "dropout").segment(case).probabilities)
+    assert _load(folder, "two", sequences=["flair", "t1ce"]).lacking == ()
+
+
+def test_sequences_that_a_network_needs_or_does_not_know_are_told(folder: pathlib.Path) -> None:
+    with pytest.raises(UserError, match=r"two was trained without modality dropout, so it needs"):
+        _load(folder, "two", sequences=["t1ce"])
+    with pytest.raises(UserError, match=r"--sequences has t2.*but the network sees t1ce, flair"):
+        _load(folder, "dropout", sequences=["t2"])
+
+
+def test_commands_take_scans_of_some_sequences(
+    folder: pathlib.Path, sample_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """One T1ce file is enough then, and a cohort's other sequences are left alone."""
+    run, scan = f"--checkpoint={folder / 'dropout'}", min(sample_dir.glob("*/*_t1ce.nii.gz"))
+    case_id, given = scan.parent.name, "--sequences=t1ce"
+    mask = tmp_path / "mask.nii.gz"
+    done = commands.run("predict", run, given, f"--input={scan}", f"--output={mask}")
+    assert done.returncode == 0, done.stderr
+    assert "trained on t1ce, flair: every input is taken as t1ce." in done.stdout
+    words = (f"--references={sample_dir}", f"--cases={case_id}", "--workers=1")
+    done = commands.run("evaluate", run, given, *words, f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    both = mask, tmp_path / f"out/predictions/{case_id}.nii.gz"
+    np.testing.assert_array_equal(*(np.asarray(nib.load(path).dataobj) for path in both))
+    summary = json.loads((tmp_path / "out/evaluation/summary.json").read_text("utf-8"))
+    assert summary["lacking"] == ["flair"]
+    # Scores by other sequences do not take their place.
+    done = commands.run("evaluate", run, *words, f"--output={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert "whose lacking is ['flair'], not None" in done.stderr
+    of_masks = (f"--predictions={tmp_path / 'out/predictions'}", f"--references={sample_dir}")
+    done = commands.run("evaluate", *of_masks, given, f"--output={tmp_path / 'new'}")
+    assert done.returncode == 2
+    assert "--sequences belongs to --checkpoint" in done.stderr

@@ -135,10 +135,11 @@ def prepare_case(
         orientation=orientation,
         allow_skull=allow_skull,
     )
-    return _with_absent(prepared, modalities or prepared.modalities), notes
+    return with_absent(prepared, modalities or prepared.modalities), notes
 
 
-def _with_absent(case: PreparedCase, modalities: Sequence[str]) -> PreparedCase:
+def with_absent(case: PreparedCase, modalities: Sequence[str]) -> PreparedCase:
+    """Returns a case with all of these channels, 0 where it has none of its own."""
     absent = tuple(name for name in modalities if name not in case.modalities)
     if not absent:
         return case
