@@ -15,6 +15,7 @@ Rows, on --cores cores (2), float32, with the same network, batch and data on bo
   Peer: four times the distillation step of one.
 - prediction: a scan of 240x240x155 by windows of 128^3 that overlap by half, narrow network. Peer:
   MONAI's SlidingWindowInferer, the faster layout and number of windows at once.
+- quarter_width: that scan and those windows, by widths 4..64. Peer: our own of 16..256.
 - training_memory_narrow, _wide: what a training process holds at most beyond its libraries, our
   compilation included.
 - compilation_cold, _cached: of the student's step of the preset :brats, in a fresh process.

@@ -180,6 +180,31 @@ def prediction(name: str, sizes: Sizes) -> records.Row:
     )
 
 
+def quarter_width(name: str, sizes: Sizes) -> records.Row:
+    """The sliding window of the wide network with a quarter of its channels against the whole."""
+    quarter = tuple(width // 4 for width in sizes.wide)
+    windows = {"shape": sizes.scan, "patch": sizes.window, "overlap": sizes.overlap}
+    with tempfile.TemporaryDirectory() as folder:
+        places = {}
+        for key, widths in (("quarter", quarter), ("whole", sizes.wide)):
+            options = {"path": str(pathlib.Path(folder) / f"{key}.pickle"), "widths": widths}
+            measuring.once("speed_ours:save_params", sizes.cores, **options)
+            places[key] = ("speed_ours:prediction", options | windows)
+        with measuring.workers(places, sizes.cores) as workers:
+            seconds = measuring.take_turns(workers, sizes.repetitions, name)
+            others = _others(workers)
+    return records.make_row(
+        name,
+        "s",
+        0.4,
+        seconds["quarter"],
+        seconds["whole"],
+        peer_name=f"our network of widths {sizes.wide}",
+        others=others,
+        notes={"widths": quarter, **windows},
+    )
+
+
 def agreement(
     ours: Float[np.ndarray, "d h w k"], peer: Float[np.ndarray, "d h w k"]
 ) -> dict[str, float]:
@@ -270,6 +295,7 @@ def cases(sizes: Sizes) -> dict[str, Callable[[], records.Row]]:
     for measure in (training_step, distillation_step, cached_teacher, four_students):
         add_both(measure.__name__, measure)
     add("prediction", prediction)
+    add("quarter_width", quarter_width)
     add_both("training_memory", training_memory)
     add("compilation_cold", compilation, False)
     add("compilation_cached", compilation, True)
