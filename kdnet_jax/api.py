@@ -34,6 +34,10 @@ from kdnet_jax.prediction import (
     stripping,
 )
 
+_OR_LESS = (
+    "; or, of a model that was trained with modality dropout, name those that there are to load "
+    "(sequences)"
+)
 Path = str | os.PathLike[str]
 # A file, an image of nibabel, or intensities alone.
 Scan = Path | spatialimages.SpatialImage | Num[np.ndarray, "x y z"]
@@ -188,20 +192,21 @@ class Model:
             first, *others = needed
             if others:
                 raise UserError(
-                    f"the model needs {', '.join(needed)}: give a dictionary with a scan for each."
+                    f"the model needs {', '.join(needed)}: give a dictionary with a scan for each"
+                    f"{_OR_LESS}."
                 )
             return {first: scan}
         if set(scan) != set(needed):
             raise UserError(
                 f"scans are given for {', '.join(map(str, scan)) or 'nothing'}, but the model "
-                f"needs {', '.join(needed)}: give just these."
+                f"needs {', '.join(needed)}: give just these{_OR_LESS}."
             )
         return scan
 
 
 def load(
     *paths: Path,
-    sequences: Sequence[str] = (),
+    sequences: str = "",
     mirror: bool | None = None,
     whole: bool | None = None,
 ) -> Model:
@@ -210,13 +215,13 @@ def load(
     Args:
         paths: the folder of a run, or what `python -m kdnet_jax.export` wrote; several are
             averaged.
-        sequences: of the model's those that the scans have, where it was trained with modality
-            dropout; empty: all.
+        sequences: of the model's those that the scans have, with commas, where it was trained with
+            modality dropout; "": all.
         mirror: average over mirror images; `None` as the model says.
         whole: segment a scan in one pass, without windows; `None` as the model says.
 
     Raises:
-        UserError: a folder is neither, or they cannot be averaged.
+        UserError: a folder is neither, they cannot be averaged, or they need all their sequences.
     """
     ensemble = ensembles.load_ensemble(
         [pathlib.Path(path) for path in paths], sequences=sequences, mirror=mirror, whole=whole

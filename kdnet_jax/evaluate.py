@@ -46,9 +46,9 @@ _CHECKPOINT = flags.DEFINE_multi_string(
 _ALLOW_SEEN = flags.DEFINE_bool(
     "allow_seen_cases", False, "With --checkpoint: also score cases that a run was trained on."
 )
-_SEQUENCES = flags.DEFINE_list(
+_SEQUENCES = flags.DEFINE_string(
     "sequences",
-    [],
+    "",
     "With --checkpoint: the runs' sequences that are used, with commas, where they were trained "
     "with modality dropout; by default all of them.",
 )
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> None:
         "cases_asked": _CASES.value,
     }
     if ensemble and ensemble.lacking:
-        about["lacking"] = list(ensemble.lacking)
+        about["sequences"] = list(ensemble.modalities)
     mask_evaluation.check_output(output, about)
     masks, prediction_labels = pathlib.Path(_PREDICTIONS.value or ""), _PREDICTION_LABELS.value
     if ensemble:

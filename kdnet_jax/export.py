@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     if output.exists():
         raise UserError(f"--output={output} is there already: give a new folder.")
     if not _LICENCE.value.isprintable():  # as bytes that are no UTF-8 are not
-        raise UserError(f"--licence is {_LICENCE.value!r}: give one line of text in UTF-8.")
+        raise UserError(f"--licence is {_LICENCE.value!r}: give one line of printable text.")
     # Imported here: mistakes in the flags are reported before the seconds that this takes.
     from kdnet_jax.interop.export import hand_over
 

@@ -60,9 +60,9 @@ _STRIP = flags.DEFINE_enum(
     "Take off the skull first, by HD-BET or SynthStrip, which must be installed; auto: by the "
     "first of them that is",
 )
-_SEQUENCES = flags.DEFINE_list(
+_SEQUENCES = flags.DEFINE_string(
     "sequences",
-    [],
+    "",
     "The network's sequences that the scans have, with commas, where it was trained with modality "
     "dropout; by default all of them",
 )
@@ -195,7 +195,7 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
             dicom_seg.check(job.series, task, about)
     chosen = {key: about[key] for key in ("parameters_sha256", "mirror", "whole")}
     if ensemble.lacking:
-        about["lacking"] = chosen["lacking"] = list(ensemble.lacking)
+        about["sequences"] = chosen["sequences"] = list(ensemble.modalities)
     stripper = stripping.find(_STRIP.value, task, ensemble.modalities) if _STRIP.value else None
     if stripper:
         print(f"skulls are taken off by {stripper.name}: {stripper.command}")

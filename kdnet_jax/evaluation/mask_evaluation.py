@@ -16,6 +16,7 @@ from kdnet_jax.data.checks import mask_checks, problems
 from kdnet_jax.data.scans import grids, spaces
 from kdnet_jax.data.sources import label_recognition, labels, layouts, segmentations
 from kdnet_jax.errors import UserError, nearest
+from kdnet_jax.evaluation import score_files
 from kdnet_jax.metrics import cases as case_metrics
 
 # What imports JAX is imported where it is used: the worker processes import this file too.
@@ -24,7 +25,7 @@ from kdnet_jax.metrics import postprocessing, scoring, surface
 _LOG = logging.getLogger(__name__)
 
 # An evaluation may replace one that has the same of these in its summary.
-_INPUTS: Final = ("predictions", "references", "cases_asked", "lacking")
+_INPUTS: Final = ("predictions", "references", "cases_asked", "sequences")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,8 +216,6 @@ def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
     Raises:
         UserError: it does, or it is a file.
     """
-    from kdnet_jax.evaluation import score_files
-
     other = "Choose another --output"
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -275,7 +274,6 @@ def write(
         UserError: the folder cannot be written.
     """
     from kdnet_jax.core import provenance
-    from kdnet_jax.evaluation import score_files
 
     about = {**about, "hd95": surface.HD95_DEFINITION, "provenance": provenance.collect()}
     beside = output / f".{score_files.FOLDER}.part"
@@ -296,8 +294,6 @@ def write(
 
 def _move_scores(new: pathlib.Path, old: pathlib.Path) -> None:
     """Replaces the scores in `old`; a former post-processing's go, other files stay."""
-    from kdnet_jax.evaluation import score_files
-
     for folder in (score_files.POSTPROCESSED, "."):
         (old / folder).mkdir(parents=True, exist_ok=True)
         for name in (score_files.CASES_FILE, score_files.SUMMARY_FILE):

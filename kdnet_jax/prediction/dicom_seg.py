@@ -77,7 +77,7 @@ def _segmentation(
     with _told(series), dicom.quiet():
         sources = dicom_stack.datasets(series, pixels=False)
         classes, affine = dicom_stack.on_grid(series, classes, affine)
-        masks = np.stack([np.isin(classes.T, region.members) for region in task.regions], axis=-1)
+        masks = np.stack([task.mask(classes.T, name) for name in task.region_names], axis=-1)
         volume = hd.Volume(
             masks.astype(np.uint8),
             spaces.LPS_TO_RAS @ affine[:, [2, 1, 0, 3]],

@@ -18,7 +18,7 @@ from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import typed
 from kdnet_jax.data.scans import familiarity, prepare
-from kdnet_jax.errors import UserError, nearest
+from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
 from kdnet_jax.prediction import confidence as confidence_lib
 from kdnet_jax.prediction import inference, predictors
@@ -164,7 +164,7 @@ class Ensemble:
         Raises:
             UserError: the case lacks a sequence.
         """
-        case = prepare.with_absent(case, (*case.modalities, *self.lacking))
+        case = self._as_given(case)
         with stage("network"):
             answers = self.predictor.probabilities(
                 self._params,
@@ -185,6 +185,13 @@ class Ensemble:
         disagreement = np.maximum(inference.entropy(probs, self.head) - answers[..., -1], 0)
         entropy = inference.entropy(calibrated, self.head)
         return Prediction(classes, calibrated, entropy, disagreement)
+
+    def _as_given(self, case: prepare.PreparedCase) -> prepare.PreparedCase:
+        """Returns a case whose lacking sequences are 0, whether it has them or not."""
+        kept = [name for name in case.modalities if name not in self.lacking]
+        channels = [case.modalities.index(name) for name in kept]
+        given = dataclasses.replace(case, modalities=tuple(kept), image=case.image[..., channels])
+        return prepare.with_absent(given, (*kept, *self.lacking)) if self.lacking else case
 
     def confidence(
         self, case: prepare.PreparedCase, prediction: Prediction
@@ -219,7 +226,7 @@ def of_run(run: trained.Run) -> Ensemble:
 def load_ensemble(
     folders: Sequence[pathlib.Path],
     *,
-    sequences: Sequence[str] = (),
+    sequences: str = "",
     mirror: bool | None = None,
     window_batch: int = 1,
     whole: bool | None = None,
@@ -229,7 +236,7 @@ def load_ensemble(
 
     Args:
         folders: of the runs.
-        sequences: of the runs' those that the scans have; empty: all.
+        sequences: of the runs' those that the scans have, with commas; "": all.
         mirror: average over mirror images; `None` as the runs' configs say.
         window_batch: windows at once on each device.
         whole: segment a scan in one pass, without windows; `None` as the runs' configs say.
@@ -266,21 +273,24 @@ def load_ensemble(
     return Ensemble(members, predictor, lacking)
 
 
-def _lacking(members: Sequence[trained.Run], sequences: Sequence[str]) -> tuple[str, ...]:
+def _lacking(members: Sequence[trained.Run], sequences: str) -> tuple[str, ...]:
     """Returns the sequences that scans lack which have only `sequences`; empty: they have all."""
-    names = members[0].model.modalities
-    if unknown := [name for name in sequences if name not in names]:
+    if not sequences:
+        return ()
+    model = members[0].model
+    given = model.task.read_modalities(sequences, "sequences")
+    if unknown := [name for name in given if name not in model.modalities]:
         raise UserError(
-            f"--sequences has {unknown[0]}{nearest(unknown[0], names)}, but the network sees "
-            f"{', '.join(names)}. Name those of these that the scans have."
+            f"sequences holds {unknown[0]!r}, but the network sees {', '.join(model.modalities)}. "
+            "Name those of these that the scans have."
         )
-    lacking = tuple(name for name in names if sequences and name not in sequences)
+    lacking = tuple(name for name in model.modalities if name not in given)
     for member in members if lacking else ():
         if not teachers.knows_gaps(member.folder):
             raise UserError(
-                f"--sequences leaves out {', '.join(lacking)}, but {member.folder} was trained "
+                f"sequences leaves out {', '.join(lacking)}, but {member.folder} was trained "
                 "without modality dropout, so it needs all of its sequences. Use a student of "
-                f"{','.join(sequences)}, or a network that was trained with "
+                f"{', '.join(given)}, or a network that was trained with "
                 "--config.augment.modality_dropout above 0."
             )
     return lacking

@@ -15,6 +15,10 @@ _LOG = logging.getLogger(__name__)
 
 # A file, (file, channel), or a series of DICOM.
 Source = cases.Source | dicom.Series
+_OR_LESS = (
+    "; or, of a network that was trained with modality dropout, name those that there are "
+    "(--sequences)"
+)
 _CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _SEQUENCE_LIKE = re.compile(
     r"(?:(?<=[_. -])|^)(?:t[12](?!\d)|flair|seg|mask|label)[^_. -]*", re.IGNORECASE
@@ -54,7 +58,7 @@ def find_scans(
                 raise UserError(
                     f"{path}: is DICOM, and this network needs {', '.join(modalities)} of each "
                     "case. Convert them to .nii.gz in the folder of a case, or use a student of "
-                    "one sequence."
+                    f"one sequence{_OR_LESS}."
                 )
             found.append(
                 (nifti_header.stem(path.resolve()), {first: series_of(path, first, task, series)})
@@ -64,7 +68,7 @@ def find_scans(
         elif others:
             raise UserError(
                 f"{path}: this network needs {', '.join(modalities)} of each case. Give the folder "
-                "of the case, or of the cases."
+                f"of the case, or of the cases{_OR_LESS}."
             )
         elif not os.path.lexists(path):
             raise UserError(f"--input={path}: there is no such file or folder.")
@@ -185,8 +189,8 @@ def _warn_of_name(path: pathlib.Path, modality: str, task: task_lib.Task) -> Non
     says = name.sequence or name.aside or (name.doubt and f"one that {name.doubt}")
     if says and says != modality:
         _LOG.info(
-            f"warning: {path} is named as {says}, but the network was trained on {modality}. "
-            "Its mask means nothing if it is."
+            f"warning: {path} is named as {says}, but it is taken as {modality}, which the network "
+            "was trained on. Its mask means nothing if it is not."
         )
     alike = [] if says else _SEQUENCE_LIKE.findall(nifti_header.stem(path))
     if unknown := [word for word in alike if names.SEQUENCES.get(word.lower()) != modality]:

@@ -249,20 +249,29 @@ def test_a_sequence_that_is_lacking_is_zero(
     """As one that was dropped in training is, after the z-score."""
     zeroed = dataclasses.replace(case, image=case.image * np.float16([1, 0]))
     alone = dataclasses.replace(case, image=case.image[..., :1], modalities=("t1ce",))
-    lacking = _load(folder, "dropout", sequences=["t1ce"])
+    lacking = _load(folder, "dropout", sequences="t1ce")
     assert lacking.modalities == ("t1ce",)
     assert lacking.calibration == calibration.NONE
     found = lacking.segment(alone).probabilities
     np.testing.assert_array_equal(found, _load(folder, "dropout").segment(zeroed).probabilities)
+    # Also where the case has it.
+    np.testing.assert_array_equal(found, lacking.segment(case).probabilities)
     assert not np.array_equal(found, _load(folder, "dropout").segment(case).probabilities)
-    assert _load(folder, "two", sequences=["flair", "t1ce"]).lacking == ()
+    assert _load(folder, "two", sequences="flair,t1ce").lacking == ()
 
 
 def test_sequences_that_a_network_needs_or_does_not_know_are_told(folder: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"two was trained without modality dropout, so it needs"):
-        _load(folder, "two", sequences=["t1ce"])
-    with pytest.raises(UserError, match=r"--sequences has t2.*but the network sees t1ce, flair"):
-        _load(folder, "dropout", sequences=["t2"])
+        _load(folder, "two", sequences="t1ce")
+    with pytest.raises(UserError, match=r"two was trained without"):
+        _load(folder, "dropout", "two", sequences="T1ce,")
+    with pytest.raises(UserError, match=r"sequences holds 't2', but the network sees t1ce, flair"):
+        _load(folder, "dropout", sequences="t2")
+    with pytest.raises(UserError, match=r"sequences holds 't1c'; did you mean 't1ce'"):
+        _load(folder, "dropout", sequences="t1c")
+    for given in ("t1ce,t1ce", " "):
+        with pytest.raises(UserError, match=r"name each sequence once"):
+            _load(folder, "dropout", sequences=given)
 
 
 def test_commands_take_scans_of_some_sequences(
@@ -275,17 +284,24 @@ def test_commands_take_scans_of_some_sequences(
     done = commands.run("predict", run, given, f"--input={scan}", f"--output={mask}")
     assert done.returncode == 0, done.stderr
     assert "trained on t1ce, flair: every input is taken as t1ce." in done.stdout
+    # With other sequences the mask is another.
+    both = (f"--input={scan.parent}", f"--output={mask}", "--resume")
+    done = commands.run("predict", run, *both)
+    assert done.returncode == 2
+    done = commands.run("predict", run, f"--input={scan}", f"--output={tmp_path / 'new.nii.gz'}")
+    assert done.returncode == 2
+    assert "name those that there are (--sequences)" in done.stderr
     words = (f"--references={sample_dir}", f"--cases={case_id}", "--workers=1")
     done = commands.run("evaluate", run, given, *words, f"--output={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     both = mask, tmp_path / f"out/predictions/{case_id}.nii.gz"
     np.testing.assert_array_equal(*(np.asarray(nib.load(path).dataobj) for path in both))
     summary = json.loads((tmp_path / "out/evaluation/summary.json").read_text("utf-8"))
-    assert summary["lacking"] == ["flair"]
+    assert summary["sequences"] == ["t1ce"]
     # Scores by other sequences do not take their place.
     done = commands.run("evaluate", run, *words, f"--output={tmp_path / 'out'}")
     assert done.returncode == 2
-    assert "whose lacking is ['flair'], not None" in done.stderr
+    assert "whose sequences is ['t1ce'], not None" in done.stderr
     of_masks = (f"--predictions={tmp_path / 'out/predictions'}", f"--references={sample_dir}")
     done = commands.run("evaluate", *of_masks, given, f"--output={tmp_path / 'new'}")
     assert done.returncode == 2

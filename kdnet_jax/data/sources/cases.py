@@ -493,7 +493,8 @@ def _refuse_incomplete(found: list[Case], root: pathlib.Path, task: task_lib.Tas
         raise UserError(
             f"{root}: sequences are missing in {len(bad)} of {len(found)} cases: "
             f"{layouts.shown(bad)}. Complete or remove these cases, ask for fewer "
-            "(--config.data.modalities), or use them in training (--config.data.incomplete=true)"
+            "(--config.data.modalities; of predict and evaluate --sequences), or use them in "
+            "training (--config.data.incomplete=true)"
         )
 
 

@@ -232,9 +232,8 @@ def _write_artifact(run: trained.Run, path: pathlib.Path) -> str:
     model = run.model
     channels = len(model.modalities)
     artifact.write(path, model.network, run.params, head=model.head, modalities=channels)
-    return (
-        f"{ARTIFACT}: for JAX alone, {_compared(run, lambda x: artifact.run(path, jnp.asarray(x)))}"
-    )
+    compared = _compared(run, ARTIFACT, lambda x: artifact.run(path, jnp.asarray(x)))
+    return f"{ARTIFACT}: for JAX alone, {compared}"
 
 
 def _write_onnx(run: trained.Run, path: pathlib.Path) -> str:
@@ -243,11 +242,13 @@ def _write_onnx(run: trained.Run, path: pathlib.Path) -> str:
     onnx_file.write(
         path, model.network, run.params, modalities=model.modalities, outputs=model.outputs
     )
-    return f"{ONNX}: for ONNX Runtime, {_compared(run, lambda x: onnx_file.run(path, x))}"
+    compared = _compared(run, ONNX, lambda x: onnx_file.run(path, x))
+    return f"{ONNX}: for ONNX Runtime, {compared}"
 
 
 def _compared(
     run: trained.Run,
+    name: str,
     exported: Callable[[Float[np.ndarray, "b d h w m"]], ArrayLike],
 ) -> str:
     """Says what an exported network gives, and by how much it differs from the network here."""
@@ -261,7 +262,10 @@ def _compared(
     expected = np.asarray(predict(run.params, jnp.asarray(windows)))
     difference = np.abs(np.asarray(exported(windows)) - expected).max()
     if not difference < _TOLERANCE:
-        raise RuntimeError(f"the exported network differs by {difference}")
+        raise UserError(
+            f"{name} was not written: its probabilities differ from the network's by "
+            f"{difference:.1e}, more than {_TOLERANCE:.0e}. Leave its form out of --formats."
+        )
     return (
         f"{', '.join(model.modalities)} to {', '.join(model.outputs)}; differs from the network by "
         f"{difference:.1e} at most; it gives probabilities, the decision ({model.decision}) is in "

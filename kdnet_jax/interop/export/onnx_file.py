@@ -41,7 +41,7 @@ def check(network: networks.Network) -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(
             f"--formats has onnx, but {error.name} is not installed: pip install onnx onnxruntime"
         ) from error
