@@ -188,10 +188,12 @@ class Ensemble:
 
     def _as_given(self, case: prepare.PreparedCase) -> prepare.PreparedCase:
         """Returns a case whose lacking sequences are 0, whether it has them or not."""
-        kept = [name for name in case.modalities if name not in self.lacking]
+        if not self.lacking:
+            return case
+        kept = tuple(name for name in case.modalities if name not in self.lacking)
         channels = [case.modalities.index(name) for name in kept]
-        given = dataclasses.replace(case, modalities=tuple(kept), image=case.image[..., channels])
-        return prepare.with_absent(given, (*kept, *self.lacking)) if self.lacking else case
+        given = dataclasses.replace(case, modalities=kept, image=case.image[..., channels])
+        return prepare.with_absent(given, (*kept, *self.lacking))
 
     def confidence(
         self, case: prepare.PreparedCase, prediction: Prediction
