@@ -46,8 +46,8 @@ _TWO: Triple = (2, 2, 2)
 def choose_form(setting: str) -> Form:
     """Returns the form for `setting`, "auto" or the name of a form, on the present backend.
 
-    "auto" is "native" on a GPU and "blocks" on a TPU; on a CPU "onednn" where the kernels are
-    available and there is one device, else "planes", with a note that says why.
+    "auto" is "native" on a GPU and on a TPU; on a CPU "onednn" where the kernels are available and
+    there is one device, else "planes", with a note that says why.
 
     Raises:
         UserError: "onednn" is requested where it is unavailable.
@@ -57,7 +57,7 @@ def choose_form(setting: str) -> Form:
         if setting == form != "onednn":
             return form
     if backend != "cpu" and setting == "auto":
-        return "blocks" if backend == "tpu" else "native"
+        return "native"
     reason = _reason_against_onednn(backend)
     if not reason:
         return "onednn"
