@@ -199,7 +199,7 @@ class Model:
         if set(scan) != set(needed):
             raise UserError(
                 f"scans are given for {', '.join(map(str, scan)) or 'nothing'}, but the model "
-                f"needs {', '.join(needed)}: give just these{_OR_LESS}."
+                f"needs {', '.join(needed)}: give just these{_OR_LESS if needed[1:] else ''}."
             )
         return scan
 
