@@ -126,13 +126,26 @@ def _beside_our_own(
     """Returns the row of a step of ours against another one, `times` of which do its work."""
     options = _step_options(sizes, widths)
     places = {job: (f"speed_ours:{job}", options) for job in jobs}
+    return _in_turns(name, sizes, goal, places, peer_name, options, times)
+
+
+def _in_turns(
+    name: str,
+    sizes: Sizes,
+    goal: float,
+    places: Mapping[str, tuple[str, dict[str, Any]]],
+    peer_name: str,
+    notes: dict[str, Any],
+    times: int = 1,
+) -> records.Row:
+    """Returns the row of the first of two places against `times` the second."""
     with measuring.workers(places, sizes.cores) as workers:
         seconds = measuring.take_turns(workers, sizes.repetitions, name)
         others = _others(workers)
-    ours, peer = (seconds[job] for job in jobs)
+    ours, peer = (seconds[key] for key in places)
     peer = [times * each for each in peer]
     return records.make_row(
-        name, "s", goal, ours, peer, peer_name=peer_name, others=others, notes=options
+        name, "s", goal, ours, peer, peer_name=peer_name, others=others, notes=notes
     )
 
 
@@ -190,19 +203,8 @@ def quarter_width(name: str, sizes: Sizes) -> records.Row:
             options = {"path": str(pathlib.Path(folder) / f"{key}.pickle"), "widths": widths}
             measuring.once("speed_ours:save_params", sizes.cores, **options)
             places[key] = ("speed_ours:prediction", options | windows)
-        with measuring.workers(places, sizes.cores) as workers:
-            seconds = measuring.take_turns(workers, sizes.repetitions, name)
-            others = _others(workers)
-    return records.make_row(
-        name,
-        "s",
-        0.4,
-        seconds["quarter"],
-        seconds["whole"],
-        peer_name=f"our network of widths {sizes.wide}",
-        others=others,
-        notes={"widths": quarter, **windows},
-    )
+        peer_name = f"our network of widths {sizes.wide}"
+        return _in_turns(name, sizes, 0.4, places, peer_name, {"widths": quarter, **windows})
 
 
 def agreement(

@@ -24,8 +24,7 @@ _FORMATS = flags.DEFINE_list(
     "Forms besides the Orbax checkpoint, with commas: jax (a jax.export artifact for cpu, cuda and "
     "tpu), onnx (for ONNX Runtime), pytorch (for nnU-Net's or MONAI's own class), huggingface (the "
     "model card as README.md, with the metadata of the Hugging Face Hub), docker (a Dockerfile and "
-    "what its image needs); "
-    "empty for none",
+    "what its image needs); empty for none",
 )
 _LICENCE = flags.DEFINE_string(
     "licence", "", "Licence of the parameters, for the model card, such as CC-BY-4.0"

@@ -1,4 +1,4 @@
-"""Evaluation of a network on whole scans, each on its own grid, and the files that hold it."""
+"""Evaluation of a network on whole scans, each on its own grid."""
 
 import dataclasses
 import json

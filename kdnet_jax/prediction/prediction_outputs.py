@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import files, typed
+from kdnet_jax.core import counting, files, typed
 from kdnet_jax.data.scans import geometry as geometry_lib
 from kdnet_jax.data.scans import spaces
 from kdnet_jax.errors import UserError
@@ -109,9 +109,9 @@ def volumes_ml(
 ) -> dict[str, float]:
     """Returns the volume of each region in ml."""
     voxel_ml = spaces.voxel_ml(affine)
-    counts = np.bincount(classes.ravel(), minlength=len(task.classes))
+    values, counts = counting.value_counts(classes)
     return {
-        region.name: float(sum(counts[value] for value in region.members)) * voxel_ml
+        region.name: float(counts[np.isin(values, region.members)].sum()) * voxel_ml
         for region in task.regions
     }
 

@@ -49,9 +49,9 @@ def write(
     Returns:
         The report's path.
     """
-    summary = _summary(folder)
+    summary = score_files.summary_of(folder)
     folders = {**others, summary["role"]: folder}
-    summaries = {role: _summary(each) for role, each in folders.items()}
+    summaries = {role: score_files.summary_of(each) for role, each in folders.items()}
     processed = {
         role: score_files.read_summary(each, postprocessed=True) for role, each in folders.items()
     }
@@ -161,13 +161,6 @@ def _reliability(
 # --- Cases -------------------------------------------------------------------------------------
 
 
-def _summary(folder: pathlib.Path) -> typed.Json:
-    """Returns the summary of an evaluated run."""
-    found = score_files.read_summary(folder)
-    assert found is not None, f"{folder} is not evaluated"
-    return found
-
-
 def _cases_note(summary: typed.JsonView, shown: int, noun: str) -> str:
     if shown == summary["cases"]:
         which = f"All {shown} test cases, the worst first, by mean Dice over the regions."
@@ -208,7 +201,7 @@ def _case_views(
     shown: Sequence[str],
 ) -> list[html.CaseView]:
     position = {summary.case_id: i for i, summary in enumerate(cases.summaries)}
-    convention = _summary(folder)["labels"]
+    convention = score_files.summary_of(folder)["labels"]
     views = []
     for rank, case_id in zip(ranks(scores, shown), shown, strict=True):
         case = cases[position[case_id]]

@@ -175,9 +175,8 @@ def classes_of(
     names = channel_names(convention, task)
     if not names:
         return to_classes(values, convention, path, task=task)
-    if values.shape[3:] != (len(names),) or not (
-        {*counting.value_counts(values)[0].tolist()} <= {0, 1}
-    ):
+    held, _ = counting.value_counts(values)
+    if values.shape[3:] != (len(names),) or not np.isin(held, (0, 1)).all():
         raise UserError(
             f"{path}: is no mask of the {len(names)} channels {convention} with 0 and 1 in each; "
             "probabilities must be thresholded first"

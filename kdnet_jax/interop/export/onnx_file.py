@@ -87,7 +87,7 @@ def write(
             "unet",
             [volume(_INPUT, len(modalities))],
             [volume(_OUTPUT, len(outputs))],
-            graph.constants,
+            [*graph.constants.values()],
         ),
         producer_name="kdnet_jax",
         opset_imports=[helper.make_opsetid("", _OPSET)],
@@ -118,16 +118,13 @@ class _Graph:
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-        self._named: set[str] = set()
+        self.constants: dict[str, Any] = {}
 
     def constant(self, name: str, value: Num[np.ndarray, "..."]) -> str:
         """Returns the name, under which the value is held once."""
         from onnx import numpy_helper
 
-        if name not in self._named:
-            self._named.add(name)
-            self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
     def add(self, operation: str, *inputs: str, **attributes: Any) -> str:
