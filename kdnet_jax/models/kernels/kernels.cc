@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -48,41 +49,68 @@ std::mutex convolution_mutex;
 
 Desc F32(const Dims& dims, Tag tag) { return Desc(dims, dnnl::memory::data_type::f32, tag); }
 
+// How many voxels along the width are computed as one. oneDNN fills a vector register with the output
+// channels of a voxel; where these are fewer than the register's floats, lanes stay empty. In a
+// row-major table `group` voxels of `channels` are one voxel of `group * channels`, so that a
+// convolution of stride `group`, whose kernel holds the given one `group` times, each a voxel further
+// on, computes the same with fuller registers, at `taps + group - 1` taps instead of `taps`.
+int64_t Group(int64_t channels, int64_t width, int64_t taps) {
+  static const int64_t lanes =
+      dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core ? 16 : 8;
+  int64_t best = 1;
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t group = 1; group <= lanes && width % group == 0; group *= 2) {
+    const int64_t registers = (group * channels + lanes - 1) / lanes;
+    const double cost = static_cast<double>(registers * (taps + group - 1)) / group;
+    if (cost < least) best = group, least = cost;
+  }
+  return best;
+}
+
 // Stride 1, zero padding that keeps the size. The layout of activations is fixed, that of weights
 // is oneDNN's choice: they are small, and reordered at each call.
 struct Convolution {
-  Desc input, kernel, bias, output;
+  Dims kernel_dims;  // kd kh kw c o
+  int64_t group;
+  Desc input, kernel, bias, output;  // kernel, bias and output as the group has them
   dnnl::convolution_forward::primitive_desc forward_desc;
-  dnnl::convolution_backward_data::primitive_desc backward_input_desc;
-  dnnl::convolution_backward_weights::primitive_desc backward_kernel_desc;
+  dnnl::convolution_backward_weights::primitive_desc backward_desc;
   dnnl::convolution_forward forward;
-  dnnl::convolution_backward_data backward_input;
-  dnnl::convolution_backward_weights backward_kernel;
+  dnnl::convolution_backward_weights backward;  // made when first needed
 
-  Convolution(const Dims& x, const Dims& k) {
-    const Dims stride{1, 1, 1}, pad{k[0] / 2, k[1] / 2, k[2] / 2};
+  Convolution(const Dims& x, const Dims& k)
+      : kernel_dims(k), group(Group(k[4], x[3], k[2])) {
+    const int64_t channels = group * k[4];
     input = F32({x[0], k[3], x[1], x[2], x[3]}, Tag::ndhwc);
-    output = F32({x[0], k[4], x[1], x[2], x[3]}, Tag::ndhwc);
-    bias = F32({k[4]}, Tag::a);
-    const Dims kernel_dims{k[4], k[3], k[0], k[1], k[2]};
-    kernel = F32(kernel_dims, Tag::dhwio);
-    const Desc any = F32(kernel_dims, Tag::any);
-    const auto direct = dnnl::algorithm::convolution_direct;
-    dnnl::primitive_attr attr;
-    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    forward_desc = {Engine(), dnnl::prop_kind::forward_training, direct, input, any, bias, output,
-                    stride, pad, pad, attr};
-    backward_input_desc = {Engine(), direct, input, any, output, stride, pad, pad, forward_desc,
-                           attr};
-    backward_kernel_desc = {Engine(), direct, input, any, bias, output, stride, pad, pad,
-                            forward_desc, attr};
+    output = F32({x[0], channels, x[1], x[2], x[3] / group}, Tag::ndhwc);
+    bias = F32({channels}, Tag::a);
+    kernel = F32({channels, k[3], k[0], k[1], k[2] + group - 1}, Tag::dhwio);
+    forward_desc = {Engine(), dnnl::prop_kind::forward_training, kDirect, input, AnyKernel(), bias,
+                    output, Stride(), Pad(), Pad(), Attributes()};
     forward = dnnl::convolution_forward(forward_desc);
-    backward_input = dnnl::convolution_backward_data(backward_input_desc);
-    backward_kernel = dnnl::convolution_backward_weights(backward_kernel_desc);
+  }
+
+  void MakeBackward() {
+    if (backward) return;
+    backward_desc = {Engine(), kDirect, input, AnyKernel(), bias, output, Stride(), Pad(), Pad(),
+                     forward_desc, Attributes()};
+    backward = dnnl::convolution_backward_weights(backward_desc);
+  }
+
+ private:
+  static constexpr auto kDirect = dnnl::algorithm::convolution_direct;
+
+  Desc AnyKernel() const { return F32(kernel.get_dims(), Tag::any); }
+  Dims Stride() const { return {1, 1, group}; }
+  Dims Pad() const { return {kernel_dims[0] / 2, kernel_dims[1] / 2, kernel_dims[2] / 2}; }
+  static dnnl::primitive_attr Attributes() {
+    dnnl::primitive_attr attributes;
+    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    return attributes;
   }
 };
 
-const Convolution& FindConvolution(const Dims& x, const Dims& k) {
+Convolution& FindConvolution(const Dims& x, const Dims& k) {
   static std::map<Dims, std::unique_ptr<Convolution>> cache;
   Dims key(x);
   key.insert(key.end(), k.begin(), k.end());
@@ -98,9 +126,11 @@ dnnl::memory Scratchpad(const Desc& desc) {
   return dnnl::memory(desc, Engine(), held.get_data_handle());
 }
 
-dnnl::memory Wrap(const Desc& desc, float* data) { return dnnl::memory(desc, Engine(), data); }
+dnnl::memory Wrap(const Desc& desc, const float* data) {
+  return dnnl::memory(desc, Engine(), const_cast<float*>(data));
+}
 
-dnnl::memory InLayout(const Desc& from, float* data, const Desc& to) {
+dnnl::memory InLayout(const Desc& from, const float* data, const Desc& to) {
   dnnl::memory given = Wrap(from, data);
   if (from == to) return given;
   dnnl::memory wanted(to, Engine());
@@ -108,12 +138,70 @@ dnnl::memory InLayout(const Desc& from, float* data, const Desc& to) {
   return wanted;
 }
 
+// Calls row(offset in the given kernel, offset in the group's) for each voxel of the group, tap and
+// input channel; both rows hold the output channels.
+template <typename Row>
+void ForKernelRows(const Convolution& c, Row row) {
+  const Dims& k = c.kernel_dims;
+  const int64_t taps = k[2] + c.group - 1;
+  for (int64_t voxel = 0; voxel < c.group; ++voxel) {
+    for (int64_t plane = 0; plane < k[0] * k[1]; ++plane) {
+      for (int64_t i = 0; i < k[2] * k[3]; ++i) {
+        const int64_t wide = (plane * taps + voxel) * k[3] + i;
+        row((plane * k[2] * k[3] + i) * k[4], (wide * c.group + voxel) * k[4]);
+      }
+    }
+  }
+}
+
+void Forward(const Convolution& c, const float* x, const float* kernel, const float* bias,
+             float* y) {
+  const int64_t channels = c.kernel_dims[4];
+  std::vector<float> wide_kernel, wide_bias;
+  if (c.group > 1) {
+    wide_kernel.resize(c.kernel.get_size() / sizeof(float));
+    ForKernelRows(c, [&](int64_t from, int64_t to) {
+      std::copy_n(kernel + from, channels, &wide_kernel[to]);
+    });
+    for (int64_t voxel = 0; voxel < c.group; ++voxel) {
+      wide_bias.insert(wide_bias.end(), bias, bias + channels);
+    }
+    kernel = wide_kernel.data(), bias = wide_bias.data();
+  }
+  c.forward.execute(Stream(),
+                    {{DNNL_ARG_SRC, Wrap(c.input, x)},
+                     {DNNL_ARG_WEIGHTS, InLayout(c.kernel, kernel, c.forward_desc.weights_desc())},
+                     {DNNL_ARG_BIAS, Wrap(c.bias, bias)},
+                     {DNNL_ARG_DST, Wrap(c.output, y)},
+                     {DNNL_ARG_SCRATCHPAD, Scratchpad(c.forward_desc.scratchpad_desc())}});
+  Stream().wait();
+}
+
+// "kd kh kw c o" -> "kd kh kw o c", each axis of taps reversed: the gradient of the input is a
+// convolution with it.
+std::vector<float> Flipped(const float* kernel, const Dims& k) {
+  constexpr int64_t kBlock = 16;  // floats of a cache line
+  const int64_t taps = k[0] * k[1] * k[2], inputs = k[3], outputs = k[4];
+  std::vector<float> flipped(taps * inputs * outputs);
+#pragma omp parallel for schedule(static)
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const float* from = kernel + tap * inputs * outputs;
+    float* to = flipped.data() + (taps - 1 - tap) * inputs * outputs;
+    for (int64_t first = 0; first < inputs; first += kBlock) {
+      const int64_t last = std::min(inputs, first + kBlock);
+      for (int64_t o = 0; o < outputs; ++o) {
+        for (int64_t i = first; i < last; ++i) to[o * inputs + i] = from[i * outputs + o];
+      }
+    }
+  }
+  return flipped;
+}
+
 template <typename Body>
 ffi::Error Guarded(Body body) {
   std::lock_guard<std::mutex> lock(convolution_mutex);
   try {
     body();
-    Stream().wait();
     return ffi::Error::Success();
   } catch (const std::exception& error) {
     return ffi::Error::Internal(std::string("oneDNN convolution: ") + error.what());
@@ -122,45 +210,52 @@ ffi::Error Guarded(Body body) {
 
 ffi::Error Convolve(Argument x, Argument kernel, Argument bias, Result y) {
   return Guarded([&] {
-    const Convolution& c = FindConvolution(ToDims(x.dimensions()), ToDims(kernel.dimensions()));
-    c.forward.execute(
-        Stream(),
-        {{DNNL_ARG_SRC, Wrap(c.input, x.typed_data())},
-         {DNNL_ARG_WEIGHTS, InLayout(c.kernel, kernel.typed_data(), c.forward_desc.weights_desc())},
-         {DNNL_ARG_BIAS, Wrap(c.bias, bias.typed_data())},
-         {DNNL_ARG_DST, Wrap(c.output, y->typed_data())},
-         {DNNL_ARG_SCRATCHPAD, Scratchpad(c.forward_desc.scratchpad_desc())}});
+    Forward(FindConvolution(ToDims(x.dimensions()), ToDims(kernel.dimensions())), x.typed_data(),
+            kernel.typed_data(), bias.typed_data(), y->typed_data());
   });
 }
 
 ffi::Error ConvolveBackwardInput(Argument dy, Argument kernel, Result dx) {
   return Guarded([&] {
-    const Convolution& c = FindConvolution(ToDims(dx->dimensions()), ToDims(kernel.dimensions()));
-    const auto& desc = c.backward_input_desc;
-    c.backward_input.execute(
-        Stream(),
-        {{DNNL_ARG_DIFF_DST, Wrap(c.output, dy.typed_data())},
-         {DNNL_ARG_WEIGHTS, InLayout(c.kernel, kernel.typed_data(), desc.weights_desc())},
-         {DNNL_ARG_DIFF_SRC, Wrap(c.input, dx->typed_data())},
-         {DNNL_ARG_SCRATCHPAD, Scratchpad(desc.scratchpad_desc())}});
+    const Dims k = ToDims(kernel.dimensions());
+    const std::vector<float> flipped = Flipped(kernel.typed_data(), k), no_bias(k[3], 0.0f);
+    Forward(FindConvolution(ToDims(dy.dimensions()), {k[0], k[1], k[2], k[4], k[3]}),
+            dy.typed_data(), flipped.data(), no_bias.data(), dx->typed_data());
   });
 }
 
 ffi::Error ConvolveBackwardKernel(Argument x, Argument dy, Result dkernel, Result dbias) {
   return Guarded([&] {
-    const Convolution& c = FindConvolution(ToDims(x.dimensions()), ToDims(dkernel->dimensions()));
-    const auto& desc = c.backward_kernel_desc;
-    dnnl::memory wanted = Wrap(c.kernel, dkernel->typed_data());
+    Convolution& c = FindConvolution(ToDims(x.dimensions()), ToDims(dkernel->dimensions()));
+    c.MakeBackward();
+    const auto& desc = c.backward_desc;
+    const int64_t channels = c.kernel_dims[4];
+    float *kernel = dkernel->typed_data(), *bias = dbias->typed_data();
+    std::vector<float> wide_kernel, wide_bias;
+    if (c.group > 1) {
+      wide_kernel.resize(c.kernel.get_size() / sizeof(float));
+      wide_bias.resize(c.group * channels);
+      kernel = wide_kernel.data(), bias = wide_bias.data();
+    }
+    dnnl::memory wanted = Wrap(c.kernel, kernel);
     const bool same = desc.diff_weights_desc() == c.kernel;
     dnnl::memory found = same ? wanted : dnnl::memory(desc.diff_weights_desc(), Engine());
-    c.backward_kernel.execute(
-        Stream(),
-        {{DNNL_ARG_SRC, Wrap(c.input, x.typed_data())},
-         {DNNL_ARG_DIFF_DST, Wrap(c.output, dy.typed_data())},
-         {DNNL_ARG_DIFF_WEIGHTS, found},
-         {DNNL_ARG_DIFF_BIAS, Wrap(c.bias, dbias->typed_data())},
-         {DNNL_ARG_SCRATCHPAD, Scratchpad(desc.scratchpad_desc())}});
+    c.backward.execute(Stream(), {{DNNL_ARG_SRC, Wrap(c.input, x.typed_data())},
+                                  {DNNL_ARG_DIFF_DST, Wrap(c.output, dy.typed_data())},
+                                  {DNNL_ARG_DIFF_WEIGHTS, found},
+                                  {DNNL_ARG_DIFF_BIAS, Wrap(c.bias, bias)},
+                                  {DNNL_ARG_SCRATCHPAD, Scratchpad(desc.scratchpad_desc())}});
     if (!same) dnnl::reorder(found, wanted).execute(Stream(), found, wanted);
+    Stream().wait();
+    if (c.group == 1) return;
+    // The group's kernel held the given one several times: their gradients add up.
+    float *kernel_sum = dkernel->typed_data(), *bias_sum = dbias->typed_data();
+    std::fill_n(kernel_sum, dkernel->element_count(), 0.0f);
+    std::fill_n(bias_sum, channels, 0.0f);
+    ForKernelRows(c, [&](int64_t to, int64_t from) {
+      for (int64_t o = 0; o < channels; ++o) kernel_sum[to + o] += kernel[from + o];
+    });
+    for (int64_t i = 0; i < c.group * channels; ++i) bias_sum[i % channels] += bias[i];
   });
 }
 
