@@ -31,6 +31,8 @@ _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w"),
     # Without these a comparison may not become a vector instruction. Neither changes a value.
     *("-fno-trapping-math", "-fno-math-errno"),
+    # It would keep values of the next voxels in registers that the sums need.
+    "-fno-predictive-commoning",
 )
 # Names under which XLA knows the functions that `kernels.cc` defines.
 TARGETS = (

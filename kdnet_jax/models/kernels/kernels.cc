@@ -49,14 +49,18 @@ std::mutex convolution_mutex;
 
 Desc F32(const Dims& dims, Tag tag) { return Desc(dims, dnnl::memory::data_type::f32, tag); }
 
+bool HasAvx512() {
+  static const bool has = dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core;
+  return has;
+}
+
 // How many voxels along the width are computed as one. oneDNN fills a vector register with the output
 // channels of a voxel; where these are fewer than the register's floats, lanes stay empty. In a
 // row-major table `group` voxels of `channels` are one voxel of `group * channels`, so that a
 // convolution of stride `group`, whose kernel holds the given one `group` times, each a voxel further
 // on, computes the same with fuller registers, at `taps + group - 1` taps instead of `taps`.
 int64_t Group(int64_t channels, int64_t width, int64_t taps) {
-  static const int64_t lanes =
-      dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core ? 16 : 8;
+  const int64_t lanes = HasAvx512() ? 16 : 8;
   int64_t best = 1;
   double least = std::numeric_limits<double>::infinity();
   for (int64_t group = 1; group <= lanes && width % group == 0; group *= 2) {
@@ -197,6 +201,109 @@ std::vector<float> Flipped(const float* kernel, const Dims& k) {
   return flipped;
 }
 
+// The gradient of a kernel of three taps along the width, where there is no AVX-512: oneDNN has no
+// kernel of its own for channels-last volumes there, and multiplies matrices that it first has to fill,
+// in twice the time. Each plane of the output is a job, whose sums are added in order: the result
+// does not depend on the number of threads.
+constexpr int64_t kTaps = 3, kInputs = 4, kOutputs = 8;
+// From this many output channels on oneDNN's matrices are as fast.
+constexpr int64_t kManyOutputs = 64;
+// kOutputs floats.
+using Outputs = float __attribute__((vector_size(kOutputs * sizeof(float))));
+
+// Adds, for each tap along the width and of 4 input channels, the products with 8 output channels.
+// x: rows of (width + 2) x 4; dy: rows of width x 8.
+void AddProducts(const float* x, const Outputs* dy, int64_t height, int64_t width,
+                 Outputs (&sums)[kTaps][kInputs]) {
+  Outputs held[kTaps][kInputs] = {};
+  for (int64_t h = 0; h < height; ++h) {
+    const float* row = x + h * (width + kTaps - 1) * kInputs;
+    for (int64_t w = 0; w < width; ++w) {
+      const Outputs gradient = dy[h * width + w];
+#pragma GCC unroll 3
+      for (int64_t tap = 0; tap < kTaps; ++tap) {
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < kInputs; ++i) {
+          held[tap][i] += gradient * row[(w + tap) * kInputs + i];
+        }
+      }
+    }
+  }
+  std::copy_n(&held[0][0], kTaps * kInputs, &sums[0][0]);
+}
+
+struct Block {
+  int64_t first, count;
+};
+
+Block BlockOf(int64_t index, int64_t size, int64_t total) {
+  return {index * size, std::min(size, total - index * size)};
+}
+
+// x: "b d h w c", dy: "b d h w o", kernel: "kd kh 3 c o".
+void SumKernelGradient(const Dims& x_dims, const Dims& k, const float* x, const float* dy,
+                       float* dkernel, float* dbias) {
+  const int64_t depth = x_dims[1], height = x_dims[2], width = x_dims[3];
+  const int64_t inputs = k[3], outputs = k[4], jobs = x_dims[0] * depth;
+  const int64_t voxels = height * width, row = (width + kTaps - 1) * kInputs;
+  const int64_t length = k[0] * k[1] * kTaps * inputs * outputs + outputs;
+  std::vector<float> partial(jobs * length, 0.0f);
+#pragma omp parallel
+  {
+    std::vector<float> plane((height + k[1] - 1) * row);
+    std::vector<Outputs> gradient(voxels);
+#pragma omp for schedule(static)
+    for (int64_t job = 0; job < jobs; ++job) {
+      float *to = &partial[job * length], *to_bias = to + length - outputs;
+      const float* from = dy + job * voxels * outputs;
+      for (int64_t voxel = 0; voxel < voxels; ++voxel) {
+        for (int64_t o = 0; o < outputs; ++o) to_bias[o] += from[voxel * outputs + o];
+      }
+      for (int64_t block = 0; block * kOutputs < outputs; ++block) {
+        const auto [first_o, count_o] = BlockOf(block, kOutputs, outputs);
+        std::fill(gradient.begin(), gradient.end(), Outputs{});
+        for (int64_t voxel = 0; voxel < voxels; ++voxel) {
+          for (int64_t o = 0; o < count_o; ++o) {
+            gradient[voxel][o] = from[voxel * outputs + first_o + o];
+          }
+        }
+        for (int64_t i_block = 0; i_block * kInputs < inputs; ++i_block) {
+          const auto [first_i, count_i] = BlockOf(i_block, kInputs, inputs);
+          for (int64_t kd = 0; kd < k[0]; ++kd) {
+            const int64_t shift = kd - k[0] / 2, d = job % depth + shift;
+            if (d < 0 || d >= depth) continue;
+            std::fill(plane.begin(), plane.end(), 0.0f);
+            for (int64_t voxel = 0; voxel < voxels; ++voxel) {
+              const int64_t h = voxel / width + k[1] / 2, w = voxel % width + kTaps / 2;
+              std::copy_n(x + ((job + shift) * voxels + voxel) * inputs + first_i, count_i,
+                          &plane[h * row + w * kInputs]);
+            }
+            for (int64_t kh = 0; kh < k[1]; ++kh) {
+              Outputs sums[kTaps][kInputs];
+              AddProducts(&plane[kh * row], gradient.data(), height, width, sums);
+              for (int64_t tap = 0; tap < kTaps; ++tap) {
+                for (int64_t i = 0; i < count_i; ++i) {
+                  const int64_t at = ((kd * k[1] + kh) * kTaps + tap) * inputs + first_i + i;
+                  for (int64_t o = 0; o < count_o; ++o) {
+                    to[at * outputs + first_o + o] = sums[tap][i][o];
+                  }
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  std::fill_n(dkernel, length - outputs, 0.0f);
+  std::fill_n(dbias, outputs, 0.0f);
+  for (int64_t job = 0; job < jobs; ++job) {
+    const float* from = &partial[job * length];
+    for (int64_t j = 0; j < length - outputs; ++j) dkernel[j] += from[j];
+    for (int64_t o = 0; o < outputs; ++o) dbias[o] += from[length - outputs + o];
+  }
+}
+
 template <typename Body>
 ffi::Error Guarded(Body body) {
   std::lock_guard<std::mutex> lock(convolution_mutex);
@@ -226,7 +333,13 @@ ffi::Error ConvolveBackwardInput(Argument dy, Argument kernel, Result dx) {
 
 ffi::Error ConvolveBackwardKernel(Argument x, Argument dy, Result dkernel, Result dbias) {
   return Guarded([&] {
-    Convolution& c = FindConvolution(ToDims(x.dimensions()), ToDims(dkernel->dimensions()));
+    const Dims x_dims = ToDims(x.dimensions()), k = ToDims(dkernel->dimensions());
+    if (!HasAvx512() && k[2] == kTaps && k[4] < kManyOutputs) {
+      SumKernelGradient(x_dims, k, x.typed_data(), dy.typed_data(), dkernel->typed_data(),
+                        dbias->typed_data());
+      return;
+    }
+    Convolution& c = FindConvolution(x_dims, k);
     c.MakeBackward();
     const auto& desc = c.backward_desc;
     const int64_t channels = c.kernel_dims[4];
