@@ -149,8 +149,11 @@ def _in_turns(
     )
 
 
-def prediction(name: str, sizes: Sizes) -> records.Row:
-    """Our sliding window against MONAI's, with the same parameters on the same scan."""
+def prediction(name: str, sizes: Sizes, bfloat16: bool) -> records.Row:
+    """Our sliding window against MONAI's, with the same parameters on the same scan.
+
+    With `bfloat16` both networks multiply in it, the peer's by PyTorch's autocast.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = str(pathlib.Path(folder) / "params.pickle")
         measuring.once("speed_ours:save_params", sizes.cores, path=path, widths=sizes.narrow)
@@ -159,6 +162,7 @@ def prediction(name: str, sizes: Sizes) -> records.Row:
             "widths": sizes.narrow,
             "patch": sizes.window,
             "overlap": sizes.overlap,
+            "bfloat16": bfloat16,
         }
         threads = {"threads": sizes.cores}
         chosen = measuring.once("speed_peer:choose_prediction", sizes.cores, **shared, **threads)
@@ -296,7 +300,8 @@ def cases(sizes: Sizes) -> dict[str, Callable[[], records.Row]]:
 
     for measure in (training_step, distillation_step, cached_teacher, four_students):
         add_both(measure.__name__, measure)
-    add("prediction", prediction)
+    add("prediction", prediction, False)
+    add("prediction_bfloat16", prediction, True)
     add("quarter_width", quarter_width)
     add_both("training_memory", training_memory)
     add("compilation_cold", compilation, False)
@@ -306,5 +311,6 @@ def cases(sizes: Sizes) -> dict[str, Callable[[], records.Row]]:
 
 def needed_modules(names: Sequence[str]) -> tuple[str, ...]:
     """Returns the peers' packages that rows of these names import."""
-    torch = ("torch",) if any(name.startswith(("training", "prediction")) for name in names) else ()
-    return (*torch, "monai") if "prediction" in names else torch
+    if any(name.startswith("prediction") for name in names):
+        return ("torch", "monai")
+    return ("torch",) if any(name.startswith("training") for name in names) else ()

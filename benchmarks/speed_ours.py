@@ -32,8 +32,10 @@ _STUDENT_CHANNELS = (1,)
 _ALL_CHANNELS = tuple(range(made_data.CHANNELS))
 
 
-def _network(widths: Sequence[int], channels: tuple[int, ...]) -> steps.Network:
-    config = unet.UNetConfig(widths=tuple(widths))
+def _network(
+    widths: Sequence[int], channels: tuple[int, ...], bfloat16: bool = False
+) -> steps.Network:
+    config = unet.UNetConfig(widths=tuple(widths), bfloat16=bfloat16)
     return steps.Network(unet.UNet(config).apply, heads.Head(task_lib.GLIOMA), channels)
 
 
@@ -183,11 +185,16 @@ def save_params(path: str, widths: Sequence[int]) -> Job:
 
 
 def prediction(
-    path: str, widths: Sequence[int], shape: Sequence[int], patch: Sequence[int], overlap: float
+    path: str,
+    widths: Sequence[int],
+    shape: Sequence[int],
+    patch: Sequence[int],
+    overlap: float,
+    bfloat16: bool = False,
 ) -> Job:
     """Sliding-window probabilities of a whole scan by the parameters at `path`."""
     params = jax.device_put(pickle.loads(pathlib.Path(path).read_bytes()))
-    network = _network(widths, _ALL_CHANNELS)
+    network = _network(widths, _ALL_CHANNELS, bfloat16)
     predict = inference.make_predict(network.apply, network.head, mirror=False)
     image = made_data.scan(shape)
     probs = None

@@ -63,11 +63,12 @@ class _Predictor:
         overlap: float,
         layout: str,
         batch: int,
+        bfloat16: bool,
     ) -> None:
         # Imported where it is needed: training is compared without MONAI too.
         from monai import inferers
 
-        self._form = peer_unet.LAYOUTS[layout]
+        self._form, self._bfloat16 = peer_unet.LAYOUTS[layout], bfloat16
         self._network = network.to(memory_format=self._form).eval()
         # sigma_scale is ours too: an eighth of the window. Its weights are made once.
         self._inferer = inferers.SlidingWindowInferer(
@@ -87,8 +88,9 @@ class _Predictor:
 
     def _probabilities(self, windows: torch.Tensor) -> torch.Tensor:
         self.windows += len(windows)
-        logits = self._network(windows.contiguous(memory_format=self._form))
-        return logits.softmax(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
+            logits = self._network(windows.contiguous(memory_format=self._form))
+        return logits.float().softmax(1)
 
 
 def _load(path: str, widths: Sequence[int]) -> peer_unet.UNet:
@@ -103,7 +105,12 @@ def _as_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def choose_prediction(
-    path: str, widths: Sequence[int], patch: Sequence[int], overlap: float, threads: int
+    path: str,
+    widths: Sequence[int],
+    patch: Sequence[int],
+    overlap: float,
+    bfloat16: bool,
+    threads: int,
 ) -> Job:
     """Finds the fastest of the layouts and numbers of windows at once, on a scan of two windows."""
     _set_threads(threads)
@@ -112,7 +119,7 @@ def choose_prediction(
     seconds: dict[tuple[str, int], list[float]] = {}
     # A network each: `to` a layout changes it in place.
     choices = {
-        (layout, batch): _Predictor(_load(path, widths), patch, overlap, layout, batch)
+        (layout, batch): _Predictor(_load(path, widths), patch, overlap, layout, batch, bfloat16)
         for layout, batch in itertools.product(peer_unet.LAYOUTS, _WINDOW_BATCHES)
     }
     for _ in range(_TRIALS):
@@ -132,13 +139,14 @@ def prediction(
     shape: Sequence[int],
     patch: Sequence[int],
     overlap: float,
+    bfloat16: bool,
     layout: str,
     batch: int,
     threads: int,
 ) -> Job:
     """MONAI's sliding-window probabilities of a whole scan."""
     _set_threads(threads)
-    predictor = _Predictor(_load(path, widths), patch, overlap, layout, batch)
+    predictor = _Predictor(_load(path, widths), patch, overlap, layout, batch, bfloat16)
     image = _as_tensor(made_data.scan(shape))
     probs = torch.empty(0)
 

@@ -207,6 +207,7 @@ class Model:
 def load(
     *paths: Path,
     sequences: str = "",
+    bfloat16: bool | None = None,
     mirror: bool | None = None,
     whole: bool | None = None,
 ) -> Model:
@@ -217,14 +218,20 @@ def load(
             averaged.
         sequences: of the model's those that the scans have, with commas, where it was trained with
             modality dropout; "": all.
+        bfloat16: compute in bfloat16, see `docs/prediction.md`; `None` as the model says.
         mirror: average over mirror images; `None` as the model says.
         whole: segment a scan in one pass, without windows; `None` as the model says.
 
     Raises:
-        UserError: a folder is neither, they cannot be averaged, or they need all their sequences.
+        UserError: a folder is neither, they cannot be averaged, they need all their sequences, or
+            this CPU has no bfloat16.
     """
     ensemble = ensembles.load_ensemble(
-        [pathlib.Path(path) for path in paths], sequences=sequences, mirror=mirror, whole=whole
+        [pathlib.Path(path) for path in paths],
+        sequences=sequences,
+        bfloat16=bfloat16,
+        mirror=mirror,
+        whole=whole,
     )
     return Model(ensemble, ensemble.training_data())
 

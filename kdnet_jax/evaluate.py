@@ -52,6 +52,9 @@ _SEQUENCES = flags.DEFINE_string(
     "With --checkpoint: the runs' sequences that are used, with commas, where they were trained "
     "with modality dropout; by default all of them.",
 )
+_BFLOAT16 = flags.DEFINE_bool(
+    "bfloat16", None, "With --checkpoint: see `kdnet_jax.predict`; by default as the runs say."
+)
 _REFERENCES = flags.DEFINE_string("references", None, "Folder of reference masks.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for evaluation/.", required=True)
 _LABELS_HELP: Final = (
@@ -108,8 +111,11 @@ def main(argv: list[str]) -> None:
             "give --predictions=DIR, a folder of masks, or --checkpoint=RUN, which makes them; "
             f"{'both were' if _CHECKPOINT.value else 'neither was'} given"
         )
-    if _SEQUENCES.value and not _CHECKPOINT.value:
-        raise UserError("--sequences belongs to --checkpoint: masks have none. Leave it out.")
+    for flag in (_SEQUENCES, _BFLOAT16):
+        if flag.value not in ("", None) and not _CHECKPOINT.value:
+            raise UserError(
+                f"--{flag.name} belongs to --checkpoint: masks are made already. Leave it out."
+            )
     ensemble = _ensemble() if _CHECKPOINT.value else None
     task = ensemble.members[0].model.task if ensemble else _task()
     rules = _rules(task)
@@ -127,6 +133,8 @@ def main(argv: list[str]) -> None:
     }
     if ensemble and ensemble.lacking:
         about["sequences"] = list(ensemble.modalities)
+    if _BFLOAT16.value is not None:
+        about["bfloat16"] = _BFLOAT16.value
     mask_evaluation.check_output(output, about)
     masks, prediction_labels = pathlib.Path(_PREDICTIONS.value or ""), _PREDICTION_LABELS.value
     if ensemble:
@@ -210,7 +218,9 @@ def _ensemble() -> "ensembles.Ensemble":
     from kdnet_jax.prediction import ensembles
 
     found = ensembles.load_ensemble(
-        run_folders.expand("checkpoint", _CHECKPOINT.value or []), sequences=_SEQUENCES.value
+        run_folders.expand("checkpoint", _CHECKPOINT.value or []),
+        sequences=_SEQUENCES.value,
+        bfloat16=_BFLOAT16.value,
     )
     task = found.members[0].model.task
     if _TASK.value and _task().difference(task):

@@ -93,6 +93,12 @@ _MANIFEST = flags.DEFINE_string(
 _MIRROR = flags.DEFINE_bool(
     "mirror", None, "Average over the 8 mirror images; by default as the run's config says"
 )
+_BFLOAT16 = flags.DEFINE_bool(
+    "bfloat16",
+    None,
+    "Compute in bfloat16: on a CPU that has it in half the time, with slightly other masks; by "
+    "default as the run's config says, which is on GPU and TPU alone",
+)
 _ORIENTATION = flags.DEFINE_string(
     "orientation",
     None,
@@ -144,6 +150,7 @@ def main(argv: list[str]) -> None:
         ensemble = ensembles.load_ensemble(
             run_folders.expand("checkpoint", _CHECKPOINT.value),
             sequences=_SEQUENCES.value,
+            bfloat16=_BFLOAT16.value,
             mirror=_MIRROR.value,
             window_batch=_WINDOW_BATCH.value,
             whole=_WHOLE.value,
@@ -196,6 +203,8 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
     chosen = {key: about[key] for key in ("parameters_sha256", "mirror", "whole")}
     if ensemble.lacking:
         about["sequences"] = chosen["sequences"] = list(ensemble.modalities)
+    if _BFLOAT16.value is not None:
+        about["bfloat16"] = chosen["bfloat16"] = _BFLOAT16.value
     stripper = stripping.find(_STRIP.value, task, ensemble.modalities) if _STRIP.value else None
     if stripper:
         print(f"skulls are taken off by {stripper.name}: {stripper.command}")

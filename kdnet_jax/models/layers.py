@@ -8,7 +8,7 @@ slower than the same arithmetic in other forms (openxla/xla#34273, jax-ml/jax#31
 import functools
 import logging
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -25,12 +25,14 @@ from kdnet_jax.parallel import halo
 _LOG = logging.getLogger(__name__)
 
 # How a convolution is computed, see `convolve`.
-Form = Literal["native", "onednn", "planes", "blocks"]
+Form = Literal["native", "onednn", "planes", "blocks", "onednn_bfloat16"]
 # A number, or a symbol of `jax.export`, which is no int.
 Size = Any
 # Of each axis.
 Triple = tuple[int, int, int]
-FORMS: tuple[Form, ...] = get_args(Form)
+# Those that one can ask for; the type of the products has a setting of its own.
+FORMS: tuple[Form, ...] = ("native", "onednn", "planes", "blocks")
+ONEDNN: tuple[Form, ...] = ("onednn", "onednn_bfloat16")
 # Up to this many input channels it is faster to stack the three depth taps as channels of one
 # 2-D convolution than to add three convolutions.
 _STACK_TAPS_UP_TO = 8
@@ -96,16 +98,17 @@ def convolve(
         kernel: the weights.
         bias: of each output channel.
         form: "native" XLA's 3-D convolution, fast on GPU and TPU; "onednn" oneDNN's, fast on CPU,
-            float32 only (bfloat16 takes "planes"); "planes" a sum over the depth taps of 2-D
+            float32 only (bfloat16 takes "planes"); "onednn_bfloat16" the same whose products are of
+            factors rounded to bfloat16; "planes" a sum over the depth taps of 2-D
             convolutions, the faster of XLA's own on CPU; "blocks" as native, but an input of few
             channels is first moved into blocks of 2x2x2 voxels, which fills more of a TPU's 128
             lanes, at eight times the arithmetic; kernels of 3x3x3 alone, others are native.
     """
     if kernel.shape[:3] == (1, 1, 1):
         return jnp.einsum("bdhwc,co->bdhwo", x, kernel[0, 0, 0]) + bias
-    if form == "onednn" and x.dtype == jnp.float32:
-        return ops.convolve(x, kernel, bias)
-    if form in ("planes", "onednn"):
+    if form in ONEDNN and x.dtype == jnp.float32:
+        return ops.convolve(x, kernel, bias, form == "onednn_bfloat16")
+    if form in ("planes", *ONEDNN):
         return _convolve_planes(x, kernel) + bias
     if form == "blocks" and _fits_blocks(x.shape, kernel.shape):
         return depth_to_space(_convolve_native(space_to_depth(x), _block_kernel(kernel))) + bias
@@ -307,9 +310,9 @@ def normalise(
         scale: of each channel.
         bias: of each channel.
         slope: of the LeakyReLU below 0.
-        form: see `convolve`: "onednn" takes the CPU kernel, every other XLA's operations.
+        form: see `convolve`: oneDNN's take the CPU kernel, every other XLA's operations.
     """
-    if form == "onednn" and x.dtype == jnp.float32:
+    if form in ONEDNN and x.dtype == jnp.float32:
         # Without a gradient x is not read again.
         return ops.normalise(x, scale, bias, EPSILON, slope, in_place=True)[0]
     return _normalise_forward(x, scale, bias, slope, form)[0]
@@ -318,7 +321,7 @@ def normalise(
 def _normalise_forward(
     x: Array, scale: Array, bias: Array, slope: float, form: Form
 ) -> tuple[Array, tuple[Array, ...]]:
-    if form == "onednn" and x.dtype == jnp.float32:
+    if form in ONEDNN and x.dtype == jnp.float32:
         y, mean, inverse = ops.normalise(x, scale, bias, EPSILON, slope)
         return y, (x, scale, bias, mean, inverse)
     x32 = x.astype(jnp.float32)
@@ -338,7 +341,7 @@ def _normalise_backward(
     dx = scale * inverse * (g - dbias / n - z dscale / n).
     """
     x, scale, bias, mean, inverse = saved
-    if form == "onednn" and x.dtype == jnp.float32:
+    if form in ONEDNN and x.dtype == jnp.float32:
         dx, dscale, dbias = ops.normalise_backward(dy, x, scale, bias, mean, inverse, slope)
         return dx, dscale.sum(axis=0), dbias.sum(axis=0)
     z = (x.astype(jnp.float32) - _spread(mean)) * _spread(inverse)

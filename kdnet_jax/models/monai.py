@@ -226,7 +226,7 @@ class _DynBlock(nn.Module):
         )
 
     def _norm(self, name: str, slope: float = 1.0) -> nn.Module:
-        config, form = self.config, layers.choose_form(self.config.convolutions)
+        config, form = self.config, unet.block_options(self.config)["form"]
         affine = config.norm_affine
         return torch_layers.Norm(config.groups, affine=affine, slope=slope, form=form, name=name)
 
@@ -268,7 +268,7 @@ class DynUNet(nn.Module):
             features,
             config.upsample_kernels[level],
             config.trans_bias,
-            dtype=unet.compute_type(config),
+            dtype=unet.block_options(config)["dtype"],
             name=f"{name}_transp_conv",
         )(x)
         x = jnp.concatenate([x, skip], axis=-1)
@@ -346,7 +346,7 @@ class SegResNet(_Segment):
         x = self._conv(f"up_{stage}", features, edge=1)(x)
         if self.config.upsample_mode == "nontrainable":
             return layers.upsample_trilinear(x)
-        dtype, name = unet.compute_type(self.config), f"deconv_{stage}"
+        dtype, name = unet.block_options(self.config)["dtype"], f"deconv_{stage}"
         return torch_layers.TransposedConv(
             features, (2, 2, 2), draw="torch", dtype=dtype, name=name
         )(x)

@@ -165,28 +165,23 @@ def is_head(path: str) -> bool:
 
 def native(config: Network) -> Network:
     """Returns the same network with XLA's own convolutions."""
-    if isinstance(config, unet.UNetConfig):
-        return dataclasses.replace(config, convolutions="native")
-    return _of_network(config, convolutions="native")
+    return computed(config, convolutions="native")
 
 
 def portable(config: Network) -> Network:
     """Returns the same network in float32 and XLA's own convolutions, for any backend."""
+    return computed(config, convolutions="native", bfloat16=False)
+
+
+def computed(config: Network, **how: str | bool) -> Network:
+    """Returns the same network with other `convolutions` or `bfloat16`, see `unet.UNetConfig`."""
     if isinstance(config, unet.UNetConfig):
-        return dataclasses.replace(native(config), bfloat16=False)
-    return _of_network(config, convolutions="native", bfloat16=False)
-
-
-def _of_network(config: adapted.AdaptedConfig | mean.MeanConfig, **changes: object) -> Network:
+        return dataclasses.replace(config, **how)
     if isinstance(config, mean.MeanConfig):
-        members = tuple(
-            dataclasses.replace(each, **changes)
-            if isinstance(each, unet.UNetConfig)
-            else _of_network(each, **changes)
-            for each in config.members
+        return dataclasses.replace(
+            config, members=tuple(computed(each, **how) for each in config.members)
         )
-        return dataclasses.replace(config, members=members)
-    return dataclasses.replace(config, network=dataclasses.replace(config.network, **changes))
+    return dataclasses.replace(config, network=dataclasses.replace(config.network, **how))
 
 
 def to_json(config: Network) -> typed.Json:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdnet_jax.models import layers, torch_layers, unet
+from kdnet_jax.models import torch_layers, unet
 from kdnet_jax.models.torch_layers import Triple
 
 
@@ -134,7 +134,7 @@ class _Layers(nn.Module):
         )
 
     def _norm(self, slope: float, first_scale: float) -> nn.Module:
-        config, form = self.config, layers.choose_form(self.config.convolutions)
+        config, form = self.config, unet.block_options(self.config)["form"]
         return torch_layers.Norm(
             0, config.norm_epsilon, config.norm_affine, slope, first_scale, form, name="norm"
         )
@@ -196,7 +196,7 @@ class _UNet(_Layers):
                 config.features[level],
                 config.strides[level + 1],
                 config.conv_bias,
-                dtype=unet.compute_type(config),
+                dtype=unet.block_options(config)["dtype"],
                 name=f"up_{stage}",
             )(x)
             x = jnp.concatenate([x, skips[level]], axis=-1)

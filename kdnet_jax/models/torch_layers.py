@@ -63,7 +63,7 @@ class Conv(nn.Module):
         padding = self.padding or same
         if self.stride == _ONE and padding == same and all(edge % 2 for edge in self.kernel):
             return layers.convolve(x, kernel, bias, self.form).astype(self.dtype)
-        planes = self.form in ("planes", "onednn")
+        planes = self.form in ("planes", *layers.ONEDNN)
         y = (_by_planes if planes else _convolve)(x, kernel, self.stride, padding)
         return (y + bias).astype(self.dtype)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import layers
+from kdnet_jax.models.kernels import build
 
 Convolutions = Literal["auto", "native", "onednn", "planes", "blocks"]
 Triples = tuple[layers.Triple, ...]
@@ -41,7 +42,8 @@ class UNetConfig:
         deep_supervision: logits also at the coarser decoder levels, under "logits_1", ... of the
             features.
         bfloat16: compute the network in bfloat16; parameters, statistics of norms and logits stay
-            float32. `None` (auto): on GPU and TPU, not on CPU, where it is slower.
+            float32. On a CPU that has bfloat16 only the products of convolutions, which are added
+            in float32. `None` (auto): on GPU and TPU, not on CPU.
         remat: keep only the convolutions' results for the gradient, and compute all else from them
             again (normalisation, pooling, upsampling): 0.4 to 0.5 of the memory, little more time.
             Without effect on CPU, where XLA merges what is computed twice.
@@ -270,29 +272,30 @@ class Computing(Protocol):
 
 
 class BlockOptions(TypedDict):
-    """The form of the convolutions and the compute type of layers."""
+    """The form of the convolutions and the type of activations."""
 
     form: layers.Form
     dtype: DTypeLike
 
 
-def compute_type(config: Computing) -> DTypeLike:
-    """Returns the type that the network computes in, on the present backend."""
-    chosen = jax.default_backend() != "cpu" if config.bfloat16 is None else config.bfloat16
-    return jnp.bfloat16 if chosen else jnp.float32
-
-
 def block_options(config: Computing) -> BlockOptions:
-    """Returns the form of the convolutions and the compute type, for `layers`."""
-    return {"form": layers.choose_form(config.convolutions), "dtype": compute_type(config)}
+    """Returns the form of the convolutions and the type of activations, on the present backend."""
+    form = layers.choose_form(config.convolutions)
+    half = jax.default_backend() != "cpu" if config.bfloat16 is None else config.bfloat16
+    if half and form == "onednn" and build.has_bfloat16():
+        return {"form": "onednn_bfloat16", "dtype": jnp.float32}
+    return {"form": form, "dtype": jnp.bfloat16 if half else jnp.float32}
 
 
 def describe(config: Computing) -> str:
     """Returns a sentence on what was chosen for the present backend."""
-    kind, form = compute_type(config), layers.choose_form(config.convolutions)
-    if kind != jnp.float32 and form == "onednn":
+    chosen = block_options(config)
+    kind, form = jnp.dtype(chosen["dtype"]).name, chosen["form"]
+    if form == "onednn_bfloat16":
+        kind, form = "float32, with products in bfloat16", "onednn"
+    elif kind != "float32" and form == "onednn":
         form = "planes"  # as `layers.convolve` does
-    said = f"The network computes in {jnp.dtype(kind).name}, convolutions {form}."
+    said = f"The network computes in {kind}, convolutions {form}."
     network = getattr(config, "network", config)  # what an `adapted.AdaptedConfig` adapts
     strides, kernels = getattr(network, "strides", ()), getattr(network, "kernels", ())
     if all(len(set(each)) == 1 for each in (*strides, *kernels)):

@@ -11,6 +11,8 @@ import pathlib
 import time
 from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree, UInt8
 
@@ -19,7 +21,7 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import typed
 from kdnet_jax.data.scans import familiarity, prepare
 from kdnet_jax.errors import UserError
-from kdnet_jax.models import heads
+from kdnet_jax.models import heads, networks, unet
 from kdnet_jax.prediction import confidence as confidence_lib
 from kdnet_jax.prediction import inference, predictors
 from kdnet_jax.runs import calibration as calibration_lib
@@ -229,6 +231,7 @@ def load_ensemble(
     folders: Sequence[pathlib.Path],
     *,
     sequences: str = "",
+    bfloat16: bool | None = None,
     mirror: bool | None = None,
     window_batch: int = 1,
     whole: bool | None = None,
@@ -239,6 +242,7 @@ def load_ensemble(
     Args:
         folders: of the runs.
         sequences: of the runs' those that the scans have, with commas; "": all.
+        bfloat16: see `unet.UNetConfig`; `None` as the runs' configs say.
         mirror: average over mirror images; `None` as the runs' configs say.
         window_batch: windows at once on each device.
         whole: segment a scan in one pass, without windows; `None` as the runs' configs say.
@@ -246,11 +250,12 @@ def load_ensemble(
 
     Raises:
         UserError: no folder, one that is no run or is a duplicate, runs that cannot be averaged or
-            that need all of their sequences, or devices that cannot be divided so.
+            that need all of their sequences, a CPU that has no bfloat16, or devices that cannot be
+            divided so.
     """
     if not folders:
         raise UserError("no checkpoint is given: name the folder of at least one run.")
-    members = tuple(trained.load_run(folder) for folder in folders)
+    members = tuple(_computed(trained.load_run(folder), bfloat16) for folder in folders)
     for index, member in enumerate(members):
         if member.undecided:
             _LOG.info(
@@ -273,6 +278,19 @@ def load_ensemble(
         window_batch=window_batch,
     )
     return Ensemble(members, predictor, lacking)
+
+
+def _computed(run: trained.Run, bfloat16: bool | None) -> trained.Run:
+    if bfloat16 is None:
+        return run
+    network = networks.computed(run.model.network, bfloat16=bfloat16)
+    if jax.default_backend() == "cpu" and unet.block_options(network)["dtype"] == jnp.bfloat16:
+        raise UserError(
+            "bfloat16 is asked for, but here it would be slower than float32: it takes a processor "
+            "that has it (avx512_bf16 or amx_bf16 among the flags in /proc/cpuinfo) and oneDNN's "
+            "convolutions. Leave it out."
+        )
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, network=network))
 
 
 def _lacking(members: Sequence[trained.Run], sequences: str) -> tuple[str, ...]:

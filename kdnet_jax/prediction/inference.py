@@ -305,22 +305,34 @@ def _blend(
     axes = zip(image.shape[:3], patch, strict=True)
     corners = list(itertools.product(*(window_starts(size, edge, overlap) for size, edge in axes)))
     weight = gaussian_window(patch)[..., None]
-    total, weights = None, np.zeros((*image.shape[:3], 1), np.float32)
+    weights = np.zeros((*image.shape[:3], 1), np.float32)
+    total: np.ndarray | None = None
+
+    def add(boxes: Sequence[tuple[slice, ...]], probs: ArrayLike) -> None:
+        nonlocal total
+        found = np.asarray(probs)
+        if total is None:
+            total = np.zeros((*image.shape[:3], found.shape[-1]), np.float32)
+        for row, box in enumerate(boxes):
+            total[box] += found[row] * weight
+            weights[box] += weight
+        bar.update(len(boxes))
+
     # `None`: no bar where standard error is no terminal.
     bar = console.bar(total=len(corners), unit="window", leave=False, disable=not progress or None)
     with bar:
+        # The device computes a batch while the host adds the one before.
+        before: tuple[Sequence[tuple[slice, ...]], ArrayLike] | None = None
         for first in range(0, len(corners), batch):
             boxes = [_box(corner, patch) for corner in corners[first : first + batch]]
             windows = np.zeros((batch, *patch, image.shape[-1]), np.float32)
             for row, box in enumerate(boxes):
                 windows[row] = image[box]
-            probs = np.asarray(predict(windows))
-            if total is None:
-                total = np.zeros((*image.shape[:3], probs.shape[-1]), np.float32)
-            for row, box in enumerate(boxes):
-                total[box] += probs[row] * weight
-                weights[box] += weight
-            bar.update(len(boxes))
-    assert total is not None  # there is a window at least
+            now = boxes, predict(windows)
+            if before is not None:
+                add(*before)
+            before = now
+        assert before is not None  # there is a window at least
+        add(*before)
     total /= weights
     return total

@@ -42,7 +42,7 @@ def test_every_row_has_a_goal_of_the_table() -> None:
         *("distillation_step_narrow", "distillation_step_wide"),
         *("cached_teacher_narrow", "cached_teacher_wide"),
         *("four_students_narrow", "four_students_wide"),
-        "prediction",
+        *("prediction", "prediction_bfloat16"),
         "quarter_width",
         *("training_memory_narrow", "training_memory_wide"),
         *("compilation_cold", "compilation_cached"),

@@ -1,5 +1,6 @@
 """Each layer against the plain operation that it stands for."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -57,6 +58,30 @@ def test_each_form_equals_lax_convolution_with_its_gradients(
     close(actual, expected)
     for ours, theirs in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
         close(ours, theirs, 1e-4)
+
+
+@needs_onednn
+@pytest.mark.skipif(not build.has_bfloat16(), reason="needs a processor that has bfloat16")
+@pytest.mark.parametrize("channels", [3, 16])
+def test_products_in_bfloat16_are_those_of_rounded_factors(channels: int) -> None:
+    x, bias = normal(2, 5, 3, 8, channels), normal(4, seed=3)
+    kernel = normal(3, 3, 3, channels, 4, seed=1) / (27 * channels) ** 0.5
+    cotangent = normal(2, 5, 3, 8, 4, seed=2)
+
+    def rounded(values: jax.Array) -> jax.Array:
+        return values.astype(jnp.bfloat16).astype(jnp.float32)
+
+    actual, vjp = jax.vjp(lambda *a: layers.convolve(*a, "onednn_bfloat16"), x, kernel, bias)
+    plain, plain_vjp = jax.vjp(lambda *a: layers.convolve(*a, "onednn"), x, kernel, bias)
+    of_rounded = functools.partial(layers.convolve, form="onednn")
+    close(actual, of_rounded(rounded(x), rounded(kernel), bias))
+    assert 1e-3 < np.abs(actual - plain).max() < 0.1
+    _, rounded_vjp = jax.vjp(lambda x: of_rounded(x, rounded(kernel), bias), rounded(x))
+    dx, dkernel, dbias = vjp(cotangent)
+    close(dx, *rounded_vjp(rounded(cotangent)))
+    # What the parameters get stays float32's.
+    for ours, theirs in zip((dkernel, dbias), plain_vjp(cotangent)[1:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_blocks_reach_into_the_neighbours() -> None:

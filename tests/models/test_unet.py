@@ -134,7 +134,7 @@ def test_init_is_decided_by_the_key() -> None:
 
 
 def test_bfloat16_keeps_parameters_logits_and_gradients_in_float32() -> None:
-    config = tiny(bfloat16=True)
+    config = tiny(bfloat16=True, convolutions="planes")
     params = random_params(config, 1)
     x = normal(1, 4, 4, 4, 1)
 

@@ -17,6 +17,7 @@ from kdnet_jax.data import splits
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import networks
+from kdnet_jax.models.kernels import build
 from kdnet_jax.prediction import confidence, ensembles, inference, predictors
 from kdnet_jax.runs import calibration, trained
 from kdnet_jax.training import checkpoint, optimizers, saved_checkpoints, steps
@@ -258,6 +259,41 @@ def test_a_sequence_that_is_lacking_is_zero(
     np.testing.assert_array_equal(found, lacking.segment(case).probabilities)
     assert not np.array_equal(found, _load(folder, "dropout").segment(case).probabilities)
     assert _load(folder, "two", sequences="flair,t1ce").lacking == ()
+
+
+def test_bfloat16_is_refused_where_it_would_be_slower(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "has_bfloat16", lambda: False)
+    with pytest.raises(UserError, match=r"bfloat16 is asked for, .*avx512_bf16 or amx_bf16"):
+        _load(folder, "fold-1", bfloat16=True)
+    assert _load(folder, "fold-1", bfloat16=False).members[0].model.network.bfloat16 is False
+
+
+@pytest.mark.skipif(
+    bool(build.reason_against()) or not build.has_bfloat16(),
+    reason="needs a processor that has bfloat16, and oneDNN's convolutions",
+)
+def test_bfloat16_changes_probabilities_slightly_and_is_recorded(
+    folder: pathlib.Path,
+    case: prepare.PreparedCase,
+    sample_dir: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    names = ("fold-1", "fold-2")
+    half, whole = (
+        _load(folder, *names, bfloat16=value).segment(case).probabilities for value in (True, None)
+    )
+    assert 1e-5 < np.abs(half - whole).max() < 0.1
+    run = f"--checkpoint={folder / 'fold-1'}"
+    scan = f"--input={min(sample_dir.glob('*/*_t1ce.nii.gz'))}"
+    words = (run, scan, f"--output={tmp_path / 'mask.nii.gz'}")
+    done = commands.run("predict", *words, "--bfloat16", f"--manifest={tmp_path / 'run.json'}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run.json").read_text("utf-8"))["bfloat16"] is True
+    # A mask in another type does not go on with it.
+    done = commands.run("predict", *words, "--resume")
+    assert done.returncode == 2
 
 
 def test_sequences_that_a_network_needs_or_does_not_know_are_told(folder: pathlib.Path) -> None:

@@ -17,6 +17,7 @@ from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import layers, networks, unet
+from kdnet_jax.models.kernels import build
 from kdnet_jax.parallel import sharding
 from kdnet_jax.training import optimizers, steps
 from tests.helpers import glioma, jaxprs
@@ -162,27 +163,37 @@ def test_training_in_bfloat16_follows_float32() -> None:
 # --- The choice ----------------------------------------------------------------------------------
 
 
+needs_kernels = pytest.mark.skipif(
+    layers.choose_form("auto") != "onednn", reason="needs oneDNN's convolutions"
+)
+
+
+@needs_kernels
 @pytest.mark.parametrize(
-    ("given", "kind"),
+    ("given", "has", "said"),
     [
-        ("auto", jnp.float32),
-        ("true", jnp.bfloat16),
-        ("false", jnp.float32),
+        ("auto", True, "float32, convolutions onednn"),
+        ("true", True, "float32, with products in bfloat16, convolutions onednn"),
+        ("true", False, "bfloat16, convolutions planes"),
+        ("false", True, "float32, convolutions onednn"),
     ],
 )
-def test_auto_is_float32_on_a_cpu(given: object, kind: Any) -> None:
-    if jax.default_backend() != "cpu":
-        pytest.skip("needs the CPU backend")
+def test_auto_is_float32_on_a_cpu(
+    given: str, has: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "has_bfloat16", lambda: has)
     config = common.base_config("baseline", "smoke")
     assert config.model.bfloat16 == "auto"
     config.model.bfloat16 = given
     network = reading.read(config).network
-    assert unet.compute_type(network) == kind
-    assert f"computes in {jnp.dtype(kind).name}, convolutions" in unet.describe(network)
+    assert f"computes in {said}." in unet.describe(network)
+    # Activations are in the type that is told first.
+    assert jnp.dtype(unet.block_options(network)["dtype"]).name == said.split(",")[0]
 
 
-def test_the_form_that_is_told_is_the_one_that_is_taken() -> None:
-    # oneDNN's kernels are float32's alone.
+def test_the_form_that_is_told_is_the_one_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    # oneDNN's kernels take float32's alone.
+    monkeypatch.setattr(build, "has_bfloat16", lambda: False)
     half = dataclasses.replace(BFLOAT16, convolutions="auto")
     told = unet.describe(half).split("convolutions ")[1].rstrip(".")
     assert told == ("planes" if jax.default_backend() == "cpu" else layers.choose_form("auto"))

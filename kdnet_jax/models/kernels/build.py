@@ -77,6 +77,12 @@ def reason_against() -> str:
     return ""
 
 
+@functools.cache
+def has_bfloat16() -> bool:
+    """Returns whether the processor multiplies bfloat16 itself; else oneDNN would imitate it."""
+    return "bf16" in _processor()
+
+
 def _compiled() -> pathlib.Path:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise Unavailable(f"they are written for Linux on x86-64, not {platform.platform()}")

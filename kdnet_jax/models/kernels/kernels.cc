@@ -15,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dnnl.hpp"
@@ -47,7 +48,9 @@ dnnl::stream& Stream() {
 // independent operations in parallel) would only fight for them; it also guards the caches below.
 std::mutex convolution_mutex;
 
-Desc F32(const Dims& dims, Tag tag) { return Desc(dims, dnnl::memory::data_type::f32, tag); }
+using Type = dnnl::memory::data_type;
+
+Desc F32(const Dims& dims, Tag tag) { return Desc(dims, Type::f32, tag); }
 
 bool HasAvx512() {
   static const bool has = dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core;
@@ -75,21 +78,23 @@ int64_t Group(int64_t channels, int64_t width, int64_t taps) {
 // is oneDNN's choice: they are small, and reordered at each call.
 struct Convolution {
   Dims kernel_dims;  // kd kh kw c o
+  Type type;         // of the factors: f32, or bf16, which the input and the kernel are rounded to
   int64_t group;
-  Desc input, kernel, bias, output;  // kernel, bias and output as the group has them
+  Desc input, kernel, bias, output;  // float32; kernel, bias and output as the group has them
   dnnl::convolution_forward::primitive_desc forward_desc;
   dnnl::convolution_backward_weights::primitive_desc backward_desc;
   dnnl::convolution_forward forward;
   dnnl::convolution_backward_weights backward;  // made when first needed
 
-  Convolution(const Dims& x, const Dims& k)
-      : kernel_dims(k), group(Group(k[4], x[3], k[2])) {
+  Convolution(const Dims& x, const Dims& k, Type factors)
+      : kernel_dims(k), type(factors), group(Group(k[4], x[3], k[2])) {
     const int64_t channels = group * k[4];
     input = F32({x[0], k[3], x[1], x[2], x[3]}, Tag::ndhwc);
     output = F32({x[0], channels, x[1], x[2], x[3] / group}, Tag::ndhwc);
     bias = F32({channels}, Tag::a);
     kernel = F32({channels, k[3], k[0], k[1], k[2] + group - 1}, Tag::dhwio);
-    forward_desc = {Engine(), dnnl::prop_kind::forward_training, kDirect, input, AnyKernel(), bias,
+    const Desc factor(input.get_dims(), type, Tag::ndhwc);
+    forward_desc = {Engine(), dnnl::prop_kind::forward_training, kDirect, factor, AnyKernel(), bias,
                     output, Stride(), Pad(), Pad(), Attributes()};
     forward = dnnl::convolution_forward(forward_desc);
   }
@@ -104,7 +109,7 @@ struct Convolution {
  private:
   static constexpr auto kDirect = dnnl::algorithm::convolution_direct;
 
-  Desc AnyKernel() const { return F32(kernel.get_dims(), Tag::any); }
+  Desc AnyKernel() const { return Desc(kernel.get_dims(), type, Tag::any); }
   Dims Stride() const { return {1, 1, group}; }
   Dims Pad() const { return {kernel_dims[0] / 2, kernel_dims[1] / 2, kernel_dims[2] / 2}; }
   static dnnl::primitive_attr Attributes() {
@@ -114,20 +119,29 @@ struct Convolution {
   }
 };
 
-Convolution& FindConvolution(const Dims& x, const Dims& k) {
-  static std::map<Dims, std::unique_ptr<Convolution>> cache;
-  Dims key(x);
-  key.insert(key.end(), k.begin(), k.end());
-  auto& slot = cache[key];
-  if (!slot) slot = std::make_unique<Convolution>(x, k);
+Convolution& FindConvolution(const Dims& x, const Dims& k, Type type) {
+  static std::map<std::pair<Type, Dims>, std::unique_ptr<Convolution>> cache;
+  Dims dims(x);
+  dims.insert(dims.end(), k.begin(), k.end());
+  auto& slot = cache[{type, dims}];
+  if (!slot) slot = std::make_unique<Convolution>(x, k, type);
   return *slot;
 }
 
-// One scratchpad serves all convolutions, since they run one at a time.
-dnnl::memory Scratchpad(const Desc& desc) {
-  static dnnl::memory held;
+// Memory that serves all convolutions, since they run one at a time.
+dnnl::memory Held(const Desc& desc, dnnl::memory& held) {
   if (!held || held.get_desc().get_size() < desc.get_size()) held = dnnl::memory(desc, Engine());
   return dnnl::memory(desc, Engine(), held.get_data_handle());
+}
+
+dnnl::memory Scratchpad(const Desc& desc) {
+  static dnnl::memory held;
+  return Held(desc, held);
+}
+
+dnnl::memory Rounded(const Desc& desc) {
+  static dnnl::memory held;
+  return Held(desc, held);
 }
 
 dnnl::memory Wrap(const Desc& desc, const float* data) {
@@ -172,8 +186,14 @@ void Forward(const Convolution& c, const float* x, const float* kernel, const fl
     }
     kernel = wide_kernel.data(), bias = wide_bias.data();
   }
+  dnnl::memory input = Wrap(c.input, x);
+  if (c.type != Type::f32) {
+    dnnl::memory rounded = Rounded(c.forward_desc.src_desc());
+    dnnl::reorder(input, rounded).execute(Stream(), input, rounded);
+    input = rounded;
+  }
   c.forward.execute(Stream(),
-                    {{DNNL_ARG_SRC, Wrap(c.input, x)},
+                    {{DNNL_ARG_SRC, input},
                      {DNNL_ARG_WEIGHTS, InLayout(c.kernel, kernel, c.forward_desc.weights_desc())},
                      {DNNL_ARG_BIAS, Wrap(c.bias, bias)},
                      {DNNL_ARG_DST, Wrap(c.output, y)},
@@ -315,18 +335,22 @@ ffi::Error Guarded(Body body) {
   }
 }
 
-ffi::Error Convolve(Argument x, Argument kernel, Argument bias, Result y) {
+Type Factors(bool bfloat16) { return bfloat16 ? Type::bf16 : Type::f32; }
+
+ffi::Error Convolve(Argument x, Argument kernel, Argument bias, Result y, bool bfloat16) {
   return Guarded([&] {
-    Forward(FindConvolution(ToDims(x.dimensions()), ToDims(kernel.dimensions())), x.typed_data(),
-            kernel.typed_data(), bias.typed_data(), y->typed_data());
+    const Dims x_dims = ToDims(x.dimensions()), k = ToDims(kernel.dimensions());
+    Forward(FindConvolution(x_dims, k, Factors(bfloat16)), x.typed_data(), kernel.typed_data(),
+            bias.typed_data(), y->typed_data());
   });
 }
 
-ffi::Error ConvolveBackwardInput(Argument dy, Argument kernel, Result dx) {
+ffi::Error ConvolveBackwardInput(Argument dy, Argument kernel, Result dx, bool bfloat16) {
   return Guarded([&] {
     const Dims k = ToDims(kernel.dimensions());
     const std::vector<float> flipped = Flipped(kernel.typed_data(), k), no_bias(k[3], 0.0f);
-    Forward(FindConvolution(ToDims(dy.dimensions()), {k[0], k[1], k[2], k[4], k[3]}),
+    const Dims flipped_dims{k[0], k[1], k[2], k[4], k[3]};
+    Forward(FindConvolution(ToDims(dy.dimensions()), flipped_dims, Factors(bfloat16)),
             dy.typed_data(), flipped.data(), no_bias.data(), dx->typed_data());
   });
 }
@@ -339,7 +363,7 @@ ffi::Error ConvolveBackwardKernel(Argument x, Argument dy, Result dkernel, Resul
                         dbias->typed_data());
       return;
     }
-    Convolution& c = FindConvolution(x_dims, k);
+    Convolution& c = FindConvolution(x_dims, k, Type::f32);
     c.MakeBackward();
     const auto& desc = c.backward_desc;
     const int64_t channels = c.kernel_dims[4];
@@ -596,10 +620,18 @@ ffi::Error NormaliseBackward(Argument dy, Argument x, Argument scale, Argument b
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     KdnetConvolve, Convolve,
-    ffi::Ffi::Bind().Arg<Argument>().Arg<Argument>().Arg<Argument>().Ret<ffi::Buffer<ffi::F32>>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    KdnetConvolveBackwardInput, ConvolveBackwardInput,
-    ffi::Ffi::Bind().Arg<Argument>().Arg<Argument>().Ret<ffi::Buffer<ffi::F32>>());
+    ffi::Ffi::Bind()
+        .Arg<Argument>()
+        .Arg<Argument>()
+        .Arg<Argument>()
+        .Ret<ffi::Buffer<ffi::F32>>()
+        .Attr<bool>("bfloat16"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KdnetConvolveBackwardInput, ConvolveBackwardInput,
+                              ffi::Ffi::Bind()
+                                  .Arg<Argument>()
+                                  .Arg<Argument>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<bool>("bfloat16"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(KdnetConvolveBackwardKernel, ConvolveBackwardKernel,
                               ffi::Ffi::Bind()
                                   .Arg<Argument>()

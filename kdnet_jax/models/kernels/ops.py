@@ -4,6 +4,8 @@ Call `build.load()` before the first trace. A mesh of several devices cannot spl
 function: there the forms of `models.layers` that are written in XLA's own operations serve.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,27 +15,36 @@ from jaxtyping import Array, Float
 Volume = Float[Array, "b d h w c"]
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def convolve(
-    x: Volume, kernel: Float[Array, "kd kh kw c o"], bias: Float[Array, " o"]
+    x: Volume,
+    kernel: Float[Array, "kd kh kw c o"],
+    bias: Float[Array, " o"],
+    bfloat16: bool = False,
 ) -> Float[Array, "b d h w o"]:
-    """Convolution with stride 1, zero padding that keeps the size (odd kernels), and a bias."""
+    """Convolution with stride 1, zero padding that keeps the size (odd kernels), and a bias.
+
+    With `bfloat16` the factors of its products, and of those of the gradient for x, are rounded to
+    bfloat16 and the products added in float32; the processor must have `build.has_bfloat16`.
+    """
     shape = jax.ShapeDtypeStruct((*x.shape[:4], kernel.shape[-1]), jnp.float32)
-    return ffi.ffi_call("KdnetConvolve", shape)(x, kernel, bias)
+    return ffi.ffi_call("KdnetConvolve", shape)(x, kernel, bias, bfloat16=bfloat16)
 
 
-def _convolve_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
-    return convolve(x, kernel, bias), (x, kernel)
+def _convolve_forward(
+    x: Array, kernel: Array, bias: Array, bfloat16: bool
+) -> tuple[Array, tuple[Array, Array]]:
+    return convolve(x, kernel, bias, bfloat16), (x, kernel)
 
 
 def _convolve_backward(
-    saved: tuple[Array, Array], dy: Array
+    bfloat16: bool, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array, Float[Array, " o"]]:
     x, kernel = saved
     like_x, like_kernel = (jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in saved)
     like_bias = jax.ShapeDtypeStruct(kernel.shape[-1:], jnp.float32)
     # Two calls: XLA omits the first where the gradient of the image is unused.
-    dx = ffi.ffi_call("KdnetConvolveBackwardInput", like_x)(dy, kernel)
+    dx = ffi.ffi_call("KdnetConvolveBackwardInput", like_x)(dy, kernel, bfloat16=bfloat16)
     dkernel, dbias = ffi.ffi_call("KdnetConvolveBackwardKernel", (like_kernel, like_bias))(x, dy)
     return dx, dkernel, dbias
 
