@@ -96,8 +96,8 @@ _MIRROR = flags.DEFINE_bool(
 _BFLOAT16 = flags.DEFINE_bool(
     "bfloat16",
     None,
-    "Compute in bfloat16: on a CPU that has it in half the time, with slightly other masks; by "
-    "default as the run's config says, which is on GPU and TPU alone",
+    "Compute in bfloat16: on a CPU that has it in less time, with slightly other masks; by default "
+    "as the run's config says, which is on GPU and TPU alone",
 )
 _ORIENTATION = flags.DEFINE_string(
     "orientation",

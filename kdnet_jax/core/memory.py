@@ -10,8 +10,7 @@ from kdnet_jax.errors import UserError
 _REMEDY = (
     "Lower --config.loader.batch, --config.loader.patch or --config.model.widths; or work through "
     "the batch in parts (--config.train.accumulate=2 keeps the activations of half of it); or keep "
-    "less for the gradient (on GPU and TPU: --config.model.remat=true, about half of it); or "
-    "compute in half the bytes (there too: --config.model.bfloat16=true)."
+    "less for the gradient (on GPU and TPU: --config.model.remat=true, about half of it)."
 )
 
 

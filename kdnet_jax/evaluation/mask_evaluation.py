@@ -25,7 +25,7 @@ from kdnet_jax.metrics import postprocessing, scoring, surface
 _LOG = logging.getLogger(__name__)
 
 # An evaluation may replace one that has the same of these in its summary.
-_INPUTS: Final = ("predictions", "references", "cases_asked", "sequences")
+_INPUTS: Final = ("predictions", "references", "cases_asked", "sequences", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_what_does_not_fit_is_refused_with_what_to_do() -> None:
     assert "needs 6.0 GiB on each NVIDIA H100, and 4.0 GiB are free" in said
     for key in ("loader.batch", "loader.patch", "model.widths"):
         assert f"--config.{key}" in said
-    for setting in ("train.accumulate=2", "model.remat=true", "model.bfloat16=true"):
+    for setting in ("train.accumulate=2", "model.remat=true"):
         assert f"--config.{setting}" in said
     assert "\n" not in said
 
