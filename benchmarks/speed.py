@@ -15,8 +15,8 @@ Rows, on --cores cores (2), float32, with the same network, batch and data on bo
   Peer: four times the distillation step of one.
 - prediction: a scan of 240x240x155 by windows of 128^3 that overlap by half, narrow network. Peer:
   MONAI's SlidingWindowInferer, the faster layout and number of windows at once.
-- prediction_bfloat16: the same in bfloat16, on a processor that has it. Peer: MONAI under PyTorch's
-  autocast.
+- prediction_bfloat16 (only on a processor that has it): the same in bfloat16. Peer: MONAI under
+  PyTorch's autocast.
 - quarter_width: that scan and those windows, by widths 4..64. Peer: our own of 16..256.
 - training_memory_narrow, _wide: what a training process holds at most beyond its libraries, our
   compilation included.

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from benchmarks import measuring, records
+from kdnet_jax.models.kernels import build
 
 LAYOUTS = ("contiguous", "channels_last")
 NARROW, WIDE = (8, 16, 32, 64, 128), (16, 32, 64, 128, 256)
@@ -301,7 +302,8 @@ def cases(sizes: Sizes) -> dict[str, Callable[[], records.Row]]:
     for measure in (training_step, distillation_step, cached_teacher, four_students):
         add_both(measure.__name__, measure)
     add("prediction", prediction, False)
-    add("prediction_bfloat16", prediction, True)
+    if build.has_bfloat16():
+        add("prediction_bfloat16", prediction, True)
     add("quarter_width", quarter_width)
     add_both("training_memory", training_memory)
     add("compilation_cold", compilation, False)

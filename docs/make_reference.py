@@ -33,8 +33,9 @@ _CONFIG: Final = """
 ## Config
 
 `--config=configs/ROLE.py[:PRESET]`. Roles: {roles}. Presets: {presets}; without
-one, the first. The files of `configs/methods/` are students, and `configs/pretrain.py` is a baseline that
-reconstructs: give each a `--workdir` of its own. Where there is no such file, the one installed with the package is taken.
+one, the first. The files of `configs/methods/` are students, and `configs/pretrain.py` is a
+baseline that reconstructs: give each a `--workdir` of its own. Where there is no such file, the
+one installed with the package is taken.
 
 `--config.SECTION.KEY=VALUE` sets a key; several values are written with commas. A default that
 depends on the preset is given for each, and so is one that depends on the role: that of the student

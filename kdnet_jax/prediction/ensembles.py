@@ -281,14 +281,19 @@ def load_ensemble(
 
 
 def _computed(run: trained.Run, bfloat16: bool | None) -> trained.Run:
-    if bfloat16 is None:
-        return run
-    network = networks.computed(run.model.network, bfloat16=bfloat16)
+    network = run.model.network
+    if bfloat16 is not None:
+        network = networks.computed(network, bfloat16=bfloat16)
     if jax.default_backend() == "cpu" and unet.block_options(network)["dtype"] == jnp.bfloat16:
-        raise UserError(
-            "bfloat16 is asked for, but here it would be slower than float32: it takes a processor "
-            "that has it (avx512_bf16 or amx_bf16 among the flags in /proc/cpuinfo) and oneDNN's "
-            "convolutions. Leave it out."
+        why = (
+            "it is slower than float32 here: it takes a processor that has it (avx512_bf16 or "
+            "amx_bf16 among the flags in /proc/cpuinfo) and oneDNN's convolutions on one device"
+        )
+        if bfloat16:
+            raise UserError(f"bfloat16 is asked for, but {why}. Leave it out.")
+        _LOG.warning(
+            f"Note: {run.folder} computes in bfloat16 (model.bfloat16=true), but {why}. "
+            "--nobfloat16 computes in float32."
         )
     return dataclasses.replace(run, model=dataclasses.replace(run.model, network=network))
 

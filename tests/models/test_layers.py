@@ -60,7 +60,6 @@ def test_each_form_equals_lax_convolution_with_its_gradients(
         close(ours, theirs, 1e-4)
 
 
-@needs_onednn
 @pytest.mark.skipif(not build.has_bfloat16(), reason="needs a processor that has bfloat16")
 @pytest.mark.parametrize("channels", [3, 16])
 def test_products_in_bfloat16_are_those_of_rounded_factors(channels: int) -> None:
@@ -133,6 +132,41 @@ def test_normalise_keeps_its_precision_far_from_zero() -> None:
     exact /= np.sqrt(exact.var(axis=(1, 2, 3), keepdims=True) + 1e-5)
     actual = layers.normalise(x, jnp.ones(2), jnp.zeros(2), 1.0, "onednn")
     np.testing.assert_allclose(actual, exact, atol=2e-3)
+
+
+_WITHOUT_AVX512 = """
+import jax
+from jax import lax
+from kdnet_jax.models import layers
+from tests.models import test_layers as of
+
+def plain(x, kernel, bias):
+    names = of.DIMENSIONS
+    return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=names) + bias
+
+for inputs, outputs in ((1, 1), (3, 9), (5, 17), (2, 64), (4, 8)):
+    x, bias = of.normal(2, 4, 3, 16, inputs), of.normal(outputs, seed=3)
+    kernel = of.normal(3, 3, 3, inputs, outputs, seed=1) / (27 * inputs) ** 0.5
+    cotangent = of.normal(2, 4, 3, 16, outputs, seed=2)
+    expected, plain_vjp = jax.vjp(plain, x, kernel, bias)
+    actual, vjp = jax.vjp(lambda *a: layers.convolve(*a, "onednn"), x, kernel, bias)
+    of.close(actual, expected)
+    for ours, theirs in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
+        of.close(ours, theirs, 1e-4)
+print("equal", layers.choose_form("onednn"))
+"""
+
+
+@needs_onednn
+@pytest.mark.parametrize("instructions", ["AVX2", "DEFAULT"])
+def test_the_kernels_of_each_instruction_set_equal_lax(
+    instructions: str, command_env: dict[str, str]
+) -> None:
+    # Numbers of outputs with whole and partial blocks of 8; 64 are oneDNN's again. 16 voxels of one
+    # channel fill a register.
+    env = command_env | {"DNNL_MAX_CPU_ISA": instructions}
+    done = commands.python("-c", _WITHOUT_AVX512, env=env)
+    assert done.stdout.strip() == "equal onednn", done.stderr
 
 
 @needs_onednn

@@ -148,10 +148,18 @@ def losses(config: unet.UNetConfig) -> np.ndarray:
     return np.array(found)
 
 
+needs_bfloat16 = pytest.mark.skipif(
+    not build.has_bfloat16(), reason="needs a processor that has bfloat16"
+)
+
+
 @pytest.mark.once
 @pytest.mark.usefixtures("quick_compilation")
-def test_training_in_bfloat16_follows_float32() -> None:
-    half, whole = losses(BFLOAT16), losses(FLOAT32)
+@pytest.mark.parametrize("form", ["planes", pytest.param("onednn", marks=needs_bfloat16)])
+def test_training_in_bfloat16_follows_float32(form: unet.Convolutions) -> None:
+    half, whole = (
+        losses(dataclasses.replace(config, convolutions=form)) for config in (BFLOAT16, FLOAT32)
+    )
     # It learned, or following would say nothing.
     assert whole[-5:].mean() < 0.8 * whole[0]
     # 0.2 % of the first loss was measured, without drift.
@@ -164,7 +172,7 @@ def test_training_in_bfloat16_follows_float32() -> None:
 
 
 needs_kernels = pytest.mark.skipif(
-    layers.choose_form("auto") != "onednn", reason="needs oneDNN's convolutions"
+    bool(build.reason_against()), reason=build.reason_against() or "at hand"
 )
 
 

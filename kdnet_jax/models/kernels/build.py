@@ -31,8 +31,6 @@ _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w"),
     # Without these a comparison may not become a vector instruction. Neither changes a value.
     *("-fno-trapping-math", "-fno-math-errno"),
-    # It would keep values of the next voxels in registers that the sums need.
-    "-fno-predictive-commoning",
 )
 # Names under which XLA knows the functions that `kernels.cc` defines.
 TARGETS = (
@@ -49,8 +47,11 @@ class Unavailable(Exception):  # noqa: N818 - a reason, shown to the user where 
 
 
 @functools.cache
-def load() -> None:
+def load() -> ctypes.CDLL:
     """Registers the kernels with XLA; compiles them if this machine has not done so before.
+
+    Returns:
+        The compiled library.
 
     Raises:
         Unavailable: a part is missing, or the compiler refuses.
@@ -65,6 +66,7 @@ def load() -> None:
     for name in TARGETS:
         target = jax.ffi.pycapsule(getattr(functions, name))
         jax.ffi.register_ffi_target(name, target, platform="cpu")
+    return functions
 
 
 @functools.cache
@@ -77,10 +79,12 @@ def reason_against() -> str:
     return ""
 
 
-@functools.cache
 def has_bfloat16() -> bool:
-    """Returns whether the processor multiplies bfloat16 itself; else oneDNN would imitate it."""
-    return "bf16" in _processor()
+    """Returns whether the kernels can multiply in bfloat16 as the processor itself does.
+
+    oneDNN says so, which DNNL_MAX_CPU_ISA may keep from a processor's newest instructions.
+    """
+    return not reason_against() and bool(load().KdnetHasBfloat16())
 
 
 def _compiled() -> pathlib.Path:

@@ -1,6 +1,6 @@
 // The U-Net's blocks on a CPU, for XLA's foreign function interface.
 //
-// Convolutions are oneDNN's; instance normalisation with LeakyReLU is written out, because oneDNN
+// Convolutions are oneDNN's, but for a gradient where it has no kernel; instance normalisation with LeakyReLU is written out, because oneDNN
 // has none for channels-last volumes and XLA passes over the data twice as often. All arrays are
 // float32 and channels-last, "b d h w c"; kernels are "kd kh kw c o". `kdnet_jax/models/kernels/build.py`
 // compiles this file, `kdnet_jax/models/kernels/ops.py` calls it.
@@ -52,16 +52,19 @@ using Type = dnnl::memory::data_type;
 
 Desc F32(const Dims& dims, Tag tag) { return Desc(dims, Type::f32, tag); }
 
-bool HasAvx512() {
-  static const bool has = dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core;
-  return has;
+bool Has(dnnl::cpu_isa wanted) {
+  static const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
+  return (isa & static_cast<unsigned>(wanted)) == static_cast<unsigned>(wanted);
 }
+
+bool HasAvx512() { return Has(dnnl::cpu_isa::avx512_core); }
 
 // How many voxels along the width are computed as one. oneDNN fills a vector register with the output
 // channels of a voxel; where these are fewer than the register's floats, lanes stay empty. In a
 // row-major table `group` voxels of `channels` are one voxel of `group * channels`, so that a
 // convolution of stride `group`, whose kernel holds the given one `group` times, each a voxel further
-// on, computes the same with fuller registers, at `taps + group - 1` taps instead of `taps`.
+// on, computes the same with fuller registers, at `taps + group - 1` taps instead of `taps`. (A voxel that
+// is not finite reaches others of its group, too.)
 int64_t Group(int64_t channels, int64_t width, int64_t taps) {
   const int64_t lanes = HasAvx512() ? 16 : 8;
   int64_t best = 1;
@@ -231,10 +234,17 @@ constexpr int64_t kManyOutputs = 64;
 // kOutputs floats.
 using Outputs = float __attribute__((vector_size(kOutputs * sizeof(float))));
 
+// GCC would keep values of the next voxels in registers that the sums need.
+#if defined(__GNUC__) && !defined(__clang__)
+#define KEEP_REGISTERS __attribute__((noinline, optimize("no-predictive-commoning")))
+#else
+#define KEEP_REGISTERS
+#endif
+
 // Adds, for each tap along the width and of 4 input channels, the products with 8 output channels.
 // x: rows of (width + 2) x 4; dy: rows of width x 8.
-void AddProducts(const float* x, const Outputs* dy, int64_t height, int64_t width,
-                 Outputs (&sums)[kTaps][kInputs]) {
+KEEP_REGISTERS void AddProducts(const float* x, const Outputs* dy, int64_t height, int64_t width,
+                                Outputs (&sums)[kTaps][kInputs]) {
   Outputs held[kTaps][kInputs] = {};
   for (int64_t h = 0; h < height; ++h) {
     const float* row = x + h * (width + kTaps - 1) * kInputs;
@@ -315,12 +325,12 @@ void SumKernelGradient(const Dims& x_dims, const Dims& k, const float* x, const 
       }
     }
   }
-  std::fill_n(dkernel, length - outputs, 0.0f);
-  std::fill_n(dbias, outputs, 0.0f);
-  for (int64_t job = 0; job < jobs; ++job) {
-    const float* from = &partial[job * length];
-    for (int64_t j = 0; j < length - outputs; ++j) dkernel[j] += from[j];
-    for (int64_t o = 0; o < outputs; ++o) dbias[o] += from[length - outputs + o];
+  const int64_t weights = length - outputs;
+#pragma omp parallel for schedule(static)
+  for (int64_t j = 0; j < length; ++j) {
+    float sum = 0;
+    for (int64_t job = 0; job < jobs; ++job) sum += partial[job * length + j];
+    (j < weights ? dkernel[j] : dbias[j - weights]) = sum;
   }
 }
 
@@ -617,6 +627,10 @@ ffi::Error NormaliseBackward(Argument dy, Argument x, Argument scale, Argument b
 }
 
 }  // namespace
+
+extern "C" bool KdnetHasBfloat16() {
+  return Has(dnnl::cpu_isa::avx512_core_bf16);
+}
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     KdnetConvolve, Convolve,
