@@ -1,8 +1,8 @@
 // The U-Net's blocks on a CPU, for XLA's foreign function interface.
 //
-// Convolutions are oneDNN's, but for a gradient where it has no kernel; instance normalisation with LeakyReLU is written out, because oneDNN
-// has none for channels-last volumes and XLA passes over the data twice as often. All arrays are
-// float32 and channels-last, "b d h w c"; kernels are "kd kh kw c o". `kdnet_jax/models/kernels/build.py`
+// Convolutions are oneDNN's, but for a gradient that it has no kernel for; instance normalisation
+// with LeakyReLU is written out, because oneDNN has none for channels-last volumes and XLA passes
+// over the data twice as often. All arrays are float32 and channels-last, "b d h w c"; kernels are "kd kh kw c o". `kdnet_jax/models/kernels/build.py`
 // compiles this file, `kdnet_jax/models/kernels/ops.py` calls it.
 
 #include <algorithm>
@@ -59,12 +59,12 @@ bool Has(dnnl::cpu_isa wanted) {
 
 bool HasAvx512() { return Has(dnnl::cpu_isa::avx512_core); }
 
-// How many voxels along the width are computed as one. oneDNN fills a vector register with the output
-// channels of a voxel; where these are fewer than the register's floats, lanes stay empty. In a
+// How many voxels along the width are computed as one. oneDNN fills a vector register with the
+// output channels of a voxel; where these are fewer than its floats, lanes stay empty. In a
 // row-major table `group` voxels of `channels` are one voxel of `group * channels`, so that a
-// convolution of stride `group`, whose kernel holds the given one `group` times, each a voxel further
-// on, computes the same with fuller registers, at `taps + group - 1` taps instead of `taps`. (A voxel that
-// is not finite reaches others of its group, too.)
+// convolution of stride `group`, whose kernel holds the given one `group` times, each a voxel
+// further on, computes the same with fuller registers, at `taps + group - 1` taps instead of
+// `taps`. (A voxel that is not finite reaches others of its group, too.)
 int64_t Group(int64_t channels, int64_t width, int64_t taps) {
   const int64_t lanes = HasAvx512() ? 16 : 8;
   int64_t best = 1;
@@ -225,9 +225,9 @@ std::vector<float> Flipped(const float* kernel, const Dims& k) {
 }
 
 // The gradient of a kernel of three taps along the width, where there is no AVX-512: oneDNN has no
-// kernel of its own for channels-last volumes there, and multiplies matrices that it first has to fill,
-// in twice the time. Each plane of the output is a job, whose sums are added in order: the result
-// does not depend on the number of threads.
+// kernel of its own for channels-last volumes there, and multiplies matrices that it first has to
+// fill, in twice the time. The sums of the planes are added in order: the result does not depend on
+// the number of threads.
 constexpr int64_t kTaps = 3, kInputs = 4, kOutputs = 8;
 // From this many output channels on oneDNN's matrices are as fast.
 constexpr int64_t kManyOutputs = 64;
@@ -270,66 +270,93 @@ Block BlockOf(int64_t index, int64_t size, int64_t total) {
   return {index * size, std::min(size, total - index * size)};
 }
 
-// x: "b d h w c", dy: "b d h w o", kernel: "kd kh 3 c o".
-void SumKernelGradient(const Dims& x_dims, const Dims& k, const float* x, const float* dy,
-                       float* dkernel, float* dbias) {
-  const int64_t depth = x_dims[1], height = x_dims[2], width = x_dims[3];
-  const int64_t inputs = k[3], outputs = k[4], jobs = x_dims[0] * depth;
-  const int64_t voxels = height * width, row = (width + kTaps - 1) * kInputs;
-  const int64_t length = k[0] * k[1] * kTaps * inputs * outputs + outputs;
-  std::vector<float> partial(jobs * length, 0.0f);
-#pragma omp parallel
-  {
-    std::vector<float> plane((height + k[1] - 1) * row);
-    std::vector<Outputs> gradient(voxels);
-#pragma omp for schedule(static)
-    for (int64_t job = 0; job < jobs; ++job) {
-      float *to = &partial[job * length], *to_bias = to + length - outputs;
-      const float* from = dy + job * voxels * outputs;
-      for (int64_t voxel = 0; voxel < voxels; ++voxel) {
-        for (int64_t o = 0; o < outputs; ++o) to_bias[o] += from[voxel * outputs + o];
+// What a plane of the output adds to the gradients of the kernel "kd kh 3 c o" and of the biases,
+// one after the other. Each thread has one: it holds the blocks of channels that it works on.
+class PlaneGradient {
+ public:
+  // x: "b d h w c", dy: "b d h w o".
+  PlaneGradient(const Dims& x_dims, const Dims& k, const float* x, const float* dy)
+      : x_(x), dy_(dy), depth_(x_dims[1]), height_(x_dims[2]), width_(x_dims[3]), kd_(k[0]),
+        kh_(k[1]), inputs_(k[3]), outputs_(k[4]), row_((width_ + kTaps - 1) * kInputs),
+        gradient_(height_ * width_), plane_((height_ + kh_ - 1) * row_) {}
+
+  void Add(int64_t plane, float* sums) {
+    const float* dy = dy_ + plane * height_ * width_ * outputs_;
+    float* biases = sums + kd_ * kh_ * kTaps * inputs_ * outputs_;
+    for (int64_t voxel = 0; voxel < height_ * width_; ++voxel) {
+      for (int64_t o = 0; o < outputs_; ++o) biases[o] += dy[voxel * outputs_ + o];
+    }
+    for (int64_t block = 0; block * kOutputs < outputs_; ++block) {
+      const Block outputs = BlockOf(block, kOutputs, outputs_);
+      PackOutputs(dy, outputs);
+      for (int64_t kd = 0; kd < kd_; ++kd) {
+        const int64_t d = plane % depth_ + kd - kd_ / 2;
+        if (d < 0 || d >= depth_) continue;
+        const float* x = x_ + (plane + kd - kd_ / 2) * height_ * width_ * inputs_;
+        AddPlaneOfTaps(x, outputs, sums + kd * kh_ * kTaps * inputs_ * outputs_);
       }
-      for (int64_t block = 0; block * kOutputs < outputs; ++block) {
-        const auto [first_o, count_o] = BlockOf(block, kOutputs, outputs);
-        std::fill(gradient.begin(), gradient.end(), Outputs{});
-        for (int64_t voxel = 0; voxel < voxels; ++voxel) {
-          for (int64_t o = 0; o < count_o; ++o) {
-            gradient[voxel][o] = from[voxel * outputs + first_o + o];
-          }
-        }
-        for (int64_t i_block = 0; i_block * kInputs < inputs; ++i_block) {
-          const auto [first_i, count_i] = BlockOf(i_block, kInputs, inputs);
-          for (int64_t kd = 0; kd < k[0]; ++kd) {
-            const int64_t shift = kd - k[0] / 2, d = job % depth + shift;
-            if (d < 0 || d >= depth) continue;
-            std::fill(plane.begin(), plane.end(), 0.0f);
-            for (int64_t voxel = 0; voxel < voxels; ++voxel) {
-              const int64_t h = voxel / width + k[1] / 2, w = voxel % width + kTaps / 2;
-              std::copy_n(x + ((job + shift) * voxels + voxel) * inputs + first_i, count_i,
-                          &plane[h * row + w * kInputs]);
-            }
-            for (int64_t kh = 0; kh < k[1]; ++kh) {
-              Outputs sums[kTaps][kInputs];
-              AddProducts(&plane[kh * row], gradient.data(), height, width, sums);
-              for (int64_t tap = 0; tap < kTaps; ++tap) {
-                for (int64_t i = 0; i < count_i; ++i) {
-                  const int64_t at = ((kd * k[1] + kh) * kTaps + tap) * inputs + first_i + i;
-                  for (int64_t o = 0; o < count_o; ++o) {
-                    to[at * outputs + first_o + o] = sums[tap][i][o];
-                  }
-                }
-              }
+    }
+  }
+
+ private:
+  void AddPlaneOfTaps(const float* x, Block outputs, float* to) {
+    for (int64_t block = 0; block * kInputs < inputs_; ++block) {
+      const Block inputs = BlockOf(block, kInputs, inputs_);
+      PackInputs(x, inputs);
+      for (int64_t kh = 0; kh < kh_; ++kh) {
+        Outputs sums[kTaps][kInputs];
+        AddProducts(&plane_[kh * row_], gradient_.data(), height_, width_, sums);
+        for (int64_t tap = 0; tap < kTaps; ++tap) {
+          for (int64_t i = 0; i < inputs.count; ++i) {
+            const int64_t at = (kh * kTaps + tap) * inputs_ + inputs.first + i;
+            for (int64_t o = 0; o < outputs.count; ++o) {
+              to[at * outputs_ + outputs.first + o] += sums[tap][i][o];
             }
           }
         }
       }
     }
   }
-  const int64_t weights = length - outputs;
+
+  void PackOutputs(const float* dy, Block outputs) {
+    std::fill(gradient_.begin(), gradient_.end(), Outputs{});
+    for (int64_t voxel = 0; voxel < height_ * width_; ++voxel) {
+      const float* from = dy + voxel * outputs_ + outputs.first;
+      for (int64_t o = 0; o < outputs.count; ++o) gradient_[voxel][o] = from[o];
+    }
+  }
+
+  // With the zeros around that the taps reach.
+  void PackInputs(const float* x, Block inputs) {
+    std::fill(plane_.begin(), plane_.end(), 0.0f);
+    for (int64_t voxel = 0; voxel < height_ * width_; ++voxel) {
+      const int64_t h = voxel / width_ + kh_ / 2, w = voxel % width_ + kTaps / 2;
+      std::copy_n(x + voxel * inputs_ + inputs.first, inputs.count,
+                  &plane_[h * row_ + w * kInputs]);
+    }
+  }
+
+  const float *x_, *dy_;
+  int64_t depth_, height_, width_, kd_, kh_, inputs_, outputs_, row_;
+  std::vector<Outputs> gradient_;  // h w 8
+  std::vector<float> plane_;       // (h + kh - 1) (w + 2) 4
+};
+
+void SumKernelGradient(const Dims& x_dims, const Dims& k, const float* x, const float* dy,
+                       float* dkernel, float* dbias) {
+  const int64_t planes = x_dims[0] * x_dims[1], weights = k[0] * k[1] * kTaps * k[3] * k[4];
+  const int64_t length = weights + k[4];
+  std::vector<float> partial(planes * length, 0.0f);
+#pragma omp parallel
+  {
+    PlaneGradient gradient(x_dims, k, x, dy);
+#pragma omp for schedule(static)
+    for (int64_t plane = 0; plane < planes; ++plane) gradient.Add(plane, &partial[plane * length]);
+  }
 #pragma omp parallel for schedule(static)
   for (int64_t j = 0; j < length; ++j) {
     float sum = 0;
-    for (int64_t job = 0; job < jobs; ++job) sum += partial[job * length + j];
+    for (int64_t plane = 0; plane < planes; ++plane) sum += partial[plane * length + j];
     (j < weights ? dkernel[j] : dbias[j - weights]) = sum;
   }
 }
@@ -628,9 +655,7 @@ ffi::Error NormaliseBackward(Argument dy, Argument x, Argument scale, Argument b
 
 }  // namespace
 
-extern "C" bool KdnetHasBfloat16() {
-  return Has(dnnl::cpu_isa::avx512_core_bf16);
-}
+extern "C" int KdnetHasBfloat16() { return Has(dnnl::cpu_isa::avx512_core_bf16) ? 1 : 0; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     KdnetConvolve, Convolve,
