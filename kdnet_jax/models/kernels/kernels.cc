@@ -318,21 +318,26 @@ class PlaneGradient {
     }
   }
 
+  // Local names: the compiler cannot know that members stay as they are while floats are written.
   void PackOutputs(const float* dy, Block outputs) {
-    std::fill(gradient_.begin(), gradient_.end(), Outputs{});
-    for (int64_t voxel = 0; voxel < height_ * width_; ++voxel) {
-      const float* from = dy + voxel * outputs_ + outputs.first;
-      for (int64_t o = 0; o < outputs.count; ++o) gradient_[voxel][o] = from[o];
+    const int64_t voxels = height_ * width_, step = outputs_, count = outputs.count;
+    const float* from = dy + outputs.first;
+    float* to = reinterpret_cast<float*>(gradient_.data());
+    for (int64_t voxel = 0; voxel < voxels; ++voxel, from += step, to += kOutputs) {
+      for (int64_t o = 0; o < kOutputs; ++o) to[o] = o < count ? from[o] : 0.0f;
     }
   }
 
   // With the zeros around that the taps reach.
   void PackInputs(const float* x, Block inputs) {
     std::fill(plane_.begin(), plane_.end(), 0.0f);
-    for (int64_t voxel = 0; voxel < height_ * width_; ++voxel) {
-      const int64_t h = voxel / width_ + kh_ / 2, w = voxel % width_ + kTaps / 2;
-      std::copy_n(x + voxel * inputs_ + inputs.first, inputs.count,
-                  &plane_[h * row_ + w * kInputs]);
+    const int64_t height = height_, width = width_, step = inputs_, count = inputs.count;
+    const float* from = x + inputs.first;
+    for (int64_t h = 0; h < height; ++h) {
+      float* to = &plane_[(h + kh_ / 2) * row_ + kTaps / 2 * kInputs];
+      for (int64_t w = 0; w < width; ++w, from += step, to += kInputs) {
+        for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+      }
     }
   }
 
