@@ -15,7 +15,8 @@ def test_same_probabilities_where_the_windows_lie_alike(tmp_path) -> None:
     # Edges of 1, 1.5 and 2 windows: both sides place the windows at 0, 8 and 16.
     shared = {"path": path, "widths": (4, 8), "shape": (16, 24, 32), "patch": (16, 16, 16)}
     ours = speed_ours.prediction(**shared, overlap=0.5)
-    peer = speed_peer.prediction(**shared, overlap=0.5, layout="contiguous", batch=2, threads=1)
+    form = {"bfloat16": False, "layout": "contiguous", "batch": 2, "threads": 1}
+    peer = speed_peer.prediction(**shared, overlap=0.5, **form)
     ours.run()
     peer.run()
     probs, windows = peer.result()
