@@ -334,5 +334,6 @@ def _blend(
             before = now
         assert before is not None  # there is a window at least
         add(*before)
+    assert total is not None  # made by the first of them
     total /= weights
     return total
