@@ -284,7 +284,9 @@ def _computed(run: trained.Run, bfloat16: bool | None) -> trained.Run:
     network = run.model.network
     if bfloat16 is not None:
         network = networks.computed(network, bfloat16=bfloat16)
-    if jax.default_backend() == "cpu" and unet.block_options(network)["dtype"] == jnp.bfloat16:
+    # Asked first: the form of the convolutions may have to be compiled.
+    slow = network.bfloat16 and jax.default_backend() == "cpu"
+    if slow and unet.block_options(network)["dtype"] == jnp.bfloat16:
         why = (
             "it is slower than float32 here: it takes a processor that has it (avx512_bf16 or "
             "amx_bf16 among the flags in /proc/cpuinfo) and oneDNN's convolutions on one device"

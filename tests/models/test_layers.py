@@ -35,19 +35,12 @@ ALL_FORMS = [
 ]
 
 
-# 8 input channels are the last that "planes" stacks, 9 the first that it sums; "blocks" takes up to
-# 4 channels and even edges. 17 fill one of oneDNN's blocks of 16 and begin another. Of 7, 6 and 8
-# voxels along the width oneDNN computes 1, 2 and up to 8 as one.
-@pytest.mark.parametrize("form", ALL_FORMS)
-@pytest.mark.parametrize("channels", [1, 4, 8, 9, 17])
-@pytest.mark.parametrize("size", [1, 3, 5])
-@pytest.mark.parametrize("grid", [(5, 3, 7), (4, 2, 6), (3, 2, 8)])
-def test_each_form_equals_lax_convolution_with_its_gradients(
-    form: layers.Form, channels: int, size: int, grid: tuple[int, int, int]
+def equals_lax(
+    form: layers.Form, grid: tuple[int, int, int], size: int, inputs: int, outputs: int
 ) -> None:
-    x, bias = normal(2, *grid, channels), normal(3, seed=3)
-    kernel = normal(size, size, size, channels, 3, seed=1) / (size**3 * channels) ** 0.5
-    cotangent = normal(2, *grid, 3, seed=2)
+    x, bias = normal(2, *grid, inputs), normal(outputs, seed=3)
+    kernel = normal(size, size, size, inputs, outputs, seed=1) / (size**3 * inputs) ** 0.5
+    cotangent = normal(2, *grid, outputs, seed=2)
 
     def plain(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         y = lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=DIMENSIONS)
@@ -58,6 +51,19 @@ def test_each_form_equals_lax_convolution_with_its_gradients(
     close(actual, expected)
     for ours, theirs in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
         close(ours, theirs, 1e-4)
+
+
+# 8 input channels are the last that "planes" stacks, 9 the first that it sums; "blocks" takes up to
+# 4 channels and even edges. 17 fill one of oneDNN's blocks of 16 and begin another. Of 7, 6 and 8
+# voxels along the width oneDNN computes 1, 2 and up to 8 as one.
+@pytest.mark.parametrize("form", ALL_FORMS)
+@pytest.mark.parametrize("channels", [1, 4, 8, 9, 17])
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("grid", [(5, 3, 7), (4, 2, 6), (3, 2, 8)])
+def test_each_form_equals_lax_convolution_with_its_gradients(
+    form: layers.Form, channels: int, size: int, grid: tuple[int, int, int]
+) -> None:
+    equals_lax(form, grid, size, channels, 3)
 
 
 @pytest.mark.skipif(not build.has_bfloat16(), reason="needs a processor that has bfloat16")
@@ -134,25 +140,12 @@ def test_normalise_keeps_its_precision_far_from_zero() -> None:
     np.testing.assert_allclose(actual, exact, atol=2e-3)
 
 
-_WITHOUT_AVX512 = """
-import jax
-from jax import lax
+_EQUAL = """
 from kdnet_jax.models import layers
-from tests.models import test_layers as of
-
-def plain(x, kernel, bias):
-    names = of.DIMENSIONS
-    return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=names) + bias
+from tests.models import test_layers
 
 for inputs, outputs in ((1, 1), (3, 9), (5, 17), (2, 64), (4, 8)):
-    x, bias = of.normal(2, 4, 3, 16, inputs), of.normal(outputs, seed=3)
-    kernel = of.normal(3, 3, 3, inputs, outputs, seed=1) / (27 * inputs) ** 0.5
-    cotangent = of.normal(2, 4, 3, 16, outputs, seed=2)
-    expected, plain_vjp = jax.vjp(plain, x, kernel, bias)
-    actual, vjp = jax.vjp(lambda *a: layers.convolve(*a, "onednn"), x, kernel, bias)
-    of.close(actual, expected)
-    for ours, theirs in zip(vjp(cotangent), plain_vjp(cotangent), strict=True):
-        of.close(ours, theirs, 1e-4)
+    test_layers.equals_lax("onednn", (4, 3, 16), 3, inputs, outputs)
 print("equal", layers.choose_form("onednn"))
 """
 
@@ -165,7 +158,7 @@ def test_the_kernels_of_each_instruction_set_equal_lax(
     # Numbers of outputs with whole and partial blocks of 8; 64 are oneDNN's again. 16 voxels of one
     # channel fill a register.
     env = command_env | {"DNNL_MAX_CPU_ISA": instructions}
-    done = commands.python("-c", _WITHOUT_AVX512, env=env)
+    done = commands.python("-c", _EQUAL, env=env)
     assert done.stdout.strip() == "equal onednn", done.stderr
 
 
