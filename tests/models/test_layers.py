@@ -12,8 +12,7 @@ import scipy.ndimage
 from jax import lax
 
 from kdnet_jax.models import layers
-from kdnet_jax.models.kernels import build
-from tests.helpers import commands
+from tests.helpers import commands, kernels
 
 DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -24,15 +23,6 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
 
 def close(actual: jax.Array, expected: jax.Array, tolerance: float = 2e-5) -> None:
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
-
-
-# Without a C++ compiler there is nothing to test; build.reason_against() says what is missing.
-needs_onednn = pytest.mark.skipif(
-    bool(build.reason_against()), reason=build.reason_against() or "at hand"
-)
-ALL_FORMS = [
-    pytest.param(form, marks=needs_onednn if form == "onednn" else ()) for form in layers.FORMS
-]
 
 
 def equals_lax(
@@ -56,7 +46,7 @@ def equals_lax(
 # 8 input channels are the last that "planes" stacks, 9 the first that it sums; "blocks" takes up to
 # 4 channels and even edges. 17 fill one of oneDNN's blocks of 16 and begin another. Of 7, 6 and 8
 # voxels along the width oneDNN computes 1, 2 and up to 8 as one.
-@pytest.mark.parametrize("form", ALL_FORMS)
+@pytest.mark.parametrize("form", kernels.FORMS)
 @pytest.mark.parametrize("channels", [1, 4, 8, 9, 17])
 @pytest.mark.parametrize("size", [1, 3, 5])
 @pytest.mark.parametrize("grid", [(5, 3, 7), (4, 2, 6), (3, 2, 8)])
@@ -66,7 +56,7 @@ def test_each_form_equals_lax_convolution_with_its_gradients(
     equals_lax(form, grid, size, channels, 3)
 
 
-@pytest.mark.skipif(not build.has_bfloat16(), reason="needs a processor that has bfloat16")
+@kernels.needs_bfloat16
 @pytest.mark.parametrize("channels", [3, 16])
 def test_products_in_bfloat16_are_those_of_rounded_factors(channels: int) -> None:
     x, bias = normal(2, 5, 3, 8, channels), normal(4, seed=3)
@@ -107,7 +97,7 @@ def test_onednn_in_bfloat16_takes_planes() -> None:
     np.testing.assert_array_equal(layers.convolve(x, kernel, bias, "onednn"), expected)
 
 
-@pytest.mark.parametrize("form", [pytest.param("onednn", marks=needs_onednn), "native"])
+@pytest.mark.parametrize("form", [pytest.param("onednn", marks=kernels.needs_onednn), "native"])
 @pytest.mark.parametrize("shape", [(2, 5, 3, 7, 3), (1, 2, 2, 2, 200), (2, 17, 18, 19, 8)])
 @pytest.mark.parametrize("slope", [1.0, 0.01])
 def test_normalise_equals_its_definition_with_its_gradients(
@@ -129,7 +119,7 @@ def test_normalise_equals_its_definition_with_its_gradients(
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-4 * np.abs(theirs).max())
 
 
-@needs_onednn
+@kernels.needs_onednn
 def test_normalise_keeps_its_precision_far_from_zero() -> None:
     # Mean 10 000, deviation 1: sums of squares in float32 would lose all of the variance.
     x = normal(1, 16, 16, 16, 2) + 10_000
@@ -150,7 +140,7 @@ print("equal", layers.choose_form("onednn"))
 """
 
 
-@needs_onednn
+@kernels.needs_onednn
 @pytest.mark.parametrize("instructions", ["AVX2", "DEFAULT"])
 def test_the_kernels_of_each_instruction_set_equal_lax(
     instructions: str, command_env: dict[str, str]
@@ -162,7 +152,35 @@ def test_the_kernels_of_each_instruction_set_equal_lax(
     assert done.stdout.strip() == "equal onednn", done.stderr
 
 
-@needs_onednn
+_EXHAUSTED = """
+import resource
+import jax, jax.numpy as jnp
+from kdnet_jax.core import memory
+from kdnet_jax.models import layers
+
+layers.choose_form("onednn")
+convolve = jax.jit(lambda x: layers.convolve(x, jnp.ones((3, 3, 3, 16, 16)), jnp.ones(16), FORM))
+convolve(jnp.ones((1, 8, 8, 8, 16))).block_until_ready()
+x = jnp.ones((1, 128, 128, 128, 16))
+compiled = convolve.lower(x).compile()
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+# Room for the result, and not for half as much: the input, rounded.
+resource.setrlimit(resource.RLIMIT_AS, (held + x.nbytes + x.nbytes // 4,) * 2)
+try:
+    compiled(x).block_until_ready()
+except jax.errors.JaxRuntimeError as error:
+    print("exhausted", memory.is_exhausted(error), "a CPU kernel" in str(error))
+"""
+
+
+@kernels.needs_bfloat16
+def test_a_kernel_without_memory_says_so_to_xla(command_env: dict[str, str]) -> None:
+    code = _EXHAUSTED.replace("FORM", "'onednn_bfloat16'")
+    done = commands.python("-c", code, env=command_env)
+    assert done.stdout.strip() == "exhausted True True", done.stderr
+
+
+@kernels.needs_onednn
 def test_onednn_repeats_itself_bit_for_bit() -> None:
     x, kernel, bias = normal(2, 24, 24, 24, 8), normal(3, 3, 3, 8, 16, seed=1), normal(16, seed=2)
 

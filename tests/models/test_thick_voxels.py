@@ -17,8 +17,8 @@ from jax import export, lax
 
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers, networks, unet
-from kdnet_jax.models.kernels import build
 from kdnet_jax.parallel import sharding
+from tests.helpers import kernels
 
 DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
 # Every way in which an axis can be halved, or not, and a kernel be flat.
@@ -33,15 +33,6 @@ THICK = unet.UNetConfig(
 )
 LEARNED = dataclasses.replace(THICK, down="strided", up="learned")
 BOTH = pytest.mark.parametrize("config", [THICK, LEARNED], ids=["pooled", "learned"])
-ALL_FORMS = [
-    pytest.param(
-        form,
-        marks=pytest.mark.skipif(
-            form == "onednn" and bool(build.reason_against()), reason=build.reason_against() or "-"
-        ),
-    )
-    for form in layers.FORMS
-]
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:
@@ -126,7 +117,7 @@ def test_what_was_planned_is_said() -> None:
 # -- Layers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ALL_FORMS)
+@pytest.mark.parametrize("form", kernels.FORMS)
 @pytest.mark.parametrize("edges", [(1, 3, 3), (3, 3, 1), (3, 1, 3)])
 @pytest.mark.parametrize("channels", [2, 9])
 def test_flat_kernels_equal_lax_convolution_with_their_gradients(

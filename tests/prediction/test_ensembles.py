@@ -21,7 +21,7 @@ from kdnet_jax.models.kernels import build
 from kdnet_jax.prediction import confidence, ensembles, inference, predictors
 from kdnet_jax.runs import calibration, trained
 from kdnet_jax.training import checkpoint, optimizers, saved_checkpoints, steps
-from tests.helpers import commands, glioma
+from tests.helpers import commands, glioma, kernels
 
 
 def _write_run(folder: pathlib.Path, seed: int, changes: dict[str, Any] | None = None) -> None:
@@ -270,9 +270,7 @@ def test_bfloat16_is_refused_where_it_would_be_slower(
     assert _load(folder, "fold-1", bfloat16=False).members[0].model.network.bfloat16 is False
 
 
-@pytest.mark.skipif(
-    not build.has_bfloat16(), reason="needs a processor that has bfloat16, and oneDNN"
-)
+@kernels.needs_bfloat16
 def test_bfloat16_changes_probabilities_slightly_and_is_recorded(
     folder: pathlib.Path,
     case: prepare.PreparedCase,

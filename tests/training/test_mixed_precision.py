@@ -17,10 +17,9 @@ from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import layers, networks, unet
-from kdnet_jax.models.kernels import build
 from kdnet_jax.parallel import sharding
 from kdnet_jax.training import optimizers, steps
-from tests.helpers import glioma, jaxprs
+from tests.helpers import glioma, jaxprs, kernels
 
 FLOAT32 = unet.UNetConfig(
     widths=(4, 8), blocks=1, last_blocks=1, convolutions="planes", bfloat16=False
@@ -148,14 +147,9 @@ def losses(config: unet.UNetConfig) -> np.ndarray:
     return np.array(found)
 
 
-needs_bfloat16 = pytest.mark.skipif(
-    not build.has_bfloat16(), reason="needs a processor that has bfloat16"
-)
-
-
 @pytest.mark.once
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("form", ["planes", pytest.param("onednn", marks=needs_bfloat16)])
+@pytest.mark.parametrize("form", ["planes", pytest.param("onednn", marks=kernels.needs_bfloat16)])
 def test_training_in_bfloat16_follows_float32(form: unet.Convolutions) -> None:
     half, whole = (
         losses(dataclasses.replace(config, convolutions=form)) for config in (BFLOAT16, FLOAT32)
@@ -171,12 +165,7 @@ def test_training_in_bfloat16_follows_float32(form: unet.Convolutions) -> None:
 # --- The choice ----------------------------------------------------------------------------------
 
 
-needs_kernels = pytest.mark.skipif(
-    bool(build.reason_against()), reason=build.reason_against() or "at hand"
-)
-
-
-@needs_kernels
+@kernels.needs_onednn
 @pytest.mark.parametrize(
     ("given", "has", "said"),
     [

@@ -1,4 +1,4 @@
-"""Compilation of `kernels.cc` against oneDNN on first use, and its registration with XLA.
+"""Compilation of `kernels.cc` with its headers against oneDNN on first use; registration with XLA.
 
 The compiled library is kept in the user's cache folder, under a name made of all that it depends
 on: the source, the compiler's flags, jaxlib, oneDNN and the processor.
@@ -100,9 +100,9 @@ def _compiled() -> pathlib.Path:
         os.fspath(library),
         f"-Wl,-rpath,{library.parent}",
     ]
-    key = "\n".join(
-        [SOURCE.read_text("utf-8"), *command, importlib.metadata.version("jaxlib"), _processor()]
-    )
+    texts = [path.read_text("utf-8") for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    versions = [importlib.metadata.version(each) for each in ("jaxlib", _LIBRARY[0], _HEADERS[0])]
+    key = "\n".join([*texts, *command, *versions, _processor()])
     folder = _cache_folder()
     target = folder / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not target.is_file():

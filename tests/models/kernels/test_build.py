@@ -8,11 +8,9 @@ import sys
 import pytest
 
 from kdnet_jax.models.kernels import build
+from tests.helpers import kernels
 
 CHOOSE = "from kdnet_jax.models import layers; print(layers.choose_form({!r}))"
-compiles = pytest.mark.skipif(
-    bool(build.reason_against()), reason=build.reason_against() or "at hand"
-)
 
 
 def choose(setting: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -22,7 +20,7 @@ def choose(setting: str, env: dict[str, str]) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.once
-@compiles
+@kernels.needs_onednn
 def test_compiled_once_and_then_taken_from_the_cache(
     tmp_path: pathlib.Path, command_env: dict[str, str]
 ) -> None:
