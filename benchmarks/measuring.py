@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import resource
 import signal
 import statistics
 import sys
@@ -56,6 +57,7 @@ class Worker:
     Attributes:
         about: of the job.
         others: cores that all other processes used on average, for each repetition.
+        faults: page faults of the last repetition.
 
     Raises:
         RuntimeError: the function failed; the message holds its traceback.
@@ -72,6 +74,7 @@ class Worker:
         # This side's copy: without it the end of the process is seen as the end of the pipe.
         other.close()
         self.others: list[float] = []
+        self.faults = 0
         self.about = self._receive()
 
     def repeat(self) -> float:
@@ -79,7 +82,7 @@ class Worker:
         time.sleep(_SETTLE_SECONDS)
         own = psutil.Process(self._process.pid)
         before, used, start = busy_seconds(), sum(own.cpu_times()[:2]), time.perf_counter()
-        seconds = self._ask("run")
+        seconds, self.faults = self._ask("run")
         spent = sum(own.cpu_times()[:2]) - used
         elapsed = time.perf_counter() - start
         self.others.append(max(busy_seconds() - before - spent, 0.0) / elapsed)
@@ -137,9 +140,13 @@ def _answer(pipe: connection.Connection, job: Job) -> None:
         if pipe.recv() == "result":
             pipe.send(("done", job.result()))
             continue
-        start = time.perf_counter()
+        faults, start = _page_faults(), time.perf_counter()
         job.run()
-        pipe.send(("done", time.perf_counter() - start))
+        pipe.send(("done", (time.perf_counter() - start, _page_faults() - faults)))
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def busy_seconds() -> float:

@@ -23,19 +23,31 @@ def _set_threads(threads: int) -> None:
 
 
 def _training(
-    widths: Sequence[int], edge: int, batch: int, layout: str, threads: int
+    widths: Sequence[int],
+    edge: int,
+    batch: int,
+    layout: str,
+    threads: int,
+    compiled: bool = False,
 ) -> Callable[[], Any]:
     _set_threads(threads)
     form = peer_unet.LAYOUTS[layout]
     network = peer_unet.UNet(made_data.CHANNELS, widths).to(memory_format=form)
     image, label = made_data.batch(batch, edge)
     x = torch.from_numpy(image).permute(0, 4, 1, 2, 3).contiguous(memory_format=form)
-    return peer_unet.training_step(network, x, torch.from_numpy(label).long())
+    return peer_unet.training_step(network, x, torch.from_numpy(label).long(), compiled)
 
 
-def training_step(widths: Sequence[int], edge: int, batch: int, layout: str, threads: int) -> Job:
-    """The plain step of the same network."""
-    return Job(_training(widths, edge, batch, layout, threads))
+def training_step(
+    widths: Sequence[int],
+    edge: int,
+    batch: int,
+    layout: str,
+    threads: int,
+    compiled: bool = False,
+) -> Job:
+    """The plain step of the same network, which torch.compile may compile."""
+    return Job(_training(widths, edge, batch, layout, threads, compiled))
 
 
 def training_memory(

@@ -42,7 +42,7 @@ class Row:
         tera_flops: of one chip, as XLA counts; likewise `accessed_gib`, bytes read and written.
         sent_mib: kind of collective -> what each chip receives.
         seconds: of the compilation.
-        error: why there is no program, where it is not for want of memory.
+        error: where it does not fit, what the compiler says.
     """
 
     program: str

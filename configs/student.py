@@ -5,7 +5,7 @@ MICCAI 2020 (arXiv 2106.09564). docs/distillation.md has the loss and its option
 (--config.distillation.*).
 
     python -m kdnet_jax.main --config=configs/student.py
-        the synthetic cohort, its teacher trained first; about 4 minutes on 2 CPU cores
+        the synthetic cohort, its teacher trained first; about 5 minutes on 2 CPU cores
     python -m kdnet_jax.main --config=configs/student.py:brats --config.data.data_dir=DIR \
         --config.teacher.checkpoint=runs/teacher-brats
         the paper's scale; days on one GPU, not measured

@@ -4,7 +4,7 @@ Hu, Maillard et al., "Knowledge distillation from multi-modal to mono-modal segm
 MICCAI 2020 (arXiv 2106.09564): the network that is frozen and distilled.
 
     python -m kdnet_jax.main --config=configs/teacher.py
-        the synthetic cohort; about 4 minutes on 2 CPU cores
+        the synthetic cohort; about 3 minutes on 2 CPU cores
     python -m kdnet_jax.main --config=configs/teacher.py:brats --config.data.data_dir=DIR
         the paper's scale: patches of 128^3, Adam 1e-4, 95 000 steps; days on one GPU, not measured
     python -m kdnet_jax.main --config=configs/teacher.py:smoke

@@ -28,7 +28,7 @@ _PATIENCE: Final = 3
 
 
 def get_config(preset: str = "phantom") -> config_dict.ConfigDict:
-    """Returns the config for a preset: phantom, brats or smoke."""
+    """Returns the config for a preset of configs/student.py."""
     config = common.base_config("student", preset, METHOD)
     config.train.steps *= _PATIENCE
     return config

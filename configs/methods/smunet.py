@@ -28,5 +28,5 @@ METHOD: Final = {
 
 
 def get_config(preset: str = "phantom") -> config_dict.ConfigDict:
-    """Returns the config for a preset: phantom, brats or smoke."""
+    """Returns the config for a preset of configs/student.py."""
     return common.base_config("student", preset, METHOD)

@@ -29,6 +29,7 @@ def prostate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "prostate_00": "made_00",
         ":brats": ":smoke",
         "--config.loader.patch=32,128,128": f"--config.loader.patch=8,16,16 {SMALL}",
+        "--config.inference.patch=32,128,128": "",
     }
     for line in doc_commands.shell_lines(ROOT / "docs" / "tasks.md"):
         words = doc_commands.replaced(line, smaller).split()[2:]
