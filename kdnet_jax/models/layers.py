@@ -8,7 +8,7 @@ slower than the same arithmetic in other forms (openxla/xla#34273, jax-ml/jax#31
 import functools
 import logging
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -24,14 +24,15 @@ from kdnet_jax.parallel import halo
 
 _LOG = logging.getLogger(__name__)
 
-# How a convolution is computed, see `convolve`.
-Form = Literal["native", "onednn", "planes", "blocks", "onednn_bfloat16"]
+# How a convolution is computed, see `convolve`: a form that one can ask for, and any. The type of
+# the products has a setting of its own.
+Asked = Literal["native", "onednn", "planes", "blocks"]
+Form = Literal[Asked, "onednn_bfloat16"]
 # A number, or a symbol of `jax.export`, which is no int.
 Size = Any
 # Of each axis.
 Triple = tuple[int, int, int]
-# Those that one can ask for; the type of the products has a setting of its own.
-FORMS: tuple[Form, ...] = ("native", "onednn", "planes", "blocks")
+FORMS: tuple[Asked, ...] = get_args(Asked)
 ONEDNN: tuple[Form, ...] = ("onednn", "onednn_bfloat16")
 # Up to this many input channels it is faster to stack the three depth taps as channels of one
 # 2-D convolution than to add three convolutions.

@@ -15,7 +15,7 @@ from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.models import layers
 from kdnet_jax.models.kernels import build
 
-Convolutions = Literal["auto", "native", "onednn", "planes", "blocks"]
+Convolutions = Literal["auto", layers.Asked]
 Triples = tuple[layers.Triple, ...]
 _HALVES: layers.Triple = (2, 2, 2)
 _CUBE: layers.Triple = (3, 3, 3)
