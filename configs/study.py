@@ -24,10 +24,9 @@ A study of few labels (--config.study.arms, docs/statistics.md) runs for each se
 n = --config.split.labelled training cases; A, a baseline on these; D, a baseline on all training
 cases with their labels; B, a student on all without the other labels, whose teacher is A's run
 (self-training); C, a student likewise, whose teacher is E. The seed draws the labelled cases too,
-the same for all arms; validation and test cases are the same for all seeds. With
---config.study.arms=E,A,D only these are run, to see whether there is room (D - A); the command
-with all five adds the others. E, A and D do not depend on --config.distillation: a second study may
-begin with copies of their folders.
+the same for all arms; validation and test cases are the same for all seeds. E, A and D come first;
+where they leave no room (D - A below --config.study.least_room), B and C are not trained. E, A and
+D do not depend on --config.distillation: a second study may begin with copies of their folders.
 """
 
 from ml_collections import config_dict

@@ -41,7 +41,8 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
 
     def run() -> None:
         if config.role == "study":
-            studies.run(study.parts(config, workdir), workdir, study.primary(config))
+            planned = study.parts(config, workdir)
+            studies.run(planned, workdir, study.primary(config), config.study.least_room)
         else:
             runner.run_together(students.read(config, workdir), workdir)
 

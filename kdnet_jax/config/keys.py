@@ -409,6 +409,11 @@ _OF_STUDIES: Final = {
         values.Text("a difference of arms, a metric and a region (or mean) with colons"),
         "The primary endpoint of a study of few labels, fixed by its first start.",
     ),
+    "study.least_room": Key(
+        0.05,
+        values.Number(-1, 1),
+        "Arms B and C are trained where D - A, in mean Dice, is so much; -1: in any case.",
+    ),
 }
 
 _OF_ALL: Final = _RUN | _DATA | _SPLIT | _LOADER | _MODEL | _TRAINING | _AUGMENT | _USE

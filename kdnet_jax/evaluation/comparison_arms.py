@@ -15,8 +15,6 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import comparison, comparison_runs, comparison_scores
 from kdnet_jax.metrics import statistics
 
-# Where D - A is smaller there is hardly anything that a method could recover.
-ROOM_DICE: Final = 0.05
 # In these the arms differ by construction, and the seeds in their labelled cases.
 _EXPECTED: Final = ("role: ", "split_hash: ", "teacher: ")
 

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import pathlib
+import statistics
 
 import jax
 
@@ -25,7 +26,10 @@ FIXED = "study.json"
 
 
 def run(
-    planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint | None = None
+    planned: list[study.Part],
+    workdir: pathlib.Path,
+    primary: study.Endpoint | None = None,
+    least_room: float = study.ROOM_DICE,
 ) -> None:
     """Runs every part that is not finished, compares the roles and writes the study's report.
 
@@ -33,6 +37,7 @@ def run(
         planned: the parts, in the order in which they are run.
         workdir: the study's folder.
         primary: of a study of few labels, its primary endpoint; `None`: the usual study.
+        least_room: of a study of few labels, in Dice: where D - A is less, no student is trained.
 
     Raises:
         UserError: for everything that the user can fix, before the first part is trained.
@@ -44,6 +49,11 @@ def run(
         _check_few_labels(planned, workdir, primary)
         processes.first_does(lambda: _fix(workdir / FIXED, planned, primary))
     for number, part in enumerate(planned, 1):
+        if primary and part.role == "student":
+            before = planned[: number - 1]
+            if processes.first_does(functools.partial(_lacks_room, before, part, least_room)):
+                planned = before
+                break
         _LOG.info(f"--- {number} of {len(planned)}: {part.folder}")
         if processes.first_does(functools.partial(is_finished, part)):
             _LOG.info(f"{part.folder}: finished")
@@ -51,6 +61,28 @@ def run(
         runner.run(part.experiment, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
     processes.first_does(lambda: _report(planned, workdir, primary))
+
+
+def _lacks_room(before: list[study.Part], student: study.Part, least: float) -> bool:
+    """Says whether the references that A lacks are worth too little for a student to be trained.
+
+    Once one was begun, that is decided.
+    """
+    dice: dict[str, list[float]] = {"A": [], "D": []}
+    for part in before:
+        if part.arm in dice:
+            dice[part.arm].append(score_files.summary_of(part.folder)["mean_dice"])
+    if not all(dice.values()) or any(part.role == "student" for part in before):
+        return False
+    room = statistics.fmean(dice["D"]) - statistics.fmean(dice["A"])
+    if room >= least or student.folder.exists():
+        return False
+    _LOG.info(
+        f"Room: D - A is {room:+.3f} in mean Dice, below study.least_room, {least:g}. With so "
+        "little to recover, no student is trained. Take fewer labelled cases, another sequence or "
+        "more steps; --config.study.least_room=-1 trains them all the same."
+    )
+    return True
 
 
 def _check_few_labels(

@@ -136,7 +136,7 @@ def _room(found: comparison_arms.Arms) -> list[str]:
     if result is None:
         return ["Arm D was not run: how much room there is for a method is unknown."]
     said = [_difference(found, "D-A", "dice", main)]
-    room = comparison_arms.ROOM_DICE
+    room = study.ROOM_DICE
     if result.difference.estimate < room:
         said.append(
             f"Room: D - A is below {room}. With so little to recover this study can hardly show "

@@ -1,5 +1,6 @@
 """A study: which runs it is made of, and that it goes on from wherever it was stopped."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.config import study as study_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import studies
-from tests.helpers import commands, forks
+from tests.helpers import commands, compared_runs, forks
 
 pytestmark = pytest.mark.once
 
@@ -102,7 +103,9 @@ def few_labels(**changes: object) -> config_dict.ConfigDict:
 
 def test_the_arms_of_a_seed_differ_in_what_they_are_named_for() -> None:
     parts = study_lib.parts(few_labels(**{"study.seeds": 2, "seed": 3}), pathlib.Path("x"))
-    assert [part.arm for part in parts] == list("EADBC") * 2
+    # Whether there is room is known before a student is trained.
+    assert "".join(part.arm for part in parts) == "EADEAD" + "BCBC"
+    parts = [*parts[:3], *parts[6:8], *parts[3:6], *parts[8:]]
     folders = ["E-teacher", "A-baseline", "D-all-labels", "B-self-training", "C-student"]
     assert [str(part.folder) for part in parts[5:]] == [f"x/seed-4/{name}" for name in folders]
     e, a, d, b, c = (part.experiment.document for part in parts[5:])
@@ -183,6 +186,53 @@ def test_labels_for_all_or_more_are_refused_before_a_run(
     with pytest.raises(UserError, match=rf"split\.labelled is {labelled}.*{says}"):
         studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config))
     assert list(tmp_path.iterdir()) == []
+
+
+# Dice of the baselines is 0.3; that of arm D, and whether a student is then trained.
+@pytest.mark.parametrize(
+    ("of_all_labels", "changes", "trained"),
+    [
+        (0.34, {}, False),
+        (0.36, {}, True),
+        (0.34, {"study.least_room": 0.03}, True),
+        (0.2, {"study.least_room": -1.0}, True),
+    ],
+)
+def test_students_are_trained_where_there_is_room(
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    of_all_labels: float,
+    changes: dict[str, object],
+    trained: bool,
+) -> None:
+    config = study.get_config("smoke")
+    config.update_from_flattened_dict(
+        {"data.data_dir": str(tiny_cohort), "data.root": str(built), "study.folds": 0}
+        | {"study.arms": "E,A,D,B,C", "split.labelled": 2}
+        | changes
+    )
+    planned = study_lib.parts(config, tmp_path)
+    for part in planned:
+        if part.role != "student":
+            # Of D, the seeds differ by another number.
+            level = of_all_labels + 0.02 * part.experiment.seed - 0.01 if part.arm == "D" else 0.3
+            compared_runs.write_finished(part, [level - 0.02, level, level + 0.02])
+    begun: list[pathlib.Path] = []
+
+    def begin(experiment: object, folder: pathlib.Path) -> None:
+        begun.append(folder)
+        raise InterruptedError
+
+    monkeypatch.setattr(studies.runner, "run", begin)
+    context = pytest.raises(InterruptedError) if trained else contextlib.nullcontext()
+    with caplog.at_level("INFO"), context:
+        studies.run(planned, tmp_path, study_lib.primary(config), config.study.least_room)
+    assert begun == ([tmp_path / "seed-0" / "B-self-training"] if trained else [])
+    assert ("D - A is +0.040 in mean Dice, below" in caplog.text) != trained
+    assert (tmp_path / "report.html").is_file() != trained
 
 
 # --- The real thing --------------------------------------------------------------------------
