@@ -51,8 +51,11 @@ def open_data(experiment: experiment_lib.Experiment) -> Data:
     Raises:
         UserError: for invalid data, or data that differ between the processes.
     """
+    # What is wrong with these is said before hours of building.
     if experiment.split.file:
-        splits.load_split(experiment.split.file)  # What is wrong with it, before hours of building.
+        splits.load_split(experiment.split.file)
+    if experiment.teacher and experiment.teacher.maps:
+        teacher_maps.check_folder(pathlib.Path(experiment.teacher.maps))
     cases = _build(experiment)
     for note in cases.notes:
         _LOG.info(f"note: {note}")
@@ -295,14 +298,24 @@ def check_sequences(experiment: experiment_lib.Experiment, data: Data) -> None:
 
 def check_taught(experiment: experiment_lib.Experiment, data: Data) -> None:
     """Raises UserError if a student would learn nothing from its teacher."""
-    options = experiment.distillation
-    if options is None or options.teaches_beside_references or unlabelled_cases(experiment, data):
+    options, unlabelled = experiment.distillation, unlabelled_cases(experiment, data)
+    if options is None or options.teaches_beside_references:
         return
+    if unlabelled and options.unlabelled_weight:
+        return
+    if unlabelled:
+        why = f"distillation.unlabelled_weight is 0 on the {len(unlabelled)} without"
+        remedy = "Set --config.distillation.unlabelled_weight"
+    else:
+        count = len(data.split.train)
+        why = f"all {count} training cases have one, or loader.unlabelled_share is 0"
+        remedy = (
+            "Add cases without a label file, use the labels of N cases alone "
+            "(--config.split.labelled=N)"
+        )
     raise UserError(
         "the student would learn nothing from its teacher: all weights of distillation are 0 on "
-        f"cases with a reference, and all {len(data.split.train)} training cases have one, or "
-        "loader.unlabelled_share is 0. Add cases without a label file, use the labels of N cases "
-        "alone (--config.split.labelled=N), or set --config.distillation.kd_weight."
+        f"cases with a reference, and {why}. {remedy}, or set --config.distillation.kd_weight."
     )
 
 

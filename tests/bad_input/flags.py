@@ -21,6 +21,7 @@ SETTINGS: Final[dict[str, tuple[str, ...]]] = {
     "split.train": ("nan", "2", "-0.5", "0.1"),
     "split.folds": ("1", "-2", "99"),
     "split.seed": ("-1",),
+    "split.labelled": ("-1", "x", "1000000"),
     "split.file": ("/nowhere/split.json", "/dev/null", "/"),
     "loader.patch": ("8,8", "0,0,0", "7,7,7", "8,8,x", "100000,100000,100000"),
     "loader.batch": ("0", "-1", "1000000000"),
@@ -29,7 +30,7 @@ SETTINGS: Final[dict[str, tuple[str, ...]]] = {
     "loader.threads": ("0", "1000000"),
     "loader.prefetch_batches": ("0", "1000000000"),
     "loader.cache": ("cloud",),
-    "model.modalities": ("t7", ","),
+    "model.modalities": ("t7", ",", "t1ce;t7"),
     "task": ("nowhere", ""),
     "model.widths": ("4", "0,4", "-1,4", "4,x", "4,8,16,32,64,128,256,512,1024,2048"),
     "model.blocks": ("0", "1000000"),
@@ -66,6 +67,7 @@ SETTINGS: Final[dict[str, tuple[str, ...]]] = {
     "teacher.widths": ("0,4",),
     "teacher.modalities": ("t7",),
     "teacher.checkpoint": ("/nowhere/teacher", "/dev/null"),
+    "teacher.maps": ("/nowhere/maps", "/dev/null"),
     "model.family": ("vnet", "3"),
 }
 # Of these, the picture of the augmentation is asked too: it reads the same config.

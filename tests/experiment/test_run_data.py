@@ -125,6 +125,9 @@ def test_labels_are_kept_of_so_many_cases_and_a_student_alone_learns_from_the_ot
         run_data.check_taught(reading.read(student), data)
     student.loader.unlabelled_share = 0.5
     run_data.check_taught(reading.read(student), data)
+    student.distillation.unlabelled_weight = 0.0
+    with pytest.raises(UserError, match="unlabelled_weight is 0 on the 1 without"):
+        run_data.check_taught(reading.read(student), data)
     config.split.labelled = 5
     with pytest.raises(UserError, match=r"split\.labelled is 5, but the training part has 4"):
         run_data.open_data(reading.read(config))

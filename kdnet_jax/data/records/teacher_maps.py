@@ -115,9 +115,14 @@ def _kept(head: heads.Head) -> int:
     return len(head.outputs[head.foreground])
 
 
-def _find(folder: pathlib.Path, case_ids: Sequence[str]) -> list[pathlib.Path]:
+def check_folder(folder: pathlib.Path) -> None:
+    """Raises UserError if there is no such folder; what it must hold, the split says."""
     if not folder.is_dir():
         raise UserError(f"{KEY} is {folder}: there is no such folder. {_EXPECTED}.")
+
+
+def _find(folder: pathlib.Path, case_ids: Sequence[str]) -> list[pathlib.Path]:
+    check_folder(folder)
     by_stem = {nifti_header.stem(path): path for path in folder.iterdir() if _is_image(path)}
     found, absent = [], []
     for case_id in case_ids:
