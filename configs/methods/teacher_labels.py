@@ -2,8 +2,8 @@
 
 After Gupta et al., "Cross modal distillation for supervision transfer", CVPR 2016, and Lee,
 "Pseudo-label", 2013. It needs training cases without a reference: cases without a label file, or
---config.split.labelled=N. On real scans it beats the baseline (docs/results.md), which KD-Net's
-loss on labelled cases was not shown to do.
+--config.split.labelled=N. On one cohort of real scans it beats the baseline (docs/results.md),
+which KD-Net's loss on labelled cases was not shown to do.
 
     python -m kdnet_jax.main --config=configs/methods/teacher_labels.py[:PRESET] --workdir=DIR
 
