@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from kdnet_jax.errors import UserError
 
 _SEEN_SECONDS = 70.0
+# The last one: a limit on the size of files, by ulimit or of the file system.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -99,14 +101,21 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return stream.getvalue()
 
 
-def disk_error(error: OSError, where: pathlib.Path) -> Exception:
+def is_full(error: Exception) -> bool:
+    """Whether an error means a full disk; the own kinds of libraries tell by words only."""
+    words = map(os.strerror, _FULL)
+    return getattr(error, "errno", None) in _FULL or any(each in str(error) for each in words)
+
+
+def disk_error(error: Exception, where: pathlib.Path) -> Exception:
     """Returns a UserError for a full disk or an unusable path, else the error itself."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_full(error):
         return UserError(
             f"No space left on the disk for {where}. What was saved before is kept; free some "
             "space and run the same command again."
         )
     # The last two: a file stands where a folder is needed.
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+    unusable = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+    if isinstance(error, OSError) and error.errno in unusable:
         return UserError(f"{where} cannot be written ({error.strerror}). Give another place.")
     return error

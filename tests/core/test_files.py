@@ -1,6 +1,7 @@
 """What a user reads when a file cannot be written."""
 
 import errno
+import os
 import pathlib
 
 import pytest
@@ -14,6 +15,7 @@ from kdnet_jax.errors import UserError
     [
         (errno.ENOSPC, "No space left"),
         (errno.EDQUOT, "No space left"),
+        (errno.EFBIG, "No space left"),
         (errno.EROFS, "cannot be written"),
         (errno.EACCES, "cannot be written"),
         (errno.ENOTDIR, "cannot be written"),
@@ -24,6 +26,13 @@ def test_disk_errors_a_user_can_mend(number: int, words: str) -> None:
     assert isinstance(mended, UserError)
     assert words in str(mended)
     assert "runs/a" in str(mended)
+
+
+def test_a_library_s_own_error_of_a_full_disk_is_known_by_its_words() -> None:
+    words = os.strerror(errno.EDQUOT)
+    assert files.is_full(RuntimeError(f"UNKNOWN: Error writing a/b [OS error 122: {words}]"))
+    assert not files.is_full(RuntimeError("no"))
+    assert not files.is_full(OSError(errno.EACCES, "no"))
 
 
 def test_other_errors_stay_themselves() -> None:
