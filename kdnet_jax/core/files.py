@@ -16,6 +16,11 @@ from kdnet_jax.errors import UserError
 _SEEN_SECONDS = 70.0
 # The last one: a limit on the size of files, by ulimit or of the file system.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Something else stands there, the name is too long, or there is no right to write it.
+_UNUSABLE = (
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+)
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -73,6 +78,27 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
                 parent.rmdir()
 
 
+def check_places(paths: Iterable[pathlib.Path]) -> None:
+    """Refuses files that cannot be written where they are to be, before the first is made.
+
+    Raises:
+        UserError: a folder has the file's name, a file that of one of its folders, or the folder
+            may not be written.
+    """
+    for path in paths:
+        # Not pathlib's `is_dir`, which raises where a folder may not be looked into.
+        if os.path.isdir(path):
+            raise UserError(f"{path} is a folder: give the name of a file.")
+        folder = next(each for each in path.absolute().parents if os.path.lexists(each))
+        if not os.path.isdir(folder):
+            raise UserError(f"{path} cannot be written: {folder} is no folder. Give another name.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{path} cannot be written: {folder} may not be changed (its rights). Give "
+                "another place."
+            )
+
+
 def wait_until_seen(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Waits for files that another machine has written; returns those that do not appear.
 
@@ -114,8 +140,6 @@ def disk_error(error: Exception, where: pathlib.Path) -> Exception:
             f"No space left on the disk for {where}. What was saved before is kept; free some "
             "space and run the same command again."
         )
-    # The last two: a file stands where a folder is needed.
-    unusable = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
-    if isinstance(error, OSError) and error.errno in unusable:
+    if isinstance(error, OSError) and error.errno in _UNUSABLE:
         return UserError(f"{where} cannot be written ({error.strerror}). Give another place.")
     return error
