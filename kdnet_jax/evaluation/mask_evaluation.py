@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import typed
+from kdnet_jax.core import files, typed
 from kdnet_jax.data import splits
 from kdnet_jax.data.checks import mask_checks, problems
 from kdnet_jax.data.scans import grids, spaces
@@ -214,12 +214,15 @@ def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
     """Refuses a folder that holds something else than an evaluation of the same inputs.
 
     Raises:
-        UserError: it does, or it is a file.
+        UserError: it does, is a file, or cannot be written.
     """
     other = "Choose another --output"
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not there.is_dir():
+    there = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(there):
         raise UserError(f"--output={output}: {there} is a file; expected a folder. {other}")
+    scores = output / score_files.FOLDER
+    folders = (output, scores, scores / score_files.POSTPROCESSED)
+    files.check_places(folder / score_files.SUMMARY_FILE for folder in folders)
     references = pathlib.Path(about["references"]).resolve()
     if output.resolve().is_relative_to(references):
         raise UserError(
@@ -230,8 +233,8 @@ def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
         raise UserError(f"--output={output}: is a run's folder, with its own evaluation. {other}")
     present = score_files.read_summary(output)
     if present is None:
-        if (output / score_files.FOLDER).exists():
-            raise UserError(f"{output / score_files.FOLDER}: is not from this command. {other}")
+        if scores.exists():
+            raise UserError(f"{scores}: is not from this command. {other}")
         return
     for key in _INPUTS:
         if present.get(key) != about.get(key):
@@ -271,7 +274,7 @@ def write(
     Only the files of an evaluation are replaced; others in the folder are left.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the disk is full, or the folder cannot be written.
     """
     from kdnet_jax.core import provenance
 
@@ -289,19 +292,28 @@ def write(
             )
         _move_scores(beside, output / score_files.FOLDER)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); see --output") from error
+        raise files.disk_error(error, output) from error
 
 
 def _move_scores(new: pathlib.Path, old: pathlib.Path) -> None:
-    """Replaces the scores in `old`; a former post-processing's go, other files stay."""
-    for folder in (score_files.POSTPROCESSED, "."):
-        (old / folder).mkdir(parents=True, exist_ok=True)
-        for name in (score_files.CASES_FILE, score_files.SUMMARY_FILE):
-            (old / folder / name).unlink(missing_ok=True)
+    """Replaces the scores in `old`; a former post-processing's go, other files stay.
+
+    Wherever this is broken off, `check_output` still knows `old`, if it is there, by its summary.
+    """
+    if not old.exists():
+        os.replace(new, old)
+        return
+    names, processed = (score_files.CASES_FILE, score_files.SUMMARY_FILE), score_files.POSTPROCESSED
+    for folder in (processed, "."):
+        for name in names:
             if (new / folder / name).exists():
+                (old / folder).mkdir(exist_ok=True)
                 os.replace(new / folder / name, old / folder / name)
-    if not any((old / score_files.POSTPROCESSED).iterdir()):
-        (old / score_files.POSTPROCESSED).rmdir()
+    if (old / processed).is_dir() and not (new / processed).exists():
+        for name in names:
+            (old / processed / name).unlink(missing_ok=True)
+        if not any((old / processed).iterdir()):
+            (old / processed).rmdir()
     shutil.rmtree(new)
 
 
