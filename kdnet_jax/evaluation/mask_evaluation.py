@@ -75,6 +75,41 @@ def read_cases(text: str | None) -> list[str] | None:
     return named
 
 
+def check_references(
+    predictions: segmentations.Found,
+    references: segmentations.Found,
+    wanted: Sequence[str] | None,
+    *,
+    task: task_lib.Task,
+    reference_labels: str,
+    allow_missing: bool,
+    workers: int,
+) -> None:
+    """Refuses, before predictions are made, the references that `check_inputs` would refuse.
+
+    Args:
+        predictions: the masks that are to be made.
+        references: see `check_inputs`, and so of the others.
+        wanted: which cases.
+        task: what is scored.
+        reference_labels: what the values mean.
+        allow_missing: leave out cases without a prediction.
+        workers: files read at once.
+
+    Raises:
+        UserError: with everything that is wrong, one line for each file.
+    """
+    pairs, _, listed, _ = segmentations.match(
+        references, predictions, wanted, allow_missing=allow_missing
+    )
+    contents = read_contents([pair.reference for pair in pairs], workers, task)
+    for pair in pairs:
+        listed += mask_checks.check_files(pair.case_id, [pair.reference], contents)
+    _recognised(references, "reference", reference_labels, pairs, contents, listed, task)
+    if listed:
+        raise UserError(_listing(listed))
+
+
 def check_inputs(
     predictions: segmentations.Found,
     references: segmentations.Found,
@@ -112,7 +147,8 @@ def check_inputs(
     pairs, left_out, listed, notes = segmentations.match(
         references, predictions, wanted, allow_missing=allow_missing
     )
-    contents = read_contents(pairs, workers, task)
+    both = [path for pair in pairs for path in (pair.reference, pair.prediction)]
+    contents = read_contents(both, workers, task)
     listed += mask_checks.check_pairs(pairs, contents, ignore_affine=ignore_affine)
     of_predictions, of_references = (
         _recognised(found, side, asked, pairs, contents, listed, task)
@@ -185,10 +221,9 @@ def _recognised(
 
 
 def read_contents(
-    pairs: Sequence[segmentations.Pair], workers: int, task: task_lib.Task
+    paths: Sequence[pathlib.Path], workers: int, task: task_lib.Task
 ) -> dict[pathlib.Path, mask_checks.Content]:
     """Reads every mask once."""
-    paths = [path for pair in pairs for path in (pair.reference, pair.prediction)]
     contents = scoring.map_cases(
         functools.partial(mask_checks.read_content, task=task),
         paths,
