@@ -17,6 +17,7 @@ from absl import flags
 
 from kdnet_jax import cli, dataset_json
 from kdnet_jax import task as task_lib
+from kdnet_jax.core import files
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import geometry
 from kdnet_jax.data.sources import cases, labels, layouts
@@ -62,9 +63,8 @@ EXIT_TO_FIX: Final = 1
 
 def _check_outputs(paths: Mapping[str, str | None]) -> None:
     """Refuses, before an hour of reading, a file that cannot be written."""
+    files.check_places(pathlib.Path(path) for path in paths.values() if path)
     for flag, path in paths.items():
-        if path and pathlib.Path(path).is_dir():
-            raise UserError(f"{flag}={path}: is a folder; give the name of a file")
         if path and flag == "--figure" and pathlib.Path(path).suffix.lower() != ".png":
             raise UserError(f"{flag}={path}: give a name that ends in .png")
         if path and not pathlib.Path(path).absolute().parent.is_dir():

@@ -11,6 +11,7 @@ import pathlib
 from absl import flags
 
 from kdnet_jax import cli
+from kdnet_jax.core import files
 from kdnet_jax.errors import UserError
 from kdnet_jax.runs import run_folders
 
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file. Give a folder.")
+    files.check_places([output / comparison_text.EVERYTHING])
     compared = comparison.compare(
         run_folders.expand("baseline", _BASELINE.value),
         run_folders.expand("student", _STUDENT.value),

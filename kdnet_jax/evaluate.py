@@ -136,12 +136,12 @@ def main(argv: list[str]) -> None:
     if _BFLOAT16.value is not None:
         about["bfloat16"] = _BFLOAT16.value
     mask_evaluation.check_output(output, about)
+    workers = _WORKERS.value or scoring.default_workers()
     masks, prediction_labels = pathlib.Path(_PREDICTIONS.value or ""), _PREDICTION_LABELS.value
     if ensemble:
-        masks, prediction_labels, members = segment(ensemble, output, wanted)
+        masks, prediction_labels, members = segment(ensemble, references, output, wanted, workers)
         about |= {"members": members, "seen_cases_allowed": _ALLOW_SEEN.value}
     predictions = segmentations.find_masks(masks, "--predictions", task)
-    workers = _WORKERS.value or scoring.default_workers()
     inputs = mask_evaluation.check_inputs(
         predictions,
         references,
@@ -232,9 +232,15 @@ def _ensemble() -> "ensembles.Ensemble":
 
 
 def segment(
-    ensemble: "ensembles.Ensemble", output: pathlib.Path, wanted: list[str] | None
+    ensemble: "ensembles.Ensemble",
+    references: segmentations.Found,
+    output: pathlib.Path,
+    wanted: list[str] | None,
+    workers: int,
 ) -> tuple[pathlib.Path, str, dict[str, str]]:
     """Segments the cases of --references with the runs of --checkpoint.
+
+    Whatever is wrong with the references is found first: this takes hours.
 
     Returns:
         The folder of the masks, what their values mean, and run -> hash of its parameters.
@@ -244,10 +250,20 @@ def segment(
 
     task = ensemble.members[0].model.task
     cohort = cases.find_cases(_REFERENCES.value, layouts.AUTO, ensemble.modalities, task=task)
-    cli.enable_compilation_cache()
-    folder = cohort_segmentation.segment(
+    chosen = cohort_segmentation.choose(
         ensemble, cohort, output, wanted=wanted, allow_seen=_ALLOW_SEEN.value
     )
+    mask_evaluation.check_references(
+        cohort_segmentation.masks(chosen, output),
+        references,
+        wanted,
+        task=task,
+        reference_labels=_REFERENCE_LABELS.value,
+        allow_missing=_ALLOW_MISSING.value,
+        workers=workers,
+    )
+    cli.enable_compilation_cache()
+    folder = cohort_segmentation.segment(ensemble, chosen, output)
     members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
     return folder, cohort_segmentation.label_convention(task), members
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from kdnet_jax import cli
-from kdnet_jax.core import process, typed
+from kdnet_jax.core import files, process, typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.runs import run_folders
 
@@ -267,7 +267,7 @@ def _plan(
     if _LABELS.value and any(job.is_dicom for job in jobs):
         raise UserError("--labels: a DICOM SEG has segments, and no label values. Leave it out.")
     outputs = [path for job in jobs for path in job.outputs]
-    prediction_jobs.check_places([*outputs, *(path for path in (volumes, record) if path)])
+    files.check_places([*outputs, *(path for path in (volumes, record) if path)])
     prediction_jobs.check_headers((job.images for job in jobs), task)
     prediction_jobs.check_references(jobs)
     return jobs

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from kdnet_jax import cli
+from kdnet_jax.core import files
 from kdnet_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     if pathlib.Path(_OUTPUT.value).suffix != ".png":
         raise UserError(f"--output={_OUTPUT.value}: give the name of a .png file")
+    files.check_places([pathlib.Path(_OUTPUT.value)])
     # Imported here: a mistake in the flags is reported before the seconds that this takes.
     import jax
 

@@ -440,6 +440,7 @@ def test_the_command_on_clean_data(data: pathlib.Path) -> None:
         ("--data_dir={}/missing", "no such folder"),
         ("--data_dri={}", "data_dri"),
         ("--output={}/missing/cases.csv", "its folder does not exist"),
+        ("--problems={}", "is a folder: give the name of a file"),
     ],
 )
 def test_a_mistake_in_the_command_exits_with_2(data: pathlib.Path, flag: str, message: str) -> None:

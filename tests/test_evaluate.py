@@ -1,9 +1,14 @@
 """Scoring the segmentations of any tool, by the command as a user runs it."""
 
+import contextlib
+import functools
+import itertools
 import json
 import os
 import pathlib
 import shutil
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import nibabel as nib
@@ -173,14 +178,97 @@ def test_a_checkpoint_segments_the_cases_that_it_has_not_seen(
     assert summary["members"] == {str(run): own["params_hash"]}
 
 
+def _with_a_nine(cohort: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
+    """Copies a cohort, and gives its second reference a value that BraTS 2021 does not know."""
+    shutil.copytree(cohort, copy)
+    path = list(_references(copy).values())[1]
+    image = nib.load(path)
+    values = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(np.where(values == 4, 9, values).astype(np.uint8), image.affine), path)
+    return path
+
+
+def test_an_unknown_label_is_told_before_a_checkpoint_segments(
+    smoke_student: Any, tiny_cohort: pathlib.Path, tmp_path: pathlib.Path, command_env: Any
+) -> None:
+    path = _with_a_nine(tiny_cohort, tmp_path / "cohort")
+    words = ("--allow_seen_cases", "--workers=1")
+    refused = _segment(
+        smoke_student.folder, tmp_path / "cohort", tmp_path / "out", command_env, *words
+    )
+    assert refused.returncode == 2
+    assert "nothing was computed" in refused.stderr
+    assert path.name in refused.stderr
+    assert "segmenting" not in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_references_are_refused_before_masks_are_made(
+    tiny_cohort: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    path = _with_a_nine(tiny_cohort, tmp_path / "cohort")
+    cohort = cases.find_cases(tmp_path / "cohort").cases
+    with pytest.raises(UserError, match=r"2 problems.*; nothing was computed") as told:
+        mask_evaluation.check_references(
+            cohort_segmentation.masks(cohort[:-1], tmp_path / "out"),
+            segmentations.find_masks(tmp_path / "cohort", "--references", GLIOMA),
+            None,
+            task=GLIOMA,
+            reference_labels=label_recognition.AUTO,
+            allow_missing=False,
+            workers=1,
+        )
+    assert f"no prediction for 1 case: {cohort[-1].case_id}" in str(told.value)
+    assert f"but the masks hold 0, 1, 2, 4, 9: {path.name}" in str(told.value)
+
+
 def test_masks_of_others_are_not_replaced(tmp_path: pathlib.Path) -> None:
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "mine.nii.gz").touch()
     with pytest.raises(UserError, match="not from this command"):
-        cohort_segmentation.segment(
+        cohort_segmentation.choose(
             None, cases.Cohort("user", [], []), tmp_path, wanted=None, allow_seen=True
         )
     assert (tmp_path / "predictions" / "mine.nii.gz").exists()
+
+
+class _KilledError(BaseException):
+    """Not an `Exception`: nothing may handle it."""
+
+
+@contextlib.contextmanager
+def _killed(before: int) -> Iterator[None]:
+    """Ends the block before so many changes of names of files, as a killed process ends."""
+    calls = itertools.count(1)
+
+    def counted(change: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        if next(calls) == before:
+            raise _KilledError
+        change(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(_KilledError):
+        for name in ("replace", "unlink", "rmdir"):
+            patch.setattr(os, name, functools.partial(counted, getattr(os, name)))
+        yield
+
+
+def test_masks_are_known_again_wherever_their_replacement_was_killed(
+    tmp_path: pathlib.Path,
+) -> None:
+    model = types.SimpleNamespace(task=GLIOMA)
+    member = types.SimpleNamespace(model=model, folder=tmp_path, params_hash="0")
+    ensemble: Any = types.SimpleNamespace(members=[member])
+    folder = cohort_segmentation.segment(ensemble, [], tmp_path / "out")
+    for before in range(1, 15):
+        for name in "abc":
+            (folder / f"{name}.nii.gz").touch()
+        with _killed(before):
+            cohort_segmentation.segment(ensemble, [], tmp_path / "out")
+        cohort_segmentation.choose(
+            ensemble, cases.Cohort("user", [], []), tmp_path / "out", wanted=None, allow_seen=True
+        )
+        cohort_segmentation.segment(ensemble, [], tmp_path / "out")
+        assert _files(tmp_path) == {"out/predictions/members.json"}
 
 
 @pytest.mark.parametrize("place", ["references/out", "file/out", "file"])
@@ -317,6 +405,36 @@ def test_an_evaluation_replaces_one_of_the_same_inputs_and_nothing_else(scored, 
 
     with pytest.raises(UserError, match="whose references is /r, not /other"):
         mask_evaluation.check_output(tmp_path, ABOUT | {"references": "/other"})
+
+
+@pytest.mark.parametrize(("former", "rules"), [(None, "on"), ("on", "off"), ("off", "on")])
+def test_an_evaluation_is_known_again_wherever_its_replacement_was_killed(
+    scored: scoring.Scored, tmp_path: pathlib.Path, former: str | None, rules: str
+) -> None:
+    kinds = {"on": ON, "off": postprocessing.Rules()}
+    for before in range(1, 15):
+        output = tmp_path / str(before)
+        if former:
+            mask_evaluation.write(output, scored, kinds[former], ABOUT, task=GLIOMA)
+        with _killed(before):
+            mask_evaluation.write(output, scored, kinds[rules], ABOUT, task=GLIOMA)
+        mask_evaluation.check_output(output, ABOUT)
+        mask_evaluation.write(output, scored, kinds[rules], ABOUT, task=GLIOMA)
+        assert os.listdir(output) == ["evaluation"]
+        assert len(_files(output)) == (4 if rules == "on" else 2)
+
+
+def test_a_place_without_the_right_to_write_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write anywhere, so what the system says is made up."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match="may not be changed"):
+        mask_evaluation.check_output(tmp_path / "out", ABOUT)
+    with pytest.raises(UserError, match="may not be changed"):
+        cohort_segmentation.choose(
+            None, cases.Cohort("user", [], []), tmp_path / "out", wanted=None, allow_seen=True
+        )
 
 
 def test_other_folders_are_refused_as_output(tmp_path) -> None:

@@ -14,6 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from kdnet_jax.errors import UserError
 
 _SEEN_SECONDS = 70.0
+# The last one: a limit on the size of files, by ulimit or of the file system.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Something else stands there, the name is too long, or there is no right to write it.
+_UNUSABLE = (
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+)
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -71,6 +78,27 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
                 parent.rmdir()
 
 
+def check_places(paths: Iterable[pathlib.Path]) -> None:
+    """Refuses files that cannot be written where they are to be, before the first is made.
+
+    Raises:
+        UserError: a folder has the file's name, a file that of one of its folders, or the folder
+            may not be written.
+    """
+    for path in paths:
+        # Not pathlib's `is_dir`, which raises where a folder may not be looked into.
+        if os.path.isdir(path):
+            raise UserError(f"{path} is a folder: give the name of a file.")
+        folder = next(each for each in path.absolute().parents if os.path.lexists(each))
+        if not os.path.isdir(folder):
+            raise UserError(f"{path} cannot be written: {folder} is no folder. Give another name.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{path} cannot be written: {folder} may not be changed (its rights). Give "
+                "another place."
+            )
+
+
 def wait_until_seen(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Waits for files that another machine has written; returns those that do not appear.
 
@@ -99,14 +127,19 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return stream.getvalue()
 
 
-def disk_error(error: OSError, where: pathlib.Path) -> Exception:
+def is_full(error: Exception) -> bool:
+    """Whether an error means a full disk; the own kinds of libraries tell by words only."""
+    words = map(os.strerror, _FULL)
+    return getattr(error, "errno", None) in _FULL or any(each in str(error) for each in words)
+
+
+def disk_error(error: Exception, where: pathlib.Path) -> Exception:
     """Returns a UserError for a full disk or an unusable path, else the error itself."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_full(error):
         return UserError(
             f"No space left on the disk for {where}. What was saved before is kept; free some "
             "space and run the same command again."
         )
-    # The last two: a file stands where a folder is needed.
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+    if isinstance(error, OSError) and error.errno in _UNUSABLE:
         return UserError(f"{where} cannot be written ({error.strerror}). Give another place.")
     return error

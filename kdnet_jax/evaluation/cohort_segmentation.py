@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import console
+from kdnet_jax.core import console, files
 from kdnet_jax.data.scans import nifti, prepare
-from kdnet_jax.data.sources import cases, labels, layouts, patients
+from kdnet_jax.data.sources import cases, labels, layouts, patients, segmentations
 from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import ensembles, prediction_jobs
 from kdnet_jax.runs import workdir
@@ -29,37 +29,63 @@ def label_convention(task: task_lib.Task) -> str:
     return "brats2021" if labels.is_brats(task) else labels.own_convention(task)
 
 
-def segment(
+def choose(
     ensemble: ensembles.Ensemble,
     cohort: cases.Cohort,
     output: pathlib.Path,
     *,
     wanted: Sequence[str] | None,
     allow_seen: bool,
+) -> list[cases.Case]:
+    """Returns the cases to segment, after all checks that need no voxels.
+
+    Args:
+        ensemble: see `segment`.
+        cohort: the cases.
+        output: see `segment`.
+        wanted: ids of the cases to segment; None takes all.
+        allow_seen: also take cases that a member was trained or chosen on.
+
+    Raises:
+        UserError: a wanted case is not there, a member has seen a case, `output` cannot be
+            written, or a scan cannot be used by its header.
+    """
+    chosen = _named(cohort, wanted)
+    if not allow_seen:
+        _refuse_seen(chosen, cohort, ensemble)
+    _check_place(output)
+    task = ensemble.members[0].model.task
+    prediction_jobs.check_headers((case.images for case in chosen), task)
+    return chosen
+
+
+def masks(chosen: Collection[cases.Case], output: pathlib.Path) -> segmentations.Found:
+    """Returns the masks that `segment` makes of the cases."""
+    folder = output / FOLDER
+    return segmentations.Found(
+        folder, {case.case_id: [folder / f"{case.case_id}.nii.gz"] for case in chosen}, [], []
+    )
+
+
+def segment(
+    ensemble: ensembles.Ensemble, chosen: Collection[cases.Case], output: pathlib.Path
 ) -> pathlib.Path:
     """Writes `predictions/<case>.nii.gz`, each on its scan's own grid, all at once at the end.
 
     Args:
         ensemble: whose probabilities are averaged.
-        cohort: the cases.
+        chosen: the cases, of `choose`.
         output: the folder for `predictions/`.
-        wanted: ids of the cases to segment; None takes all.
-        allow_seen: also take cases that a member was trained or chosen on.
 
     Returns:
         The folder of the masks.
 
     Raises:
-        UserError: a wanted case is not there, a member has seen a case, or a file cannot be used.
+        UserError: a file cannot be used, or a mask cannot be written.
     """
-    chosen = _choose(cohort, wanted)
-    if not allow_seen:
-        _refuse_seen(chosen, cohort, ensemble)
-    _check_place(output / FOLDER)
     model = ensemble.members[0].model
     task = model.task
-    prediction_jobs.check_headers((case.images for case in chosen), task)
-    with _beside(output) as beside:
+    with _replacing(output / FOLDER) as beside:
         for case in console.bar(chosen, "segmenting", unit="case"):
             # The reference is read where it is scored, with the labels requested there.
             prepared, notes = prepare.prepare_case(
@@ -82,27 +108,40 @@ def segment(
             )
         members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
         (beside / MARK).write_text(json.dumps(members, indent=1) + "\n", "utf-8")
-        shutil.rmtree(output / FOLDER, ignore_errors=True)
-        os.replace(beside, output / FOLDER)
     return output / FOLDER
 
 
 @contextlib.contextmanager
-def _beside(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a folder to write to; where the block fails, nothing is left of it."""
+def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder to fill, which takes the place of `folder` at the end.
+
+    Where the block fails, nothing is left of it.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    output = folder.parent
     was_there = output.exists()
-    beside = output / f".{FOLDER}.part"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    beside, former = (folder.with_name(f".{folder.name}.{each}") for each in ("part", "former"))
+    for each in (beside, former):
+        shutil.rmtree(each, ignore_errors=True)
     try:
+        beside.mkdir(parents=True)
         yield beside
+        if folder.exists():
+            # Not removed where it stands: without its mark, half of it would be somebody else's.
+            os.replace(folder, former)
+        os.replace(beside, folder)
+        shutil.rmtree(former, ignore_errors=True)
+    except OSError as error:
+        raise files.disk_error(error, folder) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        if not was_there and not any(output.iterdir()):
+        if not was_there and output.exists() and not any(output.iterdir()):
             output.rmdir()
 
 
-def _choose(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Case]:
+def _named(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Case]:
     if wanted is None:
         return list(cohort.cases)
     known = {case.case_id: case for case in cohort.cases}
@@ -115,7 +154,9 @@ def _choose(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Ca
     return [known[name] for name in wanted]
 
 
-def _check_place(folder: pathlib.Path) -> None:
+def _check_place(output: pathlib.Path) -> None:
+    folder = output / FOLDER
+    files.check_places(each / MARK for each in (output, folder))
     if folder.exists() and not (folder / MARK).is_file():
         raise UserError(
             f"{folder}: is not from this command, and would be replaced. Give another --output."

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import typed
+from kdnet_jax.core import files, typed
 from kdnet_jax.data import splits
 from kdnet_jax.data.checks import mask_checks, problems
 from kdnet_jax.data.scans import grids, spaces
@@ -75,6 +75,41 @@ def read_cases(text: str | None) -> list[str] | None:
     return named
 
 
+def check_references(
+    predictions: segmentations.Found,
+    references: segmentations.Found,
+    wanted: Sequence[str] | None,
+    *,
+    task: task_lib.Task,
+    reference_labels: str,
+    allow_missing: bool,
+    workers: int,
+) -> None:
+    """Refuses, before predictions are made, the references that `check_inputs` would refuse.
+
+    Args:
+        predictions: the masks that are to be made.
+        references: see `check_inputs`, and so of the others.
+        wanted: which cases.
+        task: what is scored.
+        reference_labels: what the values mean.
+        allow_missing: leave out cases without a prediction.
+        workers: files read at once.
+
+    Raises:
+        UserError: with everything that is wrong, one line for each file.
+    """
+    pairs, _, listed, _ = segmentations.match(
+        references, predictions, wanted, allow_missing=allow_missing
+    )
+    contents = read_contents([pair.reference for pair in pairs], workers, task)
+    for pair in pairs:
+        listed += mask_checks.check_files(pair.case_id, [pair.reference], contents)
+    _recognised(references, "reference", reference_labels, pairs, contents, listed, task)
+    if listed:
+        raise UserError(_listing(listed))
+
+
 def check_inputs(
     predictions: segmentations.Found,
     references: segmentations.Found,
@@ -112,7 +147,8 @@ def check_inputs(
     pairs, left_out, listed, notes = segmentations.match(
         references, predictions, wanted, allow_missing=allow_missing
     )
-    contents = read_contents(pairs, workers, task)
+    both = [path for pair in pairs for path in (pair.reference, pair.prediction)]
+    contents = read_contents(both, workers, task)
     listed += mask_checks.check_pairs(pairs, contents, ignore_affine=ignore_affine)
     of_predictions, of_references = (
         _recognised(found, side, asked, pairs, contents, listed, task)
@@ -185,10 +221,9 @@ def _recognised(
 
 
 def read_contents(
-    pairs: Sequence[segmentations.Pair], workers: int, task: task_lib.Task
+    paths: Sequence[pathlib.Path], workers: int, task: task_lib.Task
 ) -> dict[pathlib.Path, mask_checks.Content]:
     """Reads every mask once."""
-    paths = [path for pair in pairs for path in (pair.reference, pair.prediction)]
     contents = scoring.map_cases(
         functools.partial(mask_checks.read_content, task=task),
         paths,
@@ -214,12 +249,15 @@ def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
     """Refuses a folder that holds something else than an evaluation of the same inputs.
 
     Raises:
-        UserError: it does, or it is a file.
+        UserError: it does, is a file, or cannot be written.
     """
     other = "Choose another --output"
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not there.is_dir():
+    there = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(there):
         raise UserError(f"--output={output}: {there} is a file; expected a folder. {other}")
+    scores = output / score_files.FOLDER
+    folders = (output, scores, scores / score_files.POSTPROCESSED)
+    files.check_places(folder / score_files.SUMMARY_FILE for folder in folders)
     references = pathlib.Path(about["references"]).resolve()
     if output.resolve().is_relative_to(references):
         raise UserError(
@@ -230,8 +268,8 @@ def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
         raise UserError(f"--output={output}: is a run's folder, with its own evaluation. {other}")
     present = score_files.read_summary(output)
     if present is None:
-        if (output / score_files.FOLDER).exists():
-            raise UserError(f"{output / score_files.FOLDER}: is not from this command. {other}")
+        if scores.exists():
+            raise UserError(f"{scores}: is not from this command. {other}")
         return
     for key in _INPUTS:
         if present.get(key) != about.get(key):
@@ -271,7 +309,7 @@ def write(
     Only the files of an evaluation are replaced; others in the folder are left.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the disk is full, or the folder cannot be written.
     """
     from kdnet_jax.core import provenance
 
@@ -289,19 +327,28 @@ def write(
             )
         _move_scores(beside, output / score_files.FOLDER)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); see --output") from error
+        raise files.disk_error(error, output) from error
 
 
 def _move_scores(new: pathlib.Path, old: pathlib.Path) -> None:
-    """Replaces the scores in `old`; a former post-processing's go, other files stay."""
-    for folder in (score_files.POSTPROCESSED, "."):
-        (old / folder).mkdir(parents=True, exist_ok=True)
-        for name in (score_files.CASES_FILE, score_files.SUMMARY_FILE):
-            (old / folder / name).unlink(missing_ok=True)
+    """Replaces the scores in `old`; a former post-processing's go, other files stay.
+
+    Wherever this is broken off, `check_output` still knows `old`, if it is there, by its summary.
+    """
+    if not old.exists():
+        os.replace(new, old)
+        return
+    names, processed = (score_files.CASES_FILE, score_files.SUMMARY_FILE), score_files.POSTPROCESSED
+    for folder in (processed, "."):
+        for name in names:
             if (new / folder / name).exists():
+                (old / folder).mkdir(exist_ok=True)
                 os.replace(new / folder / name, old / folder / name)
-    if not any((old / score_files.POSTPROCESSED).iterdir()):
-        (old / score_files.POSTPROCESSED).rmdir()
+    if (old / processed).is_dir() and not (new / processed).exists():
+        for name in names:
+            (old / processed / name).unlink(missing_ok=True)
+        if not any((old / processed).iterdir()):
+            (old / processed).rmdir()
     shutil.rmtree(new)
 
 

@@ -62,7 +62,8 @@ class AdaptedConfig:
                 f"order is {self.order}; expected an order of the network's {self.out_channels} "
                 "outputs."
             )
-        if sorted("SPLIAR".index(letter) % 3 for letter in self.axes) != [0, 1, 2]:
+        # The line that each runs along: -1 for what is no such letter.
+        if sorted("".join(_LINES).find(letter) // 2 for letter in self.axes) != [0, 1, 2]:
             raise UserError(f"axes is {self.axes!r}; expected three letters such as 'RAS'.")
         if not 1 <= self.members <= _MOST_MEMBERS:
             raise UserError(f"members is {self.members}; expected 1 to {_MOST_MEMBERS}.")

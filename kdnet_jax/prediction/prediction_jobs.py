@@ -142,23 +142,6 @@ def plan(
     return jobs
 
 
-def check_places(paths: Iterable[pathlib.Path]) -> None:
-    """Refuses files that cannot be written where they are to be, before the first is made.
-
-    Raises:
-        UserError: a folder has the file's name, a file that of one of its folders, or the folder
-            may not be written.
-    """
-    for path in paths:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: give the name of a file.")
-        folder = next(each for each in path.absolute().parents if os.path.lexists(each))
-        if not folder.is_dir():
-            raise UserError(f"{path} cannot be written: {folder} is no folder. Give another name.")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise UserError(f"{path} cannot be written: {folder} may not be changed (its rights).")
-
-
 def check_headers(scans: Iterable[Mapping[str, finding_scans.Source]], task: task_lib.Task) -> None:
     """Refuses scans that cannot be used as far as their headers tell, before the first is made.
 

@@ -6,7 +6,6 @@ and tells a damaged one; two are kept besides the best so that there is one to f
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import os
 import pathlib
@@ -32,8 +31,6 @@ _REPLACED = ".replaced_checkpoint"
 _DELETED = ".deleted_checkpoint"
 # Saves that are kept besides the best: the newest, and one to fall back on.
 NEWEST = 2
-# How TensorStore says that a file could not be written.
-_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 class RunCheckpoints:
@@ -232,9 +229,8 @@ def _writing(folder: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise files.disk_error(error, folder) from error
     except (ValueError, RuntimeError) as error:
-        # TensorStore tells only by words.
-        if any(words in str(error) for words in _FULL):
-            raise files.disk_error(OSError(errno.ENOSPC, str(error)), folder) from error
+        if files.is_full(error):  # TensorStore's own
+            raise files.disk_error(error, folder) from error
         raise
 
 

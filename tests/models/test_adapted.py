@@ -138,6 +138,12 @@ def test_the_divisor_is_that_of_each_of_our_axes() -> None:
     assert _network("PSR").divisor == (4, 2, 3)
 
 
+@pytest.mark.parametrize("axes", ["RAX", "SPI", "SP", "SPLR", "header"])
+def test_letters_that_are_no_axes_are_refused(axes: str) -> None:
+    with pytest.raises(UserError, match="expected three letters such as 'RAS'"):
+        _network(axes)
+
+
 def test_an_order_that_is_none_of_the_outputs_is_refused() -> None:
     for order in ((0, 1, 2), (0, 1, 2, 2), (1, 2, 3, 4)):
         with pytest.raises(UserError, match="an order of the network's 4 outputs"):

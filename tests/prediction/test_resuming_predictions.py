@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 import pathlib
 
 import nibabel as nib
@@ -109,17 +108,6 @@ def test_channels_of_one_file_are_one_header(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "four.nii"
     scans.write(path, scans.encode(np.stack([scans.brain()] * 4, -1)))
     prediction_jobs.check_headers([{"t1": (path, 1), "t2": (path, 3)}], task_lib.GLIOMA)
-
-
-def test_places_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    prediction_jobs.check_places([file, tmp_path / "new" / "deep" / "mask.nii"])
-    with pytest.raises(UserError, match=f"{file} is no folder"):
-        prediction_jobs.check_places([file / "new" / "mask.nii"])
-    with pytest.raises(UserError, match="is a folder: give the name of a file"):
-        prediction_jobs.check_places([tmp_path])
-    assert os.listdir(tmp_path) == ["file"]
 
 
 def _row(name: str, mask: pathlib.Path, *warnings: str) -> prediction_outputs.ScanVolumes:

@@ -76,6 +76,17 @@ def _not_labels(
     return None
 
 
+def check_files(
+    case_id: str, paths: Iterable[pathlib.Path], contents: Mapping[pathlib.Path, Content]
+) -> list[problems.Problem]:
+    """Returns what is wrong with each of a case's files by itself."""
+    return [
+        problems.from_error(UserError(contents[path].problem), case_id, path)
+        for path in paths
+        if contents[path].problem
+    ]
+
+
 def check_pairs(
     pairs: Iterable[segmentations.Pair],
     contents: Mapping[pathlib.Path, Content],
@@ -92,13 +103,10 @@ def check_pairs(
     """
     listed = []
     for pair in pairs:
-        broken = [
-            problems.from_error(UserError(contents[path].problem), pair.case_id, path)
-            for path in (pair.reference, pair.prediction)
-            if contents[path].problem
-        ]
+        both = (pair.reference, pair.prediction)
+        broken = check_files(pair.case_id, both, contents)
         # Without a shape, a file could not be read at all.
-        readable = all(contents[path].shape for path in (pair.reference, pair.prediction))
+        readable = all(contents[path].shape for path in both)
         listed += broken + (_check_grid(pair, contents, ignore_affine) if readable else [])
     return listed
 

@@ -21,6 +21,7 @@ from data_builders.brats import brats_dataset_builder
 from data_builders.brats_phantom import brats_phantom_dataset_builder
 from data_builders.task_cohort import task_cohort_dataset_builder
 from kdnet_jax import task as task_lib
+from kdnet_jax.core import files
 from kdnet_jax.data.records import case_builder, cohort_builder, store
 from kdnet_jax.data.scans import geometry, prepare
 from kdnet_jax.data.sources import cases, labels
@@ -177,7 +178,7 @@ def _explained(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if case_builder.is_disk_full(error):
+        if files.is_full(error):
             raise UserError(
                 f"{folder}: the disk became full while the dataset was built; the unfinished part "
                 f"is removed. Free some space or {_ELSEWHERE}"

@@ -6,13 +6,11 @@ soon as a dataset exceeds 1 GB. `ShardBasedBuilder` streams: a case is prepared,
 
 import abc
 import dataclasses
-import errno
 import functools
 import hashlib
 import importlib.metadata
 import itertools
 import json
-import os
 import pathlib
 import shutil
 from collections import deque
@@ -38,8 +36,6 @@ CASES_PER_SHARD = 16
 # Left free on the disk at least, so that a build never fills it to the last byte.
 DISK_RESERVE = 256 * 2**20
 
-# The last one: a limit on the size of files, by ulimit or of the file system.
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -255,12 +251,6 @@ def check_free_space(folder: pathlib.Path, need: int) -> None:
             "Free some, choose another disk (data.root; build_data: --output), or build at a "
             "coarser spacing."
         )
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Whether a library's error means a full disk (array_record raises its own kind)."""
-    texts = [os.strerror(code) for code in _DISK_FULL]
-    return getattr(error, "errno", None) in _DISK_FULL or any(t in str(error) for t in texts)
 
 
 def _size_text(size: int) -> str:

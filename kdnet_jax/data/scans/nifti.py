@@ -4,7 +4,6 @@ Files of NRRD and MetaImage are read too (`itk_files.py`), with the same checks.
 """
 
 import dataclasses
-import errno
 import io
 import os
 import pathlib
@@ -267,7 +266,7 @@ def save(path: str | os.PathLike[str], image: nib.Nifti1Image) -> None:
 
 
 def _cannot_write(path: pathlib.Path, size: int, error: OSError) -> str:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if not files.is_full(error):
         return f"{path}: cannot be written ({error.strerror or error})"
     free = shutil.disk_usage(path.parent).free
     return (

@@ -212,8 +212,9 @@ def test_mask_needs_the_suffix_and_a_folder(tmp_path: pathlib.Path) -> None:
         nifti.write_mask(tmp_path / "file" / "m.nii", mask, AFFINE)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
 def test_full_disk_leaves_the_old_mask(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    number: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No small file system is at hand in a test, so the write itself reports the full disk."""
     path = tmp_path / "m.nii.gz"
@@ -223,7 +224,7 @@ def test_full_disk_leaves_the_old_mask(
 
     def full(image: nib.Nifti1Image, to: pathlib.Path) -> None:
         to.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(nib, "save", full)
     with pytest.raises(UserError, match=r"disk is full.*needs up to .* MiB are free"):
