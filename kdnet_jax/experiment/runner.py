@@ -217,7 +217,7 @@ def _evaluated(
 ) -> trained.Run:
     best = processes.together(lambda: trained.load_run(folder))
     _check_same(best)
-    if best.uncalibrated and data.indices("validation"):
+    if best.uncalibrated:
         best = _calibrated(best, data)
     if best.undecided:
         best = _decided(best, data)
