@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float16, Integer, Shaped, UInt8, UInt16
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import typed
+from kdnet_jax.core import memory, typed
 from kdnet_jax.data.records import records, skipping, store, teacher_maps
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import labels
@@ -247,7 +247,8 @@ class PatchSource:
         if self._crops_per_read > 1 and not resident and self._cases.cache_bytes < group:
             notes.append(
                 f"crops_per_read={self._crops_per_read} saves no reading: the cases of a batch "
-                f"take {group} bytes, the store keeps {self._cases.cache_bytes}"
+                f"take {memory.size_text(group)}, the store keeps "
+                f"{memory.size_text(self._cases.cache_bytes)}"
             )
         return notes
 

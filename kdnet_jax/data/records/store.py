@@ -37,7 +37,6 @@ _DESCRIPTIONS = {
     "dataset_info.json": ("name", "splits", "version"),
 }
 
-GIB = 2**30
 # Stands for an array that a case has not. TFDS cannot decode a volume of fewer bytes than axes.
 _NO_VOXELS = np.zeros((1, 1, 8), np.uint8)
 

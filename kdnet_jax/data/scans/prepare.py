@@ -20,6 +20,7 @@ from kdnet_jax.data.checks import tumour_share
 from kdnet_jax.data.scans import copies, geometry, grids, intensities, nifti, nifti_header, spaces
 from kdnet_jax.data.sources import cases, decathlon, labels
 from kdnet_jax.errors import UserError
+from kdnet_jax.metrics import boxes
 
 # A sequence of MRI shows something of its own; CT windows of one scan do not.
 COMPARED: Final = ("zscore_nonzero", "zscore")
@@ -323,7 +324,7 @@ def _prepare_images(
         notes += note
     union = np.logical_or.reduce(list(masks.values()))
     kept = union if task.is_cropped else np.ones_like(union)
-    box = intensities.bounding_box(geometry.orient(kept, affine, orientation))
+    box = boxes.bounding_box(geometry.orient(kept, affine, orientation))
     way = geometry.make_geometry(
         union.shape,
         space,
