@@ -287,6 +287,3 @@ def test_no_cases_are_named() -> None:
     cases = stores.make_store(2)
     with pytest.raises(UserError, match="no cases"):
         loader.make_loader(cases, [], mesh=MESH, patch=PATCH, batch=1, seed=0)
-    cases.summaries[1] = store.CaseSummary("case_1", "case_1", None)
-    with pytest.raises(UserError, match="case_1: has no reference"):
-        loader.make_loader(cases, [0, 1], mesh=MESH, patch=PATCH, batch=1, seed=0)
