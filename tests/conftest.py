@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -57,6 +57,16 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     For tests that look at other things than the report; forked commands have `report_free_env`.
     """
     monkeypatch.setattr("kdnet_jax.reports.run_report.write", fork_server.empty_report)
+
+
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """Leaves the code slow, for tests in which compiling takes nearly all of the time."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

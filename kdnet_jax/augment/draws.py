@@ -36,7 +36,7 @@ class Draws(NamedTuple):
 
     Attributes:
         keys: of the noise of the voxels.
-        geometry: see `augment_spatial.Geometry`; None where it cannot be drawn.
+        geometry: see `spatial.Geometry`; None where it cannot be drawn.
         parts: name -> (whether it is drawn "b", its values), of the parts that can be drawn; in
             place of "whether", None stands for a part too cheap to leave out.
         flips: whether an axis is mirrored.

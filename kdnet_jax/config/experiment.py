@@ -20,6 +20,14 @@ from kdnet_jax.training import optimizers
 Spacing = float | tuple[float, float, float] | None
 
 
+def spacing_text(spacing: Spacing) -> str:
+    """Returns a working voxel size for people to read."""
+    if spacing is None:
+        return "the scan's own"
+    sizes = spacing if isinstance(spacing, tuple) else (spacing,)
+    return f"{' x '.join(f'{mm:g}' for mm in sizes)} mm"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phantom:
     """The synthetic cohort: the keys of `data.phantom`."""

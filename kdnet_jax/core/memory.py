@@ -44,13 +44,14 @@ def check(need: int, free: int, device: str) -> str:
     """
     if need > free:
         raise UserError(
-            f"one training step needs {_size(need)} on {device}, and {_size(free)} are free. "
-            f"{_REMEDY}"
+            f"one training step needs {size_text(need)} on {device}, and {size_text(free)} are "
+            f"free. {_REMEDY}"
         )
-    return f"One training step takes {_size(need)} of {_size(free)} free on {device}."
+    return f"One training step takes {size_text(need)} of {size_text(free)} free on {device}."
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Returns a number of bytes for people to read."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

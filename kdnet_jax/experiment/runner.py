@@ -217,7 +217,7 @@ def _evaluated(
 ) -> trained.Run:
     best = processes.together(lambda: trained.load_run(folder))
     _check_same(best)
-    if best.uncalibrated and data.indices("validation"):
+    if best.uncalibrated:
         best = _calibrated(best, data)
     if best.undecided:
         best = _decided(best, data)
@@ -370,12 +370,6 @@ def evaluate(
     )
 
 
-def _spacing_text(spacing: experiment_lib.Spacing) -> str:
-    if isinstance(spacing, tuple):
-        return f"{' x '.join(map(str, spacing))} mm"
-    return f"{spacing} mm" if spacing else "own"
-
-
 def _facts(
     experiment: experiment_lib.Experiment, data: run_data.Data, workdir: pathlib.Path
 ) -> list[tuple[str, str]]:
@@ -390,6 +384,6 @@ def _facts(
         ("Training / validation / test cases", " / ".join(map(str, sizes))),
         *([("Training cases without a reference", str(unlabelled))] if unlabelled else []),
         *([("Training cases skipped as unreadable", ", ".join(skipped))] if skipped else []),
-        ("Working voxel size", _spacing_text(experiment.data.spacing)),
+        ("Working voxel size", experiment_lib.spacing_text(experiment.data.spacing)),
         ("Seed", str(experiment.seed)),
     ]

@@ -16,7 +16,7 @@ def bounding_box(mask: Bool[np.ndarray, "d h w"], margin: int = 0) -> tuple[slic
         others = tuple(other for other in range(3) if other != axis)
         used = np.flatnonzero(mask.any(axis=others))
         if used.size:
-            box.append(slice(max(used[0] - margin, 0), used[-1] + 1 + margin))
+            box.append(slice(max(int(used[0]) - margin, 0), int(used[-1]) + 1 + margin))
         else:
             box.append(slice(0, 0))
     return tuple(box)

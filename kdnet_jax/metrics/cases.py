@@ -24,7 +24,7 @@ class RegionScore:
       case: The case's id.
       region: Name of a region of the task.
       dice: Both empty 1, exactly one empty 0.
-      hd95_mm: Both empty 0, exactly one empty 373.12866 (see `surface.hd95`).
+      hd95_mm: Both empty 0, exactly one empty 373.12866 (see `surface.SurfaceDistances`).
       nsd: Normalised surface Dice at 1 mm.
       sensitivity: NaN, an empty cell, where the reference is empty.
       specificity: NaN, an empty cell, where the reference fills the grid.

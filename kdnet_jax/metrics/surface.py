@@ -25,7 +25,6 @@ HD95_DEFINITION: Final = (
     "larger of the two directed 95th percentiles of the distances between surface voxels, in mm; "
     f"both masks empty 0, exactly one empty {EMPTY_PENALTY_MM}"
 )
-DEFAULT_TOLERANCE_MM: Final = 1.0
 # Headers keep spacings as float32, so that a step of 1 mm may read as 1.0000001 mm.
 _TOLERANCE_SLACK: Final = 1.0 + 1e-5
 
@@ -37,14 +36,23 @@ class SurfaceDistances(NamedTuple):
     from_prediction: Float[np.ndarray, "p"]
 
     def hd95(self, penalty: float = EMPTY_PENALTY_MM) -> float:
-        """Returns the larger of the two directed 95th percentiles, in mm (see `hd95`)."""
+        """Returns the 95 % Hausdorff distance in mm: max(P95 of d(R→P), P95 of d(P→R)).
+
+        This is the larger of the two directed percentiles (MONAI, BraTS), not the percentile of the
+        pooled distances. Both masks empty gives 0, exactly one gives the penalty: BraTS's, taken
+        for every task.
+        """
         if not self.from_reference.size or not self.from_prediction.size:
             both_empty = self.from_reference.size == self.from_prediction.size
             return 0.0 if both_empty else penalty
         return float(max(np.percentile(directed, 95) for directed in self))
 
     def nsd(self, tolerance: float) -> float:
-        """Returns the share of both surfaces within `tolerance` mm of the other (see `nsd`)."""
+        """Returns the normalised surface Dice (Nikolov et al., 2018) at `tolerance` mm.
+
+        It is the share of surface voxels of both masks that lie within the tolerance of the other
+        mask's surface. Both masks empty gives 1, exactly one gives 0.
+        """
         count = self.from_reference.size + self.from_prediction.size
         near = sum(np.count_nonzero(way <= tolerance * _TOLERANCE_SLACK) for way in self)
         return float(near / count) if count else 1.0
@@ -135,20 +143,6 @@ def surfaces(reference: Mask, prediction: Mask, spacing: Spacing) -> Surfaces:
     return Surfaces((surface_voxels(reference), surface_voxels(prediction)), spacing)
 
 
-def surface_distances(reference: Mask, prediction: Mask, spacing: Spacing) -> SurfaceDistances:
-    """Measures both surfaces against each other.
-
-    Args:
-      reference: Mask of the reference.
-      prediction: Mask on the same grid.
-      spacing: mm between voxel centres along each axis.
-
-    Returns:
-      The directed distances; where one mask is empty, those of the other are infinite.
-    """
-    return surfaces(reference, prediction, spacing).distances
-
-
 def surface_voxels(mask: Mask) -> Voxels:
     """Returns the indices of the mask's surface voxels, in the grid's order."""
     inner = mask.copy()
@@ -159,24 +153,3 @@ def surface_voxels(mask: Mask) -> Voxels:
         here[:1] = here[-1:] = False
     places = np.flatnonzero(mask & ~inner)  # much faster than np.argwhere
     return np.stack(np.unravel_index(places, mask.shape), axis=1)
-
-
-def hd95(reference: Mask, prediction: Mask, spacing: Spacing) -> float:
-    """Returns the 95 % Hausdorff distance in mm: max(P95 of d(R→P), P95 of d(P→R)).
-
-    This is the larger of the two directed percentiles (MONAI, BraTS), not the percentile of the
-    pooled distances. Both masks empty gives 0, exactly one gives `EMPTY_PENALTY_MM`: BraTS's
-    penalty, taken for every task.
-    """
-    return surface_distances(reference, prediction, spacing).hd95()
-
-
-def nsd(
-    reference: Mask, prediction: Mask, spacing: Spacing, tolerance: float = DEFAULT_TOLERANCE_MM
-) -> float:
-    """Returns the normalised surface Dice (Nikolov et al., 2018) at `tolerance` mm.
-
-    It is the share of surface voxels of both masks that lie within the tolerance of the other
-    mask's surface. Both masks empty gives 1, exactly one gives 0.
-    """
-    return surface_distances(reference, prediction, spacing).nsd(tolerance)

@@ -122,13 +122,14 @@ class _Layers(nn.Module):
         features: int,
         kernel: Triple,
         stride: Triple = (1, 1, 1),
-        bias: bool | None = None,
+        *,
+        bias: bool,
     ) -> nn.Module:
         return torch_layers.Conv(
             features,
             kernel,
             stride,
-            bias=self.config.conv_bias if bias is None else bias,
+            bias=bias,
             name=name,
             **unet.block_options(self.config),
         )

@@ -150,7 +150,7 @@ def _state_spec(mesh: Mesh, shape: Sequence[int], mode: str) -> PartitionSpec:
 def spread(apply: Apply, mesh: Mesh | None) -> Apply:
     """Returns a network's function, computed by each device for its own samples and planes.
 
-    What a layer needs of other planes it fetches itself (`models.halo`).
+    What a layer needs of other planes it fetches itself (`parallel.halo`).
 
     Args:
         apply: (parameters, input "b d h w m") to a tree of "b d h w ..." arrays.

@@ -246,7 +246,7 @@ def load_ensemble(
         mirror: average over mirror images; `None` as the runs' configs say.
         window_batch: windows at once on each device.
         whole: segment a scan in one pass, without windows; `None` as the runs' configs say.
-        space: devices that share its depth, or that of a window; see `runs.prediction_mesh`.
+        space: devices that share its depth, or that of a window; see `predictors.prediction_mesh`.
 
     Raises:
         UserError: no folder, one that is no run or is a duplicate, runs that cannot be averaged or
@@ -335,18 +335,12 @@ def _check_agreement(
             )
 
 
-def _spacing_text(spacing: experiment_lib.Spacing) -> str:
-    if spacing is None:
-        return "the scan's own"
-    return f"{' x '.join(f'{mm:g}' for mm in np.atleast_1d(spacing))} mm"
-
-
 def _must_agree(run: trained.Run, mirror: bool | None, whole: bool | None) -> dict[str, str]:
     model = run.model
     agree = {
         "tasks": f"{model.task.name} ({dataset_json.fingerprint(model.task)})",
         "sequences (model.modalities)": ", ".join(model.modalities),
-        "spacings (data.spacing)": _spacing_text(model.spacing),
+        "spacings (data.spacing)": experiment_lib.spacing_text(model.spacing),
         "outputs (model.head)": ", ".join(model.outputs),
         "windows (inference.patch)": "x".join(map(str, model.window)),
         "overlaps (inference.overlap)": str(model.overlap),

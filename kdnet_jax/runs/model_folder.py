@@ -148,7 +148,7 @@ def read_params(folder: pathlib.Path, about: About, like: PyTree) -> PyTree:
     Args:
         folder: the model folder.
         about: what its `model.json` says.
-        like: their shapes (`runs.expected_params`).
+        like: their shapes (`trained.expected_params`).
 
     Raises:
         UserError: they cannot be read, or are not those that were written.

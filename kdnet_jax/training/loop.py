@@ -287,12 +287,12 @@ def train(
             stopped, saving = agreement.agree(stop.requested, minutes >= options.save_minutes)
             saving = saving or stopped or due or step == end
             saving = saving or _is_multiple(step, options.save_steps)
-            logging = due or step % options.log_every == 0
+            logged = due or step % options.log_every == 0
             for window in windows:
-                if saving or logging:
+                if saving or logged:
                     # Before any save: a NaN must never reach a checkpoint.
                     window.fetch(bar)
-                if logging:
+                if logged:
                     window.write(step, bar)
             if not saving:
                 continue

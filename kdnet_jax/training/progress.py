@@ -172,35 +172,23 @@ class MetricsLog:
 
     Args:
       folder: The run's folder; it is created.
-      resume_step: The step that the run resumes from, 0 for one that starts anew in a folder that
-        was used before: later rows are dropped, so that none is duplicated.
-      keep: Rows that belong to the run so far; None keeps all up to `resume_step`.
+      resume_step: The step that the run resumes from, 0 for one that starts anew: later rows are
+        dropped, so that none is duplicated.
+      keep: Rows that belong to the run so far.
 
     Attributes:
       rows: Rows so far.
 
     Raises:
-      UserError: There are rows already and `resume_step` is None, or they cannot be read.
+      UserError: There are rows already, and they cannot be read.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        resume_step: int | None = None,
-        keep: int | None = None,
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike, resume_step: int, keep: int) -> None:
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
-        self.rows = 0
-        if path.exists():
-            if resume_step is None:
-                raise UserError(
-                    f"{path}: holds the log of an earlier run; resume that run or choose another "
-                    "folder"
-                )
-            self.rows = _drop_later_rows(path, resume_step, keep)
-        if keep is not None and self.rows < keep:
+        self.rows = _drop_later_rows(path, resume_step, keep) if path.exists() else 0
+        if self.rows < keep:
             _LOG.warning(
                 f"WARNING: {path} held {keep} rows at step {resume_step}, and now {self.rows}: the "
                 "others were lost, and are missing from the curves"
@@ -210,8 +198,7 @@ class MetricsLog:
         import tensorboardX
 
         # TensorBoard itself hides the events of earlier files from the purge step on.
-        purge_step = None if resume_step is None else resume_step + 1
-        self._events = tensorboardX.SummaryWriter(os.fspath(folder), purge_step=purge_step)
+        self._events = tensorboardX.SummaryWriter(os.fspath(folder), purge_step=resume_step + 1)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -303,7 +290,7 @@ def _line(row: typed.JsonView) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
-def _drop_later_rows(path: pathlib.Path, step: int, keep: int | None) -> int:
+def _drop_later_rows(path: pathlib.Path, step: int, keep: int) -> int:
     """Rewrites the log without what came after; returns the number of rows that are left."""
     rows = [row for row in read_metrics(path) if row["step"] <= step][:keep]
     lines = (_line({k: None if v != v else v for k, v in row.items()}) for row in rows)

@@ -5,7 +5,6 @@ import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,15 +18,9 @@ from kdnet_jax.augment import augment, draws, spatial
 from kdnet_jax.errors import UserError
 from tests.helpers import commands
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPE = (2, 3, 4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Compiling takes nearly all of the time here, so the code is left slow."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def options(**values: Any) -> augment.AugmentOptions:

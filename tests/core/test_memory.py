@@ -1,7 +1,6 @@
 """What a step needs on a device, and what keeping less for the gradient saves."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -75,14 +74,6 @@ NETWORK = unet.UNetConfig(
     widths=(4, 8), blocks=1, last_blocks=1, convolutions="native", bfloat16=False
 )
 LEARNED = {"down": "strided", "up": "learned"}
-
-
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """Compiling takes nearly all of the time here, so the code is left slow."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _with_and_without(**changes: Any) -> tuple[unet.UNet, unet.UNet]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,15 +21,9 @@ from kdnet_jax.runs import model
 from kdnet_jax.training import steps
 from tests.helpers import jaxprs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CASES = 4
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Compiling takes nearly all of the time here, so the code is left slow."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _compile(asked: experiment_lib.Experiment, teacher: model.Model | None = None) -> Any:

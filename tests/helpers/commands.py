@@ -1,6 +1,7 @@
 """Runs the project's commands as a user does, and keeps what they said."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
@@ -62,3 +63,9 @@ def run_anew(
         timeout=300,
         check=False,
     )
+
+
+def losses(log: str) -> list[tuple[int, float]]:
+    """Returns the steps and losses of a training's `metrics.jsonl`."""
+    rows = [json.loads(line) for line in log.splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]

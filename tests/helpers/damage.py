@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from array_record.python import array_record_module
@@ -28,6 +30,22 @@ def open_again(folder: pathlib.Path, **options: bool) -> store.CaseStore:
     return building.build_scans(
         folder / "datasets", folder / "scans", spacing=4.0, progress=False, **options
     )
+
+
+def fixtures(count: int) -> tuple[Any, Any]:
+    """Returns two fixtures: the folder of what `build` made, and a copy that may be damaged."""
+
+    @pytest.fixture(scope="module")
+    def pristine(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+        folder = tmp_path_factory.mktemp("pristine")
+        build(folder, count)
+        return folder
+
+    @pytest.fixture
+    def cases(pristine: pathlib.Path, tmp_path: pathlib.Path) -> store.CaseStore:
+        return open_again(shutil.copytree(pristine, tmp_path / "copy"))
+
+    return pristine, cases
 
 
 def file_of(cases: store.CaseStore, index: int) -> pathlib.Path:

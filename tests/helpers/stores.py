@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import geometry, prepare
 
@@ -52,7 +53,16 @@ def make_store(
     return store_of([make_case(i, shape, tumour=i not in without_tumour) for i in range(count)])
 
 
-def store_of(cases: Sequence[prepare.PreparedCase]) -> store.CaseStore:
-    """A store of these cases, without a memory of its own."""
-    summaries = [store.summarise(case) for case in cases]
-    return store.CaseStore(Records(cases), ("t1", "t2"), summaries=summaries)
+def store_of(
+    cases: Sequence[prepare.PreparedCase],
+    task: task_lib.Task = task_lib.DEFAULT,
+    source: Sequence[dict[str, Any]] | None = None,
+) -> store.CaseStore:
+    """A store of these cases, without a memory of its own; `source`: their records."""
+    return store.CaseStore(
+        source or Records(cases),
+        cases[0].modalities,
+        task=task,
+        summaries=[store.summarise(case, task) for case in cases],
+        fingerprint="made",
+    )

@@ -71,17 +71,12 @@ def test_folds_teach_a_student_that_outlives_them(
     again = commands.run("main", *words, env=report_free_env)
     assert again.returncode == 0, again.stderr
     assert "resuming from step 3" in again.stdout
-    assert _losses((run / "metrics.jsonl").read_text("utf-8")) == _losses(log)
+    assert commands.losses((run / "metrics.jsonl").read_text("utf-8")) == commands.losses(log)
 
     other = [*words, "--config.teacher.folds=0"]
     refused = commands.run("main", *other, env=report_free_env)
     assert refused.returncode == 2
     assert "teacher.folds" in refused.stderr
-
-
-def _losses(log: str) -> list[tuple[int, float]]:
-    rows = [json.loads(line) for line in log.splitlines()]
-    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
 def test_a_folder_of_nnunet_s_is_no_checkpoint_to_predict_with(

@@ -121,6 +121,6 @@ def test_monais_networks_have_no_folder_of_nnunet(tmp_path) -> None:
     assert said == ["model.pt, foreign.json: weights for monai.networks.nets.SegResNet"]
 
 
-def test_the_projects_own_network_is_refused(tmp_path) -> None:
+def test_the_projects_own_network_is_refused() -> None:
     with pytest.raises(UserError, match="no class in nnU-Net or MONAI"):
         writing.check(unet.UNetConfig())

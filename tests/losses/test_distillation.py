@@ -54,10 +54,6 @@ def random_logits(head: heads.Head, seed: int) -> jax.Array:
     return jnp.asarray(values, jnp.float32)
 
 
-def random_targets(head: heads.Head) -> jax.Array:
-    return head.targets(jnp.asarray(np.random.default_rng(9).integers(0, 4, SHAPE)))
-
-
 def numpy_probabilities(logits: jax.Array, head: heads.Head, t: float) -> np.ndarray:
     exact = np.exp(np.asarray(logits, np.float64) / t)
     return exact / exact.sum(-1, keepdims=True) if head.kind == "softmax" else exact / (1 + exact)
@@ -69,7 +65,7 @@ def numpy_probabilities(logits: jax.Array, head: heads.Head, t: float) -> np.nda
 def test_kd_terms_against_numpy(head: heads.Head, tempered: bool, scaled: bool) -> None:
     student, teacher = random_logits(head, 0), random_logits(head, 1)
     chosen = options(temperature=3.0, temper_student=tempered, scale_by_temperature=scaled)
-    actual = kd_terms(student, teacher, random_targets(head), head=head, options=chosen)
+    actual = kd_terms(student, teacher, glioma.targets(head, SHAPE), head=head, options=chosen)
     s = numpy_probabilities(teacher, head, 3.0)
     p = numpy_probabilities(student, head, 3.0 if tempered else 1.0)
     axes, scale = (1, 2, 3), 9.0 if scaled else 1.0
@@ -83,7 +79,8 @@ def test_kd_terms_against_numpy(head: heads.Head, tempered: bool, scaled: bool) 
 @glioma.each_head
 @pytest.mark.parametrize("voxels", ["uniform", "boundary"])
 def test_other_forms_against_numpy(head: heads.Head, voxels: str) -> None:
-    student, teacher, y = random_logits(head, 0), random_logits(head, 1), random_targets(head)
+    student, teacher = random_logits(head, 0), random_logits(head, 1)
+    y = glioma.targets(head, SHAPE)
     # In the first sample the teacher decides the same everywhere but in one corner.
     teacher = teacher.at[0].set(jnp.where(jnp.arange(teacher.shape[-1]) == 1, 2.0, -1.0))
     teacher = teacher.at[0, 0, 0, 0].multiply(-1)
@@ -108,7 +105,7 @@ def test_other_forms_against_numpy(head: heads.Head, voxels: str) -> None:
 
 
 def test_standardized_logits_are_compared_whatever_their_shift_and_scale() -> None:
-    student, y = random_logits(glioma.SOFTMAX, 0), random_targets(glioma.SOFTMAX)
+    student, y = random_logits(glioma.SOFTMAX, 0), glioma.targets(glioma.SOFTMAX, SHAPE)
     chosen = options(kd_form="kl", standardize_logits=True, temperature=1.0)
     for teacher in (2.5 * student + 7, 0.1 * student):
         actual = kd_terms(student, teacher, y, head=glioma.SOFTMAX, options=chosen)
@@ -122,7 +119,8 @@ def test_standardized_logits_are_compared_whatever_their_shift_and_scale() -> No
 
 
 def kd_loss(student: jax.Array, teacher: jax.Array, head: heads.Head, **values: Any) -> jax.Array:
-    terms = kd_terms(student, teacher, random_targets(head), head=head, options=options(**values))
+    y = glioma.targets(head, SHAPE)
+    terms = kd_terms(student, teacher, y, head=head, options=options(**values))
     return sum(terms.values()).sum()
 
 

@@ -8,13 +8,9 @@ import pytest
 from kdnet_jax.losses import distillation, objective, output
 from kdnet_jax.models import heads
 from tests.helpers import glioma
+from tests.helpers.arrays import along_width
 
 NOTHING = jnp.zeros((1, 1, 1, 1, 4))
-
-
-def along_width(rows: list[list[float]]) -> jax.Array:
-    """Returns "1 1 1 w c" of w voxels."""
-    return jnp.asarray(rows, jnp.float32)[None, None, None]
 
 
 def out(

@@ -40,10 +40,6 @@ def sample(out: output.Output, number: int) -> output.Output:
     return output.Output(out.logits[part], features, out.head)
 
 
-def references(head: heads.Head, seed: int = 9) -> jnp.ndarray:
-    return head.targets(jnp.asarray(np.random.default_rng(seed).integers(0, 4, SHAPE)))
-
-
 def test_decisions_and_confidence_by_hand() -> None:
     classes = of_probabilities([[0.1, 0.2, 0.6, 0.1], [0.7, 0.1, 0.1, 0.1]], glioma.SOFTMAX)
     decided = np.asarray(classes.decided).reshape(2, 4)
@@ -90,7 +86,7 @@ def test_sharpening_by_hand() -> None:
 @glioma.each_head
 @pytest.mark.parametrize("form", ["dice_ce", "dice_bce"])
 def test_hard_labels_are_a_reference_in_the_form_of_the_loss(head: heads.Head, form: str) -> None:
-    student, teacher, y = make_output(head, 0), make_output(head, 1), references(head)
+    student, teacher, y = make_output(head, 0), make_output(head, 1), glioma.targets(head, SHAPE)
     options = segmentation.LossOptions(form)
     kd = KD(kd_weight=0.75, latent_weight=10.0, unlabelled_weight=3.0)
     loss = objective.of_options(head, options, kd, unlabelled=True)
@@ -115,7 +111,7 @@ def test_hard_labels_are_a_reference_in_the_form_of_the_loss(head: heads.Head, f
 @pytest.mark.parametrize(("form", "ours", "theirs"), [("soft", 2.0, 2.0), ("sharp", 1.0, 0.5)])
 def test_soft_labels_are_the_terms_of_kd(form: str, ours: float, theirs: float) -> None:
     head = glioma.SOFTMAX
-    student, teacher, y = make_output(head, 0), make_output(head, 1), references(head)
+    student, teacher, y = make_output(head, 0), make_output(head, 1), glioma.targets(head, SHAPE)
     kd = KD(unlabelled=form, unlabelled_temperature=2.0, sharpening=0.5, latent_weight=0.0)
     loss = objective.of_options(head, kd=kd, unlabelled=True)
     terms = loss.terms(student, teacher, y, None, LABELLED)
@@ -139,7 +135,7 @@ def test_a_hidden_reference_is_not_read(form: str) -> None:
     student, teacher = (make_output(glioma.SOFTMAX, seed) for seed in (0, 1))
     kd = KD(unlabelled=form, confidence="probability", kd_voxels="balanced")
     loss = objective.of_options(glioma.SOFTMAX, kd=kd, unlabelled=True)
-    y, other = references(glioma.SOFTMAX), references(glioma.SOFTMAX, 3)
+    y, other = glioma.targets(glioma.SOFTMAX, SHAPE), glioma.targets(glioma.SOFTMAX, SHAPE, 3)
     ours, theirs = (
         loss.terms(student, teacher, each, None, LABELLED) for each in (y, y.at[1].set(other[1]))
     )

@@ -8,11 +8,7 @@ from kdnet_jax.evaluation import reconstruction as evaluation
 from kdnet_jax.losses import objective, output, segmentation
 from kdnet_jax.training import steps
 from tests.helpers import glioma, stores
-
-
-def along_width(rows: list[list[float]]) -> jnp.ndarray:
-    """Returns "1 1 1 w c" of w voxels."""
-    return jnp.asarray(rows, jnp.float32)[None, None, None]
+from tests.helpers.arrays import along_width
 
 
 def test_hidden_voxels_that_are_no_background_count() -> None:

@@ -43,10 +43,6 @@ def random_logits(channels: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(values, jnp.float32)
 
 
-def random_targets(head: heads.Head, seed: int = 1) -> jax.Array:
-    return head.targets(jnp.asarray(np.random.default_rng(seed).integers(0, 4, SHAPE)))
-
-
 def volume(*values: float) -> channels.Volumes:
     """One sample, one channel, a row of voxels."""
     return (jnp.array(values, jnp.float32).reshape(1, 1, 1, -1),)
@@ -159,7 +155,7 @@ def test_prediction_and_its_gradients_equal_jax(head: heads.Head) -> None:
 def test_extreme_logits_have_finite_values_and_gradients(
     head: heads.Head, form: str, size: float
 ) -> None:
-    y = random_targets(head)
+    y = glioma.targets(head, SHAPE)
     logits = size * jnp.sign(random_logits(y.shape[-1]))
 
     def loss(logits: jax.Array) -> jax.Array:
@@ -172,7 +168,7 @@ def test_extreme_logits_have_finite_values_and_gradients(
 
 
 def test_supervised_terms_by_name_and_value() -> None:
-    logits, y = random_logits(4), random_targets(glioma.SOFTMAX)
+    logits, y = random_logits(4), glioma.targets(glioma.SOFTMAX, SHAPE)
     p = np.asarray(glioma.SOFTMAX.probabilities(logits))
     flat_p, flat_y = p.reshape(2, -1, 4), np.asarray(y).reshape(2, -1, 4)
     dice = (2 * (flat_p * flat_y).sum(1) + SMOOTH) / ((flat_p**2 + flat_y**2).sum(1) + SMOOTH)
@@ -189,7 +185,7 @@ def test_supervised_terms_by_name_and_value() -> None:
 
 @pytest.mark.parametrize("form", ["dice_ce", "dice_bce"])
 def test_a_regions_head_has_binary_entropies_in_both_forms(form: str) -> None:
-    logits, y = random_logits(3), random_targets(glioma.REGIONS)
+    logits, y = random_logits(3), glioma.targets(glioma.REGIONS, SHAPE)
     terms = supervised_terms(logits, y, head=glioma.REGIONS, form=form)
     assert set(terms) == {"gt_dice", "gt_bce"}
     expected = binary_cross_entropy(logits, y, glioma.REGIONS).mean((1, 2, 3))
@@ -198,7 +194,7 @@ def test_a_regions_head_has_binary_entropies_in_both_forms(form: str) -> None:
 
 @glioma.each_head
 def test_a_sure_right_answer_costs_nothing_and_a_wrong_one_much(head: heads.Head) -> None:
-    y = random_targets(head)
+    y = glioma.targets(head, SHAPE)
     right = supervised_terms(40 * (2 * y - 1), y, head=head)
     wrong = supervised_terms(-40 * (2 * y - 1), y, head=head)
     np.testing.assert_allclose(sum(right.values()), 0, atol=1e-5)
@@ -263,7 +259,7 @@ def test_deep_supervision_s_targets_are_pytorch_s_nearest_exact(strides: tuple[i
 
 
 def test_deep_supervision_of_a_network_without_it_is_none() -> None:
-    y = random_targets(glioma.SOFTMAX)
+    y = glioma.targets(glioma.SOFTMAX, SHAPE)
     features = {"bottleneck": y, "decoder_0": y}
     loss = deep_supervision_loss(features, y, head=glioma.SOFTMAX, form="dice_ce")
     assert loss is None

@@ -85,7 +85,7 @@ def test_properties(case: tuple, shift: tuple[int, int, int]) -> None:
         assert mirrored[key] == pytest.approx(row[key])
     assert (row["dice"] == 1) == np.array_equal(reference, prediction)
     assert row["nsd"] <= row["nsd_2mm"]
-    distances = surface.surface_distances(reference, prediction, spacing)
+    distances = surface.surfaces(reference, prediction, spacing).distances
     ladder = [distances.nsd(tolerance) for tolerance in np.linspace(0, 12, 25)]
     assert ladder == sorted(ladder)
     # A border closes a surface and keeps a lesion's dilation in, so both grids have room around.
@@ -132,7 +132,7 @@ def test_brats_evaluation(real: list[metrics_pairs.Pair]) -> None:
         theirs, ours = metrics_oracles.brats_evaluation(*masks), metrics_oracles.ours(*masks)
         assert ours["dice"] == pytest.approx(theirs["dice"], abs=1e-9), name
         if math.isfinite(theirs["hd95_mm"]):
-            ways = surface.surface_distances(*masks)
+            ways = surface.surfaces(*masks).distances
             assert theirs["hd95_mm"] == pytest.approx(np.percentile(np.concatenate(ways), 95))
 
 

@@ -43,6 +43,12 @@ def box(shape: tuple[int, ...], *slices: slice | int) -> np.ndarray:
     return mask
 
 
+def measured(
+    reference: np.ndarray, prediction: np.ndarray, spacing: Spacing
+) -> surface.SurfaceDistances:
+    return surface.surfaces(reference, prediction, spacing).distances
+
+
 @pytest.mark.parametrize("spacing", [ISO, ANISO])
 @pytest.mark.parametrize("seed", range(4))
 def test_random_blobs_agree_with_brute_force(seed: int, spacing: Spacing) -> None:
@@ -50,26 +56,26 @@ def test_random_blobs_agree_with_brute_force(seed: int, spacing: Spacing) -> Non
     reference, prediction = generator.random((2, 6, 9, 8)) < (0.75 if seed % 2 else 0.2)
     forth, back = brute_distances(reference, prediction, spacing)
     expected = max(np.percentile(forth, 95), np.percentile(back, 95))
-    assert surface.hd95(reference, prediction, spacing) == pytest.approx(expected)
+    assert measured(reference, prediction, spacing).hd95() == pytest.approx(expected)
     near = (forth <= 1.45).sum() + (back <= 1.45).sum()
-    got = surface.nsd(reference, prediction, spacing, tolerance=1.45)
+    got = measured(reference, prediction, spacing).nsd(1.45)
     assert got == pytest.approx(near / (len(forth) + len(back)))
 
 
 def test_two_voxels_two_slices_apart() -> None:
     reference, prediction = np.zeros((2, 5, 5, 5), bool)
     reference[0, 2, 2], prediction[2, 2, 2] = True, True  # the first touches the border
-    assert surface.hd95(reference, prediction, ANISO) == pytest.approx(11.0)
-    assert surface.nsd(reference, prediction, ANISO, tolerance=11.0) == 1.0
-    assert surface.nsd(reference, prediction, ANISO, tolerance=10.9) == 0.0
+    assert measured(reference, prediction, ANISO).hd95() == pytest.approx(11.0)
+    assert measured(reference, prediction, ANISO).nsd(11.0) == 1.0
+    assert measured(reference, prediction, ANISO).nsd(10.9) == 0.0
 
 
 def test_larger_directed_percentile_is_taken_not_the_pooled_one() -> None:
     # The reference lies within the prediction's 1 x 1 x 40 rod: forth 0, back 0..39.
     reference, prediction = np.zeros((2, 1, 1, 40), bool)
     reference[..., :1], prediction[...] = True, True
-    assert surface.hd95(reference, prediction, ISO) == pytest.approx(0.95 * 39)
-    assert surface.hd95(prediction, reference, ISO) == pytest.approx(0.95 * 39)
+    assert measured(reference, prediction, ISO).hd95() == pytest.approx(0.95 * 39)
+    assert measured(prediction, reference, ISO).hd95() == pytest.approx(0.95 * 39)
 
 
 def test_interior_voxels_are_not_surface() -> None:
@@ -77,7 +83,7 @@ def test_interior_voxels_are_not_surface() -> None:
     solid = box((7, 7, 7), slice(1, 6), slice(1, 6), slice(1, 6))
     hollow = solid.copy()
     hollow[3, 3, 3] = False
-    distances = surface.surface_distances(solid, hollow, ISO)
+    distances = measured(solid, hollow, ISO)
     assert distances.from_reference.size == 5**3 - 3**3
     assert distances.from_prediction.size == 5**3 - 3**3 + 6
     assert sorted(set(distances.from_prediction.tolist())) == [0.0, 1.0]
@@ -85,22 +91,22 @@ def test_interior_voxels_are_not_surface() -> None:
 
 def test_mask_that_fills_the_grid_has_a_surface() -> None:
     full = np.ones((3, 3, 3), bool)
-    assert surface.surface_distances(full, full, ISO).from_reference.size == 26
-    assert surface.hd95(full, full, ISO) == 0.0
+    assert measured(full, full, ISO).from_reference.size == 26
+    assert measured(full, full, ISO).hd95() == 0.0
 
 
 def test_empty_masks() -> None:
     empty, voxel = np.zeros((4, 4, 4), bool), box((4, 4, 4), 1, 1, 1)
-    assert surface.hd95(empty, empty, ISO) == 0.0
-    assert surface.nsd(empty, empty, ISO) == 1.0
+    assert measured(empty, empty, ISO).hd95() == 0.0
+    assert measured(empty, empty, ISO).nsd(1.0) == 1.0
     for pair in ((empty, voxel), (voxel, empty)):
-        assert surface.hd95(*pair, ISO) == pytest.approx(373.12866)
-        assert surface.nsd(*pair, ISO) == 0.0
+        assert measured(*pair, ISO).hd95() == pytest.approx(373.12866)
+        assert measured(*pair, ISO).nsd(1.0) == 0.0
 
 
 def test_tolerance_forgives_float32_spacing() -> None:
     reference, prediction = box((3, 3, 3), 0, 1, 1), box((3, 3, 3), 1, 1, 1)
-    assert surface.nsd(reference, prediction, (1.0000001, 1.0, 1.0), tolerance=1.0) == 1.0
+    assert measured(reference, prediction, (1.0000001, 1.0, 1.0)).nsd(1.0) == 1.0
 
 
 @settings(max_examples=30, deadline=None)
@@ -115,14 +121,14 @@ def test_symmetric_and_blind_to_translation_axis_order_and_scale(
     small = np.random.default_rng(seed).random((2, 4, 5, 4)) < 0.4
     placed = np.zeros((2, 10, 10, 10), bool)
     placed[(slice(None), *(slice(s, s + n) for s, n in zip(shift, (4, 5, 4), strict=True)))] = small
-    value = surface.hd95(*small, spacing)
-    assert surface.hd95(*small[::-1], spacing) == pytest.approx(value)
-    assert surface.hd95(*placed, spacing) == pytest.approx(value)
-    swapped = surface.hd95(*small.transpose(0, 3, 1, 2), (spacing[2], spacing[0], spacing[1]))
+    value = measured(*small, spacing).hd95()
+    assert measured(*small[::-1], spacing).hd95() == pytest.approx(value)
+    assert measured(*placed, spacing).hd95() == pytest.approx(value)
+    swapped = measured(*small.transpose(0, 3, 1, 2), (spacing[2], spacing[0], spacing[1])).hd95()
     assert swapped == pytest.approx(value)
     if small[0].any() and small[1].any():
         doubled = tuple(2 * step for step in spacing)
-        assert surface.hd95(*small, doubled) == pytest.approx(2 * value)
+        assert measured(*small, doubled).hd95() == pytest.approx(2 * value)
 
 
 def test_parts_are_measured_as_if_they_were_alone() -> None:

@@ -13,16 +13,9 @@ from jax import lax
 
 from kdnet_jax.models import layers
 from tests.helpers import commands, kernels
+from tests.helpers.arrays import close, normal
 
 DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
-
-
-def normal(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def close(actual: jax.Array, expected: jax.Array, tolerance: float = 2e-5) -> None:
-    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def equals_lax(

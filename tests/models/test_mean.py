@@ -1,7 +1,5 @@
 """The mean of networks of different kinds."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +8,9 @@ import pytest
 from kdnet_jax.models import adapted, heads, mean, networks, unet
 from tests.helpers import glioma
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PATCH = (4, 4, 4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Compiling takes nearly all of the time here, so the code is left slow."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @glioma.each_head

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,6 +24,8 @@ from kdnet_jax.parallel import sharding
 from kdnet_jax.training import optimizers, steps
 from tests.helpers import commands
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def _like(**changes: Any) -> unet.UNetConfig:
     values = {"widths": (8, 16, 32), "bfloat16": False, "convolutions": "native"}
@@ -40,14 +41,6 @@ EACH = pytest.mark.parametrize("name", list(FAMILIES))
 # Between them: every layer.
 _TWO = ("residual_encoder_unet", "segresnet")
 TWO = pytest.mark.parametrize("name", _TWO)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Compiling takes nearly all of the time here, so the code is left slow."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _init(config: Any, x: Any = X) -> Any:

@@ -19,6 +19,7 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.models import layers, networks, unet
 from kdnet_jax.parallel import sharding
 from tests.helpers import kernels
+from tests.helpers.arrays import close, normal
 
 DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
 # Every way in which an axis can be halved, or not, and a kernel be flat.
@@ -33,14 +34,6 @@ THICK = unet.UNetConfig(
 )
 LEARNED = dataclasses.replace(THICK, down="strided", up="learned")
 BOTH = pytest.mark.parametrize("config", [THICK, LEARNED], ids=["pooled", "learned"])
-
-
-def normal(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def close(actual: Any, expected: Any, tolerance: float = 2e-5) -> None:
-    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def random_params(config: Any, modalities: int) -> Any:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import geometry, nifti, prepare
 from kdnet_jax.data.sources import labels
 from kdnet_jax.drawing import charts, figures, planes
@@ -74,11 +73,9 @@ def _write_run(
 def write_page(folder: pathlib.Path, task: task_lib.Task) -> pathlib.Path:
     cases = [_case(number, task) for number in range(3)]
     _write_run(folder, task, cases)
-    summaries = [store.summarise(case, task) for case in cases]
-    held = store.CaseStore(stores.Records(cases), ("t1", "t2"), task=task, summaries=summaries)
     return run_report.write(
         folder,
-        held,
+        stores.store_of(cases, task),
         channel=1,
         head=heads.Head(task),
         cavity="background",

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -99,14 +98,6 @@ def assert_same(actual: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]
     # Sums in another order: float32 rounding, over two steps.
     for ours, theirs, tolerance in zip(actual, expected, (1e-5, 1e-6), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=tolerance)
-
-
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """Compiling takes nearly all of the time here, so the code is left slow."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # --- One device ----------------------------------------------------------------------------------

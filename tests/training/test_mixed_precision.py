@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -128,14 +127,6 @@ def test_logits_are_float32_and_features_are_not(remat: bool) -> None:
 
 
 # --- Training ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """Compiling takes most of the time here, so the code is left slow."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def losses(config: unet.UNetConfig) -> np.ndarray:

@@ -102,7 +102,7 @@ def events(folder: pathlib.Path) -> list[tuple[int, str, float]]:
 
 
 def test_rows_and_events(tmp_path: pathlib.Path) -> None:
-    with progress.MetricsLog(tmp_path / "run") as log:
+    with progress.MetricsLog(tmp_path / "run", 0, 0) as log:
         log.write(1, "train", {"loss": np.float32(0.5), "kl": math.nan, "time_step": 0.25})
         log.write(2, "validation", {"loss": math.inf, "dice_et": 0.75})
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -122,12 +122,12 @@ def test_rows_and_events(tmp_path: pathlib.Path) -> None:
 
 def test_resume_doubles_no_line(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with progress.MetricsLog(tmp_path) as log:
+    with progress.MetricsLog(tmp_path, 0, 0) as log:
         for step in range(1, 6):
             log.write(step, "train", {"loss": float(step) if step != 2 else math.nan})
     with path.open("a") as file:
         file.write('{"step": 6, "spl')  # killed while it wrote
-    with progress.MetricsLog(tmp_path, resume_step=3) as log:
+    with progress.MetricsLog(tmp_path, resume_step=3, keep=3) as log:
         log.write(4, "train", {"loss": 40.0})
     steps = [(row["step"], row["loss"]) for row in map(json.loads, path.read_text().splitlines())]
     assert steps == [(1, 1.0), (2, None), (3, 3.0), (4, 40.0)]
@@ -139,7 +139,7 @@ def test_only_the_rows_that_a_checkpoint_knows_are_kept(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # A validation at step 2 that was written, but not saved: it is written again.
-    with progress.MetricsLog(tmp_path) as log:
+    with progress.MetricsLog(tmp_path, 0, 0) as log:
         log.write(2, "train", {"loss": 1.0})
         log.write(2, "validation", {"dice_mean": 0.5})
         assert log.rows == 2
@@ -155,12 +155,10 @@ def test_only_the_rows_that_a_checkpoint_knows_are_kept(
     assert "held 5 rows at step 2, and now 2" in caplog.text
 
 
-def test_a_used_folder_is_refused_unless_told(tmp_path: pathlib.Path) -> None:
-    with progress.MetricsLog(tmp_path) as log:
+def test_a_run_that_starts_anew_drops_what_was_there(tmp_path: pathlib.Path) -> None:
+    with progress.MetricsLog(tmp_path, 0, 0) as log:
         log.write(1, "train", {"loss": 1.0})
-    with pytest.raises(UserError, match=r"metrics\.jsonl: holds the log of an earlier run"):
-        progress.MetricsLog(tmp_path)
-    progress.MetricsLog(tmp_path, resume_step=0).close()
+    progress.MetricsLog(tmp_path, 0, 0).close()
     assert progress.read_metrics(tmp_path / "metrics.jsonl") == []
 
 

@@ -1,7 +1,7 @@
 """The train step: a frozen teacher, a student on its own sequence, and randomness by step."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ from kdnet_jax.models import heads, networks, unet
 from kdnet_jax.parallel import sharding
 from kdnet_jax.training import optimizers, steps
 from tests.helpers import glioma, made_up_tasks
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CONFIG = unet.UNetConfig(widths=(2, 3), blocks=1, last_blocks=1)
 NO_AUGMENT = augment.AugmentOptions(flip_axes="", scale=0.0, shift=0.0)
@@ -73,14 +75,6 @@ def supervised(options: dict[str, Any]) -> Callable[..., Any]:
     """The step without a teacher as a function of (state, batch, root)."""
     step = steps.jit_step(sharding.make_mesh(), **options)
     return lambda state, batch, root: step(state, (), batch, root)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Compiling takes nearly all of the time here, so the code is left slow."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

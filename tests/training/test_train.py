@@ -258,7 +258,7 @@ def test_the_loop_runs_ahead_and_fetches_only_what_it_logs(
             stores.make_store(2), [0, 1], mesh=mesh, patch=(4, 4, 4), batch=1, seed=0
         ) as batches,
         checkpoint.RunCheckpoints(tmp_path) as checkpoints,
-        progress.MetricsLog(tmp_path) as log,
+        progress.MetricsLog(tmp_path, 0, 0) as log,
     ):
         state = steps.init_state({"w": jnp.zeros(2)}, optax.sgd(0.1))
         learner = loop.Learner(
@@ -345,7 +345,6 @@ def test_early_stop(
 def test_other_data_does_not_resume(
     config: config_dict.ConfigDict,
     straight: pathlib.Path,
-    tmp_path: pathlib.Path,
 ) -> None:
     values = reading.read(config)
     data = run_data.open_data(values)

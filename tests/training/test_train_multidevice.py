@@ -44,7 +44,7 @@ def run(place: str, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> list[dict[
     with (
         loader.make_loader(cases, range(5), mesh=mesh, **options) as batches,
         checkpoint.RunCheckpoints(folder) as checkpoints,
-        progress.MetricsLog(folder) as log,
+        progress.MetricsLog(folder, 0, 0) as log,
     ):
         learner = loop.Learner(
             *loop.resume(checkpoints, state, {}),

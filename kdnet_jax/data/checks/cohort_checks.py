@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Num, UInt8
+from jaxtyping import Float, Float32, Num, UInt8
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import problems
+from kdnet_jax.metrics import boxes
 
 EDGE: Final = 16  # cells per axis of a fingerprint: about 1 cm of a brain
 # Correlation of two fingerprints: from here on the same scan, or so alike that one must look.
@@ -39,16 +40,11 @@ def fingerprint(scores: Float[np.ndarray, "d h w"]) -> Float32[np.ndarray, "e e 
     The box and the scores make it blind to crop, spacing, scale and type of the stored numbers;
     the cells are exact area means, so turning the volume over turns the fingerprint over.
     """
-    cells = scores[_bounding_box(scores != 0)]
+    cells = scores[boxes.bounding_box(scores != 0)]
     for axis, size in enumerate(cells.shape):
         cells = np.moveaxis(np.tensordot(_cell_weights(size), cells, (1, axis)), 0, axis)
     centred = cells - cells.mean()
     return (centred / (np.linalg.norm(centred) or 1.0)).astype(np.float32)
-
-
-def _bounding_box(mask: Bool[np.ndarray, "d h w"]) -> tuple[slice, ...]:
-    used = [np.flatnonzero(mask.any(axis=rest)) for rest in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(places[0], places[-1] + 1) for places in used)
 
 
 def _cell_weights(size: int) -> Float32[np.ndarray, "e n"]:
@@ -63,7 +59,7 @@ def label_key(classes: UInt8[np.ndarray, "d h w"]) -> str | None:
     """Returns a hash of the tumour within its bounding box; None where it is too small."""
     if np.count_nonzero(classes) < MIN_LABEL_VOXELS:
         return None
-    tumour = classes[_bounding_box(classes > 0)]
+    tumour = classes[boxes.bounding_box(classes > 0)]
     text = f"{tumour.shape}".encode() + np.ascontiguousarray(tumour).tobytes()
     return hashlib.sha256(text).hexdigest()
 

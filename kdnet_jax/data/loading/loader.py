@@ -176,10 +176,10 @@ def make_loader(
         prefetch_batches: batches prepared ahead on the host.
 
     Raises:
-        UserError: settings that cannot be, no cases, no case with a reference, or one without and
-            the task has no ignore label.
+        UserError: settings that cannot be, or no cases.
     """
-    _check_cases(cases, indices)
+    if len(indices) == 0:
+        raise UserError("no cases are left to train on: the split gives all of them away")
     _check(patch, batch, seed, crops_per_read)
     if unreadable and unreadable.choice == choices.SKIP:
         _check_unshared(mesh, batch)
@@ -302,16 +302,4 @@ def _check_unshared(mesh: Mesh, batch: int) -> None:
             "data.on_read_error is 'skip', but on this mesh several processes hold slices of one "
             "patch, and they might not skip alike. Set --config.data.on_read_error=stop, or "
             "--config.mesh.space to the devices of one process at most."
-        )
-
-
-def _check_cases(cases: store.CaseStore, indices: Sequence[int]) -> None:
-    if len(indices) == 0:
-        raise UserError("no cases are left to train on: the split gives all of them away")
-    training = [cases.summaries[index] for index in indices]
-    bare = [summary.case_id for summary in training if summary.class_voxels is None]
-    if bare and (cases.task.ignore is None or len(bare) == len(training)):
-        raise UserError(
-            f"{bare[0]}: has no reference segmentation, so it cannot be trained on. "
-            "Add one, or leave the case out."
         )

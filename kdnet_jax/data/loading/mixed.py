@@ -20,7 +20,7 @@ class MixedSource:
     """The stream by index, as `patches.PatchSource` is one.
 
     Args:
-        labelled: the stream of cases with a reference; its batch is `share_of` this stream's.
+        labelled: the stream of cases with a reference, of a batch of its own (`make_source`).
         unlabelled: the stream of cases without one, likewise.
         batch: elements of a batch over all processes.
         share: of the elements, those without a reference.
@@ -119,8 +119,8 @@ def make_source(
         indices: which of them train with their reference.
         unlabelled: which of them train without one.
         share: of the elements, those without a reference; taken as a fraction of up to 1000ths.
-        hidden: likewise of all cases: no reference is read.
         batch: elements of a batch over all processes.
+        hidden: all cases train without their reference, in one stream.
         **options: see `patches.PatchSource`.
     """
     if hidden or not unlabelled:

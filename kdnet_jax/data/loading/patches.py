@@ -12,8 +12,8 @@ A share of the elements (a third, as in nnU-Net, https://doi.org/10.1038/s41592-
 centred on a foreground voxel: of a class drawn evenly among those that the case has, so that a
 small class is met as often as a large one. Voxels that are no class (`Task.unscored`,
 `Task.ignore`) are no centres. The other elements are uniform in the volume. A case without
-foreground gives a uniform crop in place of a centred one; so does one without a label, all of
-which then has the task's ignore label, and one of a hidden stream, all of which has `NO_LABEL`.
+foreground gives a uniform crop in place of a centred one; so does one of a hidden stream, all of
+which has `NO_LABEL`.
 
 A case that cannot be read stops the stream, or its elements are cut from another case (`skipping`):
 the first of the epoch's order from there on that can be read. So the stream is a function of the
@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float16, Integer, Shaped, UInt8, UInt16
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import typed
+from kdnet_jax.core import memory, typed
 from kdnet_jax.data.records import records, skipping, store, teacher_maps
 from kdnet_jax.data.scans import prepare
 from kdnet_jax.data.sources import labels
@@ -196,9 +196,8 @@ class PatchSource:
     def _stored(self, case: prepare.PreparedCase) -> Classes:
         if self._hidden:
             return np.broadcast_to(np.uint8(task_lib.NO_LABEL), case.image.shape[:3])
-        if case.label is not None:
-            return case.label
-        return np.broadcast_to(np.uint8(self._task.ignore or 0), case.image.shape[:3])
+        assert case.label is not None  # A case without a reference is of a hidden stream.
+        return case.label
 
     def _trained(self, label: Classes) -> Classes:
         return labels.map_cavity(label, self._cavity, task=self._task)
@@ -226,14 +225,7 @@ class PatchSource:
         """
         notes = []
         training = [self._cases.summaries[index] for index in self.indices]
-        bare = [each.case_id for each in training if each.class_voxels is None]
-        if bare and not self._hidden:
-            notes.append(
-                f"{len(bare)} of {len(training)} training cases have no label ({bare[0]} among "
-                "them): no term of the loss that needs a label counts their voxels"
-            )
-        known = [each for each in training if each.class_voxels is not None]
-        empty = [each.case_id for each in known if not any(each.class_voxels or ())]
+        empty = [each.case_id for each in training if not any(each.class_voxels or ())]
         if empty and not self._hidden:
             notes.append(
                 f"{len(empty)} of {len(training)} training cases hold no {self._task.noun} "
@@ -255,7 +247,8 @@ class PatchSource:
         if self._crops_per_read > 1 and not resident and self._cases.cache_bytes < group:
             notes.append(
                 f"crops_per_read={self._crops_per_read} saves no reading: the cases of a batch "
-                f"take {group} bytes, the store keeps {self._cases.cache_bytes}"
+                f"take {memory.size_text(group)}, the store keeps "
+                f"{memory.size_text(self._cases.cache_bytes)}"
             )
         return notes
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from jax.sharding import Mesh
 
-from kdnet_jax.core import console
+from kdnet_jax.core import console, memory
 from kdnet_jax.data.loading import resident
 from kdnet_jax.data.records import store
 from kdnet_jax.errors import UserError
@@ -101,9 +101,9 @@ def choose(
     rooms = {"device": free.host if free.device is None else free.device, "host": free.host}
     device = "the device (in the host's memory)" if free.device is None else "the device"
     figures = (
-        f"the {len(training)} training cases would take {_size(needs['device'])} of "
-        f"{_size(rooms['device'])} free on {device}, all {len(cases)} cases "
-        f"{_size(needs['host'])} of {_size(free.host)} free on the host"
+        f"the {len(training)} training cases would take {memory.size_text(needs['device'])} of "
+        f"{memory.size_text(rooms['device'])} free on {device}, all {len(cases)} cases "
+        f"{memory.size_text(needs['host'])} of {memory.size_text(free.host)} free on the host"
     )
     mode = asked
     if asked == "auto":
@@ -131,7 +131,3 @@ def _kept(mode: str, cases: store.CaseStore, training: Sequence[int], free: int)
     on_device = training if mode == "device" else ()
     rest = cases.decoded_bytes - sum(cases.summaries[i].decoded_bytes for i in on_device)
     return min(rest, int(_STREAMING_SHARE * free))
-
-
-def _size(size: int) -> str:
-    return f"{size / store.GIB:.1f} GiB" if size >= store.GIB else f"{size / 2**20:.0f} MiB"

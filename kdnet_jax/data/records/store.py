@@ -6,7 +6,6 @@ twice as slow.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import threading
@@ -38,7 +37,6 @@ _DESCRIPTIONS = {
     "dataset_info.json": ("name", "splits", "version"),
 }
 
-GIB = 2**30
 # Stands for an array that a case has not. TFDS cannot decode a volume of fewer bytes than axes.
 _NO_VOXELS = np.zeros((1, 1, 8), np.uint8)
 
@@ -164,18 +162,18 @@ class CaseStore:
         notes: what the build reported about the cases.
         label_convention: label values of files that are written for these cases.
         folder: where the records lie, None for records in memory.
-        cache_bytes: decoded cases are kept up to this size, the longest unused is dropped first.
+        cache_bytes: decoded cases are kept up to this size, the longest unused is dropped first;
+            at first none.
 
     Args:
         source: decoded records by index, e.g. a TFDS data source.
         modalities: see above.
         task: see above.
-        summaries: from the build's metadata; None decodes every case once.
-        fingerprint: from the build's metadata; None hashes the case ids.
+        summaries: see above.
+        fingerprint: see above.
         notes: see above.
         label_convention: see above.
         folder: see above.
-        cache_bytes: see above.
     """
 
     def __init__(
@@ -184,17 +182,18 @@ class CaseStore:
         modalities: Sequence[str],
         *,
         task: task_lib.Task = task_lib.DEFAULT,
-        summaries: Sequence[CaseSummary] | None = None,
-        fingerprint: str | None = None,
+        summaries: Sequence[CaseSummary],
+        fingerprint: str,
         notes: Sequence[str] = (),
         label_convention: str = "kdnet",
         folder: pathlib.Path | None = None,
-        cache_bytes: int = 0,
     ) -> None:
         self._source = source
         self.modalities = tuple(modalities)
         self.task = task
-        self.cache_bytes = cache_bytes
+        self.summaries = list(summaries)
+        self.fingerprint = fingerprint
+        self.cache_bytes = 0
         self.notes = list(notes)
         self.label_convention = label_convention
         self.folder = folder
@@ -203,11 +202,6 @@ class CaseStore:
         self._cache_lock = threading.Lock()
         # One lock per case: a second thread that wants the same case waits for the first's.
         self._case_locks = [threading.Lock() for _ in range(len(source))]
-        self.summaries: list[CaseSummary] = []
-        if summaries is None:
-            summaries = [summarise(self[index], task) for index in range(len(self))]
-        self.summaries = list(summaries)
-        self.fingerprint = fingerprint or _hash_ids(self.summaries)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -229,8 +223,7 @@ class CaseStore:
     def read(self, index: int) -> prepare.PreparedCase:
         """Decodes a case that is not to be kept."""
         case = from_record(self._source[index], self.modalities)
-        absent = self.summaries[index].absent if self.summaries else ()
-        return dataclasses.replace(case, absent=absent)
+        return dataclasses.replace(case, absent=self.summaries[index].absent)
 
     def check_files(self, indices: Iterable[int]) -> None:
         """Looks at the files of these cases, without reading a case. In memory there are none.
@@ -273,19 +266,11 @@ class CaseStore:
                 self._cached_bytes -= _decoded_bytes(dropped)
 
 
-def _hash_ids(summaries: Sequence[CaseSummary]) -> str:
-    text = "\n".join(summary.case_id for summary in summaries)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def open_store(
-    builder: tfds.core.DatasetBuilder, *, cache_bytes: int = 0, damaged: bool = False
-) -> CaseStore:
+def open_store(builder: tfds.core.DatasetBuilder, *, damaged: bool = False) -> CaseStore:
     """Opens the records that `builder` wrote.
 
     Args:
         builder: of the dataset.
-        cache_bytes: see `CaseStore`.
         damaged: open it although files are missing or were cut off; the cases in them cannot be
             read then.
 
@@ -304,7 +289,6 @@ def open_store(
         notes=metadata["notes"],
         label_convention=metadata["label_convention"],
         folder=folder,
-        cache_bytes=cache_bytes,
     )
     if not damaged:
         opened.check_files(range(len(opened)))

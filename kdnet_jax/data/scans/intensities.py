@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Num
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import brain
 from kdnet_jax.errors import UserError
+from kdnet_jax.metrics import boxes
 
 # In the note on a head that was taken as it is: `predict` makes a warning of it.
 SKULL_ON = "the skull seems to be on"
@@ -95,7 +96,7 @@ def normalise(
                 f"another normalisation of {channel.name} in the task"
             )
         return volume.astype(np.float32)
-    inside = volume[bounding_box(mask)].astype(np.float64)
+    inside = volume[boxes.bounding_box(mask)].astype(np.float64)
     if inside.min() == inside.max():
         raise _one_value(inside.flat[0], "", name)
     if channel.normalisation == "rescale":
@@ -118,15 +119,6 @@ def known_statistics(channel: task_lib.Channel) -> tuple[float, float, float, fl
             'measures them), or write them under "kdnet", "statistics" of its dataset.json'
         )
     return channel.statistics
-
-
-def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, slice, slice]:
-    """Returns the smallest box that holds all of `mask`."""
-    box = []
-    for axis in range(3):
-        used = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        box.append(slice(int(used[0]), int(used[-1]) + 1))
-    return tuple(box)
 
 
 def find_brain(

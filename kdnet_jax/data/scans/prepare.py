@@ -20,14 +20,13 @@ from kdnet_jax.data.checks import tumour_share
 from kdnet_jax.data.scans import copies, geometry, grids, intensities, nifti, nifti_header, spaces
 from kdnet_jax.data.sources import cases, decathlon, labels
 from kdnet_jax.errors import UserError
+from kdnet_jax.metrics import boxes
 
 # A sequence of MRI shows something of its own; CT windows of one scan do not.
 COMPARED: Final = ("zscore_nonzero", "zscore")
 
 Spacing = float | Sequence[float] | None
 T = TypeVar("T")
-# Called by these names from outside of the project.
-find_brain, z_score = intensities.find_brain, intensities.z_score
 Affine = Float[np.ndarray, "4 4"]
 
 
@@ -325,7 +324,7 @@ def _prepare_images(
         notes += note
     union = np.logical_or.reduce(list(masks.values()))
     kept = union if task.is_cropped else np.ones_like(union)
-    box = intensities.bounding_box(geometry.orient(kept, affine, orientation))
+    box = boxes.bounding_box(geometry.orient(kept, affine, orientation))
     way = geometry.make_geometry(
         union.shape,
         space,

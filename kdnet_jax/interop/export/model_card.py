@@ -7,9 +7,8 @@ import json
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import typed
 from kdnet_jax.data.sources import labels
 from kdnet_jax.runs import calibration
@@ -77,7 +76,7 @@ def _what(model: Model, document: typed.JsonView) -> str:
         "Role": model.role,
         "Network": network["family"] + (f", {members} averaged" if members > 1 else ""),
         "Parameters": f"{document['parameters']:,}",
-        "Working voxel size": _spacing(model),
+        "Working voxel size": experiment_lib.spacing_text(model.spacing),
         "Window, voxels": " x ".join(map(str, model.window)),
         "Decision": model.decision,
         "Calibration": _calibration(model),
@@ -110,13 +109,6 @@ def _calibration(model: Model) -> str:
 def _region(region: task_lib.Region) -> str:
     name = escaped(region.name)
     return f"{escaped(region.description)} ({name})" if region.description else name
-
-
-def _spacing(model: Model) -> str:
-    if not model.spacing:
-        return "the scan's own"
-    sizes = np.atleast_1d(model.spacing)
-    return " x ".join(f"{size:g}" for size in sizes) + " mm"
 
 
 def _labels(task: task_lib.Task) -> str:

@@ -20,7 +20,7 @@ def convolve(
     x: Volume,
     kernel: Float[Array, "kd kh kw c o"],
     bias: Float[Array, " o"],
-    bfloat16: bool = False,
+    bfloat16: bool,
 ) -> Float[Array, "b d h w o"]:
     """Convolution with stride 1, zero padding that keeps the size (odd kernels), and a bias.
 

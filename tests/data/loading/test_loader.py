@@ -261,8 +261,7 @@ def test_a_position_of_another_stream_is_refused() -> None:
 def test_a_resection_cavity_is_never_a_class_of_its_own(choice: str, becomes: int) -> None:
     case = stores.make_case(0, (14, 16, 18), tumour=False)
     case.label[7] = len(task_lib.GLIOMA.classes)
-    cases = store.CaseStore(stores.Records([case]), ("t1", "t2"))
-    (batch,) = take(cases, 1, batch=1, patch=(14, 16, 18), cavity=choice)
+    (batch,) = take(stores.store_of([case]), 1, batch=1, patch=(14, 16, 18), cavity=choice)
     assert set(np.unique(batch["label"][0, 7])) == {becomes}
     assert not np.delete(batch["label"][0], 7, axis=0).any()
 
@@ -284,10 +283,7 @@ def test_wrong_settings_are_named(wrong: dict[str, Any], message: str) -> None:
         take(stores.make_store(2), 1, **wrong)
 
 
-def test_no_cases_and_cases_without_reference_are_named() -> None:
+def test_no_cases_are_named() -> None:
     cases = stores.make_store(2)
     with pytest.raises(UserError, match="no cases"):
         loader.make_loader(cases, [], mesh=MESH, patch=PATCH, batch=1, seed=0)
-    cases.summaries[1] = store.CaseSummary("case_1", "case_1", None)
-    with pytest.raises(UserError, match="case_1: has no reference"):
-        loader.make_loader(cases, [0, 1], mesh=MESH, patch=PATCH, batch=1, seed=0)

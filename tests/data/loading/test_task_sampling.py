@@ -1,4 +1,4 @@
-"""Patches of other tasks than the glioma: classes alike, ignored voxels, cases without a label."""
+"""Patches of other tasks than the glioma: classes alike, ignored voxels."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,6 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data.loading import loader, patches
 from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import prepare
-from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import sharding
 from tests.helpers import made_tasks, stores
 
@@ -22,7 +21,7 @@ REGIONS = dataset_json.parse(made_tasks.REGIONS, "regions/dataset.json")
 SIZE = (10, 16, 18)
 
 
-def make_case(task: task_lib.Task, index: int, labelled: bool = True) -> prepare.PreparedCase:
+def make_case(task: task_lib.Task, index: int) -> prepare.PreparedCase:
     """Noise; a large first class, each further one smaller; a slab that nobody labelled."""
     case = stores.make_case(index, SIZE, tumour=False)
     rng = np.random.default_rng(index)
@@ -37,15 +36,14 @@ def make_case(task: task_lib.Task, index: int, labelled: bool = True) -> prepare
         case,
         modalities=task.modalities,
         image=rng.normal(size=(*SIZE, len(task.modalities))).astype(np.float16),
-        label=label if labelled else None,
-        reference=label if labelled else None,
+        label=label,
+        reference=label,
         foreground=np.ones(SIZE, bool),
     )
 
 
-def make_store(task: task_lib.Task, *labelled: bool) -> store.CaseStore:
-    cases = [make_case(task, index, known) for index, known in enumerate(labelled)]
-    return store.CaseStore(stores.Records(cases), task.modalities, task=task)
+def make_store(task: task_lib.Task, count: int) -> store.CaseStore:
+    return stores.store_of([make_case(task, index) for index in range(count)], task)
 
 
 def batches_of(cases: store.CaseStore, **options: Any) -> list[loader.Batch]:
@@ -58,7 +56,7 @@ def batches_of(cases: store.CaseStore, **options: Any) -> list[loader.Batch]:
 
 @pytest.mark.parametrize("task", [PLAIN, REGIONS], ids=lambda task: task.name)
 def test_centres_are_of_each_class_alike_and_never_ignored(task: task_lib.Task) -> None:
-    cases = make_store(task, True)
+    cases = make_store(task, 1)
     source = patches.PatchSource(cases, [0], patch=(1, 1, 1), batch=1, seed=3, tumour_share=1.0)
     found = [int(source[i]["label"][0, 0, 0]) for i in range(400)]
     count = len(task.classes) - 1
@@ -73,9 +71,8 @@ def test_centres_are_of_each_class_alike_and_never_ignored(task: task_lib.Task) 
 @pytest.mark.parametrize("task", [PLAIN, REGIONS], ids=lambda task: task.name)
 @pytest.mark.parametrize("crop", [None, (12, 10, 20)])
 def test_batches_are_the_same_wherever_the_cases_lie(task: task_lib.Task, crop: Any) -> None:
-    known = (True, True, task.ignore is None)
-    host = batches_of(make_store(task, *known), crop=crop)
-    device = batches_of(make_store(task, *known), crop=crop, on_device=True)
+    host = batches_of(make_store(task, 3), crop=crop)
+    device = batches_of(make_store(task, 3), crop=crop, on_device=True)
     for ours, theirs in zip(host, device, strict=True):
         np.testing.assert_array_equal(ours["image"], theirs["image"])
         np.testing.assert_array_equal(ours["label"], theirs["label"])
@@ -83,29 +80,18 @@ def test_batches_are_the_same_wherever_the_cases_lie(task: task_lib.Task, crop: 
     assert values == {*range(len(task.classes)), *([] if task.ignore is None else [task.ignore])}
 
 
-def test_a_case_without_a_label_is_ignored_throughout_or_refused() -> None:
-    cases = make_store(REGIONS, True, False)
-    assert [summary.class_voxels is None for summary in cases.summaries] == [False, True]
-    batches = batches_of(cases)
-    whole = [(label == 5).all() for batch in batches for label in batch["label"]]
-    assert sum(whole) >= 8
-    with loader.make_loader(
-        cases, [0, 1], mesh=sharding.make_mesh(), patch=(4, 4, 4), batch=2, seed=0
-    ) as stream:
-        assert any("1 of 2 training cases have no label (case_1" in each for each in stream.notes)
-    for refused in (make_store(REGIONS, False), make_store(PLAIN, True, False)):
-        with pytest.raises(UserError, match="has no reference segmentation"):
-            batches_of(refused)
-
-
 def test_summary_and_note_follow_the_task() -> None:
-    cases = make_store(PLAIN, True)
+    cases = make_store(PLAIN, 1)
     label = cases[0].label
     counts = ((label == 1).sum(), (label == 2).sum())
     assert cases.summaries[0].class_voxels == counts
     empty = dataclasses.replace(cases[0], label=np.zeros(SIZE, np.uint8))
-    store_ = store.CaseStore(stores.Records([empty]), PLAIN.modalities, task=PLAIN)
     with loader.make_loader(
-        store_, [0], mesh=sharding.make_mesh(), patch=(4, 4, 4), batch=1, seed=0
+        stores.store_of([empty], PLAIN),
+        [0],
+        mesh=sharding.make_mesh(),
+        patch=(4, 4, 4),
+        batch=1,
+        seed=0,
     ) as stream:
         assert any("hold no foreground (case_0" in note for note in stream.notes)

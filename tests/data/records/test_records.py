@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import shutil
 from collections import Counter
 
 import numpy as np
@@ -12,7 +11,6 @@ from kdnet_jax.data.records import records, store
 from kdnet_jax.errors import UserError
 from tests.helpers import damage
 
-COUNT = 4
 # What is done to a file; what is told of it when it is opened, and when it is read.
 AT_THE_START = [
     (damage.remove, "the file is missing"),
@@ -30,19 +28,7 @@ IN_THE_MIDDLE = [
     (damage.flip, r"reading it fails \(Corrupted .*hash mismatch"),
     (damage.circle, "Too many levels of symbolic links"),
 ]
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("pristine")
-    damage.build(folder, COUNT)
-    return folder
-
-
-@pytest.fixture
-def cases(pristine: pathlib.Path, tmp_path: pathlib.Path) -> store.CaseStore:
-    """A dataset that may be damaged."""
-    return damage.open_again(shutil.copytree(pristine, tmp_path / "copy"))
+pristine, cases = damage.fixtures(4)
 
 
 def root(cases: store.CaseStore) -> pathlib.Path:

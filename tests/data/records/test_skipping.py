@@ -3,7 +3,6 @@
 import itertools
 import json
 import pathlib
-import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -26,19 +25,7 @@ from tests.helpers import damage, stores
 COUNT, BATCH = 20, 3
 PLACES = ("stream", "host", "device")
 OPTIONS: dict[str, Any] = {"patch": (4, 4, 4), "batch": BATCH, "seed": 3, "crops_per_read": 2}
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("pristine")
-    damage.build(folder, COUNT)
-    return folder
-
-
-@pytest.fixture
-def cases(pristine: pathlib.Path, tmp_path: pathlib.Path) -> store.CaseStore:
-    """A built dataset of 20 cases that may be damaged."""
-    return damage.open_again(shutil.copytree(pristine, tmp_path / "copy"))
+pristine, cases = damage.fixtures(COUNT)
 
 
 def open_batches(

@@ -12,6 +12,7 @@ import pytest
 
 from kdnet_jax.data.records import case_builder, store
 from kdnet_jax.data.scans import prepare
+from tests.helpers import stores
 
 TWO = ("t1ce", "flair")
 
@@ -57,11 +58,10 @@ class CountingSource:
         return self.records[index]
 
 
-def make_store(count: int, **kwargs: Any) -> tuple[store.CaseStore, CountingSource]:
-    source = CountingSource([through_bytes(make_case(index)) for index in range(count)])
-    summaries = [store.summarise(make_case(index)) for index in range(count)]
-    opened = store.CaseStore(source, TWO, summaries=summaries, **kwargs)
-    return opened, source
+def make_store(count: int) -> tuple[store.CaseStore, CountingSource]:
+    cases = [make_case(index) for index in range(count)]
+    source = CountingSource([through_bytes(case) for case in cases])
+    return stores.store_of(cases, source=source), source
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -94,9 +94,8 @@ def test_summary_counts_the_classes_of_the_working_grid() -> None:
 
 
 def test_summaries_and_length_and_negative_indices() -> None:
-    source = CountingSource([through_bytes(make_case(index)) for index in range(3)])
-    opened = store.CaseStore(source, TWO)
-    assert opened.summaries == make_store(3)[0].summaries
+    opened, _ = make_store(3)
+    assert opened.summaries == [store.summarise(case) for case in opened]
     assert [summary.case_id for summary in opened.summaries] == ["case_0", "case_1", "case_2"]
     assert len(opened) == 3
     assert opened[-1].case_id == "case_2"
@@ -105,7 +104,8 @@ def test_summaries_and_length_and_negative_indices() -> None:
 
 
 def test_threads_that_want_one_case_decode_it_once() -> None:
-    opened, source = make_store(2, cache_bytes=10**9)
+    opened, source = make_store(2)
+    opened.cache_bytes = 10**9
     barrier = threading.Barrier(8)
 
     def read(index: int) -> str:

@@ -189,18 +189,13 @@ def test_an_exported_teacher_teaches(
         (folder / "metrics.jsonl").read_text("utf-8")
         for folder in (tmp_path / "run", smoke_student.folder)
     )
-    assert _losses(ours) == _losses(theirs)
+    assert commands.losses(ours) == commands.losses(theirs)
     # With other test cases the teacher would have seen them.
     words = [*words, "--config.split.seed=5", f"--workdir={tmp_path / 'other'}"]
     done = commands.run("main", *words, env=report_free_env)
     assert done.returncode == 2
     assert "was trained or selected on" in done.stderr
     assert "--config.split.file=FILE" in done.stderr
-
-
-def _losses(log: str) -> list[tuple[int, float]]:
-    rows = [json.loads(line) for line in log.splitlines()]
-    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
 @pytest.mark.once
