@@ -27,6 +27,8 @@ COMPARED: Final = ("zscore_nonzero", "zscore")
 
 Spacing = float | Sequence[float] | None
 T = TypeVar("T")
+# Called by these names from outside of the project.
+find_brain, z_score = intensities.find_brain, intensities.z_score
 Affine = Float[np.ndarray, "4 4"]
 
 
