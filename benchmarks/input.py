@@ -9,6 +9,8 @@ training, with the settings of the preset `:brats` and --batch, in every place o
 - host: all decoded cases in host memory
 - stream: cases decoded as needed; memory for two batches' cases, as a large cohort would leave
 
+With --unlabelled=N, N of the cases give half of the patches, without their reference.
+
 Waiting is the time that the loop blocks for a batch, as in `train.py`, which runs two steps ahead,
 beside the real training step on this machine, with which the loader shares the cores (--noreal
 leaves it out). "Slower" compares with the same step on one batch again and again. Beside steps of a
@@ -51,6 +53,7 @@ _ROOT = flags.DEFINE_string("root", str(building.DEFAULT_ROOT), "Folder of built
 _STEPS = flags.DEFINE_integer("steps", 12, "Steps or batches of each measurement.", 1)
 _BATCH = flags.DEFINE_integer("batch", 2, "Patches of a batch.", 1)
 _PATCH = flags.DEFINE_integer("patch", 128, "Edge of a patch, voxels.", 8)
+_UNLABELLED = flags.DEFINE_integer("unlabelled", 0, "Cases without a reference.", 0)
 _REAL = flags.DEFINE_bool("real", True, "Also beside the real training step.")
 _SECONDS = flags.DEFINE_list("step_seconds", ["0.03", "0.2", "1"], "Lengths of stand-in steps.")
 _JSON = flags.DEFINE_string("json", None, "Also write the rows here.")
@@ -85,8 +88,15 @@ def open_loader(cases: store.CaseStore, mode: str, mesh: Any) -> loader.PatchIte
         # As after the first epoch.
         for index in range(len(cases)):
             cases[index]
+    labelled = range(len(cases) - _UNLABELLED.value)
     return loader.make_loader(
-        cases, range(len(cases)), mesh=mesh, seed=0, on_device=mode == "device", **given
+        cases,
+        labelled,
+        unlabelled=range(len(labelled), len(cases)),
+        mesh=mesh,
+        seed=0,
+        on_device=mode == "device",
+        **given,
     )
 
 

@@ -13,7 +13,12 @@ def test_every_place_is_measured(
     tiny_cohort: pathlib.Path, tmp_path: pathlib.Path, command_env: dict[str, str]
 ) -> None:
     words = [f"--data_dir={tiny_cohort}", f"--root={tmp_path}", "--patch=16", "--steps=2"]
-    words += ["--noreal", "--step_seconds=0.01", f"--json={tmp_path / 'rows.json'}"]
+    words += [
+        "--unlabelled=3",
+        "--noreal",
+        "--step_seconds=0.01",
+        f"--json={tmp_path / 'rows.json'}",
+    ]
     done = commands.python("-m", "benchmarks.input", *words, env=command_env)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text("utf-8"))
