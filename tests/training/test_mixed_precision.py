@@ -16,6 +16,7 @@ from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation, objective
 from kdnet_jax.models import layers, networks, unet
+from kdnet_jax.models.kernels import build
 from kdnet_jax.parallel import sharding
 from kdnet_jax.training import optimizers, steps
 from tests.helpers import glioma, jaxprs, kernels
