@@ -88,11 +88,12 @@ def open_loader(cases: store.CaseStore, mode: str, mesh: Any) -> loader.PatchIte
         # As after the first epoch.
         for index in range(len(cases)):
             cases[index]
-    labelled = range(len(cases) - _UNLABELLED.value)
+    known = [i for i, summary in enumerate(cases.summaries) if summary.class_voxels is not None]
+    count = len(known) - _UNLABELLED.value
     return loader.make_loader(
         cases,
-        labelled,
-        unlabelled=range(len(labelled), len(cases)),
+        known[:count],
+        unlabelled=known[count:],
         mesh=mesh,
         seed=0,
         on_device=mode == "device",

@@ -240,7 +240,7 @@ def segment(
 ) -> tuple[pathlib.Path, str, dict[str, str]]:
     """Segments the cases of --references with the runs of --checkpoint.
 
-    Whatever is wrong with the references is found first: this takes hours.
+    What is wrong with names, files and labels of the references is found first: this takes hours.
 
     Returns:
         The folder of the masks, what their values mean, and run -> hash of its parameters.

@@ -107,7 +107,8 @@ def segment(
                 stored=prepared.geometry.stored,
             )
         members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
-        (beside / MARK).write_text(json.dumps(members, indent=1) + "\n", "utf-8")
+        with _writing(output / FOLDER):
+            files.write_text(beside / MARK, json.dumps(members, indent=1) + "\n")
     return output / FOLDER
 
 
@@ -123,22 +124,33 @@ def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     output = folder.parent
     was_there = output.exists()
     beside, former = (folder.with_name(f".{folder.name}.{each}") for each in ("part", "former"))
+    with _writing(folder):
+        if former.exists() and not folder.exists():  # killed between the two replacements below
+            os.replace(former, folder)
     for each in (beside, former):
         shutil.rmtree(each, ignore_errors=True)
     try:
-        beside.mkdir(parents=True)
+        with _writing(folder):
+            beside.mkdir(parents=True)
         yield beside
-        if folder.exists():
-            # Not removed where it stands: without its mark, half of it would be somebody else's.
-            os.replace(folder, former)
-        os.replace(beside, folder)
+        with _writing(folder):
+            if folder.exists():
+                # Not removed where it stands: half of it, without its mark, is somebody else's.
+                os.replace(folder, former)
+            os.replace(beside, folder)
         shutil.rmtree(former, ignore_errors=True)
-    except OSError as error:
-        raise files.disk_error(error, folder) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         if not was_there and output.exists() and not any(output.iterdir()):
             output.rmdir()
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise files.disk_error(error, folder) from error
 
 
 def _named(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Case]:

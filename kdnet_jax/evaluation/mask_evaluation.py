@@ -85,7 +85,9 @@ def check_references(
     allow_missing: bool,
     workers: int,
 ) -> None:
-    """Refuses, before predictions are made, the references that `check_inputs` would refuse.
+    """Refuses, before predictions are made, references with wrong names, files or labels.
+
+    Their grids are compared with those of the predictions by `check_inputs`.
 
     Args:
         predictions: the masks that are to be made.

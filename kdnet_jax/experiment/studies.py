@@ -28,8 +28,8 @@ FIXED = "study.json"
 def run(
     planned: list[study.Part],
     workdir: pathlib.Path,
-    primary: study.Endpoint | None = None,
-    least_room: float = study.ROOM_DICE,
+    primary: study.Endpoint | None,
+    least_room: float,
 ) -> None:
     """Runs every part that is not finished, compares the roles and writes the study's report.
 
@@ -68,21 +68,29 @@ def _lacks_room(before: list[study.Part], student: study.Part, least: float) -> 
 
     Once one was begun, that is decided.
     """
-    dice: dict[str, list[float]] = {"A": [], "D": []}
-    for part in before:
-        if part.arm in dice:
-            dice[part.arm].append(score_files.summary_of(part.folder)["mean_dice"])
-    if not all(dice.values()) or any(part.role == "student" for part in before):
+    means = [_mean_dice([part for part in before if part.arm == arm]) for arm in "AD"]
+    baseline, all_labels = means
+    if baseline is None or all_labels is None or any(part.role == "student" for part in before):
         return False
-    room = statistics.fmean(dice["D"]) - statistics.fmean(dice["A"])
+    room = all_labels - baseline
     if room >= least or student.folder.exists():
         return False
     _LOG.info(
         f"Room: D - A is {room:+.3f} in mean Dice, below study.least_room, {least:g}. With so "
-        "little to recover, no student is trained. Take fewer labelled cases, another sequence or "
-        "more steps; --config.study.least_room=-1 trains them all the same."
+        "little to recover, no student is trained. Give a new --workdir with fewer labelled cases, "
+        "another sequence or more steps; --config.study.least_room=-1 trains them all the same."
     )
     return True
+
+
+def _mean_dice(parts: list[study.Part]) -> float | None:
+    """Returns the mean over regions, cases and seeds; None without a score."""
+    summaries = [score_files.summary_of(part.folder) for part in parts]
+    scored = [each for each in summaries if each["mean_dice"] is not None]
+    if not scored:
+        return None
+    dice = [each["mean_dice"] for each in scored]
+    return statistics.fmean(dice, weights=[each["cases"] for each in scored])
 
 
 def _check_few_labels(

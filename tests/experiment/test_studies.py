@@ -158,7 +158,7 @@ def test_an_endpoint_that_is_none_is_refused(
 ) -> None:
     config = few_labels(**{"study.primary": given})
     with pytest.raises(UserError, match=message):
-        studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config))
+        studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config), 0.05)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,7 +167,7 @@ def test_a_primary_endpoint_stays_once_a_run_was_begun(tmp_path: pathlib.Path) -
     (tmp_path / "study.json").write_text('{"primary": "C-A:dice:mean"}', "utf-8")
     (tmp_path / "seed-0" / "E-teacher").mkdir(parents=True)
     with pytest.raises(UserError, match="was begun to decide C-A:dice:mean"):
-        studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config))
+        studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config), 0.05)
 
 
 @pytest.mark.parametrize(("labelled", "says"), [(4, "no scan is left"), (5, "has 4 cases")])
@@ -184,7 +184,7 @@ def test_labels_for_all_or_more_are_refused_before_a_run(
         | {"study.arms": "A,D", "split.labelled": labelled}
     )
     with pytest.raises(UserError, match=rf"split\.labelled is {labelled}.*{says}"):
-        studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config))
+        studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config), 0.05)
     assert list(tmp_path.iterdir()) == []
 
 

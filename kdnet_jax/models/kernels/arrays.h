@@ -18,7 +18,8 @@ using Dims = std::vector<int64_t>;
 
 Dims ToDims(ffi::Span<const int64_t> span) { return Dims(span.begin(), span.end()); }
 
-// Calls body(): no exception may reach XLA, which knows a want of memory by its code.
+// Calls body(): its exceptions may not reach XLA, which knows a want of memory by its code. (One in a
+// parallel region of body, where threads make their small buffers, ends the process.)
 template <typename Body>
 ffi::Error Guarded(Body body) {
   try {
