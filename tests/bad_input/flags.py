@@ -21,7 +21,7 @@ SETTINGS: Final[dict[str, tuple[str, ...]]] = {
     "split.train": ("nan", "2", "-0.5", "0.1"),
     "split.folds": ("1", "-2", "99"),
     "split.seed": ("-1",),
-    "split.labelled": ("-1", "x", "1000000"),
+    "split.labelled": ("-1", "x"),
     "split.file": ("/nowhere/split.json", "/dev/null", "/"),
     "loader.patch": ("8,8", "0,0,0", "7,7,7", "8,8,x", "100000,100000,100000"),
     "loader.batch": ("0", "-1", "1000000000"),
