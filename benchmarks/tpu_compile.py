@@ -28,6 +28,7 @@ _PROGRAMS = flags.DEFINE_multi_enum(
 )
 _TOPOLOGIES = flags.DEFINE_list("topologies", "v5e:1x1,v5e:2x2,v5e:4x4,v6e:1x1", "For what.")
 _BATCHES = flags.DEFINE_list("batches", "1,2", "Samples, or windows, on each chip.")
+_AUGMENT = flags.DEFINE_string("augment", "", "augment.preset of the steps; empty: the preset's.")
 _FORMS = flags.DEFINE_list("forms", "native,blocks", "Of model.convolutions.")
 
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
         rows = [tpu_programs.Row(**each) for each in documents.read_object(path)["rows"]]
     done = {row.key for row in rows}
     wanted = [
-        (program, topology, form, int(batch))
+        (program, topology, form, int(batch), _AUGMENT.value)
         for topology in _TOPOLOGIES.value
         for program in _PROGRAMS.value
         for form in _FORMS.value

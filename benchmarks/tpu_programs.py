@@ -25,7 +25,7 @@ from kdnet_jax.runs import trained
 
 # Program -> the role whose config it is of.
 PROGRAMS = {"supervised": "teacher", "distillation": "student", "prediction": "student"}
-_USED = re.compile(r"Used ([\d.]+)G of ([\d.]+)G hbm")
+_USED = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)G")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Row:
         topology: the chips, such as "v5e:2x2".
         form: of the first convolution.
         batch: samples or windows on each chip.
+        augment: `augment.preset` of a step, where it is not that of the config's preset.
         fits: the compiler found room for it.
         gib: what it holds on each chip at most; where it does not fit, what the compiler counted.
         tera_flops: of one chip, as XLA counts; likewise `accessed_gib`, bytes read and written.
@@ -56,15 +57,17 @@ class Row:
     sent_mib: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
+    augment: str = ""
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
+    def key(self) -> tuple[str, str, str, int, str]:
         """What the row is of."""
-        return self.program, self.topology, self.form, self.batch
+        return self.program, self.topology, self.form, self.batch, self.augment
 
     def text(self) -> str:
         """Returns the row for the terminal."""
-        said = f"{self.program}, {self.topology}, {self.form}, {self.batch} a chip: "
+        said = f"{self.program}, {self.topology}, {self.form}, {self.batch} a chip"
+        said += f", augment.preset={self.augment}: " if self.augment else ": "
         said += "fits" if self.fits else "DOES NOT FIT"
         if self.gib is not None:
             said += f", {self.gib:.2f} GiB"
@@ -74,7 +77,9 @@ class Row:
         return f"{said}{', ' + sent if sent else ''} ({self.seconds:.0f} s){' ' + self.error}"
 
 
-def experiment(role: str, preset: str, form: str, batch: int) -> experiment_lib.Experiment:
+def experiment(
+    role: str, preset: str, form: str, batch: int, augment: str = ""
+) -> experiment_lib.Experiment:
     """Returns the experiment of a role's config as a TPU would have it.
 
     Args:
@@ -82,10 +87,13 @@ def experiment(role: str, preset: str, form: str, batch: int) -> experiment_lib.
         preset: of the config.
         form: `model.convolutions`; "auto" would be that of this machine, as would `bfloat16`.
         batch: samples in all.
+        augment: `augment.preset`; "": that of the config's preset.
     """
     config = importlib.import_module(f"configs.{role}").get_config(preset)
     config.model.convolutions, config.model.bfloat16 = form, "true"
     config.loader.batch = batch
+    if augment:
+        config.augment.preset = augment
     return reading.read(config)
 
 
@@ -106,7 +114,9 @@ def mesh_of(topology: str) -> Mesh:
     return Mesh(np.array(chips).reshape(-1, 1), axes, axis_types=(AxisType.Auto,) * 2)
 
 
-def lower(program: str, preset: str, form: str, batch: int, mesh: Mesh) -> jax.stages.Lowered:
+def lower(
+    program: str, preset: str, form: str, batch: int, mesh: Mesh, augment: str = ""
+) -> jax.stages.Lowered:
     """Lowers a program of `PROGRAMS` for the chips of a mesh.
 
     Args:
@@ -115,9 +125,10 @@ def lower(program: str, preset: str, form: str, batch: int, mesh: Mesh) -> jax.s
         form: of the first convolution.
         batch: samples or windows on each chip.
         mesh: the chips.
+        augment: see `experiment`.
     """
     batch *= mesh.shape[sharding.DATA]
-    given = experiment(PROGRAMS[program], preset, form, batch)
+    given = experiment(PROGRAMS[program], preset, form, batch, augment)
     model = model_lib.of_experiment(given)
     if program == "prediction":
         predict = inference.make_predict(
@@ -133,10 +144,13 @@ def lower(program: str, preset: str, form: str, batch: int, mesh: Mesh) -> jax.s
     return compilation.lower_step([given], mesh, batch, teacher)
 
 
-def compile_row(program: str, topology: str, form: str, batch: int, preset: str) -> Row:
+def compile_row(
+    program: str, topology: str, form: str, batch: int, augment: str, preset: str
+) -> Row:
     """Compiles a program and returns its row."""
-    lowered = lower(program, preset, form, batch, mesh_of(topology))
-    row, started = Row(program, topology, form, batch, fits=False), time.monotonic()
+    lowered = lower(program, preset, form, batch, mesh_of(topology), augment)
+    row = Row(program, topology, form, batch, fits=False, augment=augment)
+    started = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -147,7 +161,7 @@ def compile_row(program: str, topology: str, form: str, batch: int, preset: str)
             row,
             gib=float(used[1]) if used else None,
             seconds=time.monotonic() - started,
-            error=used[0] if used else str(error).splitlines()[0],
+            error=str(error).splitlines()[0],
         )
     sent = collections.Counter[str]()
     for array in collectives.of_program(compiled.as_text() or ""):
