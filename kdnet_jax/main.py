@@ -42,7 +42,8 @@ def _run(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     def run() -> None:
         if config.role == "study":
             planned = study.parts(config, workdir)
-            studies.run(planned, workdir, study.primary(config), config.study.least_room)
+            least = config.to_dict()["study"]["least_room"]
+            studies.run(planned, workdir, study.primary(config), least)
         else:
             runner.run_together(students.read(config, workdir), workdir)
 

@@ -390,6 +390,7 @@ _OF_STUDENTS: Final = of_class(
     "teacher.steps": Key(1000, _STEPS, "Of its training."),
 }
 
+LEAST_ROOM: Final = 0.05
 _OF_STUDIES: Final = {
     "study.seeds": Key(
         3, values.Whole(1, 100), "Each seed trains its own teacher, baseline and student."
@@ -410,7 +411,7 @@ _OF_STUDIES: Final = {
         "The primary endpoint of a study of few labels, fixed by its first start.",
     ),
     "study.least_room": Key(
-        0.05,
+        LEAST_ROOM,
         values.Number(-1, 1),
         "Arms B and C are trained where D - A, in mean Dice, is so much; -1: in any case.",
     ),

@@ -44,7 +44,7 @@ ARMS: Final = {
     "C": Arm("C-student", "student", "E"),
 }
 # Where D - A is smaller, in mean Dice, there is hardly anything that a method could recover.
-ROOM_DICE: Final = float(keys.KEYS["study.least_room"].default)
+ROOM_DICE: Final = keys.LEAST_ROOM
 # Differences that such a study reports: the first arm less the second.
 CONTRASTS: Final = ("C-A", "C-B", "B-A", "D-A")
 
