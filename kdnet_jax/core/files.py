@@ -143,3 +143,16 @@ def disk_error(error: Exception, where: pathlib.Path) -> Exception:
     if isinstance(error, OSError) and error.errno in _UNUSABLE:
         return UserError(f"{where} cannot be written ({error.strerror}). Give another place.")
     return error
+
+
+@contextlib.contextmanager
+def writing(where: pathlib.Path) -> Iterator[None]:
+    """Turns what writing raises where the disk is full or cannot be written into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, where) from error
+    except (ValueError, RuntimeError) as error:
+        if is_full(error):  # TensorStore's own
+            raise disk_error(error, where) from error
+        raise

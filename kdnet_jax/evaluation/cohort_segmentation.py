@@ -107,7 +107,7 @@ def segment(
                 stored=prepared.geometry.stored,
             )
         members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
-        with _writing(output / FOLDER):
+        with files.writing(output / FOLDER):
             files.write_text(beside / MARK, json.dumps(members, indent=1) + "\n")
     return output / FOLDER
 
@@ -124,16 +124,16 @@ def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     output = folder.parent
     was_there = output.exists()
     beside, former = (folder.with_name(f".{folder.name}.{each}") for each in ("part", "former"))
-    with _writing(folder):
+    with files.writing(folder):
         if former.exists() and not folder.exists():  # killed between the two replacements below
             os.replace(former, folder)
     for each in (beside, former):
         shutil.rmtree(each, ignore_errors=True)
     try:
-        with _writing(folder):
+        with files.writing(folder):
             beside.mkdir(parents=True)
         yield beside
-        with _writing(folder):
+        with files.writing(folder):
             if folder.exists():
                 # Not removed where it stands: half of it, without its mark, is somebody else's.
                 os.replace(folder, former)
@@ -143,14 +143,6 @@ def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(beside, ignore_errors=True)
         if not was_there and output.exists() and not any(output.iterdir()):
             output.rmdir()
-
-
-@contextlib.contextmanager
-def _writing(folder: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise files.disk_error(error, folder) from error
 
 
 def _named(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Case]:

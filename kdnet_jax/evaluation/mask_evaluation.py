@@ -317,7 +317,7 @@ def write(
 
     about = {**about, "hd95": surface.HD95_DEFINITION, "provenance": provenance.collect()}
     beside = output / f".{score_files.FOLDER}.part"
-    try:
+    with files.writing(output):
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         plain = about | {"post_processing": score_files.NO_POST_PROCESSING}
@@ -328,8 +328,6 @@ def write(
                 beside / score_files.POSTPROCESSED, scored.processed, processed, task=task
             )
         _move_scores(beside, output / score_files.FOLDER)
-    except OSError as error:
-        raise files.disk_error(error, output) from error
 
 
 def _move_scores(new: pathlib.Path, old: pathlib.Path) -> None:

@@ -62,11 +62,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     """
     path = folder / LOCK
     new = [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
+    with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
-    except OSError as error:
-        raise files.disk_error(error, folder) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,12 +80,10 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
             _LOG.info(
                 f"note: {path.parent} cannot be locked here ({error.strerror}): start one only"
             )
-        try:
+        with files.writing(folder):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {_now()}")
             file.flush()
-        except OSError as error:
-            raise files.disk_error(error, folder) from error
         try:
             yield
         finally:
@@ -144,7 +140,5 @@ def check_seen(folder: pathlib.Path) -> None:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    try:
+    with files.writing(path):
         files.write_text(path, text)
-    except OSError as error:
-        raise files.disk_error(error, path) from error

@@ -4,13 +4,11 @@ A save appears whole: Orbax writes beside and renames. `saved_checkpoints.py` sa
 and tells a damaged one; two are kept besides the best so that there is one to fall back on.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from types import TracebackType
 
 import jax
@@ -109,7 +107,7 @@ class RunCheckpoints:
         sums = {name: checksums.checksum(tree) for name, tree in trees.items()}
         shapes = saved_checkpoints.shapes(state.used)
         progress = dataclasses.replace(progress, checksums=sums, shapes=shapes)
-        with _writing(self.folder):
+        with files.writing(self.folder):
             self._pending = self._checkpointer.save_checkpointables_async(
                 progress.step,
                 trees,
@@ -128,7 +126,7 @@ class RunCheckpoints:
         if pending is None:
             return
         try:
-            with _writing(self.folder):
+            with files.writing(self.folder):
                 # Orbax keeps a thread and three open files for each save until it is asked.
                 pending.result()
                 self._delete_others()
@@ -219,19 +217,6 @@ class RunCheckpoints:
 def _free_name(folder: pathlib.Path, name: str) -> pathlib.Path:
     names = [name, *(f"{name}-{number}" for number in range(2, 1000))]
     return next(path for path in (folder / each for each in names) if not path.exists())
-
-
-@contextlib.contextmanager
-def _writing(folder: pathlib.Path) -> Iterator[None]:
-    """Turns what a save raises where the disk is full or cannot be written into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise files.disk_error(error, folder) from error
-    except (ValueError, RuntimeError) as error:
-        if files.is_full(error):  # TensorStore's own
-            raise files.disk_error(error, folder) from error
-        raise
 
 
 def _trees(state: steps.TrainState) -> saved_checkpoints.Trees:

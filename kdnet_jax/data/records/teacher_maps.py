@@ -177,11 +177,9 @@ def _make(
     for channel in range(kept.shape[-1]):
         values = geometry_lib.to_working(kept[..., channel], way, order=1)
         working[..., channel] = np.rint(np.clip(values, 0, 1) * ONE)
-    try:
-        with files.replacing(targets[index], ".npy") as beside:
-            np.save(beside, working)
-    except OSError as error:
-        raise files.disk_error(error, targets[index]) from error
+    target = targets[index]
+    with files.writing(target), files.replacing(target, ".npy") as beside:
+        np.save(beside, working)
 
 
 @dataclasses.dataclass(frozen=True)
