@@ -240,7 +240,7 @@ def segment(
 ) -> tuple[pathlib.Path, str, dict[str, str]]:
     """Segments the cases of --references with the runs of --checkpoint.
 
-    What is wrong with names, files and labels of the references is found first: this takes hours.
+    What is wrong with names, files, grids and labels is found first: this takes hours.
 
     Returns:
         The folder of the masks, what their values mean, and run -> hash of its parameters.
@@ -253,13 +253,18 @@ def segment(
     chosen = cohort_segmentation.choose(
         ensemble, cohort, output, wanted=wanted, allow_seen=_ALLOW_SEEN.value
     )
+    masks, to_come = cohort_segmentation.masks_to_come(
+        chosen, output, task=task, orientation=ensemble.orientation
+    )
     mask_evaluation.check_references(
-        cohort_segmentation.masks(chosen, output),
+        masks,
         references,
         wanted,
+        to_come=to_come,
         task=task,
         reference_labels=_REFERENCE_LABELS.value,
         allow_missing=_ALLOW_MISSING.value,
+        ignore_affine=_IGNORE_AFFINE.value,
         workers=workers,
     )
     cli.enable_compilation_cache()

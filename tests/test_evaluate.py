@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import nibabel as nib
@@ -18,6 +18,7 @@ import pytest
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import splits
+from kdnet_jax.data.scans import nifti
 from kdnet_jax.data.sources import cases, label_recognition, labels, segmentations
 from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import cohort_segmentation, mask_evaluation, score_files
@@ -188,10 +189,26 @@ def _with_a_nine(cohort: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def test_an_unknown_label_is_told_before_a_checkpoint_segments(
-    smoke_student: Any, tiny_cohort: pathlib.Path, tmp_path: pathlib.Path, command_env: Any
+def _moved(cohort: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
+    """Copies a cohort, and moves its second reference by 4 mm."""
+    shutil.copytree(cohort, copy)
+    path = list(_references(copy).values())[1]
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[0, 3] += 4
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    return path
+
+
+@pytest.mark.parametrize("damage", [_with_a_nine, _moved])
+def test_a_wrong_reference_is_told_before_a_checkpoint_segments(
+    smoke_student: Any,
+    tiny_cohort: pathlib.Path,
+    tmp_path: pathlib.Path,
+    command_env: Any,
+    damage: Callable[[pathlib.Path, pathlib.Path], pathlib.Path],
 ) -> None:
-    path = _with_a_nine(tiny_cohort, tmp_path / "cohort")
+    path = damage(tiny_cohort, tmp_path / "cohort")
     words = ("--allow_seen_cases", "--workers=1")
     refused = _segment(
         smoke_student.folder, tmp_path / "cohort", tmp_path / "out", command_env, *words
@@ -203,23 +220,93 @@ def test_an_unknown_label_is_told_before_a_checkpoint_segments(
     assert not (tmp_path / "out").exists()
 
 
+def _check_before(
+    chosen: Sequence[cases.Case], references: pathlib.Path, *, ignore_affine: bool = False
+) -> None:
+    masks, to_come = cohort_segmentation.masks_to_come(
+        chosen, references / "out", task=GLIOMA, orientation="header"
+    )
+    mask_evaluation.check_references(
+        masks,
+        segmentations.find_masks(references, "--references", GLIOMA),
+        None,
+        to_come=to_come,
+        task=GLIOMA,
+        reference_labels=label_recognition.AUTO,
+        allow_missing=False,
+        ignore_affine=ignore_affine,
+        workers=1,
+    )
+
+
 def test_references_are_refused_before_masks_are_made(
     tiny_cohort: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     path = _with_a_nine(tiny_cohort, tmp_path / "cohort")
     cohort = cases.find_cases(tmp_path / "cohort").cases
     with pytest.raises(UserError, match=r"2 problems.*; nothing was computed") as told:
-        mask_evaluation.check_references(
-            cohort_segmentation.masks(cohort[:-1], tmp_path / "out"),
-            segmentations.find_masks(tmp_path / "cohort", "--references", GLIOMA),
-            None,
-            task=GLIOMA,
-            reference_labels=label_recognition.AUTO,
-            allow_missing=False,
-            workers=1,
-        )
+        _check_before(cohort[:-1], tmp_path / "cohort")
     assert f"no prediction for 1 case: {cohort[-1].case_id}" in str(told.value)
     assert f"but the masks hold 0, 1, 2, 4, 9: {path.name}" in str(told.value)
+
+
+def test_other_grids_are_refused_before_masks_are_made(
+    tiny_cohort: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "cohort"
+    moved = _moved(tiny_cohort, folder)
+    cohort = cases.find_cases(folder).cases
+    with pytest.raises(UserError, match=r"a problem with the masks; nothing was computed") as told:
+        _check_before(cohort, folder)
+    assert "places voxels up to 4.0 mm from where that of its reference" in str(told.value)
+    assert moved.name in str(told.value)
+    _check_before(cohort, folder, ignore_affine=True)
+
+    # Of another shape are a reference, and a sequence of a case that has no reference.
+    for path in (cohort[2].label, cohort[3].images["t1ce"]):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), path)
+    cohort[3].label.unlink()
+    with pytest.raises(UserError, match=r"3 problems") as told:
+        _check_before(cohort, folder)
+    assert "its grid is 32 x 32 x 32 of 4 x 4 x 4 mm, that of its reference" in str(told.value)
+    assert "files of one case have different shapes" in str(told.value)
+    assert cohort[3].images["t1ce"].name in str(told.value)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "ILP"])
+def test_a_reference_in_another_order_of_voxels_is_not_refused_before(
+    tiny_cohort: pathlib.Path, tmp_path: pathlib.Path, axes: str
+) -> None:
+    folder = tmp_path / "cohort"
+    shutil.copytree(tiny_cohort, folder)
+    for path in _references(folder).values():
+        image = nib.load(path)
+        way = nib.orientations.ornt_transform(
+            nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes)
+        )
+        turned = image.as_reoriented(way)
+        nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine), path)
+    _check_before(cases.find_cases(folder).cases, folder)
+
+
+def test_the_grid_of_a_mask_to_come_is_what_its_readers_find(tmp_path: pathlib.Path) -> None:
+    """Where a scan's format and that of its mask say different things of one place, too."""
+    itk = pytest.importorskip("SimpleITK")
+    scan = tmp_path / "scan.nrrd"
+    itk.WriteImage(itk.GetImageFromArray(np.arange(120, dtype=np.int16).reshape(4, 5, 6)), scan)
+    case = cases.Case("a", "a", None, {"t1": scan}, None, "brats2021")
+    found, to_come = cohort_segmentation.masks_to_come(
+        [case], tmp_path, task=GLIOMA, orientation="header"
+    )
+    volume = nifti.read_volume(scan)
+    assert not volume.space.is_known
+    nifti.write_mask(tmp_path / "mask.nii.gz", np.zeros(volume.shape, np.uint8), volume.affine)
+    read = nifti.read_header(tmp_path / "mask.nii.gz")
+    content = to_come[found.masks["a"][0]]
+    assert content.shape == read.shape == (6, 5, 4)
+    assert content.space.is_known == read.space.is_known
+    np.testing.assert_array_equal(content.space.affine, read.space.affine)
 
 
 def test_masks_of_others_are_not_replaced(tmp_path: pathlib.Path) -> None:

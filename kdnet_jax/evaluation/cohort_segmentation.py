@@ -9,9 +9,12 @@ import pathlib
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
+
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import console, files
-from kdnet_jax.data.scans import nifti, prepare
+from kdnet_jax.data.checks import mask_checks
+from kdnet_jax.data.scans import nifti, prepare, spaces
 from kdnet_jax.data.sources import cases, labels, layouts, patients, segmentations
 from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import ensembles, prediction_jobs
@@ -59,12 +62,36 @@ def choose(
     return chosen
 
 
-def masks(chosen: Collection[cases.Case], output: pathlib.Path) -> segmentations.Found:
-    """Returns the masks that `segment` makes of the cases."""
-    folder = output / FOLDER
-    return segmentations.Found(
-        folder, {case.case_id: [folder / f"{case.case_id}.nii.gz"] for case in chosen}, [], []
-    )
+def masks_to_come(
+    chosen: Collection[cases.Case], output: pathlib.Path, *, task: task_lib.Task, orientation: str
+) -> tuple[segmentations.Found, dict[pathlib.Path, mask_checks.Content]]:
+    """Returns what is known of the masks before `segment` makes them, by the scans' headers.
+
+    Args:
+        chosen: the cases, of `choose`.
+        output: see `segment`.
+        task: what is segmented.
+        orientation: see `prepare.prepare_case`.
+
+    Returns:
+        The masks, for each of which a file of its scan stands; and of that file the grid on which
+        the mask will be, or why there will be none.
+    """
+    scans = {case.case_id: patients.case_files(case)[0] for case in chosen}
+    contents = {scans[case.case_id]: _grid(case, task, orientation) for case in chosen}
+    masks = {case_id: [path] for case_id, path in scans.items()}
+    return segmentations.Found(output / FOLDER, masks, [], []), contents
+
+
+def _grid(case: cases.Case, task: task_lib.Task, orientation: str) -> mask_checks.Content:
+    try:
+        grid = prepare.read_grid(case.images, task=task, orientation=orientation)
+    except UserError as error:
+        return mask_checks.Content(problem=str(error))
+    # As a reader of the mask will find it: formats differ in what they say of where voxels lie.
+    empty = np.broadcast_to(np.uint8(0), grid.shape)
+    written = nifti.mask_image(empty, grid.affine, grid.space.stored)
+    return mask_checks.Content(grid.shape, spaces.of_image(written))
 
 
 def segment(

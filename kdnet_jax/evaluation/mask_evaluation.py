@@ -80,22 +80,24 @@ def check_references(
     references: segmentations.Found,
     wanted: Sequence[str] | None,
     *,
+    to_come: Mapping[pathlib.Path, mask_checks.Content],
     task: task_lib.Task,
     reference_labels: str,
     allow_missing: bool,
+    ignore_affine: bool,
     workers: int,
 ) -> None:
-    """Refuses, before predictions are made, references with wrong names, files or labels.
-
-    Their grids are compared with those of the predictions by `check_inputs`.
+    """Refuses, before predictions are made, references with wrong names, files, grids or labels.
 
     Args:
         predictions: the masks that are to be made.
         references: see `check_inputs`, and so of the others.
         wanted: which cases.
+        to_come: the grid of each of `predictions`, or why it cannot be made.
         task: what is scored.
         reference_labels: what the values mean.
         allow_missing: leave out cases without a prediction.
+        ignore_affine: see `mask_checks.check_pairs`.
         workers: files read at once.
 
     Raises:
@@ -105,8 +107,10 @@ def check_references(
         references, predictions, wanted, allow_missing=allow_missing
     )
     contents = read_contents([pair.reference for pair in pairs], workers, task)
-    for pair in pairs:
-        listed += mask_checks.check_files(pair.case_id, [pair.reference], contents)
+    listed += mask_checks.check_pairs(pairs, {**contents, **to_come}, ignore_affine=ignore_affine)
+    # Cases without a reference are segmented too.
+    others = set(to_come) - {pair.prediction for pair in pairs}
+    listed += mask_checks.check_files("", sorted(others), to_come)
     _recognised(references, "reference", reference_labels, pairs, contents, listed, task)
     if listed:
         raise UserError(_listing(listed))

@@ -92,6 +92,12 @@ def _other_grid(folder: pathlib.Path) -> None:
     scans.write(path, scans.encode(scans.brain()[:-2]))
 
 
+def _reference_on_other_grid(folder: pathlib.Path) -> None:
+    path = folder / CASE / f"{CASE}_seg.nii.gz"
+    path.unlink()
+    scans.write(path, scans.encode(scans.labels()[:-2]))
+
+
 def _decathlon(name: str, description: Any, says: str = "dataset.json") -> Cohort:
     def damage(folder: pathlib.Path) -> None:
         _emptied(folder)
@@ -132,6 +138,7 @@ BAD: Final = (
     Cohort("two files of a sequence", _two_of_a_sequence, "_t2w.nii.gz", surveyed=True),
     Cohort("names that tell nothing", _no_names, "cohort"),
     Cohort("sequences on two grids", _other_grid, CASE, surveyed=True),
+    Cohort("a reference on another grid", _reference_on_other_grid, CASE, surveyed=True),
     _decathlon("Decathlon without dataset.json", None),
     _decathlon("dataset.json is no JSON", "{"),
     _decathlon("dataset.json is a list", []),

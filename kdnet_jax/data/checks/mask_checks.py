@@ -126,7 +126,8 @@ def _check_grid(
         return problem(
             f"its grid is {_grid(prediction)}, that of its reference {pair.reference.name} is "
             f"{_grid(reference)}",
-            "Predict on the scan's own grid, or resample the mask to it with nearest neighbour",
+            "Both belong on the scan's own grid: predict there, or resample the mask that is "
+            "elsewhere to it with nearest neighbour",
         )
     if ignore_affine:
         return []

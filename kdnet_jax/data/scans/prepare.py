@@ -261,6 +261,35 @@ def read_images(
     return volumes
 
 
+def read_grid(
+    sources: Mapping[str, cases.Source],
+    *,
+    task: task_lib.Task = task_lib.DEFAULT,
+    orientation: str = geometry.HEADER,
+) -> grids.Grid:
+    """Returns the grid of the channels, by the headers of their files alone.
+
+    Args:
+        sources: channel -> file, or (file, channel of it).
+        task: what is segmented.
+        orientation: see `prepare_case`.
+
+    Returns:
+        The grid that `prepare_files` finds; the voxels of its members are made up.
+
+    Raises:
+        UserError: a header cannot be used, or the files do not share one grid.
+    """
+    volumes = {}
+    for modality, source in _in_order(sources, task).items():
+        path, channel = _path_and_channel(source)
+        header = nifti.read_header(path, channels=channel is not None)
+        # One number stands for all voxels: it takes no memory, and no grid depends on them.
+        voxels = np.broadcast_to(np.float32(0), header.shape[:3])
+        volumes[modality] = nifti.Volume(voxels, header.space, path)
+    return grids.common_grid(volumes, stored_alike=orientation != geometry.HEADER)
+
+
 def _in_order(by_modality: Mapping[str, T], task: task_lib.Task) -> dict[str, T]:
     return {m: by_modality[m] for m in sorted(by_modality, key=task.modalities.index)}
 
