@@ -20,6 +20,7 @@ from absl import flags
 
 from kdnet_jax import cli, dataset_json
 from kdnet_jax import task as task_lib
+from kdnet_jax.data.checks import mask_checks
 from kdnet_jax.data.sources import label_recognition, labels, layouts, segmentations
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.evaluation import mask_evaluation
@@ -138,8 +139,11 @@ def main(argv: list[str]) -> None:
     mask_evaluation.check_output(output, about)
     workers = _WORKERS.value or scoring.default_workers()
     masks, prediction_labels = pathlib.Path(_PREDICTIONS.value or ""), _PREDICTION_LABELS.value
+    known: dict[pathlib.Path, mask_checks.Content] = {}
     if ensemble:
-        masks, prediction_labels, members = segment(ensemble, references, output, wanted, workers)
+        masks, prediction_labels, members, known = segment(
+            ensemble, references, output, wanted, workers
+        )
         about |= {"members": members, "seen_cases_allowed": _ALLOW_SEEN.value}
     predictions = segmentations.find_masks(masks, "--predictions", task)
     inputs = mask_evaluation.check_inputs(
@@ -152,6 +156,7 @@ def main(argv: list[str]) -> None:
         allow_missing=_ALLOW_MISSING.value,
         ignore_affine=_IGNORE_AFFINE.value,
         workers=workers,
+        known=known,
     )
     about |= {
         "labels": inputs.prediction_labels.convention,
@@ -237,13 +242,14 @@ def segment(
     output: pathlib.Path,
     wanted: list[str] | None,
     workers: int,
-) -> tuple[pathlib.Path, str, dict[str, str]]:
+) -> tuple[pathlib.Path, str, dict[str, str], dict[pathlib.Path, mask_checks.Content]]:
     """Segments the cases of --references with the runs of --checkpoint.
 
     What is wrong with names, files, grids and labels is found first: this takes hours.
 
     Returns:
-        The folder of the masks, what their values mean, and run -> hash of its parameters.
+        The folder of the masks, what their values mean, run -> hash of its parameters, and what
+        was read in the references.
     """
     from kdnet_jax.data.sources import cases
     from kdnet_jax.evaluation import cohort_segmentation
@@ -256,7 +262,7 @@ def segment(
     masks, to_come = cohort_segmentation.masks_to_come(
         chosen, output, task=task, orientation=ensemble.orientation
     )
-    mask_evaluation.check_references(
+    known = mask_evaluation.check_references(
         masks,
         references,
         wanted,
@@ -270,7 +276,7 @@ def segment(
     cli.enable_compilation_cache()
     folder = cohort_segmentation.segment(ensemble, chosen, output)
     members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
-    return folder, cohort_segmentation.label_convention(task), members
+    return folder, cohort_segmentation.label_convention(task), members, known
 
 
 if __name__ == "__main__":

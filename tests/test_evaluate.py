@@ -18,6 +18,7 @@ import pytest
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.data import splits
+from kdnet_jax.data.checks import mask_checks
 from kdnet_jax.data.scans import nifti
 from kdnet_jax.data.sources import cases, label_recognition, labels, segmentations
 from kdnet_jax.errors import UserError
@@ -222,11 +223,11 @@ def test_a_wrong_reference_is_told_before_a_checkpoint_segments(
 
 def _check_before(
     chosen: Sequence[cases.Case], references: pathlib.Path, *, ignore_affine: bool = False
-) -> None:
+) -> dict[pathlib.Path, mask_checks.Content]:
     masks, to_come = cohort_segmentation.masks_to_come(
         chosen, references / "out", task=GLIOMA, orientation="header"
     )
-    mask_evaluation.check_references(
+    return mask_evaluation.check_references(
         masks,
         segmentations.find_masks(references, "--references", GLIOMA),
         None,
@@ -260,7 +261,7 @@ def test_other_grids_are_refused_before_masks_are_made(
         _check_before(cohort, folder)
     assert "places voxels up to 4.0 mm from where that of its reference" in str(told.value)
     assert moved.name in str(told.value)
-    _check_before(cohort, folder, ignore_affine=True)
+    assert len(_check_before(cohort, folder, ignore_affine=True)) == len(cohort)
 
     # Of another shape are a reference, and a sequence of a case that has no reference.
     for path in (cohort[2].label, cohort[3].images["t1ce"]):
@@ -287,7 +288,7 @@ def test_a_reference_in_another_order_of_voxels_is_not_refused_before(
         )
         turned = image.as_reoriented(way)
         nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine), path)
-    _check_before(cases.find_cases(folder).cases, folder)
+    assert _check_before(cases.find_cases(folder).cases, folder)
 
 
 def test_the_grid_of_a_mask_to_come_is_what_its_readers_find(tmp_path: pathlib.Path) -> None:
@@ -307,6 +308,23 @@ def test_the_grid_of_a_mask_to_come_is_what_its_readers_find(tmp_path: pathlib.P
     assert content.shape == read.shape == (6, 5, 4)
     assert content.space.is_known == read.space.is_known
     np.testing.assert_array_equal(content.space.affine, read.space.affine)
+
+
+def test_references_are_checked_once(
+    tiny_cohort: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = _check_before(cases.find_cases(tiny_cohort).cases, tiny_cohort)
+    predictions = _write_predictions(tiny_cohort, tmp_path / "tool", "brats2021")
+    read: list[pathlib.Path] = []
+    original = mask_checks.read_content
+
+    def counted(path: pathlib.Path, **options: Any) -> mask_checks.Content:
+        read.append(path)
+        return original(path, **options)
+
+    monkeypatch.setattr(mask_checks, "read_content", counted)
+    _checked(predictions, tiny_cohort, known=known)
+    assert sorted(read) == sorted(predictions.iterdir())
 
 
 def test_masks_of_others_are_not_replaced(tmp_path: pathlib.Path) -> None:
@@ -416,6 +434,7 @@ def _checked(
         "allow_missing": False,
         "ignore_affine": False,
         "workers": 1,
+        "known": {},
         "task": task,
     }
     return mask_evaluation.check_inputs(

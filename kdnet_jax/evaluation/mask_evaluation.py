@@ -86,7 +86,7 @@ def check_references(
     allow_missing: bool,
     ignore_affine: bool,
     workers: int,
-) -> None:
+) -> dict[pathlib.Path, mask_checks.Content]:
     """Refuses, before predictions are made, references with wrong names, files, grids or labels.
 
     Args:
@@ -99,6 +99,9 @@ def check_references(
         allow_missing: leave out cases without a prediction.
         ignore_affine: see `mask_checks.check_pairs`.
         workers: files read at once.
+
+    Returns:
+        What was read in the references, for `check_inputs`.
 
     Raises:
         UserError: with everything that is wrong, one line for each file.
@@ -114,6 +117,7 @@ def check_references(
     _recognised(references, "reference", reference_labels, pairs, contents, listed, task)
     if listed:
         raise UserError(_listing(listed))
+    return contents
 
 
 def check_inputs(
@@ -127,6 +131,7 @@ def check_inputs(
     allow_missing: bool,
     ignore_affine: bool,
     workers: int,
+    known: Mapping[pathlib.Path, mask_checks.Content],
 ) -> Inputs:
     """Matches and reads all masks, and prints what was found and taken.
 
@@ -141,6 +146,7 @@ def check_inputs(
         allow_missing: leave out cases without a prediction.
         ignore_affine: see `mask_checks.check_pairs`.
         workers: files read at once.
+        known: files that were read already, of `check_references`.
 
     Raises:
         UserError: with everything that is wrong, one line for each file.
@@ -153,8 +159,9 @@ def check_inputs(
     pairs, left_out, listed, notes = segmentations.match(
         references, predictions, wanted, allow_missing=allow_missing
     )
+    contents = dict(known)
     both = [path for pair in pairs for path in (pair.reference, pair.prediction)]
-    contents = read_contents(both, workers, task)
+    contents |= read_contents([path for path in both if path not in contents], workers, task)
     listed += mask_checks.check_pairs(pairs, contents, ignore_affine=ignore_affine)
     of_predictions, of_references = (
         _recognised(found, side, asked, pairs, contents, listed, task)
@@ -229,7 +236,11 @@ def _recognised(
 def read_contents(
     paths: Sequence[pathlib.Path], workers: int, task: task_lib.Task
 ) -> dict[pathlib.Path, mask_checks.Content]:
-    """Reads every mask once."""
+    """Reads every mask once.
+
+    The voxels are not kept, and read again where a case is scored: those of a thousand scans of
+    full size would take about 18 GB.
+    """
     contents = scoring.map_cases(
         functools.partial(mask_checks.read_content, task=task),
         paths,
