@@ -289,11 +289,9 @@ _AUGMENT: Final = {
             "shift": values.Number(0, 10),
             "noise": values.Number(0, 10),
             **{
-                name: values.Several(values.Number(-360, 360), 2, 2)
-                for name in ("rotation", "zoom_out", "elastic", "blur", "contrast")
+                name: values.Several(values.Number(*limits), 2, 2)
+                for name, limits in augment.LIMITS.items()
             },
-            "low_resolution": values.Several(values.Number(-360, 360), 2, 2),
-            "gamma": values.Several(values.Number(0, 100), 2, 2),
             **{
                 field.name: _SHARE
                 for field in dataclasses.fields(augment.AugmentOptions)
