@@ -13,8 +13,7 @@ from kdnet_jax.augment import augment
 from kdnet_jax.config import flat_keys
 from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.models import heads, networks
-from kdnet_jax.training import loop as train
-from kdnet_jax.training import optimizers
+from kdnet_jax.training import optimizers, options
 
 # mm: of all axes, or of depth, height and width; `None`: each scan's own.
 Spacing = float | tuple[float, float, float] | None
@@ -182,7 +181,7 @@ class Experiment:
     distillation: distillation.DistillationOptions | None
     optimizer: optimizers.OptimizerOptions
     augment: augment.AugmentOptions
-    train: train.TrainOptions
+    train: options.TrainOptions
     inference: Inference
     mesh: Mesh
     teacher: Teacher | None

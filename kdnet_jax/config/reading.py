@@ -20,7 +20,7 @@ from kdnet_jax.data.sources import labels
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation, objective, segmentation
 from kdnet_jax.models import heads, networks, unet
-from kdnet_jax.training import loop, optimizers
+from kdnet_jax.training import optimizers, options
 
 CONFIG: Final = "config.json"
 _BFLOAT16: Final = {"auto": None, "true": True, "false": False}
@@ -110,7 +110,7 @@ def of_document(
     networks.check_patch(loader.patch, network, "loader.patch")
     networks.check_patch(inference.patch, network, "inference.patch")
     loss = segmentation.LossOptions(**document["loss"])
-    budget = loop.TrainOptions(**document["train"])
+    budget = options.TrainOptions(**document["train"])
     if budget.accumulate > 1 and loss.over_batch:
         raise UserError(
             f"train.accumulate is {budget.accumulate} and loss.over_batch is true: a Dice over the "
