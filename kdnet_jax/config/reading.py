@@ -61,16 +61,9 @@ def read_document(run: pathlib.Path) -> typed.Json:
             "kdnet_jax.main wrote (its --workdir), or one that python -m kdnet_jax.export wrote."
         )
     try:
-        return {key: _tuples(value) for key, value in documents.read_object(path).items()}
+        return documents.tuples(documents.read_object(path))
     except UserError as error:
         raise UserError(f"{path} is damaged: {error} Restore it or train again.") from error
-
-
-def _tuples(value: object) -> object:
-    # JSON has no tuples; configs have no lists.
-    if isinstance(value, dict):
-        return {key: _tuples(each) for key, each in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def read_task(run: pathlib.Path) -> task_lib.Task:
