@@ -11,6 +11,7 @@ import pathlib
 from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.config import flat_keys
+from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.models import heads, networks
 from kdnet_jax.training import optimizers, options
@@ -60,6 +61,14 @@ class Data:
     on_read_error: str
     workers: int
     phantom: Phantom
+
+    def phantom_spacing(self) -> float:
+        """Returns the voxel size of synthetic scans; raises UserError where it is not one size."""
+        if not isinstance(self.spacing, float):
+            raise UserError(
+                f"data.spacing is {self.spacing or 0}: synthetic scans need one voxel size in mm."
+            )
+        return self.spacing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
