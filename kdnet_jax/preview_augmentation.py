@@ -72,11 +72,7 @@ def _case(experiment: "experiment_lib.Experiment", sequence: str) -> "prepare.Pr
                 f"data.data_dir is empty, and there are no synthetic cases of the task {task.name}."
                 " Set --config.data.data_dir to the folder of its scans."
             )
-        if not isinstance(data.spacing, float):
-            raise UserError(
-                f"data.spacing is {data.spacing or 0}: synthetic scans need one voxel size in mm."
-            )
-        made = phantom.generate(data.phantom.seed, 0, data.spacing)
+        made = phantom.generate(data.phantom.seed, 0, data.phantom_spacing())
         return prepare.prepare_arrays(
             made.images,
             made.affine,

@@ -93,13 +93,13 @@ class AugmentOptions:
                 f"augment.flip_axes is {self.flip_axes!r}: give letters out of d, h and w, "
                 "or an empty text."
             )
-        for name, limits in _LIMITS.items():
+        for name, limits in LIMITS.items():
             _check_range(f"augment.{name}", getattr(self, name), *limits)
 
     @property
     def chances(self) -> dict[str, spatial.Chance]:
         """Probability and range of each part by its name; `scale` and `shift` about 0."""
-        ranges = {name: getattr(self, name) for name in _LIMITS} | {
+        ranges = {name: getattr(self, name) for name in LIMITS} | {
             "gamma_inverted": self.gamma,
             "noise": (0.0, self.noise),
             "scale": (-self.scale, self.scale),
@@ -126,7 +126,7 @@ class Fitted(AugmentOptions):
 
 
 # The values that the two ends of a range may have.
-_LIMITS: Final[dict[str, Range]] = {
+LIMITS: Final[dict[str, Range]] = {
     "rotation": (-180.0, 180.0),
     "zoom_out": (0.25, 4.0),
     "elastic": (0.0, spatial.LARGEST_BEND),

@@ -11,10 +11,10 @@ import pathlib
 from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.config import flat_keys
+from kdnet_jax.errors import UserError
 from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.models import heads, networks
-from kdnet_jax.training import loop as train
-from kdnet_jax.training import optimizers
+from kdnet_jax.training import optimizers, options
 
 # mm: of all axes, or of depth, height and width; `None`: each scan's own.
 Spacing = float | tuple[float, float, float] | None
@@ -61,6 +61,14 @@ class Data:
     on_read_error: str
     workers: int
     phantom: Phantom
+
+    def phantom_spacing(self) -> float:
+        """Returns the voxel size of synthetic scans; raises UserError where it is not one size."""
+        if not isinstance(self.spacing, float):
+            raise UserError(
+                f"data.spacing is {self.spacing or 0}: synthetic scans need one voxel size in mm."
+            )
+        return self.spacing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,7 +190,7 @@ class Experiment:
     distillation: distillation.DistillationOptions | None
     optimizer: optimizers.OptimizerOptions
     augment: augment.AugmentOptions
-    train: train.TrainOptions
+    train: options.TrainOptions
     inference: Inference
     mesh: Mesh
     teacher: Teacher | None

@@ -14,10 +14,10 @@ from kdnet_jax.config import values
 from kdnet_jax.config.declaring import Key, of_class
 from kdnet_jax.data import choices
 from kdnet_jax.data.sources import labels, layouts
-from kdnet_jax.losses import distillation
+from kdnet_jax.losses import distillation, segmentation
 from kdnet_jax.models import networks, unet
 from kdnet_jax.parallel import sharding
-from kdnet_jax.training import optimizers
+from kdnet_jax.training import optimizers, options
 
 ROLES: Final = ("teacher", "baseline", "student")
 
@@ -196,20 +196,13 @@ _MODEL: Final = {
 )
 
 _TRAINING: Final = {
-    "loss.form": Key(
-        "dice_ce",
-        values.Choice(("dice_ce", "dice_bce", "reconstruction")),
-        "dice_ce, or dice_bce: the binary cross-entropy of all channels, as KD-Net writes it; or "
-        "reconstruction: the network learns from its input alone, to be the start of others.",
-    ),
-    "loss.over_batch": Key(False, _SWITCH, "The Dice of the whole batch, not of each sample."),
-    "loss.mask_share": Key(
-        0.75,
-        values.Number(0, 1, without_low=True, without_high=True),
-        "Of a reconstruction: share of a patch's cubes that the network does not see.",
-    ),
-    "loss.mask_edge": Key(
-        8, values.Whole(1, 1024), "Of a reconstruction: edge of such a cube in voxels."
+    **of_class(
+        "loss",
+        segmentation.LossOptions,
+        {
+            "mask_share": values.Number(0, 1, without_low=True, without_high=True),
+            "mask_edge": values.Whole(1, 1024),
+        },
     ),
     **of_class(
         "optimizer",
@@ -223,51 +216,31 @@ _TRAINING: Final = {
             "plateau_epochs": values.Whole(1, 10**6),
         },
     ),
-    "train.steps": Key(1000, _STEPS, "Steps in all."),
-    "train.log_every": Key(10, _STEPS, "Steps between rows of `metrics.jsonl`.", operational=True),
-    "train.validate_every": Key(
-        250, _STEPS, "Steps between validations; each is followed by a checkpoint."
-    ),
-    "train.save_minutes": Key(
-        10.0,
-        values.Number(0, 1e6, without_low=True),
-        "Minutes between saves, besides one at every validation.",
-        operational=True,
-    ),
-    "train.save_steps": Key(
-        0, _COUNT, "Steps between saves, besides those; 0: none.", operational=True
-    ),
-    "train.early_stop": Key(
-        0,
-        values.Whole(0, 10**6),
-        "Stop after so many validations without a better one; 0 never stops early.",
-    ),
-    "train.average": Key(
-        0.0,
-        values.Number(0, 1, without_high=True),
-        "Decay of a moving average of the weights, which is then validated, kept and used, such as "
-        "0.99; 0: none.",
-    ),
-    # Guarded by its content: the checkpoints know the hash of its parameters.
-    "train.start": Key(
-        "",
-        _TEXT,
-        "A run or an exported model whose parameters the network starts from; empty: drawn.",
-        operational=True,
-    ),
-    # Equal but for rounding.
-    "train.accumulate": Key(
-        1,
-        values.Whole(1, 10**5),
-        "Work through each batch in so many parts: less memory, the same update.",
-        operational=True,
-    ),
-    # What it did is reported in the run's folder.
-    "train.nonfinite": Key(
-        "stop",
-        values.Choice(("stop", "skip")),
-        "A batch with a NaN or infinite loss or gradient: stop, or skip its update.",
-        operational=True,
+    **of_class(
+        "train",
+        options.TrainOptions,
+        {
+            "steps": _STEPS,
+            "log_every": _STEPS,
+            "validate_every": _STEPS,
+            "save_minutes": values.Number(0, 1e6, without_low=True),
+            "early_stop": values.Whole(0, 10**6),
+            "accumulate": values.Whole(1, 10**5),
+            "save_steps": _COUNT,
+            "average": values.Number(0, 1, without_high=True),
+            "start": _TEXT,
+        },
+        operational=(
+            "log_every",
+            "save_minutes",
+            "save_steps",
+            # Equal but for rounding.
+            "accumulate",
+            # What it did is reported in the run's folder.
+            "nonfinite",
+            # Guarded by its content: the checkpoints know the hash of its parameters.
+            "start",
+        ),
     ),
 }
 
@@ -289,11 +262,9 @@ _AUGMENT: Final = {
             "shift": values.Number(0, 10),
             "noise": values.Number(0, 10),
             **{
-                name: values.Several(values.Number(-360, 360), 2, 2)
-                for name in ("rotation", "zoom_out", "elastic", "blur", "contrast")
+                name: values.Several(values.Number(*limits), 2, 2)
+                for name, limits in augment.LIMITS.items()
             },
-            "low_resolution": values.Several(values.Number(-360, 360), 2, 2),
-            "gamma": values.Several(values.Number(0, 100), 2, 2),
             **{
                 field.name: _SHARE
                 for field in dataclasses.fields(augment.AugmentOptions)

@@ -20,7 +20,7 @@ from kdnet_jax.data.sources import labels
 from kdnet_jax.errors import UserError, check_choice
 from kdnet_jax.losses import distillation, objective, segmentation
 from kdnet_jax.models import heads, networks, unet
-from kdnet_jax.training import loop, optimizers
+from kdnet_jax.training import optimizers, options
 
 CONFIG: Final = "config.json"
 _BFLOAT16: Final = {"auto": None, "true": True, "false": False}
@@ -61,16 +61,9 @@ def read_document(run: pathlib.Path) -> typed.Json:
             "kdnet_jax.main wrote (its --workdir), or one that python -m kdnet_jax.export wrote."
         )
     try:
-        return {key: _tuples(value) for key, value in documents.read_object(path).items()}
+        return documents.tuples(documents.read_object(path))
     except UserError as error:
         raise UserError(f"{path} is damaged: {error} Restore it or train again.") from error
-
-
-def _tuples(value: object) -> object:
-    # JSON has no tuples; configs have no lists.
-    if isinstance(value, dict):
-        return {key: _tuples(each) for key, each in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def read_task(run: pathlib.Path) -> task_lib.Task:
@@ -110,7 +103,7 @@ def of_document(
     networks.check_patch(loader.patch, network, "loader.patch")
     networks.check_patch(inference.patch, network, "inference.patch")
     loss = segmentation.LossOptions(**document["loss"])
-    budget = loop.TrainOptions(**document["train"])
+    budget = options.TrainOptions(**document["train"])
     if budget.accumulate > 1 and loss.over_batch:
         raise UserError(
             f"train.accumulate is {budget.accumulate} and loss.over_batch is true: a Dice over the "

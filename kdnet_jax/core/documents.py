@@ -34,3 +34,10 @@ def read_object(path: str | os.PathLike[str]) -> typed.Json:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {type(content).__name__}; expected an object.")
     return content
+
+
+def tuples(value: typed.JsonValue) -> typed.JsonValue:
+    """Returns a value with tuples in place of JSON's lists: what was written had no lists."""
+    if isinstance(value, dict):
+        return {key: tuples(each) for key, each in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value

@@ -151,13 +151,9 @@ def _build_phantom(experiment: experiment_lib.Experiment, damaged: bool) -> stor
             "data.data_dir is empty: the brats preset needs scans. Give the folder with "
             "--config.data.data_dir=DIR, or use the preset :phantom, which needs none."
         )
-    if not isinstance(data.spacing, float):
-        raise UserError(
-            f"data.spacing is {data.spacing or 0}: synthetic scans need one voxel size in mm."
-        )
     cases = building.build_phantom(
         data.root,
-        spacing=data.spacing,
+        spacing=data.phantom_spacing(),
         workers=data.workers,
         progress=processes.is_first(),
         damaged=damaged,

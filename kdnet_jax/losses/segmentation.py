@@ -4,8 +4,9 @@ Every function returns a value per sample (and per channel where it says so). p 
 the target, both in [0, 1]. What a term's four arguments are says `objective.py`.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,20 +17,21 @@ from kdnet_jax.losses import channels, output
 _SMOOTH = 1e-5
 
 
-class LossOptions(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
     """The loss against the reference, L_GT.
 
     Attributes:
         form: "dice_ce" (Dice of all channels but the background + cross-entropy), or "dice_bce"
-            (Dice and binary cross-entropy of all channels, as KD-Net writes it). A regions head has
-            binary entropies in both. "reconstruction": no reference is read, and the network
-            learns to reconstruct what is hidden of its input (`reconstruction.py`).
+            (Dice and binary cross-entropy of all channels, as KD-Net writes it); a regions head has
+            binary entropies in both. Or "reconstruction": no reference is read, and the network
+            learns to reconstruct what is hidden of its input, to be the start of others.
         over_batch: the Dice of the whole batch, not of each sample.
-        mask_share: of a reconstruction, share of a patch's cubes that is hidden.
-        mask_edge: likewise, edge of a cube in voxels.
+        mask_share: of a reconstruction: share of a patch's cubes that the network does not see.
+        mask_edge: of a reconstruction: edge of such a cube in voxels.
     """
 
-    form: str = "dice_ce"
+    form: Literal["dice_ce", "dice_bce", "reconstruction"] = "dice_ce"
     over_batch: bool = False
     mask_share: float = 0.75
     mask_edge: int = 8

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from kdnet_jax.core import typed
+from kdnet_jax.core import documents, typed
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import adapted, mean, monai, nnunet, unet
 from kdnet_jax.parallel import sharding
@@ -196,7 +196,7 @@ def from_json(values: typed.JsonView) -> Network:
         UserError: it is of no kind that is known here.
         TypeError: its fields are not those of its kind.
     """
-    fields = {key: _tuples(value) for key, value in values.items() if key != "family"}
+    fields = {key: documents.tuples(value) for key, value in values.items() if key != "family"}
     kind = values.get("family")
     if kind == UNET:
         return _make(unet.UNetConfig, fields)
@@ -236,10 +236,3 @@ def _fits(value: object, hint: object) -> bool:
     if hint in (int, float):
         return type(value) is hint and 0 <= value < math.inf
     return type(value) is hint
-
-
-def _tuples(value: object) -> object:
-    """Makes JSON's lists the tuples that they were."""
-    if isinstance(value, dict):
-        return {key: _tuples(each) for key, each in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -7,7 +7,7 @@ import operator
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import jax
 from jax.sharding import Mesh
@@ -18,6 +18,7 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.parallel import processes, sharding
 from kdnet_jax.training import checkpoint, profiling, step_metrics, steps, stopping
 from kdnet_jax.training import progress as progress_lib
+from kdnet_jax.training.options import TrainOptions
 from kdnet_jax.training.saved_checkpoints import Progress
 
 if TYPE_CHECKING:
@@ -31,37 +32,6 @@ _LOG = logging.getLogger(__name__)
 Validate = Callable[[PyTree], list[tuple[int, typed.JsonValue]]]
 # (what is found in all validation cases, in order) -> Dice of each region, or what else is scored
 Summarise = Callable[[list[typed.JsonValue]], dict[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """How long to train, and how often to look.
-
-    Attributes:
-        steps: steps in all.
-        log_every: steps between rows of `metrics.jsonl`.
-        validate_every: steps between validations; each is followed by a checkpoint.
-        save_minutes: minutes between checkpoints, besides those.
-        save_steps: steps between checkpoints, besides those; 0 none.
-        early_stop: stop after so many validations without a better one; 0 never.
-        accumulate: parts that each batch is worked through in, one after another.
-        nonfinite: what a batch with a NaN or infinite loss or gradient does: "stop" the run, or
-            "skip" its update, with a warning.
-        average: decay of the moving average of the weights, which is then what is validated, kept
-            and used; 0 for none.
-        start: folder of a run or model whose parameters the network starts from; "": none.
-    """
-
-    steps: int
-    log_every: int
-    validate_every: int
-    save_minutes: float
-    early_stop: int
-    accumulate: int = 1
-    save_steps: int = 0
-    nonfinite: Literal["stop", "skip"] = "stop"
-    average: float = 0.0
-    start: str = ""
 
 
 def mean_dice(scores: list[typed.JsonValue]) -> dict[str, float]:

@@ -46,7 +46,7 @@ SETTINGS: Final[dict[str, tuple[str, ...]]] = {
     "optimizer.plateau_factor": ("nan", "0", "1"),
     "augment.preset": ("everything",),
     "augment.scale": ("nan", "-1", "inf"),
-    "augment.rotation": ("30,-30", "nan,nan"),
+    "augment.rotation": ("30,-30", "nan,nan", "-30,200"),
     "augment.flip_axes": ("xyz",),
     "augment.blur_probability": ("nan", "2"),
     "train.steps": ("0", "-1", "1e3", "99999999999999999999"),

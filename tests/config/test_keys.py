@@ -55,6 +55,7 @@ def test_nested_keys_and_flat_ones_are_each_other_s_inverse() -> None:
         ({"optimizer.plateau_factor": 1.0}, "is 1.0: give a number above 0 to below 1"),
         ({"optimizer.clip": -1.0}, "optimizer.clip is -1.0: give a number from 0"),
         ({"augment.scale": float("nan")}, "augment.scale is nan: give a number from 0 to 1"),
+        ({"augment.elastic": (0, 13)}, r"elastic is \(0, 13\): give 2 .* from 0 to 12.8"),
         ({"distillation.kd_weight": 1.5}, "distillation.kd_weight is 1.5: give a number from 0"),
         ({"distillation.kl_direction": "both"}, "is 'both': choose one of teacher_student"),
     ],
