@@ -60,35 +60,48 @@ class Prediction(NamedTuple):
     log_q: Volumes
 
 
-def predict(logits: Float[Array, "b d h w k"], head: heads.Head) -> Prediction:
-    """Returns the probabilities of softmax over all channels, or of a sigmoid for each."""
-    channels = split(logits)
+def predict(volumes: Volumes, head: heads.Head) -> Prediction:
+    """Returns the probabilities of logits, by softmax over all channels or a sigmoid for each."""
     if head.kind == "regions":
         return Prediction(
-            tuple(jax.nn.sigmoid(x) for x in channels),
-            tuple(jax.nn.log_sigmoid(x) for x in channels),
-            tuple(jax.nn.log_sigmoid(-x) for x in channels),
+            tuple(jax.nn.sigmoid(x) for x in volumes),
+            tuple(jax.nn.log_sigmoid(x) for x in volumes),
+            tuple(jax.nn.log_sigmoid(-x) for x in volumes),
         )
-    largest = jax.lax.stop_gradient(_largest(channels))
-    shifted = [x - largest for x in channels]
+    p, log_p = _softmax(volumes)
+    rest = (_sum_without(p, channel) for channel in range(len(p)))
+    return Prediction(p, log_p, tuple(jnp.log(jnp.maximum(each, _SMALLEST)) for each in rest))
+
+
+@jax.custom_vjp
+def _softmax(volumes: Volumes) -> tuple[Volumes, Volumes]:
+    """Returns the softmax over the channels, and its logarithm."""
+    largest = functools.reduce(jnp.maximum, volumes)
+    shifted = [x - largest for x in volumes]
     exponentials = [jnp.exp(x) for x in shifted]
     total = add(exponentials)
     log_total = jnp.log(total)
-    return Prediction(
-        tuple(e / total for e in exponentials),
-        tuple(x - log_total for x in shifted),
-        tuple(
-            jnp.log(jnp.maximum(_sum_without(exponentials, channel), _SMALLEST)) - log_total
-            for channel in range(len(channels))
-        ),
-    )
+    return tuple(e / total for e in exponentials), tuple(x - log_total for x in shifted)
 
 
-def _largest(volumes: Sequence[Volume]) -> Volume:
-    largest = volumes[0]
-    for volume in volumes[1:]:
-        largest = jnp.maximum(largest, volume)
-    return largest
+def _softmax_forward(volumes: Volumes) -> tuple[tuple[Volumes, Volumes], Volumes]:
+    p, log_p = _softmax(volumes)
+    return (p, log_p), p
+
+
+def _softmax_backward(p: Volumes, gradients: tuple[Volumes, Volumes]) -> tuple[Volumes]:
+    """dz_k = p_k (dp_k - sum_j (p_j dp_j + dlog_p_j)) + dlog_p_k.
+
+    Autodiff divides and takes exponentials of each channel again: 40 divisions a voxel of KD-Net's
+    loss, and XLA computes them where it writes the logits' gradient, without vectors.
+    """
+    dp, dlog_p = gradients
+    shared = add([*(each * d for each, d in zip(p, dp, strict=True)), *dlog_p])
+    each = zip(p, dp, dlog_p, strict=True)
+    return (tuple(p_k * (dp_k - shared) + dlog_k for p_k, dp_k, dlog_k in each),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _sum_without(volumes: Sequence[Volume], channel: int) -> Volume:

@@ -39,14 +39,19 @@ class Output:
     )
 
     @functools.cached_property
+    def _volumes(self) -> channels.Volumes:
+        return channels.split(self.logits)
+
+    @functools.cached_property
     def prediction(self) -> channels.Prediction:
         """Its probabilities."""
-        return channels.predict(self.logits, self.head)
+        return channels.predict(self._volumes, self.head)
 
     def softened(self, temperature: float) -> channels.Prediction:
         """Returns its probabilities at a temperature T: softmax(z / T), or sigmoid(z / T)."""
         if temperature not in self._softened:
-            self._softened[temperature] = channels.predict(self.logits / temperature, self.head)
+            tempered = tuple(z / temperature for z in self._volumes)
+            self._softened[temperature] = channels.predict(tempered, self.head)
         return self._softened[temperature]
 
     @functools.cached_property

@@ -105,10 +105,13 @@ def convolve(
             channels is first moved into blocks of 2x2x2 voxels, which fills more of a TPU's 128
             lanes, at eight times the arithmetic; kernels of 3x3x3 alone, others are native.
     """
-    if kernel.shape[:3] == (1, 1, 1):
-        return jnp.einsum("bdhwc,co->bdhwo", x, kernel[0, 0, 0]) + bias
+    pointwise = kernel.shape[:3] == (1, 1, 1)
     if form in ONEDNN and x.dtype == jnp.float32:
-        return ops.convolve(x, kernel, bias, form == "onednn_bfloat16")
+        # A pointwise one waits for memory, so rounded factors would gain nothing. It is oneDNN's
+        # because XLA computes the gradient that comes from the loss anew for each of its products.
+        return ops.convolve(x, kernel, bias, form == "onednn_bfloat16" and not pointwise)
+    if pointwise:
+        return jnp.einsum("bdhwc,co->bdhwo", x, kernel[0, 0, 0]) + bias
     if form in ("planes", *ONEDNN):
         return _convolve_planes(x, kernel) + bias
     if form == "blocks" and _fits_blocks(x.shape, kernel.shape):

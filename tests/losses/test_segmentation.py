@@ -92,7 +92,7 @@ def test_weighted_mean_by_hand() -> None:
 
 def test_cross_entropy_by_hand() -> None:
     logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4])).reshape(1, 1, 1, 1, 4) + 7
-    log_p = channels.predict(logits, glioma.SOFTMAX).log_p
+    log_p = channels.predict(channels.split(logits), glioma.SOFTMAX).log_p
     hard = channels.split(jnp.array([0.0, 0, 0, 1]).reshape(logits.shape))
     soft = channels.split(jnp.array([0.5, 0, 0, 0.5]).reshape(logits.shape))
     assert segmentation.cross_entropy(log_p, hard).item() == pytest.approx(-np.log(0.4))
@@ -101,7 +101,7 @@ def test_cross_entropy_by_hand() -> None:
 
 
 def binary_cross_entropy(logits: jax.Array, y: jax.Array, head: heads.Head) -> jax.Array:
-    prediction = channels.predict(logits, head)
+    prediction = channels.predict(channels.split(logits), head)
     return segmentation.binary_cross_entropy(prediction, channels.split(y))
 
 
@@ -139,7 +139,7 @@ def test_prediction_and_its_gradients_equal_jax(head: heads.Head) -> None:
         return sum((w * v).sum() for w, v in zip(weights, values, strict=True))
 
     def ours(logits: jax.Array) -> jax.Array:
-        values = [jnp.stack(v, axis=-1) for v in channels.predict(logits, head)]
+        values = [jnp.stack(v, axis=-1) for v in channels.predict(channels.split(logits), head)]
         return sum((w * v).sum() for w, v in zip(weights, values, strict=True))
 
     for function in (ours, jax.jit(ours)):

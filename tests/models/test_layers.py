@@ -128,7 +128,8 @@ from kdnet_jax.models import layers
 from tests.models import test_layers
 
 for inputs, outputs in ((1, 1), (3, 9), (5, 17), (2, 64), (4, 8)):
-    test_layers.equals_lax("onednn", (4, 3, 16), 3, inputs, outputs)
+    for size in (1, 3):
+        test_layers.equals_lax("onednn", (4, 3, 16), size, inputs, outputs)
 print("equal", layers.choose_form("onednn"))
 """
 
