@@ -174,13 +174,15 @@ def apply(
     masked = zero_is_background
     if maps:
         masked = (*(masked or (True,) * sequences), *(False,) * maps)
+    # Sequences first until the end: a TPU stores the last axis in tiles of 128 numbers, of which
+    # four sequences would fill 4.
     placed, label = spatial.place(image, label, geometry, patch, masked)
-    image, moved = placed[..., :sequences], placed[..., sequences:]
+    image, moved = placed[:sequences], placed[sequences:]
     brain = spatial.not_background(image, zero_is_background)
     in_order: dict[str, Callable[[Array, PyTree], Array]] = {
         "noise": lambda x, value: intensity.noise(x, draws.keys, value),
         "blur": lambda x, value: intensity.blur(x, value, largest_blur),
-        "brightness": lambda x, value: x * value[0] + value[1],
+        "brightness": lambda x, value: intensity.brightness(x, *value),
         "contrast": lambda x, value: intensity.contrast(x, brain, value),
         "low_resolution": intensity.low_resolution,
         "gamma_inverted": lambda x, value: intensity.gamma(x, brain, value, invert=True),
@@ -190,7 +192,8 @@ def apply(
         if name in draws.parts:
             image = _where_drawn(image, brain, part, *draws.parts[name])
     flip = functools.partial(spatial.flip, flips=draws.flips, axes=flip_axes)
-    return flip(jnp.concatenate([image, moved], axis=-1) if maps else image), flip(label)
+    image = flip(jnp.concatenate([image, moved]) if maps else image)
+    return jnp.moveaxis(image, 0, -1), flip(label)
 
 
 def _where_drawn(

@@ -1,9 +1,10 @@
 """Augmentation of the intensities of one sample: noise, blur, contrast, low resolution, gamma.
 
-Every function takes an image "d h w m", and most a value for each sequence. Statistics are those of
+Every function takes an image "m d h w", and most a value for each sequence. Statistics are those of
 a sequence's brain within the patch, whatever share of it is background.
 """
 
+import functools
 import math
 
 import jax
@@ -11,11 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from kdnet_jax.augment import spatial
+
 # A Gaussian is cut at so many standard deviations (batchgeneratorsv2: 6 from end to end).
 _TRUNCATE = 3.0
+# The axes of an image but that of its sequences.
+_VOXELS = (1, 2, 3)
 
-Image = Float[Array, "d h w m"]
-Brain = Bool[Array, "d h w m"]
+Image = Float[Array, "m d h w"]
+Brain = Bool[Array, "m d h w"]
 PerSequence = Float[Array, " m"]
 
 
@@ -24,11 +29,16 @@ def noise(image: Image, key: PRNGKeyArray, deviation: Float[Array, ""]) -> Image
     return image + deviation * jax.random.normal(key, image.shape)
 
 
+def brightness(image: Image, factor: PerSequence, offset: PerSequence) -> Image:
+    """Returns the image times `factor` plus `offset`."""
+    return image * spatial.spread(factor) + spatial.spread(offset)
+
+
 def contrast(image: Image, brain: Brain, factor: PerSequence) -> Image:
     """Stretches about the mean by `factor`, cut to the former range."""
-    mean = jnp.mean(image, (0, 1, 2), where=brain)
+    mean = jnp.mean(image, _VOXELS, where=brain, keepdims=True)
     low, high = _range(image, brain)
-    return jnp.clip((image - mean) * factor + mean, low, high)
+    return jnp.clip((image - mean) * spatial.spread(factor) + mean, low, high)
 
 
 def gamma(image: Image, brain: Brain, exponent: PerSequence, *, invert: bool) -> Image:
@@ -39,17 +49,17 @@ def gamma(image: Image, brain: Brain, exponent: PerSequence, *, invert: bool) ->
     image = -image if invert else image
     low, high = _range(image, brain)
     span = jnp.maximum(high - low, 1e-7)
-    curved = jnp.clip((image - low) / span, 0, 1) ** exponent
-    deviation = jnp.std(curved, (0, 1, 2), where=brain)
-    ratio = jnp.std(image, (0, 1, 2), where=brain) / jnp.maximum(deviation, 1e-7)
-    middle = jnp.mean(curved, (0, 1, 2), where=brain)
-    out = (curved - middle) * ratio + jnp.mean(image, (0, 1, 2), where=brain)
+    curved = jnp.clip((image - low) / span, 0, 1) ** spatial.spread(exponent)
+    mean = functools.partial(jnp.mean, axis=_VOXELS, where=brain, keepdims=True)
+    deviation = functools.partial(jnp.std, axis=_VOXELS, where=brain, keepdims=True)
+    ratio = deviation(image) / jnp.maximum(deviation(curved), 1e-7)
+    out = (curved - mean(curved)) * ratio + mean(image)
     return -out if invert else out
 
 
-def _range(image: Image, brain: Brain) -> tuple[PerSequence, PerSequence]:
-    low = jnp.min(image, (0, 1, 2), where=brain, initial=jnp.inf)
-    high = jnp.max(image, (0, 1, 2), where=brain, initial=-jnp.inf)
+def _range(image: Image, brain: Brain) -> tuple[Float[Array, "m 1 1 1"], Float[Array, "m 1 1 1"]]:
+    low = jnp.min(image, _VOXELS, where=brain, initial=jnp.inf, keepdims=True)
+    high = jnp.max(image, _VOXELS, where=brain, initial=-jnp.inf, keepdims=True)
     return low, high
 
 
@@ -62,8 +72,8 @@ def blur(image: Image, sigma: Float[Array, "m 3"], largest: float) -> Image:
         largest: the largest that is ever drawn; it says how far the kernel reaches.
     """
     radius = math.ceil(_TRUNCATE * largest)
-    maps = [_blur_map(edge, sigma[:, axis], radius) for axis, edge in enumerate(image.shape[:3])]
-    return jnp.where(jnp.any(sigma > 0, 1), _along_axes(image, maps), image)
+    maps = [_blur_map(edge, sigma[:, axis], radius) for axis, edge in enumerate(image.shape[1:])]
+    return jnp.where(spatial.spread(jnp.any(sigma > 0, 1)), _along_axes(image, maps), image)
 
 
 def _blur_map(edge: int, sigma: PerSequence, radius: int) -> Float[Array, "m x y"]:
@@ -82,8 +92,8 @@ def low_resolution(image: Image, scale: PerSequence) -> Image:
 
     A sequence with scale 1 stays as it is.
     """
-    maps = [_coarse_map(edge, scale) for edge in image.shape[:3]]
-    return jnp.where(scale < 1, _along_axes(image, maps), image)
+    maps = [_coarse_map(edge, scale) for edge in image.shape[1:]]
+    return jnp.where(spatial.spread(scale < 1), _along_axes(image, maps), image)
 
 
 def _coarse_map(edge: int, scale: PerSequence) -> Float[Array, "m x y"]:
@@ -100,10 +110,8 @@ def _coarse_map(edge: int, scale: PerSequence) -> Float[Array, "m x y"]:
 
 def _along_axes(image: Image, maps: list[Float[Array, "m _ _"]]) -> Image:
     """Applies a linear map along each axis: matrix products, fast on every kind of device."""
-    # "d h w m" -> "m d h w", one einsum an axis, and back
-    volume = jnp.moveaxis(image, -1, 0)
     equations = ("mxd,mdhw->mxhw", "mxh,mdhw->mdxw", "mxw,mdhw->mdhx")
     for equation, along in zip(equations, maps, strict=True):
         # In full float32: a GPU's or TPU's default would round the image to 10 or 8 bits.
-        volume = jnp.einsum(equation, along, volume, precision=jax.lax.Precision.HIGHEST)
-    return jnp.moveaxis(volume, 0, -1)
+        image = jnp.einsum(equation, along, image, precision=jax.lax.Precision.HIGHEST)
+    return image

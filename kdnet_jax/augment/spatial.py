@@ -1,6 +1,6 @@
 """Spatial augmentation: rotation, zoom and bending in one resampling; flips.
 
-Coordinates are voxels; rotations are drawn in space (`in_voxels`).
+Coordinates are voxels; rotations are drawn in space (`in_voxels`). Images are "m d h w".
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 # Voxels between the control points of a bending.
 CONTROL_SPACING: Final = 32
@@ -107,13 +107,18 @@ def in_voxels(geometry: Geometry, spacing: Sequence[float]) -> Geometry:
 
 
 def not_background(
-    image: Float[Array, "d h w m"], zero_is_background: Sequence[bool] | None
-) -> Bool[Array, "d h w m"]:
+    image: Float[Array, "m d h w"], zero_is_background: Sequence[bool] | None
+) -> Bool[Array, "m d h w"]:
     """Returns the voxels of each channel that count; `None`: 0 is background in all of them."""
     counts = image != 0
     if zero_is_background is None or all(zero_is_background):
         return counts
-    return counts | ~np.asarray(zero_is_background)
+    return counts | ~spread(np.asarray(zero_is_background))
+
+
+def spread(each: Shaped[Array | np.ndarray, " m"]) -> Shaped[Array | np.ndarray, "m 1 1 1"]:
+    """Returns a value for each channel in a shape that an image's voxels can be combined with."""
+    return each[:, None, None, None]
 
 
 def place(
@@ -122,35 +127,42 @@ def place(
     geometry: Geometry | None,
     patch: tuple[int, int, int],
     zero_is_background: Sequence[bool] | None = None,
-) -> tuple[Float[Array, "d h w m"], Integer[Array, "d h w"]]:
-    """Returns the patch at the middle of a crop, resampled only if a geometry was drawn."""
+) -> tuple[Float[Array, "m d h w"], Integer[Array, "d h w"]]:
+    """Returns the patch at the middle of a crop, resampled only if a geometry was drawn.
+
+    The crop has its channels last; all of it is turned only where it is resampled.
+    """
+
+    def channels_first() -> Float[Array, "m D H W"]:
+        return jnp.moveaxis(image, -1, 0)
 
     def as_it_is() -> tuple[Array, Array]:
-        return middle(image, patch).astype(jnp.float32), middle(label, patch)
+        return middle(channels_first(), patch).astype(jnp.float32), middle(label, patch)
 
     if geometry is None:
         return as_it_is()
+    _, matrix, bend = geometry
     return jax.lax.cond(
         geometry.drawn,
-        lambda: resample(image, label, geometry.matrix, geometry.bend, patch, zero_is_background),
+        lambda: resample(channels_first(), label, matrix, bend, patch, zero_is_background),
         as_it_is,
     )
 
 
 def middle(volume: Array, patch: Sequence[int]) -> Array:
-    """Returns the middle `patch` voxels of a larger volume ("d h w ...")."""
-    starts = [(size - edge) // 2 for size, edge in zip(volume.shape[:3], patch, strict=True)]
-    return volume[tuple(slice(s, s + edge) for s, edge in zip(starts, patch, strict=True))]
+    """Returns the middle `patch` voxels of a larger volume ("... d h w")."""
+    starts = [(size - edge) // 2 for size, edge in zip(volume.shape[-3:], patch, strict=True)]
+    return volume[..., *(slice(s, s + edge) for s, edge in zip(starts, patch, strict=True))]
 
 
 def resample(
-    image: Float[Array, "D H W m"],
+    image: Float[Array, "m D H W"],
     label: Integer[Array, "D H W"],
     matrix: Float[Array, "3 3"],
     bend: Float[Array, "i j k 3"] | None,
     patch: tuple[int, int, int],
     zero_is_background: Sequence[bool] | None = None,
-) -> tuple[Float[Array, "d h w m"], Integer[Array, "d h w"]]:
+) -> tuple[Float[Array, "m d h w"], Integer[Array, "d h w"]]:
     """Returns the patch at the middle of the crop: trilinear for the image, nearest for the label.
 
     A voxel bent by b and at p from the patch's middle is taken from `matrix @ (p + b)`, from the
@@ -160,8 +172,8 @@ def resample(
     """
     # Places in the crop: three arrays "d h w", one for each axis.
     where = _coordinates(label.shape, matrix, bend, patch)
-    # "D H W m" -> "(D H W) m": one index takes all channels of a voxel.
-    flat = image.reshape(-1, image.shape[-1])
+    # "m D H W" -> "m (D H W)": one index takes all channels of a voxel.
+    flat = image.reshape(image.shape[0], -1)
     value, brain = 0.0, 0.0
     lows = [jnp.floor(c) for c in where]
     # One gather per corner takes all sequences; XLA fuses the eight and their sums into one loop.
@@ -170,13 +182,13 @@ def resample(
         weight = jnp.ones(())
         for c, a, size in zip(where, at, label.shape, strict=True):
             weight = weight * jnp.where((a >= 0) & (a < size), 1 - jnp.abs(c - a), 0)
-        # weight "d h w", voxel "d h w m"
-        voxel = flat[_flat_index(at, label.shape)]
-        value += weight[..., None] * voxel.astype(jnp.float32)
-        brain += weight[..., None] * (voxel != 0)
+        # weight "d h w", voxel "m d h w"
+        voxel = flat[:, _flat_index(at, label.shape)]
+        value += weight * voxel.astype(jnp.float32)
+        brain += weight * (voxel != 0)
     kept = brain > 0.5
     if zero_is_background is not None and not all(zero_is_background):
-        kept |= ~np.asarray(zero_is_background)
+        kept |= ~spread(np.asarray(zero_is_background))
     return jnp.where(kept, value, 0), _nearest(label, where)
 
 
@@ -236,8 +248,8 @@ def _spline_basis(edge: int) -> Float[np.ndarray, "x i"]:
 
 
 def flip(volume: Array, flips: Bool[Array, "3"], axes: str) -> Array:
-    """Returns a volume ("d h w ...") mirrored along those of `axes` that were drawn."""
+    """Returns a volume ("... d h w") mirrored along those of `axes` that were drawn."""
     for axis, letter in enumerate("dhw"):
         if letter in axes:
-            volume = jnp.where(flips[axis], jnp.flip(volume, axis), volume)
+            volume = jnp.where(flips[axis], jnp.flip(volume, axis - 3), volume)
     return volume

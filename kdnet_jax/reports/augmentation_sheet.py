@@ -138,7 +138,8 @@ def _parts(patch: tuple[int, int, int], key: jax.Array) -> list[_Part]:
         return lambda x: {"parts": {name: (np.bool_(True), np.full(shape, x, np.float32))}}
 
     def brightness(factor: float, offset: float) -> typed.Json:
-        return {"parts": {"brightness": (None, (factor, offset))}}
+        values = tuple(np.full(1, x, np.float32) for x in (factor, offset))
+        return {"parts": {"brightness": (None, values)}}
 
     return [
         _Part("rotation", "{:+.0f}°", _rotation),

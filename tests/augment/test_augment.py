@@ -528,12 +528,12 @@ def test_zero_is_background_only_where_the_channel_is_stripped() -> None:
 
 def test_resampling_keeps_the_values_between_zero_and_others_without_a_background() -> None:
     # Half of the voxels are 0, the others 1; a move by a quarter of a voxel.
-    image = jnp.asarray(np.indices((8, 8, 8))[0] >= 4, jnp.float32)[..., None].repeat(2, -1)
+    image = jnp.asarray(np.indices((8, 8, 8))[0] >= 4, jnp.float32)[None].repeat(2, 0)
     label = jnp.zeros((8, 8, 8), jnp.uint8)
     bend = jnp.zeros((4, 4, 4, 3)).at[..., 0].set(0.25)
     out, _ = spatial.resample(image, label, jnp.eye(3), bend, (6, 6, 6), (True, False))
-    np.testing.assert_allclose(out[:, 3, 3, 0], [0, 0, 0, 1, 1, 1], atol=1e-6)
-    np.testing.assert_allclose(out[:, 3, 3, 1], [0, 0, 0.25, 1, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(out[0, :, 3, 3], [0, 0, 0, 1, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(out[1, :, 3, 3], [0, 0, 0.25, 1, 1, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("spacing", [(4.0, 2.0, 2.0), (1.0, 3.0, 0.5)])
@@ -558,7 +558,7 @@ def test_rotations_are_rotations_in_space(spacing: tuple[float, float, float]) -
     rotated = places(patch) @ np.asarray(drawn.matrix, np.float64).T
     within = np.abs(rotated / spacing) < (np.array(size) - 1) / 2 - 1e-3
     assert within.all()
-    np.testing.assert_allclose(out[..., 0], rotated @ slopes, atol=1e-3)
+    np.testing.assert_allclose(out[0], rotated @ slopes, atol=1e-3)
 
 
 def test_crops_of_flat_voxels_hold_what_is_rotated() -> None:
