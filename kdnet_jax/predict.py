@@ -188,7 +188,7 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
     orientation = _ORIENTATION.value or _orientation(ensemble)
     volumes = pathlib.Path(_VOLUMES.value) if _VOLUMES.value else None
     record = pathlib.Path(_MANIFEST.value) if _MANIFEST.value else None
-    jobs = _plan(inputs, ensemble, volumes, record)
+    jobs = _plan(inputs, ensemble, orientation, volumes, record)
     about = provenance.collect() | {
         "checkpoints": [str(run.folder) for run in ensemble.members],
         "parameters_sha256": [run.params_hash for run in ensemble.members],
@@ -238,6 +238,7 @@ def _segment(inputs: list[str], ensemble: "ensembles.Ensemble", convention: str)
 def _plan(
     inputs: list[str],
     ensemble: "ensembles.Ensemble",
+    orientation: str,
     volumes: pathlib.Path | None,
     record: pathlib.Path | None,
 ) -> "list[prediction_jobs.Job]":
@@ -268,7 +269,7 @@ def _plan(
         raise UserError("--labels: a DICOM SEG has segments, and no label values. Leave it out.")
     outputs = [path for job in jobs for path in job.outputs]
     files.check_places([*outputs, *(path for path in (volumes, record) if path)])
-    prediction_jobs.check_headers((job.images for job in jobs), task)
+    prediction_jobs.check_headers((job.images for job in jobs), task, orientation)
     prediction_jobs.check_references(jobs)
     return jobs
 

@@ -58,6 +58,7 @@ def choose(
         _refuse_seen(chosen, cohort, ensemble)
     _check_place(output)
     task = ensemble.members[0].model.task
+    # Grids are told in one list with those of the references (`masks_to_come`).
     prediction_jobs.check_headers((case.images for case in chosen), task)
     return chosen
 

@@ -4,10 +4,10 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.data.scans import dicom, dicom_stack, nifti, nifti_header
+from kdnet_jax.data.scans import dicom, dicom_stack, nifti, nifti_header, prepare
 from kdnet_jax.data.sources import cases, decathlon
 from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import finding_scans
@@ -142,44 +142,58 @@ def plan(
     return jobs
 
 
-def check_headers(scans: Iterable[Mapping[str, finding_scans.Source]], task: task_lib.Task) -> None:
+def check_headers(
+    scans: Iterable[Mapping[str, finding_scans.Source]],
+    task: task_lib.Task,
+    orientation: str | None = None,
+) -> None:
     """Refuses scans that cannot be used as far as their headers tell, before the first is made.
 
     Args:
         scans: the files of each, sequence -> file, (file, channel), or series.
         task: what is segmented in them.
+        orientation: see `prepare.prepare_case`; `None` leaves the grids to another check.
 
     Raises:
-        UserError: with every file that is wrong.
+        UserError: with every file that is wrong, and every scan whose sequences share no grid.
     """
-    wrong = [error for images in scans for error in _header_errors(images, task)]
+    wrong = [error for images in scans for error in _scan_errors(images, task, orientation)]
     if len(wrong) == 1:
         raise UserError(wrong[0])
     if wrong:
         listed = "".join(f"\n  {error}" for error in wrong)
-        raise UserError(f"{len(wrong)} files cannot be used; no scan was segmented:{listed}")
+        raise UserError(f"{len(wrong)} problems with the files; no scan was segmented:{listed}")
 
 
-def _header_errors(
-    images: Mapping[str, finding_scans.Source], task: task_lib.Task
-) -> Iterator[str]:
-    files: list[cases.Source] = []
-    for source in images.values():
+def _scan_errors(
+    images: Mapping[str, finding_scans.Source], task: task_lib.Task, orientation: str | None
+) -> list[str]:
+    errors: list[str] = []
+    files: dict[str, cases.Source] = {}
+    for name, source in images.items():
         if not isinstance(source, dicom.Series):
-            files.append(source)
+            files[name] = source
             continue
         try:
             dicom_stack.check(source)
         except UserError as error:
-            yield str(error)
-    sources = (each if isinstance(each, tuple) else (each, None) for each in files)
-    for path, several in {path: channel is not None for path, channel in sources}.items():
+            errors.append(str(error))
+    sources = (each if isinstance(each, tuple) else (each, None) for each in files.values())
+    several_in = {path: channel is not None for path, channel in sources}
+    for path, several in several_in.items():
         try:
             header = nifti.read_header(path, channels=several)
             if several:
                 decathlon.check_channels(path, header.shape, task)
         except UserError as error:
-            yield str(error)
+            errors.append(str(error))
+    # The channels of one file are on one grid; and of a header that is wrong, that alone is said.
+    if orientation is not None and len(several_in) > 1 and not errors:
+        try:
+            prepare.read_grid(files, task=task, orientation=orientation)
+        except UserError as error:
+            errors.append(str(error))
+    return errors
 
 
 def check_references(jobs: Iterable[Job]) -> None:

@@ -22,12 +22,14 @@ class Cohort:
         damage: does it to a folder that holds a sound cohort.
         says: what the message must name.
         surveyed: whether check_data finds cases all the same, and lists what is wrong (exit 1).
+        predicted: whether `predict` takes it: what is wrong concerns the references alone.
     """
 
     name: str
     damage: Callable[[pathlib.Path], None]
     says: str
     surveyed: bool = False
+    predicted: bool = False
 
 
 def _emptied(folder: pathlib.Path) -> None:
@@ -92,6 +94,14 @@ def _other_grid(folder: pathlib.Path) -> None:
     scans.write(path, scans.encode(scans.brain()[:-2]))
 
 
+def _elsewhere(folder: pathlib.Path) -> None:
+    path = folder / CASE / f"{CASE}_t1ce.nii.gz"
+    path.unlink()
+    affine = scans.AFFINE.copy()
+    affine[0, 3] += scans.SPACING_MM
+    scans.write(path, scans.encode(scans.brain(), affine))
+
+
 def _reference_on_other_grid(folder: pathlib.Path) -> None:
     path = folder / CASE / f"{CASE}_seg.nii.gz"
     path.unlink()
@@ -131,14 +141,17 @@ BAD: Final = (
     Cohort("links in a circle", _circle_of_folders, "cohort"),
     Cohort("no scans", _only_text, "readme.txt"),
     Cohort("a sequence is missing", _without_sequence, CASE, surveyed=True),
-    Cohort("no segmentations", _without_segmentations, "cohort", surveyed=True),
+    Cohort("no segmentations", _without_segmentations, "cohort", surveyed=True, predicted=True),
     Cohort("a case twice", _doubled_case, CASE, surveyed=True),
     Cohort("two releases", _two_releases, "brats2020", surveyed=True),
     Cohort("a file of another case", _foreign_name, "BraTS2021_00777", surveyed=True),
     Cohort("two files of a sequence", _two_of_a_sequence, "_t2w.nii.gz", surveyed=True),
     Cohort("names that tell nothing", _no_names, "cohort"),
     Cohort("sequences on two grids", _other_grid, CASE, surveyed=True),
-    Cohort("a reference on another grid", _reference_on_other_grid, CASE, surveyed=True),
+    Cohort("a sequence that lies elsewhere", _elsewhere, CASE, surveyed=True),
+    Cohort(
+        "a reference on another grid", _reference_on_other_grid, CASE, surveyed=True, predicted=True
+    ),
     _decathlon("Decathlon without dataset.json", None),
     _decathlon("dataset.json is no JSON", "{"),
     _decathlon("dataset.json is a list", []),

@@ -163,7 +163,11 @@ def _of_data(
 def _of_cohort(entry: cohorts.Cohort, base: pathlib.Path, place: pathlib.Path) -> Iterator[Trial]:
     folder = sound.copy(base / "cohort", place / "cohort")
     entry.damage(folder)
-    yield from _of_data(f"cohort, {entry.name}", folder, base, entry.says, broken=entry.surveyed)
+    name = f"cohort, {entry.name}"
+    yield from _of_data(name, folder, base, entry.says, broken=entry.surveyed)
+    if not entry.predicted:
+        words = (f"--checkpoint={base / 'teacher'}", f"--input={folder}", "--output=masks")
+        yield _trial(name, "predict", *words, says=entry.says)
 
 
 # --- Runs, scores, splits ---------------------------------------------------------------------

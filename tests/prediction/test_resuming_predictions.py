@@ -4,12 +4,14 @@ import csv
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from kdnet_jax import task as task_lib
+from kdnet_jax.data.scans import prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import (
     confidence,
@@ -96,7 +98,7 @@ def test_bad_headers_are_told_before_the_first_scan(tmp_path: pathlib.Path) -> N
     scans.write(paths[0], scans.encode(scans.brain()))
     scans.write(paths[1], scans.encode(scans.brain(), magic=b"ni1"))
     paths[2].write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 files cannot be used; no scan was segmented") as told:
+    with pytest.raises(UserError, match=r"2 problems with the files; no scan was") as told:
         prediction_jobs.check_headers([{"t1ce": path} for path in paths], task_lib.GLIOMA)
     assert str(paths[1]) in str(told.value)
     assert str(paths[2]) in str(told.value)
@@ -104,10 +106,98 @@ def test_bad_headers_are_told_before_the_first_scan(tmp_path: pathlib.Path) -> N
         prediction_jobs.check_headers([{"t1ce": paths[0]}, {"t1ce": paths[2]}], task_lib.GLIOMA)
 
 
+def _case(folder: pathlib.Path, name: str, t2: bytes) -> dict[str, pathlib.Path]:
+    """Writes a case of two sequences, of which the second is given."""
+    images = {sequence: folder / f"{name}_{sequence}.nii" for sequence in ("t1", "t2")}
+    scans.write(images["t1"], scans.encode(scans.brain()))
+    scans.write(images["t2"], t2)
+    return images
+
+
+def _moved(mm: float) -> np.ndarray:
+    affine = scans.AFFINE.copy()
+    affine[0, 3] += mm
+    return affine
+
+
+def test_sequences_on_two_grids_are_told_before_the_first_scan(tmp_path: pathlib.Path) -> None:
+    sound_one = _case(tmp_path, "a", scans.encode(scans.brain()))
+    shorter = _case(tmp_path, "b", scans.encode(scans.brain()[:-2]))
+    moved = _case(tmp_path, "c", scans.encode(scans.brain(), _moved(4)))
+    damaged = _case(tmp_path, "d", b"")
+    with pytest.raises(UserError, match=r"^3 problems with the files; no scan was") as told:
+        prediction_jobs.check_headers(
+            [sound_one, shorter, moved, damaged], task_lib.GLIOMA, "header"
+        )
+    _, *rows = str(told.value).split("\n  ")
+    assert f"{shorter['t2']} has 14 x 16 x 16. Expected one grid: register and" in rows[0]
+    assert f"{moved['t2']}: [[-8.0, 0.0, 0.0, 4.0]" in rows[1]
+    assert rows[2].startswith(f"{damaged['t2']}: is not a NIfTI file")
+    with pytest.raises(UserError, match=r"^the headers of one case place the same voxels diff"):
+        prediction_jobs.check_headers([moved], task_lib.GLIOMA, "header")
+    prediction_jobs.check_headers([sound_one], task_lib.GLIOMA, "header")
+
+
+@pytest.mark.parametrize("orientation", ["header", "LPS"])
+@pytest.mark.parametrize(
+    "affine",
+    [
+        pytest.param(_moved(0.001), id="rounding"),
+        pytest.param(_moved(2), id="a quarter of a voxel"),
+        pytest.param(scans.AFFINE @ np.diag([1.0, 1.0, -1.0, 1.0]), id="another direction"),
+        pytest.param(
+            scans.AFFINE @ np.array([[-1, 0, 0, 15], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
+            id="stored in another order",
+        ),
+        pytest.param(np.eye(4), id="lost"),
+    ],
+)
+def test_grids_are_refused_before_as_they_would_be_later(
+    tmp_path: pathlib.Path, affine: np.ndarray, orientation: str
+) -> None:
+    images = _case(tmp_path, "a", scans.encode(np.sqrt(scans.brain()[::-1]), affine))
+
+    def early() -> None:
+        prediction_jobs.check_headers([images], task_lib.GLIOMA, orientation)
+
+    def late() -> None:
+        prepare.prepare_case(
+            prepare.unlabelled_case(images), spacing=None, orientation=orientation, allow_skull=True
+        )
+
+    assert _refusal(early) == _refusal(late)
+
+
+def _refusal(call: Callable[[], None]) -> str:
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_folder_with_sequences_on_two_grids_is_not_begun(
+    base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    cohort = sound.copy(base / "cohort", tmp_path / "cohort")
+    # The last of its cases: the others would be segmented first.
+    bad = cohort / "BraTS2021_00004" / "BraTS2021_00004_t2.nii.gz"
+    bad.unlink()
+    scans.write(bad, scans.encode(scans.brain(), _moved(scans.SPACING_MM)))
+    words = (f"--checkpoint={base / 'teacher'}", f"--input={cohort}", "--output=out")
+    (refused,) = forks.run([forks.Line("predict", words, tmp_path)])
+    assert refused.code == 2
+    assert refused.err.startswith("error: the headers of one case place the same voxels diff")
+    assert str(bad) in refused.err
+    assert "compiled" not in refused.out
+    assert not (tmp_path / "out").exists()
+
+
 def test_channels_of_one_file_are_one_header(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "four.nii"
     scans.write(path, scans.encode(np.stack([scans.brain()] * 4, -1)))
-    prediction_jobs.check_headers([{"t1": (path, 1), "t2": (path, 3)}], task_lib.GLIOMA)
+    images = {"t1": (path, 1), "t2": (path, 3)}
+    prediction_jobs.check_headers([images], task_lib.GLIOMA, "header")
 
 
 def _row(name: str, mask: pathlib.Path, *warnings: str) -> prediction_outputs.ScanVolumes:
