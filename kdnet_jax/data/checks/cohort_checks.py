@@ -215,7 +215,7 @@ def _exchanged(names: Sequence[str], one: str, other: str) -> list[str]:
 
 
 # (sequence, its near kin, a stranger): r(sequence, kin) is the larger. CSF is dark in T1, T1ce and
-# FLAIR and bright in T2; oedema is bright in T2 and FLAIR.
+# FLAIR and bright in T2; edema is bright in T2 and FLAIR.
 _KINSHIP: Final = (
     ("t1", "t1ce", "t2"),
     ("t1ce", "t1", "t2"),

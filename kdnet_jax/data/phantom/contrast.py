@@ -9,8 +9,8 @@ from scipy import ndimage
 from kdnet_jax.data.phantom import anatomy as anatomy_lib
 from kdnet_jax.data.phantom import tumour as tumour_lib
 
-# Signal of grey matter, white matter, fluid, solid core (no enhancement), necrosis, oedema and
-# enhancing tumour, in arbitrary units with white matter in T1 at 100. Oedema is plain in T2 and
+# Signal of grey matter, white matter, fluid, solid core (no enhancement), necrosis, edema and
+# enhancing tumour, in arbitrary units with white matter in T1 at 100. Edema is plain in T2 and
 # FLAIR and hardly darker than its surroundings in T1 and T1ce; only T1ce shows enhancement.
 _SIGNAL: Final[dict[str, tuple[float, ...]]] = {
     "t1": (72, 100, 30, 66, 48, 82, 74),
@@ -48,19 +48,19 @@ def _shares(
 ) -> list[Float[np.ndarray, "x y z"]]:
     """Returns the share of each signal of `_SIGNAL` in every voxel; they add up to 1 in the brain.
 
-    Borders of the tumour are soft: half a voxel of partial volume, and 2 mm for oedema.
+    Borders of the tumour are soft: half a voxel of partial volume, and 2 mm for edema.
     """
     solid = (tumour.labels == tumour_lib.NCR) & ~tumour.necrosis
     hard = (solid, tumour.necrosis, tumour.labels == tumour_lib.ET)
     core = [ndimage.gaussian_filter(part.astype(np.float32), 0.4) for part in hard]
-    oedema = (tumour.labels == tumour_lib.ED).astype(np.float32)
-    # Oedema is no uniform fluid: its strength varies over a centimetre.
-    strength = 1 + 0.22 * anatomy_lib.smooth_noise(rng, oedema.shape, 8 / spacing)
-    oedema = ndimage.gaussian_filter(oedema, 1.0 / spacing) * np.clip(strength, 0.4, 1.2)
-    oedema = np.minimum(oedema, np.clip(1 - sum(core), 0, 1))
-    normal = np.clip(1 - sum(core) - oedema, 0, 1)
+    edema = (tumour.labels == tumour_lib.ED).astype(np.float32)
+    # Edema is no uniform fluid: its strength varies over a centimetre.
+    strength = 1 + 0.22 * anatomy_lib.smooth_noise(rng, edema.shape, 8 / spacing)
+    edema = ndimage.gaussian_filter(edema, 1.0 / spacing) * np.clip(strength, 0.4, 1.2)
+    edema = np.minimum(edema, np.clip(1 - sum(core), 0, 1))
+    normal = np.clip(1 - sum(core) - edema, 0, 1)
     tissue = [normal * share for share in (anatomy.grey, anatomy.white, anatomy.fluid)]
-    return [*tissue, core[0], core[1], oedema, core[2]]
+    return [*tissue, core[0], core[1], edema, core[2]]
 
 
 def _vessels(
