@@ -122,7 +122,7 @@ def test_only_t1ce_shows_enhancement(cohort: list[phantom.PhantomCase]) -> None:
     assert _median_contrast(cohort, "t1ce", NCR) < -1.5
 
 
-def test_oedema_is_plain_in_t2_and_flair_and_faint_in_t1ce(
+def test_edema_is_plain_in_t2_and_flair_and_faint_in_t1ce(
     cohort: list[phantom.PhantomCase],
 ) -> None:
     faint = _median_contrast(cohort, "t1ce", ED)

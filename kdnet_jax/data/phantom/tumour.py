@@ -1,4 +1,4 @@
-"""Shape of a synthetic glioma: irregular core, rim and necrosis, oedema along white matter."""
+"""Shape of a synthetic glioma: irregular core, rim and necrosis, edema along white matter."""
 
 import dataclasses
 
@@ -70,7 +70,7 @@ def _add_focus(
     labels: UInt8[np.ndarray, "x y z"],
     necrosis: Bool[np.ndarray, "x y z"],
 ) -> None:
-    """Paints one core with its oedema over `labels` and `necrosis`."""
+    """Paints one core with its edema over `labels` and `necrosis`."""
     shape = labels.shape
     core_radius = size * np.clip(rng.lognormal(np.log(16), 0.25), 10, 25)
     distance = _irregular_distance(rng, shape, centre, spacing, core_radius)
@@ -80,9 +80,9 @@ def _add_focus(
     reach = rng.uniform(6, 20) * size
     spread = 0.25 + 0.75 * ndimage.gaussian_filter(anatomy.white, 4 / spacing)
     lobes = 1 + 0.35 * anatomy_lib.smooth_noise(rng, shape, 10 / spacing)
-    oedema = (distance - core_radius) < reach * spread * np.clip(lobes, 0.1, None)
-    oedema &= anatomy.brain & (anatomy.fluid < 0.6)
-    labels[oedema & (labels == 0)] = ED
+    edema = (distance - core_radius) < reach * spread * np.clip(lobes, 0.1, None)
+    edema &= anatomy.brain & (anatomy.fluid < 0.6)
+    labels[edema & (labels == 0)] = ED
 
     # The rim's thickness varies, and it is missing here and there.
     thickness = rng.uniform(4.5, 8) * size
