@@ -9,34 +9,24 @@ the others have the preset's, so the time of a sample is compared.
 """
 
 import importlib
+import pkgutil
 import statistics
-import time
-from collections.abc import Callable
 from typing import Final
 
 import jax
-import numpy as np
 from absl import flags
 
+from benchmarks import step_timer
+from configs import methods
 from kdnet_jax import cli
-from kdnet_jax.augment import augment
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading
-from kdnet_jax.experiment import compilation
-from kdnet_jax.models import networks
-from kdnet_jax.parallel import sharding
 from kdnet_jax.runs import model as model_lib
-from kdnet_jax.training import steps
 
-METHODS: Final = (
-    *("teacher_labels", "kdnet", "hinton", "standardized", "fitnets", "protokd", "pmkl"),
-    *("smunet", "affinity", "patient"),
-)
+METHODS: Final = tuple(each.name for each in pkgutil.iter_modules(methods.__path__))
 _PRESET = flags.DEFINE_string("preset", "fewlabels", "Sizes: a preset of the configs.")
 _METHODS = flags.DEFINE_multi_enum("method", METHODS, METHODS, "What is timed.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Steps of each method that are timed.", lower_bound=1)
-# Of a run: only an optimizer that counts epochs reads it.
-_CASES: Final = 10
 
 
 def main(argv: list[str]) -> None:
@@ -44,10 +34,10 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     teacher = model_lib.of_experiment(_experiment("teacher"))
     plain = _experiment("baseline")
-    each = {"baseline": (plain, _timer(plain, None))}
+    each = {"baseline": (plain, step_timer.make(plain))}
     for name in _METHODS.value:
         experiment = _experiment(f"methods.{name}")
-        each[name] = (experiment, _timer(experiment, teacher))
+        each[name] = (experiment, step_timer.make(experiment, teacher))
     seconds: dict[str, list[float]] = {name: [] for name in each}
     for _ in range(_ROUNDS.value):
         for name, (experiment, timed) in each.items():
@@ -63,50 +53,6 @@ def main(argv: list[str]) -> None:
 
 def _experiment(config: str) -> experiment_lib.Experiment:
     return reading.read(importlib.import_module(f"configs.{config}").get_config(_PRESET.value))
-
-
-def _timer(
-    experiment: experiment_lib.Experiment, teacher: model_lib.Model | None
-) -> Callable[[], float]:
-    """Returns a function that makes one step and returns its seconds; compiles first."""
-    mesh, rng = sharding.make_mesh(), np.random.default_rng(0)
-    modalities, network = experiment.data.modalities, experiment.network
-    unlabelled = teacher is not None and experiment.split.labelled > 0
-    step, _ = compilation.compile_step([experiment], mesh, _CASES, teacher, unlabelled)
-    params = networks.init_params(network, len(experiment.modalities), jax.random.key(0))
-    state = steps.init_state(
-        compilation.with_projector(params, experiment, teacher),
-        compilation.optimizer(experiment, _CASES),
-        averaged=experiment.train.average > 0,
-    )
-    whole = sharding.replicated(mesh)
-    states, root = jax.device_put(((state,), jax.random.key(1)), whole)
-    teacher_params = ()
-    if teacher:
-        sequences = len(teacher.modalities)
-        drawn = networks.init_params(teacher.network, sequences, jax.random.key(2))
-        teacher_params = jax.device_put(drawn, whole)
-    size = (
-        experiment.loader.batch,
-        *augment.source_patch(experiment.loader.patch, experiment.augment),
-    )
-    batch = sharding.to_global(
-        {
-            "image": rng.normal(size=(*size, len(modalities))).astype(np.float32),
-            "label": rng.integers(0, 4, size, np.uint8),
-        },
-        mesh,
-    )
-
-    def timed() -> float:
-        nonlocal states
-        start = time.perf_counter()
-        states, metrics = step(states, teacher_params, batch, root)
-        jax.block_until_ready((states, metrics))
-        return time.perf_counter() - start
-
-    timed()
-    return timed
 
 
 if __name__ == "__main__":

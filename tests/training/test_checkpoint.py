@@ -1,7 +1,6 @@
 """Checkpoints: what is kept, what comes back, and what a user reads when it cannot."""
 
 import dataclasses
-import gc
 import os
 import pathlib
 import shutil
@@ -12,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import psutil
 import pytest
 
 from kdnet_jax.core import checksums
 from kdnet_jax.errors import UserError
 from kdnet_jax.training import checkpoint, saved_checkpoints, steps
+from tests.helpers import commands
 
 
 def _state(value: float, step: int = 0) -> steps.TrainState:
@@ -222,15 +221,30 @@ def test_a_deletion_that_is_interrupted_leaves_no_half_of_a_checkpoint(
     assert "damaged" not in caplog.text
 
 
-def test_saves_leave_no_thread_and_no_open_file(tmp_path: pathlib.Path) -> None:
-    counts = []
-    for number in range(4):
-        _save(tmp_path / str(number), (1, 0.1), (2, 0.2), (3, None))
-        saved_checkpoints.load_params(tmp_path / str(number), _state(0.0).params)
-        gc.collect()  # event loops of others, which close theirs when they are collected
-        counts.append(psutil.Process().num_fds())
-    # The first round opens what stays: a save's, and the pipe of a restore. Another may be opened
-    # late and stay, by a pool's next thread; a leak grows with every round.
-    assert counts[-1] - counts[0] < len(counts) - 1
-    # Orbax's threads; those of asyncio's pools end when they are collected.
-    assert not [thread for thread in threading.enumerate() if "_run_loop" in thread.name]
+_ROUNDS = """
+import pathlib, threading
+import psutil
+from kdnet_jax.training import saved_checkpoints
+from tests.training import test_checkpoint
+
+def save_and_load(name, *steps):
+    test_checkpoint._save(pathlib.Path(name), *steps)
+    saved_checkpoints.load_params(pathlib.Path(name), test_checkpoint._state(0.0).params)
+
+# What is opened once and stays: a save's, and the pipe of a restore.
+save_and_load("first", (1, 0.1))
+before = psutil.Process().num_fds()
+for number in range(3):
+    save_and_load(str(number), (1, 0.1), (2, 0.2), (3, None))
+assert psutil.Process().num_fds() == before, (psutil.Process().num_fds(), before)
+# Orbax's threads; those of asyncio's pools end when they are collected.
+assert not [thread for thread in threading.enumerate() if "_run_loop" in thread.name]
+"""
+
+
+def test_saves_leave_no_thread_and_no_open_file(
+    tmp_path: pathlib.Path, command_env: dict[str, str]
+) -> None:
+    # In a process of its own: in this one, what other tests left may open or close files meanwhile.
+    done = commands.python("-c", _ROUNDS, cwd=tmp_path, env=command_env)
+    assert done.returncode == 0, done.stderr
