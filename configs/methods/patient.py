@@ -20,6 +20,7 @@ METHOD: Final = {
     "distillation.kd_form": "kl",
     "distillation.kd_weight": 1.0,
     "distillation.temperature": 1.0,
+    "distillation.unlabelled": "soft",  # of scans without a reference the same loss
     "distillation.mixup": 1.0,
     "loader.batch": 2,  # a sample is mixed with another one
     "distillation.latent_weight": 0.0,

@@ -342,6 +342,11 @@ def _teacher(document: typed.JsonView, task: task_lib.Task) -> experiment_lib.Te
     if section["maps"]:
         _check_maps(document)
     elif not section["checkpoint"]:
+        if folds:
+            raise UserError(
+                f"teacher.folds is {section['folds']!r} and teacher.checkpoint is empty: they are "
+                "folds of a teacher that is given. Give it, or leave teacher.folds empty."
+            )
         to_train = of_document(teacher_document(document), task)
     teacher = experiment_lib.Teacher(
         checkpoint=section["checkpoint"],

@@ -105,6 +105,19 @@ def parts(config: config_dict.ConfigDict, workdir: pathlib.Path) -> list[Part]:
             "with configs/pretrain.py, and let the study's networks start from that run: "
             "--config.train.start=DIR."
         )
+    if count and flat["split.file"]:
+        raise UserError(
+            f"study.folds is {count} and split.file is {flat['split.file']!r}: a file has one "
+            "split, which every fold would repeat. Set --config.study.folds=0, or leave "
+            "split.file empty."
+        )
+    for key in ("teacher.checkpoint", "teacher.maps", "teacher.weights", "teacher.folds"):
+        if flat[key]:
+            raise UserError(
+                f"{key} is {flat[key]!r}, and a study trains the teacher of each seed and fold "
+                f"itself. Leave it empty; runs of a given teacher (configs/student.py) are "
+                "compared by python -m kdnet_jax.compare."
+            )
     arms = _arms(flat)
     task = dataset_json.read(flat["task"])
     planned = [

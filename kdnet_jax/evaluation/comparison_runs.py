@@ -27,7 +27,8 @@ _FREE: Final = (
     *_STUDENTS,
 )
 # A teacher sees more, and may be larger and trained longer.
-_FREE_TEACHER: Final = ("model.modalities", "model.widths", "train.steps")
+_DROPOUT: Final = "augment.modality_dropout"
+_FREE_TEACHER: Final = ("model.modalities", "model.widths", "train.steps", _DROPOUT)
 # A run's thresholds are its own, chosen on its validation cases: the rule is what has to agree.
 _SUMMARY_KEYS: Final = ("data_fingerprint", "evaluation_version", "hd95", "post_processing")
 
@@ -113,6 +114,8 @@ def read_run(side: str, folder: pathlib.Path, *, postprocessed: bool) -> Run:
                 f"--{side}={folder}: {folder / workdir.CONFIG} is no config of a run (it has no "
                 "role or seed). Give the folder that python -m kdnet_jax.main wrote."
             )
+        if config["role"] == "student" and _DROPOUT in config:
+            config = {**config, _DROPOUT: 0.0}  # what a student's config says is of its teacher
     return Run(side, folder, config, summary, scores)
 
 

@@ -12,9 +12,9 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import checksums, files
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import conversion, foreign
-from kdnet_jax.models import adapted, mean
+from kdnet_jax.models import adapted, mean, networks
 from kdnet_jax.parallel import processes
-from kdnet_jax.runs import model_folder, teachers, trained
+from kdnet_jax.runs import calibration, model_folder, teachers, trained
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,7 +112,16 @@ def _several(teacher: experiment_lib.Teacher) -> Given:
         teacher.weights or (1.0,) * len(members),
     )
     params = adapted.join_members(tuple(each.params for each in members))
-    model = dataclasses.replace(first.model, network=network, modalities=modalities)
+    model = dataclasses.replace(
+        first.model,
+        network=network,
+        modalities=modalities,
+        # The first one's, as far as all networks can have it.
+        window=networks.rounded_up(network.divisor, first.model.window),
+        # Both were measured on one network, and not on their mean.
+        thresholds=(),
+        calibration=calibration.NONE,
+    )
     digest = checksums.content_hash(params)
     run = trained.Run(pathlib.Path(teacher.checkpoint), model, params, 0, digest)
     return Given(run, members=members)

@@ -315,6 +315,28 @@ def check_taught(experiment: experiment_lib.Experiment, data: Data) -> None:
     )
 
 
+def check_unlabelled(experiment: experiment_lib.Experiment, data: Data) -> None:
+    """Raises UserError if there are scans without a reference, and the loss cannot take them."""
+    options, count = experiment.distillation, len(unlabelled_cases(experiment, data))
+    if options is None or not count:
+        return
+    hard = options.unlabelled == "hard"
+    if options.mixup and (hard or options.reads_references):
+        raise UserError(
+            f"distillation.mixup is {options.mixup:g}, and {count} training cases have no "
+            "reference: a sample that is mixed with one of these has none either, which leaves "
+            "hardly any to learn references from. Leave these cases out "
+            "(--config.loader.unlabelled_share=0), mix nothing (--config.distillation.mixup=0), or "
+            "learn from the teacher's probabilities alone, as configs/methods/patient.py does."
+        )
+    if experiment.loss.over_batch and not hard:
+        raise UserError(
+            f"loss.over_batch is true, and {count} training cases have no reference: the Dice of a "
+            "whole batch needs classes for all of it. Set --config.distillation.unlabelled=hard, "
+            "or --config.loss.over_batch=false."
+        )
+
+
 def check_same_cases(experiments: Sequence[experiment_lib.Experiment], data: Data) -> None:
     """Raises UserError if students that share their batches learn from different cases."""
     used = [(training_cases(each, data), unlabelled_cases(each, data)) for each in experiments]

@@ -110,6 +110,7 @@ def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack
     for each in own.values():
         run_data.check_sequences(each, data)
         run_data.check_taught(each, data)
+        run_data.check_unlabelled(each, data)
     run_data.check_same_cases(list(runs.values()), data)
     for folder, each in own.items():
         processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))

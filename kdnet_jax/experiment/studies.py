@@ -16,6 +16,8 @@ from kdnet_jax.evaluation import comparison, comparison_scores, score_files
 from kdnet_jax.experiment import run_data, runner
 from kdnet_jax.parallel import processes
 from kdnet_jax.reports import arms_report, run_report, study_report
+from kdnet_jax.runs import model as model_lib
+from kdnet_jax.runs import teachers, transfer
 from kdnet_jax.runs import workdir as workdir_lib
 
 _LOG = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ def run(
     """
     for part in planned:
         workdir_lib.check(part.folder, part.experiment)
+    _check_networks(planned)
     if primary:
         _check_few_labels(planned, workdir, primary)
         processes.first_does(lambda: _fix(workdir / FIXED, planned, primary))
@@ -61,6 +64,20 @@ def run(
         runner.run(part.experiment, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
     processes.first_does(lambda: _report(planned, workdir, primary))
+
+
+def _check_networks(planned: list[study.Part]) -> None:
+    """Raises UserError for a student that its teacher cannot teach, or a start that does not fit.
+
+    Each run finds that out itself, but a student's comes after hours of others.
+    """
+    models = {part.folder: model_lib.of_experiment(part.experiment) for part in planned}
+    # A role has the same network in all folds and seeds.
+    for part in {part.arm: part for part in planned}.values():
+        if teacher := part.experiment.teacher:
+            folder = pathlib.Path(teacher.checkpoint)
+            teachers.check_settings(folder, models[folder], part.experiment)
+        processes.together(functools.partial(transfer.load_start, [part.experiment]))
 
 
 def _lacks_room(before: list[study.Part], student: study.Part, least: float) -> bool:

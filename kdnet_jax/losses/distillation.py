@@ -103,9 +103,17 @@ class DistillationOptions:
         weights = map(self.weight, ("kd", "latent", *OF_OWN_WEIGHT))
         return self.init_from_teacher or any(weights)
 
+    @property
+    def reads_references(self) -> bool:
+        """Whether a term compares with the reference, or needs its classes."""
+        weights = map(self.weight, OF_CLASSES)
+        return self.kd_weight < 1 or any(weights)
+
 
 # Terms that are added, each with a weight of its own; 0: it is not computed.
 OF_OWN_WEIGHT: Final = ("hint", "gram", "prototype", "affinity", "masked")
+# Of these, those that read the reference.
+OF_CLASSES: Final = ("prototype", "affinity", "masked")
 
 
 def softened_dice_loss(
@@ -182,6 +190,7 @@ def softened_divergence(
     scale: float = 1.0,
     voxels: str = "uniform",
     standardize: bool = False,
+    weighted: bool = False,
 ) -> Float[Array, "b"]:
     """Term of L_KD: `KL(s || p) = sum_k s_k log(s_k / p_k)`, a mean over voxels (Hinton, 2015).
 
@@ -191,15 +200,15 @@ def softened_divergence(
         student: see `softened_dice_loss`.
         teacher: likewise.
         y: the reference, used only to balance the voxels.
-        where: not read.
-        teacher_temperature: see `softened_dice_loss`.
+        where: see `softened_dice_loss`.
+        teacher_temperature: likewise.
         student_temperature: likewise.
         scale: likewise.
         voxels: see `voxel_weights`.
         standardize: see `DistillationOptions.standardize_logits`.
+        weighted: see `softened_cross_entropy_loss`.
     """
-    del where
-    weights = voxel_weights(voxels, teacher, y)
+    weights = where if weighted else voxel_weights(voxels, teacher, y)
     if standardize:
         student, teacher = student.standardized, teacher.standardized
     target = jax.lax.stop_gradient(teacher.softened(teacher_temperature))
@@ -223,6 +232,7 @@ def squared_difference(
     student_temperature: float,
     scale: float = 1.0,
     voxels: str = "uniform",
+    weighted: bool = False,
 ) -> Float[Array, "b"]:
     """Term of L_KD: `mean_k (s_k - p_k)^2`, a mean over voxels (ACN, Wang et al., MICCAI 2021).
 
@@ -230,19 +240,18 @@ def squared_difference(
         student: see `softened_dice_loss`.
         teacher: likewise.
         y: the reference, used only to balance the voxels.
-        where: not read.
-        teacher_temperature: see `softened_dice_loss`.
+        where: see `softened_dice_loss`.
+        teacher_temperature: likewise.
         student_temperature: likewise.
         scale: likewise.
         voxels: see `voxel_weights`.
+        weighted: see `softened_cross_entropy_loss`.
     """
-    del where
     s = jax.lax.stop_gradient(teacher.softened(teacher_temperature).p)
     p = student.softened(student_temperature).p
     squares = [(each - target) ** 2 for each, target in zip(p, s, strict=True)]
-    return scale * segmentation.weighted_mean(
-        channels.add(squares) / len(squares), voxel_weights(voxels, teacher, y)
-    )
+    weights = where if weighted else voxel_weights(voxels, teacher, y)
+    return scale * segmentation.weighted_mean(channels.add(squares) / len(squares), weights)
 
 
 def voxel_weights(

@@ -69,6 +69,8 @@ TERMS: Mapping[str, Term] = {
     "pl_coarse": Term(segmentation.deep_supervision, "pl"),
     "pl_soft_dice": Term(distillation.softened_dice_loss, "pl"),
     "pl_soft_bce": Term(distillation.softened_cross_entropy_loss, "pl"),
+    "pl_soft_kl": Term(distillation.softened_divergence, "pl"),
+    "pl_soft_mse": Term(distillation.squared_difference, "pl"),
     "kd_kl": Term(distillation.softened_divergence, "kd"),
     "kd_mse": Term(distillation.squared_difference, "kd"),
     # Each with a weight of its own: `distillation.OF_OWN_WEIGHT`.
@@ -175,7 +177,7 @@ def of_options(
         return Loss(chosen, {"gt": 1.0})
     # Without weight a term is not computed.
     if kd.kd_weight:
-        chosen |= _between_outputs(kd)
+        chosen |= _between_outputs(kd, "kd", **_softened(kd))
     weights = {"kd": kd.kd_weight, "gt": 1 - kd.kd_weight}
     # Then the bottlenecks need not be comparable.
     if kd.latent_weight:
@@ -194,16 +196,9 @@ def of_options(
         return Loss(chosen, weights)
     if kd.unlabelled != "hard":
         soft, sharp = kd.unlabelled_temperature, kd.sharpening
-        temperatures = (soft, soft) if kd.unlabelled == "soft" else (sharp, 1.0)
-        chosen |= {
-            name: _bound(
-                name,
-                teacher_temperature=temperatures[0],
-                student_temperature=temperatures[1],
-                weighted=True,
-            )
-            for name in ("pl_soft_dice", "pl_soft_bce")
-        }
+        ours, theirs = (soft, soft) if kd.unlabelled == "soft" else (1.0, sharp)
+        tempered = {"teacher_temperature": theirs, "student_temperature": ours}
+        chosen |= _between_outputs(kd, "pl_soft", weighted=True, **tempered)
     weights["pl"] = kd.unlabelled_weight
     return Loss(chosen, weights, pseudo_labels.of_options(kd))
 
@@ -221,17 +216,18 @@ def features_of(kd: distillation.DistillationOptions) -> dict[str, list[str]]:
     return {name: keys for name, keys in found.items() if keys}
 
 
-def _between_outputs(kd: distillation.DistillationOptions) -> dict[str, Function]:
-    """Returns the terms of L_KD."""
-    soft = _softened(kd)
+def _between_outputs(
+    kd: distillation.DistillationOptions, role: str, **chosen: object
+) -> dict[str, Function]:
+    """Returns the terms of the form of L_KD, under the names of a role."""
+    entropies = {"voxels": kd.kd_voxels} | chosen
     if kd.kd_form == "kl":
-        standardize = kd.standardize_logits
-        return {"kd_kl": _bound("kd_kl", voxels=kd.kd_voxels, standardize=standardize, **soft)}
+        return {f"{role}_kl": _bound(f"{role}_kl", standardize=kd.standardize_logits, **entropies)}
     if kd.kd_form == "mse":
-        return {"kd_mse": _bound("kd_mse", voxels=kd.kd_voxels, **soft)}
+        return {f"{role}_mse": _bound(f"{role}_mse", **entropies)}
     return {
-        "kd_dice": _bound("kd_dice", **soft),
-        "kd_bce": _bound("kd_bce", voxels=kd.kd_voxels, **soft),
+        f"{role}_dice": _bound(f"{role}_dice", **chosen),
+        f"{role}_bce": _bound(f"{role}_bce", **entropies),
     }
 
 

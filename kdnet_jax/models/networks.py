@@ -59,7 +59,13 @@ def in_words(divisor: Sequence[int]) -> str:
 
 def fitting(divisor: Sequence[int], patch: Sequence[int]) -> str:
     """Returns the smallest larger patch that is divisible, as a flag's value."""
-    return ",".join(str(-(-edge // unit) * unit) for edge, unit in zip(patch, divisor, strict=True))
+    return ",".join(map(str, rounded_up(divisor, patch)))
+
+
+def rounded_up(divisor: Sequence[int], patch: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the smallest patch that holds a patch and is divisible."""
+    d, h, w = (-(-edge // unit) * unit for edge, unit in zip(patch, divisor, strict=True))
+    return d, h, w
 
 
 def init_params(config: Network, modalities: int, key: jax.Array) -> PyTree:

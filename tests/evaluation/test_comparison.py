@@ -130,6 +130,19 @@ def test_what_may_differ_does(tmp_path: pathlib.Path) -> None:
     assert found.differs == ()
 
 
+def test_sequences_that_a_teacher_trained_without_are_no_difference(tmp_path: pathlib.Path) -> None:
+    baselines, students = two_seeds(tmp_path)
+    dropped = {"augment.modality_dropout": 0.3}
+    teacher = write_run(tmp_path / "teacher", "teacher", [0.9] * 4, config=dropped)
+    # It trained its own teacher so, and dropped none of its own.
+    students[1] = write_run(tmp_path / "s", "student", STUDENT[1], seed=1, config=dropped)
+    assert comparison.compare(baselines, students, [teacher], metrics=DICE).differs == ()
+    several = {"model.modalities": "t1ce,flair"}
+    baselines[1] = write_run(tmp_path / "b", "baseline", BASE[1], seed=1, config=dropped | several)
+    with pytest.raises(UserError, match=r"augment\.modality_dropout: 0\.0 in .*; 0\.3 in "):
+        comparison.compare(baselines, students)
+
+
 @pytest.mark.parametrize("key", ["distillation.kd_weight", "loader.unlabelled_share"])
 def test_students_have_one_distillation(tmp_path: pathlib.Path, key: str) -> None:
     baselines, students = two_seeds(tmp_path)

@@ -128,9 +128,29 @@ def test_labels_are_kept_of_so_many_cases_and_a_student_alone_learns_from_the_ot
     student.distillation.unlabelled_weight = 0.0
     with pytest.raises(UserError, match="unlabelled_weight is 0 on the 1 without"):
         run_data.check_taught(reading.read(student), data)
+    _check_losses_of_unlabelled(student, data)
     config.split.labelled = 5
     with pytest.raises(UserError, match=r"split\.labelled is 5, but the training part has 4"):
         run_data.open_data(reading.read(config))
+
+
+def _check_losses_of_unlabelled(student: config_dict.ConfigDict, data: run_data.Data) -> None:
+    """A mixture with a case without a reference has none; a batch's Dice needs all classes."""
+    student.loader.batch = 2
+    student.distillation.update(mixup=1.0, kd_weight=1.0, unlabelled="soft", unlabelled_weight=1.0)
+    run_data.check_unlabelled(reading.read(student), data)
+    for key, value in (("kd_weight", 0.5), ("unlabelled", "hard"), ("affinity_weight", 0.1)):
+        changed = student.copy_and_resolve_references()
+        changed.distillation[key] = value
+        with pytest.raises(UserError, match="mixup is 1, and 1 training cases have no reference"):
+            run_data.check_unlabelled(reading.read(changed), data)
+        changed.loader.unlabelled_share = 0.0
+        run_data.check_unlabelled(reading.read(changed), data)
+    student.distillation.mixup, student.loss.over_batch = 0.0, True
+    with pytest.raises(UserError, match="over_batch is true, and 1 training cases have no"):
+        run_data.check_unlabelled(reading.read(student), data)
+    student.distillation.unlabelled = "hard"
+    run_data.check_unlabelled(reading.read(student), data)
 
 
 @pytest.mark.once

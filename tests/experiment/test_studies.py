@@ -92,6 +92,46 @@ def test_numbers_that_cannot_be_are_refused(key: str, value: int) -> None:
         study_lib.parts(config, pathlib.Path())
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"split.file": "a.json", "study.folds": 2},
+            r"study\.folds is 2 and split\.file is 'a\.json'",
+        ),
+        (
+            {"teacher.checkpoint": "a"},
+            r"teacher\.checkpoint is 'a', and a study trains the teacher",
+        ),
+        ({"teacher.maps": "a"}, r"teacher\.maps is 'a', and a study trains the teacher"),
+    ],
+)
+def test_what_every_part_would_ignore_is_refused(changes: dict[str, object], message: str) -> None:
+    config = study.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        study_lib.parts(config, pathlib.Path())
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "message"),
+    [
+        ("phantom", {"teacher.widths": (16, 32, 64)}, "they cannot be compared"),
+        ("fewlabels", {"teacher.modalities": "t1,t2"}, r"the student sees t1ce, the teacher \S+E-"),
+        ("fewlabels", {"distillation.confidence": "agreement"}, "is one network, with which no"),
+        ("phantom", {"train.start": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_its_last_part_would_refuse_is_refused_before_the_first(
+    preset: str, changes: dict[str, object], message: str, tmp_path: pathlib.Path
+) -> None:
+    config = study.get_config(preset)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        studies.run(study_lib.parts(config, tmp_path), tmp_path, study_lib.primary(config), 0.05)
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- Arms of few labels ----------------------------------------------------------------------
 
 

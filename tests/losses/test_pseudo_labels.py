@@ -1,11 +1,13 @@
 """Labels of a teacher where there is no reference: by hand, and that each counts where due."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.methods import patient
 from kdnet_jax.losses import distillation, objective, output, pseudo_labels, segmentation
 from kdnet_jax.models import heads
 from tests.helpers import glioma
@@ -122,12 +124,47 @@ def test_soft_labels_are_the_terms_of_kd(form: str, ours: float, theirs: float) 
     assert terms["pl_soft_dice"].tolist() == [0, pytest.approx(float(dice[0]), rel=1e-5)]
     assert terms["pl_soft_bce"].tolist() == [0, pytest.approx(float(entropy[0]), rel=1e-5)]
     assert float(loss.total(terms)[1]) == pytest.approx(float(dice[0] + entropy[0]), rel=1e-5)
-    # A voxel without weight changes nothing.
+    # The form of L_KD is theirs too.
+    for name, function in (
+        ("kl", distillation.softened_divergence),
+        ("mse", distillation.squared_difference),
+    ):
+        other = objective.of_options(
+            head, kd=dataclasses.replace(kd, kd_form=name), unlabelled=True
+        )
+        terms = other.terms(student, teacher, y, None, LABELLED)
+        (value,) = function(*pair, **soft)
+        assert terms[f"pl_soft_{name}"].tolist() == [0, pytest.approx(float(value), rel=1e-5)]
+        assert float(other.total(terms)[1]) == pytest.approx(float(value), rel=1e-5)
+        _check_weights(other, student, teacher, y)
+    _check_weights(loss, student, teacher, y)
+
+
+def test_a_patient_teacher_asks_the_same_of_scans_with_and_without_a_reference() -> None:
+    config = patient.get_config("fewlabels")
+    kd = KD(**config.distillation.to_dict())
+    student, teacher = (make_output(glioma.SOFTMAX, seed) for seed in (0, 1))
+    y = glioma.targets(glioma.SOFTMAX, SHAPE)
+    loss = objective.of_options(glioma.SOFTMAX, kd=kd, unlabelled=True)
+    plain = objective.of_options(glioma.SOFTMAX, kd=kd)
+    np.testing.assert_allclose(
+        loss.total(loss.terms(student, teacher, y, None, LABELLED)),
+        plain.total(plain.terms(student, teacher, y, None)),
+        rtol=1e-6,
+    )
+
+
+def _check_weights(
+    loss: objective.Loss, student: output.Output, teacher: output.Output, y: Any
+) -> None:
+    """A voxel without weight changes nothing."""
     where = jnp.ones(SHAPE).at[1, 0].set(0)
-    far = output.Output(student.logits.at[1, 0].add(7.0), {}, head)
+    far = output.Output(student.logits.at[1, 0, ..., 1].add(7.0), {}, student.head)
     for name, term in loss.functions.items():
         if name.startswith("pl"):
-            np.testing.assert_array_equal(*(term(out, teacher, y, where) for out in (student, far)))
+            ours, theirs = (term(out, teacher, y, where) for out in (student, far))
+            np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-6)
+            assert term(far, teacher, y, None)[1] != pytest.approx(float(theirs[1]), rel=1e-3)
 
 
 @pytest.mark.parametrize("form", ["soft", "sharp", "hard"])

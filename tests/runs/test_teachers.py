@@ -16,7 +16,7 @@ from kdnet_jax.data import splits
 from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import given_teachers, runner
 from kdnet_jax.models import networks, unet
-from kdnet_jax.runs import model, model_folder, teachers
+from kdnet_jax.runs import calibration, model, model_folder, teachers
 
 VISITS = ["BraTS-GLI-00001-000", "BraTS-GLI-00001-001", "BraTS-GLI-00002-000"]
 
@@ -94,10 +94,14 @@ def test_several_networks_teach_as_their_mean(tmp_path: pathlib.Path) -> None:
     config = common.base_config("student", "smoke")
     config.teacher.update(checkpoint=f"{tmp_path / 'a'};{tmp_path / 'b'}", weights=(1.0, 2.0))
     for seed, name in enumerate("ab"):
-        network = unet.UNetConfig(widths=(2, 4) if seed else (2, 3))
+        network = unet.UNetConfig(widths=(2, 4, 4) if seed else (2, 3))
         params = networks.init_params(network, 1, jax.random.key(seed))
         sees = ("t2", "t1")[seed : seed + 1]
-        made = model.Model(task_lib.GLIOMA, "teacher", network, sees, 1.5 + seed, (8, 8, 8))
+        made = model.Model(
+            *(task_lib.GLIOMA, "teacher", network, sees, 1.5 + seed, (8, 10, 8)),
+            thresholds=(0.3, 0.4, 0.5),
+            calibration=calibration.Calibration(temperature=2.0),
+        )
         with files.new_folder(tmp_path / name) as beside:
             known = model.KnownCases((VISITS[2 * seed],), complete=True)
             model_folder.fill(beside, made, params, step=0, known=known, about={})
@@ -114,6 +118,10 @@ def test_several_networks_teach_as_their_mean(tmp_path: pathlib.Path) -> None:
         (1.0, 2.0),
     )
     assert [each.folder.name for each in given.members] == ["a", "b"]
+    # The first one's windows, as far as both can halve them; what one network chose is not theirs.
+    assert given.run.model.window == (8, 12, 8)
+    assert given.run.model.thresholds == ()
+    assert given.run.model.calibration == calibration.NONE
     # Both teach by how far they agree; one alone, or a folder of maps, cannot.
     config.distillation.update(confidence="agreement", latent_weight=0.0)
     config.model.modalities = "t1"
