@@ -25,6 +25,7 @@ from kdnet_jax.core import typed
 from kdnet_jax.data.scans import dicom, dicom_stack, geometry, nifti, prepare, spaces
 from kdnet_jax.data.sources import labels as label_values
 from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.models import heads
 from kdnet_jax.prediction import confidence as confidence_lib
 from kdnet_jax.prediction import (
     ensembles,
@@ -58,7 +59,7 @@ class Segmentation:
         warnings: how the scan is unlike those of the training; the mask may then be wrong.
         prediction: the same before the decision, on the working grid.
         geometry: the way from there to the scan's own grid.
-        outputs: names of the probabilities' channels.
+        head: what the probabilities' channels are.
     """
 
     mask: UInt8[np.ndarray, "x y z"]
@@ -71,7 +72,12 @@ class Segmentation:
     warnings: tuple[str, ...]
     prediction: ensembles.Prediction
     geometry: geometry.Geometry
-    outputs: tuple[str, ...]
+    head: heads.Head
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the probabilities' channels."""
+        return self.head.outputs
 
     @functools.cached_property
     def image(self) -> nib.Nifti1Image:
@@ -89,14 +95,17 @@ class Segmentation:
         nifti.save(path, self.image)
 
     def probability(self, output: str) -> Float[np.ndarray, "x y z"]:
-        """Returns the probability of one of `outputs`, 0 outside of the box that was segmented.
+        """Returns the probability of one of `outputs`.
+
+        Outside of the box that was segmented it is 0, of the background 1.
 
         Raises:
             UserError: there is no such output.
         """
         check_choice("output", output, self.outputs)
-        channel = self.prediction.probabilities[..., self.outputs.index(output)]
-        return geometry.map_to_scan(channel, self.geometry)
+        index = self.outputs.index(output)
+        channel = self.prediction.probabilities[..., index]
+        return geometry.map_to_scan(channel, self.geometry, outside=self.head.outside[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +192,7 @@ class Model:
             warnings=warnings,
             prediction=prediction,
             geometry=case.geometry,
-            outputs=self.ensemble.outputs,
+            head=self.ensemble.head,
         )
 
     def _by_name(self, scan: Scan | Mapping[str, Scan]) -> Mapping[str, Scan]:

@@ -36,6 +36,13 @@ class Head:
         """The channels that are not the background."""
         return slice(1, None) if self.kind == "softmax" else slice(None)
 
+    @property
+    def outside(self) -> tuple[float, ...]:
+        """The probability of each output where nothing is segmented: all of it is background."""
+        found = np.ones(len(self.outputs))
+        found[self.foreground] = 0
+        return tuple(found.tolist())
+
     def probabilities(
         self, logits: Float[Array, "*grid k"], temperature: float = 1.0
     ) -> Float[Array, "*grid k"]:

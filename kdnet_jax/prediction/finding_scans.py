@@ -101,6 +101,8 @@ def series_of(
     chosen, notes = dicom.choose(found, kind, called if glioma else {}, modality, asked)
     for note in notes:
         _LOG.info(note)
+    if glioma and called[chosen.uid] not in ("", modality):
+        _warn_of_sequence(f"{path}: {chosen}", called[chosen.uid], modality)
     return chosen
 
 
@@ -121,7 +123,8 @@ def _scans_of_folder(
         first, *others = modalities
         if others or not files:
             raise UserError(f"--input={folder}: {error}") from error
-        _refuse_numbered_channels(folder, files, first)
+        if len(task.modalities) > 1:
+            _refuse_numbered_channels(folder, files, first)
         _LOG.info(f"{folder}: no known layout; each of its {len(files)} files is taken as a scan")
         for path in files:
             _warn_of_name(path, first, task)
@@ -149,6 +152,8 @@ def _numbered(
     parts = [part for path in files if (part := _CHANNEL_NUMBER.fullmatch(nifti_header.stem(path)))]
     if not files or len(parts) < len(files):
         return []
+    if any(int(part["channel"]) >= len(task.modalities) for part in parts):
+        return []  # They number the scans.
     by_case: dict[str, dict[int, pathlib.Path]] = {}
     for path, part in zip(files, parts, strict=True):
         by_case.setdefault(part["case"], {})[int(part["channel"])] = path
@@ -188,13 +193,17 @@ def _warn_of_name(path: pathlib.Path, modality: str, task: task_lib.Task) -> Non
     name = names.read(nifti_header.stem(path), path.absolute().parent.name)
     says = name.sequence or name.aside or (name.doubt and f"one that {name.doubt}")
     if says and says != modality:
-        _LOG.info(
-            f"warning: {path} is named as {says}, but it is taken as {modality}, which the network "
-            "was trained on. Its mask means nothing if it is not."
-        )
+        _warn_of_sequence(path, says, modality)
     alike = [] if says else _SEQUENCE_LIKE.findall(nifti_header.stem(path))
     if unknown := [word for word in alike if names.SEQUENCES.get(word.lower()) != modality]:
         _LOG.info(
             f"warning: {path}: it is not understood what {unknown[0]!r} in its name says; the "
             f"network was trained on {modality}. Its mask means nothing if it is another image."
         )
+
+
+def _warn_of_sequence(what: pathlib.Path | str, says: str, modality: str) -> None:
+    _LOG.info(
+        f"warning: {what} is named as {says}, but it is taken as {modality}, which the network was "
+        "trained on. Its mask means nothing if it is not."
+    )

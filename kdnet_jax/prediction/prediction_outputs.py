@@ -57,8 +57,7 @@ def write_probabilities(
     ):
         # The four bytes say that no header extension follows.
         file.write(header.binaryblock + bytes(4))
-        for index in range(len(head.outputs)):
-            outside = float(index not in range(*head.foreground.indices(len(head.outputs))))
+        for index, outside in enumerate(head.outside):
             values = geometry_lib.map_to_scan(probs[..., index], geometry, outside=outside)
             for plane in np.moveaxis(values, 2, 0):  # the last stored axis is the slowest
                 stored = np.round(np.clip(plane, 0, 1) * _STEPS).astype("<u2")

@@ -9,6 +9,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.errors import UserError
 from kdnet_jax.prediction import finding_scans, prediction_jobs
 from tests.bad_input import scans
+from tests.helpers import made_up_tasks
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,17 @@ def test_the_numbered_channels_of_nnunet_are_not_scans_of_one_sequence(
     (folder / "bob_0001.nii.gz").touch()
     found = finding_scans.find_scans([folder], ("t1ce",), task_lib.GLIOMA)
     assert [name for name, _ in found] == ["anna_0001", "bob_0001"]
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (1, 2, 10)])
+def test_numbers_that_no_channel_has_number_the_scans(
+    tmp_path: pathlib.Path, numbers: tuple[int, ...]
+) -> None:
+    for number in numbers:
+        (tmp_path / f"pat_{number:04d}.nii.gz").touch()
+    task = made_up_tasks.HEART
+    found = finding_scans.find_scans([tmp_path], task.modalities, task)
+    assert [name for name, _ in found] == [f"pat_{number:04d}" for number in numbers]
 
 
 def test_in_a_folder_of_unknown_names_those_like_a_sequence_are_warned_of(

@@ -171,12 +171,14 @@ def _make(
     except records.UnreadableCaseError:
         return  # The stream of patches stops there, or takes another case.
     volume = _on_grid(nifti.read_volume(path, channels=True), way)
-    _check_values(path, volume.data, head)
-    kept = volume.data[..., head.foreground]
+    # Of one output the last axis may have been left out.
+    values = volume.data.reshape(*way.shape, -1)
+    _check_values(path, values, head)
+    kept = values[..., head.foreground]
     working = np.empty((*way.working_shape, kept.shape[-1]), np.uint16)
     for channel in range(kept.shape[-1]):
-        values = geometry_lib.to_working(kept[..., channel], way, order=1)
-        working[..., channel] = np.rint(np.clip(values, 0, 1) * ONE)
+        found = geometry_lib.to_working(kept[..., channel], way, order=1)
+        working[..., channel] = np.rint(np.clip(found, 0, 1) * ONE)
     target = targets[index]
     with files.writing(target), files.replacing(target, ".npy") as beside:
         np.save(beside, working)

@@ -129,11 +129,13 @@ def grid(series: dicom.Series) -> tuple[Float[np.ndarray, "4 4"], tuple[int, int
     """
     planes = _stacked(series)
     first, last = planes[0], planes[-1]
-    way = np.subtract(last.position, first.position) / (len(planes) - 1)
+    # Along the normal, though slices may be shifted a little (`_UPRIGHT`): no image of ours is
+    # sheared.
+    way = first.normal * np.dot(first.normal, np.subtract(last.position, first.position))
     lps = np.eye(4)
     lps[:3, 0] = np.multiply(first.orientation[:3], first.spacing[1])
     lps[:3, 1] = np.multiply(first.orientation[3:], first.spacing[0])
-    lps[:3, 2], lps[:3, 3] = way, first.position
+    lps[:3, 2], lps[:3, 3] = way / (len(planes) - 1), first.position
     rows, columns = first.size
     return spaces.LPS_TO_RAS @ lps, (columns, rows, len(planes))
 
@@ -197,5 +199,5 @@ def read(series: dicom.Series) -> nifti.Volume:
     volume = _volume(series)
     if np.dot(volume.affine[:3, 0], series.planes[0].normal) < 0:
         volume = volume.flip_spatial(0)  # from the first slice to the last, as ITK has it
-    space = spaces.of_affine(spaces.LPS_TO_RAS @ volume.affine[:, [2, 1, 0, 3]])
+    space = spaces.of_affine(grid(series)[0])
     return nifti.from_memory(volume.array.transpose(2, 1, 0), space, str(series.place))

@@ -1,5 +1,6 @@
 """Builds: the same bits however they are made, nothing unfinished, nothing mixed up."""
 
+import gzip
 import itertools
 import json
 import os
@@ -118,6 +119,30 @@ def test_a_moved_cohort_is_the_same_cohort(tmp_path: pathlib.Path, scans: pathli
     moved = shutil.copytree(scans, tmp_path / "elsewhere" / "copy", copy_function=shutil.copyfile)
     assert build(tmp_path / "root", moved).fingerprint == first.fingerprint
     assert len(built(tmp_path / "root")) == 1
+
+
+def test_image_and_label_of_one_name_both_count(tmp_path: pathlib.Path) -> None:
+    """As in the Decathlon: imagesTr/CASE.nii.gz holds all sequences, labelsTr/CASE.nii.gz."""
+    places = [tmp_path / part / "CASE.nii.gz" for part in ("imagesTr", "labelsTr")]
+    for place in places:
+        place.parent.mkdir()
+        place.write_bytes(gzip.compress(b"first"))
+    image, label = places
+    images = {name: (image, channel) for channel, name in enumerate(task_lib.GLIOMA.modalities)}
+    case = cases.Case("CASE", "CASE", None, images, label, "decathlon")
+    cohort = cases.Cohort("decathlon", [case], [])
+    config = cohort_builder.CohortConfig(
+        name="any", release="decathlon", modalities=task_lib.GLIOMA.modalities, spacing=2.0
+    )
+
+    def described() -> str:
+        return repr(cohort_builder.describe(cohort, config, task_lib.GLIOMA))
+
+    first = described()
+    for place in places:
+        place.write_bytes(gzip.compress(b"other"))
+        assert described() != first
+        first = described()
 
 
 @pytest.mark.once

@@ -15,7 +15,7 @@ from kdnet_jax.data.scans import geometry, prepare
 from kdnet_jax.errors import UserError
 from kdnet_jax.models import heads
 from kdnet_jax.parallel import sharding
-from tests.helpers import glioma, stores
+from tests.helpers import glioma, made_up_tasks, stores
 
 # Stored in LPS; SPL is its axes the other way round.
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -97,6 +97,17 @@ def test_maps_are_made_once_and_anew_where_they_changed(tmp_path: pathlib.Path) 
     write(path, probabilities(4)[..., :3])
     regions = opened(tmp_path / "maps", cases, glioma.REGIONS)
     assert (regions.channels, regions[0].shape[-1]) == (3, 3)
+
+
+def test_maps_of_one_region_are_not_cut_along_the_slices(tmp_path: pathlib.Path) -> None:
+    cases = stores.store_of([case_on(geometry.make_geometry(SHAPE, AFFINE))])
+    head = heads.Head(made_up_tasks.of_regions(1), "regions")
+    assert len(head.outputs) == 1
+    values = probabilities(5)[..., :1]
+    write(tmp_path / "maps" / "case_0.nii.gz", values)
+    found = opened(tmp_path / "maps", cases, head)
+    expected = np.rint(values.transpose(2, 1, 0, 3) * teacher_maps.ONE)
+    np.testing.assert_allclose(found[0], expected, atol=1)
 
 
 BAD = {

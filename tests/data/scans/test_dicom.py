@@ -13,8 +13,10 @@ import pytest
 import SimpleITK
 from pydicom import uid
 
+from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import dicom, dicom_stack
 from kdnet_jax.errors import UserError
+from kdnet_jax.prediction import finding_scans
 from tests.helpers import dicom_series
 
 pytestmark = pytest.mark.once
@@ -57,6 +59,25 @@ def test_voxels_and_place_are_those_of_simpleitk(folder: pathlib.Path) -> None:
     np.testing.assert_array_equal(volume.data, DATA)
     np.testing.assert_allclose(volume.affine, itk_affine(theirs), atol=1e-3)
     np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-3)
+
+
+def test_a_stack_that_is_tilted_a_little_lies_where_its_headers_say(tmp_path: pathlib.Path) -> None:
+    images = dicom_series.datasets(DATA, AFFINE)
+    for index, image in enumerate(images):  # 0.3 degrees: 0.02 mm a slice of 4 mm
+        place = np.array(image.ImagePositionPatient) + index * (
+            _STEP @ np.array([0, 0.02, 0]) / 1.5
+        )
+        image.ImagePositionPatient = [round(each, 6) for each in place]
+    series = the_only(dicom_series.save(tmp_path, images))
+    volume = dicom_stack.read(series)
+    affine, shape = dicom_stack.grid(series)
+    assert volume.data.shape == shape
+    np.testing.assert_array_equal(volume.affine, affine)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=0.01)
+    mask = (DATA.mean() < DATA).astype(np.uint8)
+    turned, onto = dicom_stack.on_grid(series, mask, volume.affine)
+    np.testing.assert_array_equal(turned, mask)
+    np.testing.assert_array_equal(onto, affine)
 
 
 def test_an_enhanced_series_is_its_classic_one(tmp_path: pathlib.Path) -> None:
@@ -291,6 +312,16 @@ def test_a_series_that_is_named_is_taken(study: pathlib.Path) -> None:
         chosen(study, "MR", "t1ce", asked="99")
     # A derived image alone is taken.
     assert chosen(study / "6", "MR", "t1ce")[0] == 6
+
+
+def test_a_series_of_another_sequence_is_warned_of(
+    study: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert finding_scans.series_of(study / "5", "t1ce", task_lib.GLIOMA).number == 5
+    assert "warning" not in caplog.text
+    assert finding_scans.series_of(study / "2", "t1ce", task_lib.GLIOMA).number == 2
+    assert "'AX T1' (MR, 12 slices) is named as t1, but it is taken as t1ce" in caplog.text
 
 
 def test_folders_of_other_images_are_none(tmp_path: pathlib.Path, folder: pathlib.Path) -> None:
