@@ -12,7 +12,7 @@ from tests.helpers import commands
 
 pytestmark = pytest.mark.once
 
-_TOLD = "import os, sys; print(sys.argv, os.getcwd(), sys.path[0], os.environ.get('A'))"
+_TOLD = "import os, sys; print(sys.argv, os.getcwd(), sys.path[0], os.environ.get('http_proxy'))"
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ _TOLD = "import os, sys; print(sys.argv, os.getcwd(), sys.path[0], os.environ.ge
     ],
 )
 def test_it_ends_and_says_the_same(code: str, tmp_path: pathlib.Path) -> None:
-    env = os.environ | {"A": "b c"}
+    env = os.environ | {"http_proxy": "b c"}
     words = ["-c", code, "x", "y z"]
     expected = subprocess.run(
         [sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True
@@ -36,6 +36,14 @@ def test_it_ends_and_says_the_same(code: str, tmp_path: pathlib.Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (
         *(expected.returncode, expected.stdout, expected.stderr),
     )
+
+
+def test_it_finds_programs_on_the_path_that_it_is_given(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "tool").write_text("#!/bin/sh\necho found\n", "utf-8")
+    (tmp_path / "tool").chmod(0o755)
+    code = "import subprocess; print(subprocess.run(['tool'], capture_output=True).stdout)"
+    done = commands.python("-c", code, env=os.environ | {"PATH": str(tmp_path)})
+    assert done.stdout.strip() == r"b'found\n'", done.stderr
 
 
 def test_an_error_has_its_traceback() -> None:

@@ -32,11 +32,6 @@ def test_a_preset_has_the_keys_of_its_role_and_values_of_their_kinds(
     assert (flat["role"], flat["preset"]) == (role, preset)
 
 
-def test_what_a_preset_changes_is_a_key() -> None:
-    for changes in common.PRESETS.values():
-        assert set(changes) <= set(keys.KEYS)
-
-
 def test_nested_keys_and_flat_ones_are_each_other_s_inverse() -> None:
     flat = {"a": 1, "b.c": 2, "b.d.e": (3,)}
     assert flat_keys.nest(flat) == {"a": 1, "b": {"c": 2, "d": {"e": (3,)}}}

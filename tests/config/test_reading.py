@@ -100,7 +100,10 @@ def test_channels_are_positions_among_the_data_s_sequences() -> None:
         ("split.seed", -1, "split.seed is -1: give a whole number from 0"),
         ("seed", -2, "seed is -2: give a whole number from 0"),
         ("inference.overlap", 1.0, "inference.overlap is 1.0"),
+        ("inference.patch", (30, 31, 32), "inference.patch is"),
+        ("loader.patch", (15, 16, 16), "loader.patch is"),
         ("model.modalities", "t1cee", "did you mean 't1ce'"),
+        ("data.modalities", "t2,flair", "model.modalities asks for t1ce"),
         ("model.deep_supervision", True, "model.widths has 2 levels: below four there is none"),
     ],
 )

@@ -298,32 +298,6 @@ def test_a_teacher_that_cannot_teach(
 # --- Mistakes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.once
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("loader.patch", (15, 16, 16), "loader.patch"),
-        ("inference.patch", (30, 31, 32), "inference.patch"),
-        ("mesh.data", 3, "mesh.data"),
-        ("model.modalities", "t1c", "model.modalities"),
-        ("data.modalities", "t2,flair", "model.modalities asks for t1ce"),
-        ("loss.form", "dice", "loss.form is 'dice'"),
-        ("optimizer.name", "adan", "optimizer.name is 'adan'"),
-        ("train.steps", 0, "train.steps is 0"),
-        ("augment.flip_axes", "x", "augment.flip_axes"),
-        ("split.folds", 20, "20"),
-        ("data.release", "brats2025", "brats2025"),
-    ],
-)
-def test_wrong_values_are_named(
-    config: config_dict.ConfigDict, tmp_path: pathlib.Path, key: str, value: object, words: str
-) -> None:
-    config.update_from_flattened_dict({key: value})
-    with pytest.raises(UserError, match=words):
-        runner.run(reading.read(config), tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
 def _cut(case: pathlib.Path) -> None:
     path = case / f"{case.name}_t1ce.nii.gz"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

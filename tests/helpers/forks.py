@@ -28,6 +28,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Read by nothing that is imported, but by what starts later.
 _READ_LATE = (
     "JOB_COMPLETION_INDEX",
+    "PATH",
     "PYTEST_CURRENT_TEST",
     "XLA_FLAGS",
     "http_proxy",
