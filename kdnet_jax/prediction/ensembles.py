@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -97,6 +98,11 @@ class Ensemble:
                 "--orientation how the scans are to be taken."
             )
         return next(iter(known))
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """By each member's folder the hash of its parameters."""
+        return {os.fspath(run.folder): run.params_hash for run in self.members}
 
     def training_data(self) -> typed.Json | None:
         """Returns what the first member that kept it knows of its training data.
