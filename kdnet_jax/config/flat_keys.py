@@ -87,7 +87,13 @@ def explicit(document: Document) -> typed.Json:
     """Returns dotted key -> value, with what is drawn as augmentation for `augment.preset`."""
     # What is drawn counts, not whether a preset or a key of its own says so.
     chosen = augment.choose(**document.get("augment", {}))
-    return flatten({**document, "augment": dataclasses.asdict(chosen)})
+    # What the options know of the scans are no keys.
+    drawn = {
+        name: value
+        for name, value in dataclasses.asdict(chosen).items()
+        if f"augment.{name}" in keys.KEYS
+    }
+    return flatten({**document, "augment": drawn})
 
 
 def hash_of(document: Document) -> str:
