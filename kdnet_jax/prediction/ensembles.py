@@ -262,19 +262,14 @@ def load_ensemble(
     if not folders:
         raise UserError("no checkpoint is given: name the folder of at least one run.")
     members = tuple(_computed(trained.load_run(folder), bfloat16) for folder in folders)
-    for index, member in enumerate(members):
+    for member in members:
         if member.undecided:
             _LOG.info(
                 f"note: {member.folder} is to have thresholds (inference.thresholds), which a run "
                 "chooses when its training ends; until then its decision is the fixed one"
             )
         _check_agreement(members[0], member, mirror, whole)
-        for other in members[:index]:
-            if other.params_hash == member.params_hash:
-                raise UserError(
-                    f"{other.folder} and {member.folder} are the same network (equal parameters): "
-                    "it would count twice. Name each run once."
-                )
+    trained.check_distinct(members, "Name each run once.")
     lacking = _lacking(members, sequences)
     predictor = predictors.predictor(
         [member.model for member in members],
