@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree, UInt8
-from nibabel import affines
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import console, files, provenance, typed
 from kdnet_jax.data.records import store
-from kdnet_jax.data.scans import nifti, prepare
+from kdnet_jax.data.scans import nifti, prepare, spaces
 from kdnet_jax.data.sources import labels
 from kdnet_jax.evaluation import calibration, score_files, working_grid
 from kdnet_jax.metrics import cases as case_metrics
@@ -248,7 +247,7 @@ class _Predicted(NamedTuple):
     @property
     def masks(self) -> scoring.Masks:
         """What is scored, on the scan's own grid."""
-        spacing = typed.triple(affines.voxel_sizes(self.case.geometry.affine).tolist())
+        spacing = spaces.spacing(self.case.geometry.affine)
         return scoring.Masks(self.reference, self.prediction.classes, spacing)
 
 
