@@ -22,7 +22,7 @@ from kdnet_jax import cli, dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import mask_checks
 from kdnet_jax.data.sources import label_recognition, labels, layouts, segmentations
-from kdnet_jax.errors import UserError, check_choice
+from kdnet_jax.errors import UserError, check_choice, first_few
 from kdnet_jax.evaluation import mask_evaluation, score_files
 from kdnet_jax.metrics import postprocessing, scoring
 from kdnet_jax.runs import run_folders
@@ -174,7 +174,7 @@ def main(argv: list[str]) -> None:
     mask_evaluation.write(output, scored, rules, about, task=task)
     print(mask_evaluation.table(scored, rules, task=task))
     if inputs.left_out:
-        print(f"Left out, without a prediction: {layouts.shown(inputs.left_out)}")
+        print(f"Left out, without a prediction: {first_few(inputs.left_out)}")
     print(f"Scores: {output / 'evaluation'}")
 
 

@@ -15,8 +15,8 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.core import console, files
 from kdnet_jax.data.checks import mask_checks
 from kdnet_jax.data.scans import nifti, prepare, spaces
-from kdnet_jax.data.sources import cases, labels, layouts, patients, segmentations
-from kdnet_jax.errors import UserError
+from kdnet_jax.data.sources import cases, labels, patients, segmentations
+from kdnet_jax.errors import UserError, first_few
 from kdnet_jax.evaluation import score_files
 from kdnet_jax.prediction import ensembles, prediction_jobs
 from kdnet_jax.runs import workdir
@@ -173,7 +173,7 @@ def _named(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Cas
     absent = [name for name in wanted if name not in known]
     if absent:
         raise UserError(
-            f"--cases names {layouts.shown(absent)}, which --references does not have; it has "
+            f"--cases names {first_few(absent)}, which --references does not have; it has "
             f"{len(known)} cases such as {min(known)}."
         )
     return [known[name] for name in wanted]
