@@ -224,7 +224,8 @@ def main(argv: list[str]) -> None:
         f"{len(cases)} cases, batches of {_BATCH.value} patches of {values.loader.patch}, cut as "
         f"{crop} for the augmentation; {jax.devices()[0].device_kind}"
     )
-    print(placement.choose("auto", cases, range(len(cases)), mesh=mesh).sentence)
+    free = placement.free_memory(mesh)
+    print(placement.choose("auto", cases, range(len(cases)), mesh=mesh, free=free).sentence)
     rows = measure(cases, mesh)
     if _JSON.value:
         files.write_text(pathlib.Path(_JSON.value), json.dumps(rows, indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 _Choice = TypeVar("_Choice", bound=str)
@@ -26,6 +26,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the known name closest to `name`, else an empty text."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def first_few(texts: Sequence[str], most: int = 5) -> str:
+    """Returns the first texts with commas between them, and how many more there are."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def check_choice(key: str, value: object, choices: Iterable[_Choice]) -> _Choice:

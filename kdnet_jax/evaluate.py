@@ -22,8 +22,8 @@ from kdnet_jax import cli, dataset_json
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import mask_checks
 from kdnet_jax.data.sources import label_recognition, labels, layouts, segmentations
-from kdnet_jax.errors import UserError, check_choice
-from kdnet_jax.evaluation import mask_evaluation
+from kdnet_jax.errors import UserError, check_choice, first_few
+from kdnet_jax.evaluation import mask_evaluation, score_files
 from kdnet_jax.metrics import postprocessing, scoring
 from kdnet_jax.runs import run_folders
 
@@ -141,10 +141,9 @@ def main(argv: list[str]) -> None:
     masks, prediction_labels = pathlib.Path(_PREDICTIONS.value or ""), _PREDICTION_LABELS.value
     known: dict[pathlib.Path, mask_checks.Content] = {}
     if ensemble:
-        masks, prediction_labels, members, known = segment(
-            ensemble, references, output, wanted, workers
-        )
-        about |= {"members": members, "seen_cases_allowed": _ALLOW_SEEN.value}
+        known = segment(ensemble, references, output, wanted, workers)
+        masks, prediction_labels = output / score_files.PREDICTIONS, labels.usual_of_masks(task)
+        about |= {"members": ensemble.hashes, "seen_cases_allowed": _ALLOW_SEEN.value}
     predictions = segmentations.find_masks(masks, "--predictions", task)
     inputs = mask_evaluation.check_inputs(
         predictions,
@@ -175,7 +174,7 @@ def main(argv: list[str]) -> None:
     mask_evaluation.write(output, scored, rules, about, task=task)
     print(mask_evaluation.table(scored, rules, task=task))
     if inputs.left_out:
-        print(f"Left out, without a prediction: {layouts.shown(inputs.left_out)}")
+        print(f"Left out, without a prediction: {first_few(inputs.left_out)}")
     print(f"Scores: {output / 'evaluation'}")
 
 
@@ -242,14 +241,13 @@ def segment(
     output: pathlib.Path,
     wanted: list[str] | None,
     workers: int,
-) -> tuple[pathlib.Path, str, dict[str, str], dict[pathlib.Path, mask_checks.Content]]:
+) -> dict[pathlib.Path, mask_checks.Content]:
     """Segments the cases of --references with the runs of --checkpoint.
 
     What is wrong with names, files, grids and labels is found first: this takes hours.
 
     Returns:
-        The folder of the masks, what their values mean, run -> hash of its parameters, and what
-        was read in the references.
+        What was read in the references.
     """
     from kdnet_jax.data.sources import cases
     from kdnet_jax.evaluation import cohort_segmentation
@@ -274,9 +272,8 @@ def segment(
         workers=workers,
     )
     cli.enable_compilation_cache()
-    folder = cohort_segmentation.segment(ensemble, chosen, output)
-    members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
-    return folder, cohort_segmentation.label_convention(task), members, known
+    cohort_segmentation.segment(ensemble, chosen, output)
+    return known
 
 
 if __name__ == "__main__":

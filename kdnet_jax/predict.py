@@ -303,8 +303,9 @@ def _training_data(ensemble: "ensembles.Ensemble") -> typed.Json | None:
     if (usual := ensemble.training_data()) is not None:
         return usual
     print(
-        f"note: {ensemble.members[0].folder} holds no {familiarity.FILE} (it is of an older "
-        "version), so it is not checked whether a scan looks as in training"
+        f"note: {ensemble.members[0].folder} holds no {familiarity.FILE} (networks of "
+        "other tools and of older versions have none), so it is not checked whether a scan looks "
+        "as in training"
     )
     return None
 

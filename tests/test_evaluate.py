@@ -361,9 +361,10 @@ def test_masks_are_known_again_wherever_their_replacement_was_killed(
     tmp_path: pathlib.Path,
 ) -> None:
     model = types.SimpleNamespace(task=GLIOMA)
-    member = types.SimpleNamespace(model=model, folder=tmp_path, params_hash="0")
-    ensemble: Any = types.SimpleNamespace(members=[member])
-    folder = cohort_segmentation.segment(ensemble, [], tmp_path / "out")
+    member = types.SimpleNamespace(model=model)
+    ensemble: Any = types.SimpleNamespace(members=[member], hashes={str(tmp_path): "0"})
+    cohort_segmentation.segment(ensemble, [], tmp_path / "out")
+    folder = tmp_path / "out" / score_files.PREDICTIONS
     for before in range(1, 15):
         for name in "abc":
             (folder / f"{name}.nii.gz").touch()

@@ -18,7 +18,7 @@ program.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Final
+from typing import Final
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,9 @@ class AugmentOptions:
         gamma_inverted_probability: of a gamma on the inverted image, before the plain one.
         modality_dropout: probability with which each sequence that a teacher or baseline in
             training sees is 0, the mean of a z-score; at least one stays.
+        zero_is_background: of each channel of the scans, whether 0 is its background; `None`: of
+            all. No key of a config, and so the next: `fitted` sets them.
+        spacing: edges of a voxel "d h w", up to a factor: rotations are true in space.
     """
 
     flip_axes: str = "dhw"
@@ -82,9 +85,8 @@ class AugmentOptions:
     gamma_probability: float = 0.0
     gamma_inverted_probability: float = 0.0
     modality_dropout: float = 0.0
-    # Of the scans, and no key of a config: see `Fitted`.
-    zero_is_background: ClassVar[tuple[bool, ...] | None] = None
-    spacing: ClassVar[tuple[float, float, float]] = (1.0, 1.0, 1.0)
+    zero_is_background: tuple[bool, ...] | None = None
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         """Raises UserError for an unknown axis, or a range outside its limits."""
@@ -110,19 +112,6 @@ class AugmentOptions:
             name: spatial.Chance(getattr(self, f"{name}_probability") if any(ends) else 0.0, *ends)
             for name, ends in ranges.items()
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class Fitted(AugmentOptions):
-    """Options for scans whose channels or voxels are not those that are taken by default.
-
-    Attributes:
-        zero_is_background: of each channel, whether 0 is its background; `None`: of all.
-        spacing: edges of a voxel "d h w", up to a factor: rotations are true in space.
-    """
-
-    zero_is_background: tuple[bool, ...] | None = None
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 # The values that the two ends of a range may have.
@@ -200,7 +189,7 @@ def fitted(
     masked = task.zero_is_background(modalities)
     if all(masked) and len(set(edges)) == 1:
         return options
-    return Fitted(**dataclasses.asdict(options), zero_is_background=masked, spacing=tuple(edges))
+    return dataclasses.replace(options, zero_is_background=masked, spacing=typed.triple(edges))
 
 
 def source_patch(patch: tuple[int, int, int], options: AugmentOptions) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from typing import Final
 from kdnet_jax.augment import augment
 from kdnet_jax.config import keys, values
 from kdnet_jax.core import typed
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, first_few
 
 # A config as config.json holds it: nested dictionaries.
 Document = typed.JsonView
@@ -38,9 +38,8 @@ def check_complete(flat: typed.JsonView, role: str) -> None:
     missing = [f"no {name}" for name in expected if name not in flat]
     unknown = [f"an unknown {name}" for name in flat if name not in expected]
     if found := missing + unknown:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UserError(
-            f"the config is not of this version of kdnet_jax: it has {', '.join(found[:3])}{more}. "
+            f"the config is not of this version of kdnet_jax: it has {first_few(found, 3)}. "
             "Use the version that wrote it, or train again."
         )
 
@@ -87,7 +86,13 @@ def explicit(document: Document) -> typed.Json:
     """Returns dotted key -> value, with what is drawn as augmentation for `augment.preset`."""
     # What is drawn counts, not whether a preset or a key of its own says so.
     chosen = augment.choose(**document.get("augment", {}))
-    return flatten({**document, "augment": dataclasses.asdict(chosen)})
+    # What the options know of the scans are no keys.
+    drawn = {
+        name: value
+        for name, value in dataclasses.asdict(chosen).items()
+        if f"augment.{name}" in keys.KEYS
+    }
+    return flatten({**document, "augment": drawn})
 
 
 def hash_of(document: Document) -> str:

@@ -15,11 +15,10 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 
 from kdnet_jax.core import documents, files, typed
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, first_few
 
 PARTS: Final = ("train", "validation", "test")
 UNLABELLED: Final = "unlabelled"
-_SHOWN: Final = 5  # names in a message
 
 
 @runtime_checkable
@@ -342,8 +341,8 @@ def _check_members(
     unknown = sorted({case_id for ids in split.parts.values() for case_id in ids} - set(patients))
     if unknown:
         raise UserError(
-            f"{path}: {len(unknown)} cases are not in the data: {_shown(unknown)}. Expected case "
-            "ids of the data that is used; is it another release?"
+            f"{path}: {len(unknown)} cases are not in the data: {first_few(unknown)}. Expected "
+            "case ids of the data that is used; is it another release?"
         )
     for part, ids in split.parts.items():
         for case_id in ids:
@@ -375,15 +374,10 @@ def check_same_split(saved: Split, current: Split) -> None:
     for part in (*PARTS, UNLABELLED):
         before, now = set(getattr(saved, part)), set(getattr(current, part))
         if gone := sorted(before - now):
-            differences.append(f"{part} lost {len(gone)} ({_shown(gone)})")
+            differences.append(f"{part} lost {len(gone)} ({first_few(gone)})")
         if new := sorted(now - before):
-            differences.append(f"{part} gained {len(new)} ({_shown(new)})")
+            differences.append(f"{part} gained {len(new)} ({first_few(new)})")
     raise UserError(
         f"the split is not the saved one: {'; '.join(differences)}. Cases that trained would be "
         "tested. Use the same data, seed and split settings, or give the saved split.json"
     )
-
-
-def _shown(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

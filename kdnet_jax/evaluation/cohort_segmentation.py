@@ -15,21 +15,16 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.core import console, files
 from kdnet_jax.data.checks import mask_checks
 from kdnet_jax.data.scans import nifti, prepare, spaces
-from kdnet_jax.data.sources import cases, labels, layouts, patients, segmentations
-from kdnet_jax.errors import UserError
+from kdnet_jax.data.sources import cases, labels, patients, segmentations
+from kdnet_jax.errors import UserError, first_few
+from kdnet_jax.evaluation import score_files
 from kdnet_jax.prediction import ensembles, prediction_jobs
 from kdnet_jax.runs import workdir
 
 _LOG = logging.getLogger(__name__)
 
-FOLDER = "predictions"
 # Beside the masks: who made them. A folder without it belongs to somebody else.
 MARK = "members.json"
-
-
-def label_convention(task: task_lib.Task) -> str:
-    """Returns what the values of the masks mean (`labels.conventions_of`)."""
-    return "brats2021" if labels.is_brats(task) else labels.own_convention(task)
 
 
 def choose(
@@ -81,7 +76,7 @@ def masks_to_come(
     scans = {case.case_id: patients.case_files(case)[0] for case in chosen}
     contents = {scans[case.case_id]: _grid(case, task, orientation) for case in chosen}
     masks = {case_id: [path] for case_id, path in scans.items()}
-    return segmentations.Found(output / FOLDER, masks, [], []), contents
+    return segmentations.Found(output / score_files.PREDICTIONS, masks, [], []), contents
 
 
 def _grid(case: cases.Case, task: task_lib.Task, orientation: str) -> mask_checks.Content:
@@ -97,23 +92,23 @@ def _grid(case: cases.Case, task: task_lib.Task, orientation: str) -> mask_check
 
 def segment(
     ensemble: ensembles.Ensemble, chosen: Collection[cases.Case], output: pathlib.Path
-) -> pathlib.Path:
+) -> None:
     """Writes `predictions/<case>.nii.gz`, each on its scan's own grid, all at once at the end.
+
+    Their values are those of `labels.usual_of_masks`.
 
     Args:
         ensemble: whose probabilities are averaged.
         chosen: the cases, of `choose`.
         output: the folder for `predictions/`.
 
-    Returns:
-        The folder of the masks.
-
     Raises:
         UserError: a file cannot be used, or a mask cannot be written.
     """
     model = ensemble.members[0].model
-    task = model.task
-    with _replacing(output / FOLDER) as beside:
+    task, folder = model.task, output / score_files.PREDICTIONS
+    convention = labels.usual_of_masks(task)
+    with _replacing(folder) as beside:
         for case in console.bar(chosen, "segmenting", unit="case"):
             # The reference is read where it is scored, with the labels requested there.
             prepared, notes = prepare.prepare_case(
@@ -129,15 +124,13 @@ def segment(
             classes = ensemble.segment(prepared).classes
             nifti.write_mask(
                 beside / f"{case.case_id}.nii.gz",
-                labels.from_classes(classes, label_convention(task), task=task),
+                labels.from_classes(classes, convention, task=task),
                 prepared.geometry.affine,
-                names=labels.value_names(label_convention(task), task),
+                names=labels.value_names(convention, task),
                 stored=prepared.geometry.stored,
             )
-        members = {os.fspath(member.folder): member.params_hash for member in ensemble.members}
-        with files.writing(output / FOLDER):
-            files.write_text(beside / MARK, json.dumps(members, indent=1) + "\n")
-    return output / FOLDER
+        with files.writing(folder):
+            files.write_text(beside / MARK, json.dumps(ensemble.hashes, indent=1) + "\n")
 
 
 @contextlib.contextmanager
@@ -180,14 +173,14 @@ def _named(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Cas
     absent = [name for name in wanted if name not in known]
     if absent:
         raise UserError(
-            f"--cases names {layouts.shown(absent)}, which --references does not have; it has "
+            f"--cases names {first_few(absent)}, which --references does not have; it has "
             f"{len(known)} cases such as {min(known)}."
         )
     return [known[name] for name in wanted]
 
 
 def _check_place(output: pathlib.Path) -> None:
-    folder = output / FOLDER
+    folder = output / score_files.PREDICTIONS
     files.check_places(each / MARK for each in (output, folder))
     if folder.exists() and not (folder / MARK).is_file():
         raise UserError(

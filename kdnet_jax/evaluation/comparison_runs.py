@@ -10,7 +10,7 @@ from typing import Final
 from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.config import keys as keys_lib
 from kdnet_jax.core import typed
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, first_few
 from kdnet_jax.evaluation import score_files
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.runs import workdir
@@ -330,8 +330,7 @@ def _refuse_lonely(fold: list[Run], sides: Mapping[str, list[Run]], runs: Sequen
 
 
 def _named(cases: frozenset[str]) -> str:
-    shown = ", ".join(sorted(cases)[:5])
-    return f"{len(cases)} ({shown}{', ...' if len(cases) > 5 else ''})" if cases else "none"
+    return f"{len(cases)} ({first_few(sorted(cases))})" if cases else "none"
 
 
 def _teacher_of(student: Run, teachers: Sequence[Run]) -> Run | None:

@@ -11,19 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree, UInt8
-from nibabel import affines
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import console, files, provenance, typed
 from kdnet_jax.data.records import store
-from kdnet_jax.data.scans import nifti, prepare
+from kdnet_jax.data.scans import nifti, prepare, spaces
 from kdnet_jax.data.sources import labels
 from kdnet_jax.evaluation import calibration, score_files, working_grid
 from kdnet_jax.metrics import cases as case_metrics
-from kdnet_jax.metrics import overlap, postprocessing
+from kdnet_jax.metrics import overlap, postprocessing, scoring
 from kdnet_jax.parallel import processes
 from kdnet_jax.prediction import ensembles, inference, predictors
-from kdnet_jax.runs import calibration as calibration_lib
+from kdnet_jax.runs import model as model_lib
+from kdnet_jax.runs import trained
 
 _UNFINISHED = f".{score_files.FOLDER}.part"
 # Of an evaluation under way, one file a case: for the thresholds, the scores of both kinds, what
@@ -63,21 +63,18 @@ def dice_on_working_grid(
 
 
 def evaluate(
-    network: ensembles.Ensemble,
+    run: trained.Run,
     cases: store.CaseStore,
     test: Sequence[int],
     validation: Sequence[int],
     *,
-    cavity: str,
-    convention: str,
     folder: pathlib.Path,
     key: typed.Json,
     about: typed.Json,
-    description: str,
 ) -> None:
     """Predicts whole test cases on their own grids, scores them, and writes everything.
 
-    Where the network has thresholds, the summary also says what the fixed decision comes to.
+    Where the run has thresholds, the summary also says what the fixed decision comes to.
     `evaluation/` with `cases.csv`, `summary.json`, the same two after post-processing,
     `calibration.json` (`calibration.summarise` and, by case, `calibration.measure`) and the
     probabilities of the cases that the report shows, and `predictions/<case>.nii.gz` (without
@@ -85,19 +82,17 @@ def evaluate(
     resumes with the cases that are missing. Several processes share the cases.
 
     Args:
-        network: what is scored.
+        run: what is scored.
         cases: the prepared cases.
         test: which of them are scored.
         validation: which of them the post-processing's thresholds are chosen on.
-        cavity: what a resection cavity in the reference counts as (`labels.map_cavity`).
-        convention: labels of the predictions' files.
-        folder: the run's folder.
+        folder: for what is written, of this run or of one that it teaches.
         key: what the scores depend on; an interrupted evaluation of another key is not resumed.
         about: what else identifies the evaluation, for the summary.
-        description: what the progress bar says.
     """
     started = time.monotonic()
-    task = network.head.task
+    model, network = run.model, ensembles.of_run(run)
+    task = model.task
     beside = folder / _UNFINISHED
     processes.first_does(lambda: _begin(beside, key))
 
@@ -106,27 +101,27 @@ def evaluate(
         finished = processes.first_does(lambda: [path.stem for path in done.iterdir()])
         own = processes.share(part)
         bar = console.bar(
-            own, f"{description}: {what}", unit="case", disable=not processes.is_first()
+            own, f"evaluate {model.role}: {what}", unit="case", disable=not processes.is_first()
         )
         for index in bar:
             if cases.summaries[index].case_id in finished:
                 continue
             case = cases[index]
             assert case.reference is not None
-            reference = labels.map_cavity(case.reference, cavity, task=task)
+            reference = labels.map_cavity(case.reference, model.resection_cavity, task=task)
             yield _Predicted(case, network.segment(case), reference)
 
     def tabulate() -> None:
         for each in share(validation, beside / _TABLES, "post-processing, on validation"):
-            table = postprocessing.tabulate(each.reference, each.classes, each.spacing, task=task)
+            table = postprocessing.tabulate(*each.masks, task=task)
             files.write_text(beside / _TABLES / f"{each.case.case_id}.json", json.dumps(table))
 
     def score(rules: postprocessing.Rules) -> None:
         for each in share(test, beside / _PLAIN, "test"):
-            _write_prediction(beside, each, convention, task)
-            if network.thresholds:
-                _write_fixed_dice(beside, each, network)
-            _write_calibration(beside, each, network, cavity)
+            _write_prediction(beside, each, cases.label_convention, task)
+            if model.thresholds:
+                _write_fixed_dice(beside, each, model)
+            _write_calibration(beside, each, model)
             _write_case_scores(beside, each, rules, task)
 
     # A case that cannot be read on one process ends all of them.
@@ -140,11 +135,7 @@ def evaluate(
         "peak_memory_gib": round(provenance.peak_memory_gib(), 2),
     }
     tested = [names[index] for index in test]
-    thresholds = dict(zip(task.region_names, network.thresholds, strict=False))
-    calibrated = network.calibration
-    processes.first_does(
-        lambda: _gather(beside, folder, tested, rules, thresholds, calibrated, about | key, task)
-    )
+    processes.first_does(lambda: _gather(folder, tested, rules, model, about | key))
 
 
 def _choose_rules(tables: Sequence[pathlib.Path]) -> typed.Json:
@@ -178,16 +169,14 @@ def _begin(beside: pathlib.Path, key: typed.Json) -> None:
 
 
 def _gather(
-    beside: pathlib.Path,
     folder: pathlib.Path,
     test: Sequence[str],
     rules: postprocessing.Rules,
-    thresholds: Mapping[str, float],
-    calibrated: calibration_lib.Calibration,
+    model: model_lib.Model,
     about: typed.Json,
-    task: task_lib.Task,
 ) -> None:
     """Makes an evaluation of the test cases' own files, each of which must be there."""
+    beside, task = folder / _UNFINISHED, model.task
     files.wait_until_seen([beside / _PLAIN / f"{name}.csv" for name in test])
     plain, processed = (
         [
@@ -200,8 +189,8 @@ def _gather(
         for part in (_PLAIN, _PROCESSED)
     )
     _drop_probabilities(beside / score_files.PROBABILITIES, keep=shown_cases(plain))
-    if thresholds:
-        about = about | {"decision": _decision(beside, test, thresholds)}
+    if model.thresholds:
+        about = about | {"decision": _decision(beside, test, model.threshold_of)}
     score_files.write_scores(
         beside / score_files.FOLDER,
         plain,
@@ -219,7 +208,7 @@ def _gather(
         task=task,
     )
     measured = {name: _case_json(beside, _CALIBRATION, name) for name in test}
-    text = json.dumps(calibration.summarise(measured, calibrated) | {"cases": measured})
+    text = json.dumps(calibration.summarise(measured, model.calibration) | {"cases": measured})
     files.write_text(beside / score_files.FOLDER / score_files.CALIBRATION_FILE, text + "\n")
     for name in (score_files.PREDICTIONS, score_files.FOLDER):
         _replace_folder(beside / name, folder / name)
@@ -256,14 +245,10 @@ class _Predicted(NamedTuple):
     reference: UInt8[np.ndarray, "x y z"]
 
     @property
-    def classes(self) -> UInt8[np.ndarray, "x y z"]:
-        """The predicted classes on the scan's own grid."""
-        return self.prediction.classes
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Voxel size of the scan's own grid, mm."""
-        return typed.triple(affines.voxel_sizes(self.case.geometry.affine).tolist())
+    def masks(self) -> scoring.Masks:
+        """What is scored, on the scan's own grid."""
+        spacing = spaces.spacing(self.case.geometry.affine)
+        return scoring.Masks(self.reference, self.prediction.classes, spacing)
 
 
 def _write_prediction(
@@ -272,7 +257,7 @@ def _write_prediction(
     name = each.case.case_id
     nifti.write_mask(
         beside / score_files.PREDICTIONS / f"{name}.nii.gz",
-        labels.from_classes(each.classes, convention, task=task),
+        labels.from_classes(each.prediction.classes, convention, task=task),
         each.case.geometry.affine,
         names=labels.value_names(convention, task),
         stored=each.case.geometry.stored,
@@ -283,9 +268,9 @@ def _write_prediction(
     )
 
 
-def _write_fixed_dice(beside: pathlib.Path, each: _Predicted, network: ensembles.Ensemble) -> None:
-    head = network.head
-    own = network.calibration.undo(head, each.prediction.probabilities)
+def _write_fixed_dice(beside: pathlib.Path, each: _Predicted, model: model_lib.Model) -> None:
+    head = model.head
+    own = model.calibration.undo(head, each.prediction.probabilities)
     fixed = predictors.segmentation_on_scan(own, head, each.case.geometry)
     both = case_metrics.labelled(each.reference, fixed, head.task)
     dice = {
@@ -295,17 +280,15 @@ def _write_fixed_dice(beside: pathlib.Path, each: _Predicted, network: ensembles
     files.write_text(beside / _FIXED / f"{each.case.case_id}.json", json.dumps(dice))
 
 
-def _write_calibration(
-    beside: pathlib.Path, each: _Predicted, network: ensembles.Ensemble, cavity: str
-) -> None:
+def _write_calibration(beside: pathlib.Path, each: _Predicted, model: model_lib.Model) -> None:
     assert each.case.label is not None  # prepared cases of a run have one
     measured = calibration.measure(
         each.case,
         each.prediction.probabilities,
-        labels.map_cavity(each.case.label, cavity, task=network.head.task),
-        network.head,
-        network.calibration,
-        network.thresholds,
+        labels.map_cavity(each.case.label, model.resection_cavity, task=model.task),
+        model.head,
+        model.calibration,
+        model.thresholds,
     )
     files.write_text(beside / _CALIBRATION / f"{each.case.case_id}.json", json.dumps(measured))
 
@@ -314,18 +297,10 @@ def _write_case_scores(
     beside: pathlib.Path, each: _Predicted, rules: postprocessing.Rules, task: task_lib.Task
 ) -> None:
     name = each.case.case_id
-    plain = case_metrics.score_case(name, each.reference, each.classes, each.spacing, task=task)
-    corrected = postprocessing.apply(each.classes, each.spacing, rules, task=task)
-    # Most cases are left as they are, and scoring one takes a while.
-    changed = not np.array_equal(corrected, each.classes)
-    processed = (
-        case_metrics.score_case(name, each.reference, corrected, each.spacing, task=task)
-        if changed
-        else plain
-    )
-    case_metrics.write_cases_csv(beside / _PROCESSED / f"{name}.csv", processed)
+    scored = scoring.score_case(name, each.masks, rules, task=task)
+    case_metrics.write_cases_csv(beside / _PROCESSED / f"{name}.csv", scored.processed)
     # Last: where these are, the case is done.
-    case_metrics.write_cases_csv(beside / _PLAIN / f"{name}.csv", plain)
+    case_metrics.write_cases_csv(beside / _PLAIN / f"{name}.csv", scored.plain)
 
 
 def shown_cases(scores: Sequence[case_metrics.RegionScore]) -> list[str]:
@@ -333,10 +308,7 @@ def shown_cases(scores: Sequence[case_metrics.RegionScore]) -> list[str]:
 
     They are the ten worst, the median and the best.
     """
-    by_case: dict[str, list[float]] = {}
-    for score in scores:
-        by_case.setdefault(score.case, []).append(score.dice)
-    ordered = sorted(by_case, key=lambda case: (np.mean(by_case[case]), case))
+    ordered = list(case_metrics.worst_first(scores))
     return list(dict.fromkeys([*ordered[:WORST], ordered[len(ordered) // 2], ordered[-1]]))
 
 

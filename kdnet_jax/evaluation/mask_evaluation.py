@@ -14,8 +14,8 @@ from kdnet_jax.core import files, typed
 from kdnet_jax.data import splits
 from kdnet_jax.data.checks import mask_checks, problems
 from kdnet_jax.data.scans import grids, spaces
-from kdnet_jax.data.sources import label_recognition, labels, layouts, segmentations
-from kdnet_jax.errors import UserError, nearest
+from kdnet_jax.data.sources import label_recognition, labels, segmentations
+from kdnet_jax.errors import UserError, first_few, nearest
 from kdnet_jax.evaluation import score_files
 from kdnet_jax.metrics import cases as case_metrics
 
@@ -199,7 +199,7 @@ def _file_notes(
             sentences.append("the prediction's voxels are stored in another order: turned")
         for sentence in dict.fromkeys(sentences):
             found.setdefault(sentence, []).append(pair.case_id)
-    return [f"{sentence}: {layouts.shown(cases)}" for sentence, cases in found.items()]
+    return [f"{sentence}: {first_few(cases)}" for sentence, cases in found.items()]
 
 
 def _recognised(

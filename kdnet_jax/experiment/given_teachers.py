@@ -93,14 +93,9 @@ def _several(teacher: experiment_lib.Teacher) -> Given:
         )
     members = tuple(trained.load_run(folder) for folder in teacher.folders)
     first, *others = members
-    for number, other in enumerate(others, 1):
+    for other in others:
         _check_agreement(first, other)
-        for former in members[:number]:
-            if former.params_hash == other.params_hash:
-                raise UserError(
-                    f"{former.folder} and {other.folder} are the same network (equal parameters): "
-                    "it would count twice. Name each once; teacher.weights says what it counts."
-                )
+    trained.check_distinct(members, "Name each once; teacher.weights says what it counts.")
     task = first.model.task
     seen = {name for each in members for name in each.model.modalities}
     modalities = tuple(name for name in task.modalities if name in seen)

@@ -22,7 +22,7 @@ from kdnet_jax.experiment import compilation, given_teachers, run_data, training
 from kdnet_jax.metrics import surface
 from kdnet_jax.models import layers, networks
 from kdnet_jax.parallel import processes, sharding
-from kdnet_jax.prediction import ensembles, predictors
+from kdnet_jax.prediction import predictors
 from kdnet_jax.reports import run_report
 from kdnet_jax.runs import calibration as calibration_lib
 from kdnet_jax.runs import model as model_lib
@@ -348,12 +348,10 @@ def evaluate(
         processes.first_does(lambda: evaluation.remove_unfinished(folder))
         return
     evaluation.evaluate(
-        ensembles.of_run(run),
+        run,
         data.cases,
         data.indices("test"),
         data.indices("validation"),
-        cavity=run.model.resection_cavity,
-        convention=data.cases.label_convention,
         folder=folder,
         key=key,
         about={
@@ -367,7 +365,6 @@ def evaluate(
             "hd95": surface.HD95_DEFINITION,
             "provenance": provenance.collect(),
         },
-        description=f"evaluate {run.model.role}",
     )
 
 

@@ -14,7 +14,7 @@ from flax import traverse_util
 from jaxtyping import Num, PyTree
 
 from kdnet_jax.core import typed
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, first_few
 from kdnet_jax.models import adapted
 
 State = Mapping[str, Num[np.ndarray, "..."]]
@@ -107,8 +107,8 @@ def _check_names(entries: Sequence[Entry], state: State) -> None:
     missing = [each.names[0] for each in entries if not any(name in state for name in each.names)]
     surplus = sorted(set(state) - {name for entry in entries for name in entry.names})
     if missing or surplus:
-        found = [f"lack {_some(missing)}"] * bool(missing)
-        found += [f"have {_some(surplus)}, which it does not"] * bool(surplus)
+        found = [f"lack {first_few(missing, 3)}"] * bool(missing)
+        found += [f"have {first_few(surplus, 3)}, which it does not"] * bool(surplus)
         raise UserError(
             f"the weights are not of the network that is described: they {' and '.join(found)}."
         )
@@ -146,8 +146,3 @@ def _only(arrays: State) -> Num[np.ndarray, "..."]:
                 "file is damaged, or was put together from two."
             )
     return found
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -46,19 +46,16 @@ def soft_dice(
     p: channels.Volumes,
     y: channels.Volumes,
     *,
-    squared: bool = True,
     over_batch: bool = False,
 ) -> Float[Array, "b k"]:
     """Soft Dice coefficient, 1 for equality and for two empty channels.
 
-    `2 sum(p y) / (sum(p^2) + sum(y^2))`, or without the squares. The squared form (Milletari et
-    al., V-Net, 2016) is largest at p = y for soft y too; the plain one is not: it pulls p to 0
-    or 1.
+    `2 sum(p y) / (sum(p^2) + sum(y^2))` (Milletari et al., V-Net, 2016), which is largest at p = y
+    for soft y too; without the squares it is not: it pulls p to 0 or 1.
 
     Args:
         p: probabilities, a volume "b d h w" per channel.
         y: target, hard or soft, likewise.
-        squared: square the terms of the denominator.
         over_batch: sum over the batch first (nnU-Net's batch Dice); the rows are then equal.
     """
 
@@ -67,8 +64,7 @@ def soft_dice(
         return jnp.broadcast_to(each.sum(), each.shape) if over_batch else each
 
     def dice(p: Float[Array, "b d h w"], y: Float[Array, "b d h w"]) -> Float[Array, "b"]:
-        size = total(p * p) + total(y * y) if squared else total(p) + total(y)
-        return (2 * total(p * y) + _SMOOTH) / (size + _SMOOTH)
+        return (2 * total(p * y) + _SMOOTH) / (total(p * p) + total(y * y) + _SMOOTH)
 
     return jnp.stack([dice(*pair) for pair in zip(p, y, strict=True)], axis=-1)
 

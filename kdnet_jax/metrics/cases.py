@@ -285,6 +285,15 @@ def _refuse_doubles(path: str | os.PathLike, scores: Sequence[RegionScore]) -> N
         seen.add((score.case, score.region))
 
 
+def worst_first(scores: Sequence[RegionScore]) -> dict[str, float]:
+    """Returns the mean Dice over the regions of each case, the worst case first."""
+    by_case: dict[str, list[float]] = {}
+    for score in scores:
+        by_case.setdefault(score.case, []).append(score.dice)
+    means = {case: float(np.mean(dice)) for case, dice in by_case.items()}
+    return dict(sorted(means.items(), key=lambda each: (each[1], each[0])))
+
+
 # --- Summary -----------------------------------------------------------------------------------
 
 

@@ -99,14 +99,24 @@ def score_pairs(
 
 
 def _score(job: Job, rules: postprocessing.Rules, task: task_lib.Task) -> Scored:
-    masks = job.load()
-    plain = case_metrics.score_case(job.case_id, *masks, task=task)
+    return score_case(job.case_id, job.load(), rules, task=task)
+
+
+def score_case(
+    case_id: str, masks: Masks, rules: postprocessing.Rules, *, task: task_lib.Task
+) -> Scored:
+    """Scores one case without and with post-processing.
+
+    Raises:
+        UserError: the grids differ, or a value is not a class.
+    """
+    plain = case_metrics.score_case(case_id, *masks, task=task)
     corrected = postprocessing.apply(masks.prediction, masks.spacing, rules, task=task)
     # Most cases are left as they are, and scoring one takes a while.
     if np.array_equal(corrected, masks.prediction):
         return Scored(plain, plain)
     changed = masks._replace(prediction=corrected)
-    return Scored(plain, case_metrics.score_case(job.case_id, *changed, task=task))
+    return Scored(plain, case_metrics.score_case(case_id, *changed, task=task))
 
 
 def map_cases(

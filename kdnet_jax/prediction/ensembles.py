@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -97,6 +98,11 @@ class Ensemble:
                 "--orientation how the scans are to be taken."
             )
         return next(iter(known))
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """By each member's folder the hash of its parameters."""
+        return {os.fspath(run.folder): run.params_hash for run in self.members}
 
     def training_data(self) -> typed.Json | None:
         """Returns what the first member that kept it knows of its training data.
@@ -256,19 +262,14 @@ def load_ensemble(
     if not folders:
         raise UserError("no checkpoint is given: name the folder of at least one run.")
     members = tuple(_computed(trained.load_run(folder), bfloat16) for folder in folders)
-    for index, member in enumerate(members):
+    for member in members:
         if member.undecided:
             _LOG.info(
                 f"note: {member.folder} is to have thresholds (inference.thresholds), which a run "
                 "chooses when its training ends; until then its decision is the fixed one"
             )
         _check_agreement(members[0], member, mirror, whole)
-        for other in members[:index]:
-            if other.params_hash == member.params_hash:
-                raise UserError(
-                    f"{other.folder} and {member.folder} are the same network (equal parameters): "
-                    "it would count twice. Name each run once."
-                )
+    trained.check_distinct(members, "Name each run once.")
     lacking = _lacking(members, sequences)
     predictor = predictors.predictor(
         [member.model for member in members],

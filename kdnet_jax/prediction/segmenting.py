@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from nibabel import affines
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
@@ -184,9 +183,8 @@ def segment_scan(
     )
     _LOG.info(f"{job.name}: {found if any(volumes.values()) else _nothing(task)} -> {job.output}")
     _LOG.info(f"  {clock.text()}")
-    spacing = typed.triple(affines.voxel_sizes(affine).tolist())
     return prediction_outputs.ScanVolumes(
-        job.name, volumes, confidence, spacing, str(job.output), warnings
+        job.name, volumes, confidence, spaces.spacing(affine), str(job.output), warnings
     )
 
 

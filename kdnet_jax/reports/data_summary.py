@@ -10,7 +10,8 @@ from nibabel import affines
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import case_checks, problems
-from kdnet_jax.data.sources import cases, layouts
+from kdnet_jax.data.sources import cases
+from kdnet_jax.errors import first_few
 
 NOT_STATED: Final = "not stated"  # the orientation of a header that says nothing of it
 TINY_VOXELS: Final = 50  # BraTS 2023's lesion-wise scores ignore lesions of up to 50 voxels
@@ -152,7 +153,7 @@ def _listed(rows: Sequence[problems.Problem]) -> list[str]:
     lines = []
     for (severity, finding, remedy), members in groups.items():
         if len(members) > _LISTED_EACH:
-            names = layouts.shown([row.case for row in members])
+            names = first_few([row.case for row in members])
             lines.append(f"{severity}: {len(members)} cases ({names}): {finding}. {remedy}")
         else:
             lines += [_line(row) for row in members]

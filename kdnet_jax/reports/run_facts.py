@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-import numpy as np
-
 from kdnet_jax.core import typed
 from kdnet_jax.metrics import cases, statistics
 from kdnet_jax.reports import score_tables
@@ -22,7 +20,7 @@ def sentences(
     role: str,
 ) -> list[str]:
     """Returns the result in words, that of the run with `role` first."""
-    means = {name: case_means(each) for name, each in scores.items()}
+    means = {name: cases.worst_first(each) for name, each in scores.items()}
     texts = [_result(role, summaries[role], means[role])]
     for name, summary in summaries.items():
         if name != role:
@@ -42,14 +40,6 @@ def post_processing(summary: typed.JsonView) -> str:
     """Returns the rule of a post-processed evaluation, and what it came to for this run."""
     chosen = summary.get("post_processing_chosen")
     return summary["post_processing"] + (f": {chosen}" if chosen else "")
-
-
-def case_means(scores: Sequence[cases.RegionScore]) -> dict[str, float]:
-    """Returns the mean Dice over the regions of each case."""
-    by_case: dict[str, list[float]] = {}
-    for score in scores:
-        by_case.setdefault(score.case, []).append(score.dice)
-    return {case: float(np.mean(dice)) for case, dice in by_case.items()}
 
 
 def _result(role: str, summary: typed.JsonView, means: Mapping[str, float]) -> str:

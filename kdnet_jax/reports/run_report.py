@@ -179,8 +179,7 @@ def _cases_note(summary: typed.JsonView, shown: int, noun: str) -> str:
 
 def ranks(scores: Scores, shown: Sequence[str]) -> list[str]:
     """Returns why each shown case is shown: "worst", "2nd worst", ..., "median", "best"."""
-    means = run_facts.case_means(scores)
-    ordered = sorted(means, key=lambda case: (means[case], case))
+    ordered = list(case_metrics.worst_first(scores))
     words = {case: f"{_ordinal(place)} worst" for place, case in enumerate(ordered, start=1)}
     words |= {ordered[len(ordered) // 2]: "median", ordered[-1]: "best", ordered[0]: "worst"}
     return [words[case] for case in shown]

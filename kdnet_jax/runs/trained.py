@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 from jaxtyping import PyTree
@@ -78,6 +78,22 @@ def load_run(folder: pathlib.Path, *, pretrained: bool = False) -> Run:
         folder, model, params, step, digest, uncalibrated=found is None, pretrained=reconstructs
     )
     return decided(run) if experiment.inference.chooses_thresholds else run
+
+
+def check_distinct(runs: Iterable[Run], remedy: str) -> None:
+    """Refuses a network that would count twice, whatever its folders are called.
+
+    Raises:
+        UserError: two runs have equal parameters; the message ends with `remedy`.
+    """
+    known: dict[str, Run] = {}
+    for run in runs:
+        first = known.setdefault(run.params_hash, run)
+        if first is not run:
+            raise UserError(
+                f"{first.folder} and {run.folder} are the same network (equal parameters): it "
+                f"would count twice. {remedy}"
+            )
 
 
 def decided(run: Run) -> Run:

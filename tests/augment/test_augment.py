@@ -334,7 +334,7 @@ def test_maps_move_as_the_image_does_and_their_values_stay(augmented: tuple[Any,
     still = {f"{name}_probability": 0.0 for name in ("noise", "blur", "contrast", "gamma")}
     still |= {f"{name}_probability": 0.0 for name in ("low_resolution", "gamma_inverted")}
     geometric = dataclasses.replace(chosen, scale=0.0, shift=0.0, **still)
-    plain = augment.Fitted(**dataclasses.asdict(geometric), zero_is_background=(False, False))
+    plain = dataclasses.replace(geometric, zero_is_background=(False, False))
     expected, _ = augment.augment(key, jnp.concatenate([maps, maps], -1), label, plain, PATCH)
     np.testing.assert_allclose(moved[..., 2], expected[..., 0], atol=1e-5)
     assert float(jnp.abs(moved[..., 2] - 1 - alone[..., 0]).max()) > 0.1

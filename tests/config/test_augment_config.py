@@ -7,7 +7,7 @@ import pytest
 
 from configs import common
 from kdnet_jax.augment import augment
-from kdnet_jax.config import flat_keys, reading
+from kdnet_jax.config import flat_keys, keys, reading
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,8 @@ def test_a_difference_names_what_is_drawn() -> None:
     changed = {key for key, _, _ in flat_keys.differences(ours.to_dict(), theirs.to_dict())}
     before, after = (dataclasses.asdict(augment.PRESETS[name]) for name in ("plain", "nnunet"))
     assert changed == {f"augment.{key}" for key in before if before[key] != after[key]}
+
+
+def test_what_is_compared_of_a_config_are_its_keys() -> None:
+    explicit = flat_keys.explicit(common.base_config("student", "phantom").to_dict())
+    assert set(explicit) == set(keys.of_role("student")) - {"augment.preset"}

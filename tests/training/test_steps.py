@@ -231,7 +231,7 @@ def test_a_sequence_that_a_case_lacks_is_to_the_teacher_as_a_dropped_one(
     batch = make_batch()
     lacking = {**batch, "image": batch["image"].at[0, ..., 0].set(0.0)}
     # Of these channels no voxel is background: whatever is drawn would fill a gap.
-    drawn = augment.Fitted(flip_axes="d", shift=0.5, zero_is_background=(False, False))
+    drawn = augment.AugmentOptions(flip_axes="d", shift=0.5, zero_is_background=(False, False))
     key = jax.random.fold_in(ROOT, 0)
     image, label = augment.augment(key, lacking["image"], lacking["label"], drawn)
     assert image[0, ..., 0].all()

@@ -8,10 +8,9 @@ from typing import Final
 import nibabel as nib
 import numpy as np
 from jaxtyping import Num, UInt8
-from nibabel import affines
 
 from kdnet_jax import task as task_lib
-from kdnet_jax.core import counting, typed
+from kdnet_jax.core import counting
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import grids, nifti, spaces
 from kdnet_jax.data.sources import labels, segmentations
@@ -141,7 +140,7 @@ def _check_grid(
 
 
 def _grid(content: Content) -> str:
-    sizes = affines.voxel_sizes(content.space.affine)
+    sizes = spaces.spacing(content.space.affine)
     return f"{spaces.times(content.shape)} of {spaces.times(sizes)} mm"
 
 
@@ -153,7 +152,7 @@ def _place(content: Content) -> str:
         return "a header without orientation"
     axes = "".join(nib.aff2axcodes(affine))
     origin = ", ".join(f"{mm:g}" for mm in affine[:3, 3].round(2) + 0.0)
-    return f"{axes}, {spaces.times(affines.voxel_sizes(affine))} mm, origin {origin}"
+    return f"{axes}, {spaces.times(spaces.spacing(affine))} mm, origin {origin}"
 
 
 # ------------------------------------------------------------------------- labels
@@ -246,7 +245,8 @@ def read_pair(
         found = labels.classes_of(volume.data, convention, volume.path, task=task)
         return labels.map_cavity(found, cavity, task=task)
 
-    spacing = typed.triple(affines.voxel_sizes(reference.affine).tolist())
     return scoring.Masks(
-        classes(reference, reference_labels), classes(prediction, prediction_labels), spacing
+        classes(reference, reference_labels),
+        classes(prediction, prediction_labels),
+        spaces.spacing(reference.affine),
     )

@@ -71,7 +71,7 @@ def choose(
     training: Sequence[int],
     *,
     mesh: Mesh,
-    free: Memory | None = None,
+    free: Memory,
     maps: int = 0,
 ) -> Placement:
     """Chooses where the training cases lie.
@@ -84,13 +84,12 @@ def choose(
         cases: all prepared cases.
         training: which of them train.
         mesh: the devices.
-        free: what is free; measured if None.
+        free: what is free (`free_memory`).
         maps: channels of a teacher's maps; the host reads them from files.
 
     Raises:
         UserError: the requested place is too small.
     """
-    free = free or free_memory(mesh)
     noted = all(cases.summaries[index].shape for index in training)
     bar = console.bar(training, desc="measuring cases", unit="case", disable=noted)
     shape = resident.padded_shape([cases.shape(index) for index in bar])

@@ -145,8 +145,7 @@ def _depth_mm(
 
 
 def _brain_ml(case: prepare.PreparedCase) -> float:
-    voxels = np.count_nonzero(case.inside)
-    return voxels * math.prod(case.geometry.spacing) / 1000
+    return np.count_nonzero(case.inside) * case.geometry.voxel_ml
 
 
 def _extent_mm(case: prepare.PreparedCase) -> list[float]:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Num, Shaped, UInt8
 from nibabel import affines, orientations
-from numpy.typing import DTypeLike
 from scipy import ndimage
 
 from kdnet_jax.core import typed
@@ -326,7 +325,6 @@ def map_to_scan(
     geometry: Geometry,
     *,
     outside: float = 0.0,
-    dtype: DTypeLike = np.float32,
 ) -> Float[np.ndarray, "x y z"]:
     """Brings one map, such as a probability, to the scan's own grid by linear interpolation.
 
@@ -334,9 +332,8 @@ def map_to_scan(
         values: on the working grid.
         geometry: the way that `to_working` took.
         outside: the value outside of the box.
-        dtype: of the result.
     """
-    box = np.empty(geometry.box_shape, dtype)
+    box = np.empty(geometry.box_shape, np.float32)
     for planes, slab in _slabs_back(values, geometry):
         box[planes] = slab
     return place(box, geometry, outside)

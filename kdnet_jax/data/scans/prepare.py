@@ -202,7 +202,7 @@ def _check_share(
     way: geometry.Geometry,
     path: pathlib.Path,
 ) -> None:
-    foreground_ml = np.count_nonzero(image.any(axis=-1)) * math.prod(way.spacing) / 1000
+    foreground_ml = np.count_nonzero(image.any(axis=-1)) * way.voxel_ml
     tumour_share.check(classes, foreground_ml, spaces.voxel_ml(way.affine), path)
 
 

@@ -226,6 +226,11 @@ def is_identity(affine: Affine) -> bool:
     return np.array_equal(affine, np.eye(4))
 
 
+def spacing(affine: Affine) -> tuple[float, float, float]:
+    """Returns the edges of a voxel in mm, in the order of the stored axes."""
+    return typed.triple(affines.voxel_sizes(affine).tolist())
+
+
 def voxel_ml(affine: Affine) -> float:
     """Returns the volume of a voxel, ml."""
     return float(abs(np.linalg.det(affine[:3, :3]))) / 1000

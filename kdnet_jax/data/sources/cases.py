@@ -24,7 +24,7 @@ from kdnet_jax.data.sources import (
     task_layouts,
     task_names,
 )
-from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice
+from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice, first_few
 
 Source = pathlib.Path | tuple[pathlib.Path, int]
 
@@ -183,7 +183,7 @@ def _find(
         cases = _cases_of(name, groups, task, notes, report)
         bare = [case.case_id for case in cases if not case.images and case.label]
         if bare:
-            aside.append(f"have a segmentation but no sequence, not used: {layouts.shown(bare)}")
+            aside.append(f"have a segmentation but no sequence, not used: {first_few(bare)}")
         cases = [dataclasses.replace(case, convention=convention) for case in cases if case.images]
         found += _with_patients(cases, name, root, task, notes, report)
     notes += aside
@@ -194,7 +194,7 @@ def _find(
     if unused:
         notes.append(
             f"{len(unused)} other {_kind(task)} files under {root} are not used: "
-            f"{layouts.shown(unused)}"
+            f"{first_few(unused)}"
         )
     return Cohort(", ".join(chosen), found, notes, tuple(aside))
 
@@ -208,7 +208,7 @@ def _unknown(files: Sequence[layouts.File], root: pathlib.Path, task: task_lib.T
     if not labels.is_brats(task):
         known = (
             f"has a name that says its channel ({', '.join(task.modalities)}, and seg), such as "
-            f"{layouts.shown([file.path.name for file in files[:1]])}. Rename them, or name the "
+            f"{first_few([file.path.name for file in files[:1]])}. Rename them, or name the "
             'words of their names in "aliases" under "kdnet" in the dataset.json.'
         )
     known += f"\n{layouts.layouts_of(task)}"
@@ -227,7 +227,7 @@ def _left_aside(files: Sequence[layouts.File], task: task_lib.Task) -> list[str]
         if file.name.aside and file.name.aside != names.OTHER_IMAGE:
             why = words.get(file.name.aside, file.name.aside)
             reasons.setdefault(why, []).append(file.path.name)
-    return [f"by name {why}, not used: {layouts.shown(found)}" for why, found in reasons.items()]
+    return [f"by name {why}, not used: {first_few(found)}" for why, found in reasons.items()]
 
 
 def _check_doubts(
@@ -282,7 +282,7 @@ def _cases_of(
     if second:
         notes.append(
             "of two files the one without bias correction (of masks the corrected one) is taken, "
-            f"not {layouts.shown(second)}"
+            f"not {first_few(second)}"
         )
     return found
 
@@ -398,7 +398,7 @@ def _labelled(
         raise _unlabelled(cohort, root, task)
     left = [case.case_id for case in cohort.cases if case.label is None]
     if left and not keep_others:
-        cohort.notes.append(f"left out for want of a segmentation: {layouts.shown(left)}")
+        cohort.notes.append(f"left out for want of a segmentation: {first_few(left)}")
     return cohort.cases if keep_others else kept
 
 
@@ -409,13 +409,13 @@ def _without_incomplete_bare(
     lacking = _lacking(found, task)
     left = [case.case_id for i, case in enumerate(found) if i in lacking and case.label is None]
     if left:
-        notes.append(f"left out, without a segmentation and incomplete: {layouts.shown(left)}")
+        notes.append(f"left out, without a segmentation and incomplete: {first_few(left)}")
     return [case for case in found if case.case_id not in left]
 
 
 def _note_bare(found: list[Case], notes: list[str]) -> None:
     if bare := [case.case_id for case in found if case.label is None]:
-        notes.append(f"without a segmentation: {layouts.shown(bare)}")
+        notes.append(f"without a segmentation: {first_few(bare)}")
 
 
 def _unlabelled(cohort: Cohort, root: pathlib.Path, task: task_lib.Task) -> UserError:
@@ -479,7 +479,7 @@ def _note_incomplete(
     if empty := [case.case_id for case in found if not case.images]:
         raise UserError(
             f"{root}: {len(empty)} cases have none of {', '.join(_present(found, task))}: "
-            f"{layouts.shown(empty)}. Remove them, or ask for other sequences "
+            f"{first_few(empty)}. Remove them, or ask for other sequences "
             "(--config.data.modalities)"
         )
     if lacking := _lacking(found, task):
@@ -492,7 +492,7 @@ def _refuse_incomplete(found: list[Case], root: pathlib.Path, task: task_lib.Tas
     if bad:
         raise UserError(
             f"{root}: sequences are missing in {len(bad)} of {len(found)} cases: "
-            f"{layouts.shown(bad)}. Complete or remove these cases, ask for fewer "
+            f"{first_few(bad)}. Complete or remove these cases, ask for fewer "
             "(--config.data.modalities; of predict and evaluate --sequences), or use them in "
             "training (--config.data.incomplete=true)"
         )

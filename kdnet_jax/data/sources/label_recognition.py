@@ -10,7 +10,7 @@ from typing import Final
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import documents, typed
 from kdnet_jax.data.sources import labels, layouts
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, first_few
 
 AUTO: Final = "auto"
 # One name for each meaning, in the order in which they are named and taken.
@@ -78,7 +78,7 @@ def recognise(
         raise UserError(
             f"{folder}: {found.convention} was taken ({found.why}), which knows the values "
             f"{_shown(labels.LABEL_CONVENTIONS[found.convention])}, but the masks hold "
-            f"{_shown(values)}: {layouts.shown(odd)}. All values would fit "
+            f"{_shown(values)}: {first_few(odd)}. All values would fit "
             f"{' or '.join(_fitting(values)) or 'no known convention'} ({flag})"
         )
     return found

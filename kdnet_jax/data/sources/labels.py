@@ -57,6 +57,11 @@ def own_convention(task: task_lib.Task) -> str:
     return "kdnet" if is_brats(task) else TASK
 
 
+def usual_of_masks(task: task_lib.Task) -> str:
+    """Returns the convention of masks that are written for a task, where the user chose none."""
+    return "brats2021" if is_brats(task) else own_convention(task)
+
+
 def of_masks(given: str | None, task: task_lib.Task, key: str) -> str:
     """Returns the convention of masks that are written for a task.
 
@@ -69,7 +74,7 @@ def of_masks(given: str | None, task: task_lib.Task, key: str) -> str:
         UserError: there is no such convention for the task.
     """
     if given is None:
-        return "brats2021" if is_brats(task) else own_convention(task)
+        return usual_of_masks(task)
     check_choice(key, given, conventions_of(task))
     return given
 

@@ -12,7 +12,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.data.sources import labels, names, own_layouts, task_names
-from kdnet_jax.errors import UnknownLayoutError, UserError
+from kdnet_jax.errors import UnknownLayoutError, UserError, first_few
 
 NAMES: Final[dict[str, re.Pattern[str]]] = {
     release: re.compile(pattern, re.IGNORECASE)
@@ -35,7 +35,6 @@ _USER_CONVENTION: Final = "brats2021"
 GRADES: Final = ("HGG", "LGG")
 _SIBLINGS: Final = {"brats2023": "brats2024", "brats2024": "brats2023"}  # names of one form
 _MAX_DEPTH: Final = 5  # folders below the root that are looked into
-SHOWN: Final = 5  # names in a message
 UNKNOWN: Final = "has a name that says its sequence (t1, t1ce, t2, flair, and seg)."
 
 LAYOUTS: Final = """Known layouts:
@@ -126,13 +125,13 @@ def list_files(
         files[key] = File(inner, *key, task_names.read(stem, path.parent.name, task))
     if not files:
         raise UserError(_nothing(root, task))
-    notes = [f"stored in two formats, of which this one is used: {shown(doubled)}"]
+    notes = [f"stored in two formats, of which this one is used: {first_few(doubled)}"]
     return _without_holes(files.values()), notes if doubled else []
 
 
 def _nothing(root: pathlib.Path, task: task_lib.Task) -> str:
     held = sorted(os.listdir(root))
-    found = f"it holds {shown(held)}" if held else "it is empty"
+    found = f"it holds {first_few(held)}" if held else "it is empty"
     if task.file_ending not in nifti_header.SUFFIXES:
         return (
             f'{root}: no {task.file_ending} file is in it; {found}. Is the "file_ending" of the '
@@ -398,9 +397,3 @@ def label_convention_of(
         f"no release was recognised: label values are read as those of {_USER_CONVENTION} "
         "(1 NCR, 2 ED, 4 ET); --config.data.label_convention says otherwise"
     ]
-
-
-def shown(texts: Sequence[str]) -> str:
-    """Returns the first few names, and how many more there are."""
-    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    return ", ".join(texts[:SHOWN]) + more

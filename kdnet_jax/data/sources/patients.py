@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.sources import labels, layouts, own_layouts
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, first_few
 
 _WITH_VISITS: Final = re.compile(
     r"(sub-[0-9a-z]+|UCSF-PDGM-\d+|UPENN-GBM-\d+|TCGA-\w{2}-\w{4}|RHUH-\d+|PatientID_\d+)"
@@ -84,11 +84,11 @@ def _from_patients_csv(
         if of_visits:
             notes.append(
                 "folders within a patient's are taken as visits, the folder above as the patient: "
-                f"{layouts.shown(of_visits)}; {path} can say otherwise"
+                f"{first_few(of_visits)}; {path} can say otherwise"
             )
         alone = [case.case_id for case in changed if case.patient_id == case.case_id]
         if alone:
-            who = "every case" if len(alone) == len(found) else layouts.shown(alone)
+            who = "every case" if len(alone) == len(found) else first_few(alone)
             notes.append(
                 f"{who} is taken as a patient of its own; if patients have several cases, say so "
                 f"in {path} (columns case_id, patient_id, grade)"
@@ -98,7 +98,7 @@ def _from_patients_csv(
     missing = [case.case_id for case in found if not rows.get(case.case_id, {}).get("patient_id")]
     if missing:
         raise UserError(
-            f"{path}: no patient for {layouts.shown(missing)}; expected a row with case_id and "
+            f"{path}: no patient for {first_few(missing)}; expected a row with case_id and "
             "patient_id for every case"
         )
     grades = {case_id: row.get("grade", "").upper() for case_id, row in rows.items()}

@@ -15,7 +15,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.data.sources import layouts, names, own_layouts, task_names
-from kdnet_jax.errors import UserError, nearest
+from kdnet_jax.errors import UserError, first_few, nearest
 
 # What tools also write behind the name of the case; "trans" is the default of MONAI's SaveImage.
 _MASK_ENDINGS: Final = ("labels", "pred", "prediction", "trans")
@@ -90,7 +90,7 @@ def find_masks(folder: str | os.PathLike[str], flag: str, task: task_lib.Task) -
             "expected CASE.nii.gz, CASE_seg.nii.gz or CASE/seg.nii.gz"
         )
     left += [path for path in sorted(root.iterdir()) if _is_foreign(path, task)]
-    notes = [f"{root}: no masks, left aside: {layouts.shown([path.name for path in left])}"]
+    notes = [f"{root}: no masks, left aside: {first_few([path.name for path in left])}"]
     return Found(root, masks, chosen, doubled + (notes if left else []))
 
 
@@ -206,9 +206,8 @@ def _missing(
     if not cases:
         return []
     count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
-    more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
     hint = nearest(cases[0], set(found.masks) - set(known)).removesuffix("?")
-    finding = f"no {what} for {count}: {', '.join(cases[:_NAMED])}{more}{hint}"
+    finding = f"no {what} for {count}: {first_few(cases, _NAMED)}{hint}"
     return [problems.Problem("", str(found.folder), problems.ERROR, finding, remedy)]
 
 
@@ -219,8 +218,8 @@ def _doubled(case: str, paths: Sequence[pathlib.Path]) -> problems.Problem:
 
 def _nothing_matches(references: Found, predictions: Found) -> problems.Problem:
     finding = (
-        f"no case is in both folders: predictions of {layouts.shown(sorted(predictions.masks))}; "
-        f"references of {layouts.shown(sorted(references.masks))}"
+        f"no case is in both folders: predictions of {first_few(sorted(predictions.masks))}; "
+        f"references of {first_few(sorted(references.masks))}"
     )
     remedy = "Name the predictions CASE.nii.gz, with the case ids of the references"
     return problems.Problem("", str(predictions.folder), problems.ERROR, finding, remedy)
@@ -231,4 +230,4 @@ def _extra(predictions: Found, references: Found, wanted: Sequence[str] | None) 
     if not extra:
         return []
     why = "that have no reference" if wanted is None else "that --cases does not name"
-    return [f"{len(extra)} predictions {why} are not scored: {layouts.shown(extra)}"]
+    return [f"{len(extra)} predictions {why} are not scored: {first_few(extra)}"]

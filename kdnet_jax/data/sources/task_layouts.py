@@ -11,7 +11,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.core import documents
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.sources import layouts, names, own_layouts
-from kdnet_jax.errors import UnknownLayoutError, UserError
+from kdnet_jax.errors import UnknownLayoutError, UserError, first_few
 
 NNUNET, DECATHLON, USER = "nnunet", "decathlon", "user"
 _IMAGES, _LABELS, _DATASET_JSON = "imagesTr", "labelsTr", "dataset.json"
@@ -76,7 +76,7 @@ def _only_dataset(
     datasets = list(dict.fromkeys(file.folder.parent for file in images))
     if len(datasets) > 1:
         message = (
-            f"{root}: holds several datasets: {layouts.shown([*map(str, datasets)])}. Give the "
+            f"{root}: holds several datasets: {first_few([*map(str, datasets)])}. Give the "
             "folder of one of them"
         )
         report(UserError(message), "", root)
