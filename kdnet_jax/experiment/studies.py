@@ -73,7 +73,7 @@ def _check_networks(planned: list[study.Part]) -> None:
     """
     models = {part.folder: model_lib.of_experiment(part.experiment) for part in planned}
     # A role has the same network in all folds and seeds.
-    for part in {part.arm: part for part in planned}.values():
+    for part in {part.arm: part for part in reversed(planned)}.values():
         if teacher := part.experiment.teacher:
             folder = pathlib.Path(teacher.checkpoint)
             teachers.check_settings(folder, models[folder], part.experiment)
