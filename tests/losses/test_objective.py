@@ -74,7 +74,7 @@ def test_every_registered_term_is_chosen_by_some_options() -> None:
     for form, kd in (
         ("dice_ce", EVERY),
         ("dice_bce", KD()),
-        ("dice_ce", KD(unlabelled="soft", kd_form="mse")),
+        *(("dice_ce", KD(unlabelled="soft", kd_form=each)) for each in ("dice_bce", "kl", "mse")),
     ):
         loss = objective.of_options(
             glioma.SOFTMAX, segmentation.LossOptions(form), kd, unlabelled=True
