@@ -115,7 +115,7 @@ def parts(config: config_dict.ConfigDict, workdir: pathlib.Path) -> list[Part]:
         if flat[key]:
             raise UserError(
                 f"{key} is {flat[key]!r}, and a study trains the teacher of each seed and fold "
-                f"itself. Leave it empty; runs of a given teacher (configs/student.py) are "
+                "itself. Leave it empty; runs of a given teacher (configs/student.py) are "
                 "compared by python -m kdnet_jax.compare."
             )
     arms = _arms(flat)

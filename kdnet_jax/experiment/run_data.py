@@ -17,6 +17,7 @@ from kdnet_jax.data import choices, splits
 from kdnet_jax.data.loading import loader, placement
 from kdnet_jax.data.records import building, skipping, store, teacher_maps
 from kdnet_jax.errors import UserError
+from kdnet_jax.losses import objective
 from kdnet_jax.parallel import processes, sharding
 
 _LOG = logging.getLogger(__name__)
@@ -321,7 +322,7 @@ def check_unlabelled(experiment: experiment_lib.Experiment, data: Data) -> None:
     if options is None or not count:
         return
     hard = options.unlabelled == "hard"
-    if options.mixup and (hard or options.reads_references):
+    if options.mixup and (hard or objective.reads_references(options)):
         raise UserError(
             f"distillation.mixup is {options.mixup:g}, and {count} training cases have no "
             "reference: a sample that is mixed with one of these has none either, which leaves "

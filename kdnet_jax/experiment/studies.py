@@ -72,12 +72,14 @@ def _check_networks(planned: list[study.Part]) -> None:
     Each run finds that out itself, but a student's comes after hours of others.
     """
     models = {part.folder: model_lib.of_experiment(part.experiment) for part in planned}
-    # A role has the same network in all folds and seeds.
-    for part in {part.arm: part for part in reversed(planned)}.values():
-        if teacher := part.experiment.teacher:
-            folder = pathlib.Path(teacher.checkpoint)
-            teachers.check_settings(folder, models[folder], part.experiment)
-        processes.together(functools.partial(transfer.load_start, [part.experiment]))
+    # An arm has the same network in all folds and seeds.
+    arms = {part.arm: part.experiment for part in reversed(planned)}.values()
+    for experiment in arms:
+        if experiment.teacher:
+            folder = pathlib.Path(experiment.teacher.checkpoint)
+            teachers.check_settings(folder, models[folder], experiment)
+    starting = [experiment for experiment in arms if experiment.role != "teacher"]
+    processes.together(functools.partial(transfer.load_start, starting))
 
 
 def _lacks_room(before: list[study.Part], student: study.Part, least: float) -> bool:

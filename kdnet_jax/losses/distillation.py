@@ -103,17 +103,9 @@ class DistillationOptions:
         weights = map(self.weight, ("kd", "latent", *OF_OWN_WEIGHT))
         return self.init_from_teacher or any(weights)
 
-    @property
-    def reads_references(self) -> bool:
-        """Whether a term compares with the reference, or needs its classes."""
-        weights = map(self.weight, OF_CLASSES)
-        return self.kd_weight < 1 or any(weights)
-
 
 # Terms that are added, each with a weight of its own; 0: it is not computed.
 OF_OWN_WEIGHT: Final = ("hint", "gram", "prototype", "affinity", "masked")
-# Of these, those that read the reference.
-OF_CLASSES: Final = ("prototype", "affinity", "masked")
 
 
 def softened_dice_loss(

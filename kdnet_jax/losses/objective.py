@@ -203,6 +203,12 @@ def of_options(
     return Loss(chosen, weights, pseudo_labels.of_options(kd))
 
 
+def reads_references(kd: distillation.DistillationOptions) -> bool:
+    """Returns whether a term compares with the reference, or needs its classes."""
+    own = (name for name in distillation.OF_OWN_WEIGHT if kd.weight(name))
+    return kd.kd_weight < 1 or not all(TERMS[name].everywhere for name in own)
+
+
 def features_of(kd: distillation.DistillationOptions) -> dict[str, list[str]]:
     """Returns which features the terms compare, each with the keys that have them compared."""
     compared = {

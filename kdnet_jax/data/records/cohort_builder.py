@@ -194,13 +194,13 @@ def describe(cohort: cases.Cohort, config: CohortConfig, task: task_lib.Task) ->
 
 def _describe_case(case: cases.Case, brats: bool) -> typed.Json:
     sources = case.images.items()
-    paths = list(_files(case))
-    files = {path.name: stamp(path) for path in paths}
+    stamps = {path: stamp(path) for path in _files(case)}
+    files = {path.name: found for path, found in stamps.items()}
     # CASE.nii.gz may be the name of an image and of a label, as in the Decathlon's folders.
-    if not brats or len(files) < len(paths):
+    if not brats or len(files) < len(stamps):
         roles = {name: where[0] if isinstance(where, tuple) else where for name, where in sources}
         named = roles if case.label is None else roles | {"label": case.label}
-        files = {role: [path.name, stamp(path)] for role, path in named.items()}
+        files = {role: [path.name, stamps[path]] for role, path in named.items()}
     return {
         "case_id": case.case_id,
         "patient_id": case.patient_id,
