@@ -13,6 +13,7 @@ from kdnet_jax.core import checksums, devices
 from kdnet_jax.errors import UserError
 from kdnet_jax.interop import foreign
 from kdnet_jax.models import networks
+from kdnet_jax.parallel import processes
 from kdnet_jax.runs import calibration, model_folder, thresholds
 from kdnet_jax.runs import model as model_lib
 from kdnet_jax.training import saved_checkpoints, steps
@@ -78,6 +79,16 @@ def load_run(folder: pathlib.Path, *, pretrained: bool = False) -> Run:
         folder, model, params, step, digest, uncalibrated=found is None, pretrained=reconstructs
     )
     return decided(run) if experiment.inference.chooses_thresholds else run
+
+
+def check_same(run: Run) -> None:
+    """Raises UserError if the processes of a run have not read the same parameters."""
+    views = processes.gather([run.step, run.params_hash])
+    if any(view != views[0] for view in views):
+        raise UserError(
+            f"{run.folder}: the processes do not read the same parameters ({views}). Give a "
+            "folder on storage that all of them share."
+        )
 
 
 def check_distinct(runs: Iterable[Run], remedy: str) -> None:
