@@ -10,7 +10,14 @@ from kdnet_jax.core import files
 from kdnet_jax.data.records import skipping
 from kdnet_jax.drawing import figures
 from kdnet_jax.evaluation import score_files
-from kdnet_jax.experiment import compilation, given_teachers, run_data, run_evaluation, training
+from kdnet_jax.experiment import (
+    compilation,
+    given_teachers,
+    run_checks,
+    run_data,
+    run_evaluation,
+    training,
+)
 from kdnet_jax.models import networks
 from kdnet_jax.parallel import processes, sharding
 from kdnet_jax.prediction import predictors
@@ -95,10 +102,10 @@ def _run(runs: training.Runs, workdir: pathlib.Path, locks: contextlib.ExitStack
     runs = {folder: own[folder] for folder in runs}
     experiment = runs[first]
     for each in own.values():
-        run_data.check_sequences(each, data)
-        run_data.check_taught(each, data)
-        run_data.check_unlabelled(each, data)
-    run_data.check_same_cases(list(runs.values()), data)
+        run_checks.check_sequences(each, data)
+        run_checks.check_taught(each, data)
+        run_checks.check_unlabelled(each, data)
+    run_checks.check_same_cases(list(runs.values()), data)
     for folder, each in own.items():
         processes.first_does(functools.partial(workdir_lib.claim, folder, each, data.split))
         processes.together(functools.partial(workdir_lib.check_seen, folder))

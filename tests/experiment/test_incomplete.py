@@ -15,7 +15,7 @@ from kdnet_jax.data.records import store
 from kdnet_jax.data.scans import familiarity, prepare
 from kdnet_jax.data.sources import cases
 from kdnet_jax.errors import UserError
-from kdnet_jax.experiment import run_data, runner
+from kdnet_jax.experiment import run_checks, run_data, runner
 from kdnet_jax.runs import model, teachers
 
 # What is taken from the cases of the tiny cohort, by their numbers.
@@ -82,9 +82,9 @@ def test_each_role_trains_on_the_cases_that_have_its_sequences(
     # Two students of one step have the same batches, so one on T2, without case 1, is refused.
     config = _config("student", gaps, root)
     config.model.modalities = "t2"
-    run_data.check_same_cases([student, student], data)
+    run_checks.check_same_cases([student, student], data)
     with pytest.raises(UserError, match=r"lack a sequence: \d have t1ce, \d have t2\."):
-        run_data.check_same_cases([student, reading.read(config)], data)
+        run_checks.check_same_cases([student, reading.read(config)], data)
     several = _config("baseline", gaps, root)
     several.model.modalities = "t1ce,t2"
     assert _names(data, run_data.training_cases(reading.read(several), data)) == own
@@ -93,8 +93,8 @@ def test_each_role_trains_on_the_cases_that_have_its_sequences(
     found = run_data.training_cases(reading.read(several), data)
     assert _names(data, found) == {*own, _name(1)}
     caplog.clear()
-    run_data.check_sequences(student, data)
-    run_data.check_sequences(teacher, data)
+    run_checks.check_sequences(student, data)
+    run_checks.check_sequences(teacher, data)
     assert [each.message for each in caplog.records] == [
         "note: 1 training cases lack what the student sees (t1ce), and are left out of its training"
     ]
@@ -139,7 +139,7 @@ def test_cases_that_cannot_be_used_are_refused(
     (tmp_path / "split.json").write_text(json.dumps(parts))
     values = reading.read(config)
     with pytest.raises(UserError, match="none of the 1 training cases with a reference has what"):
-        run_data.check_sequences(values, run_data.open_data(values))
+        run_checks.check_sequences(values, run_data.open_data(values))
     folder = tmp_path / "scans"
     for number in (1, 2):
         shutil.copytree(gaps / _name(number), folder / _name(number))

@@ -13,7 +13,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.augment import augment
 from kdnet_jax.config import reading
 from kdnet_jax.errors import UserError
-from kdnet_jax.experiment import run_data
+from kdnet_jax.experiment import run_checks, run_data
 from kdnet_jax.parallel import sharding
 from tests.helpers import made_tasks
 
@@ -119,15 +119,15 @@ def test_labels_are_kept_of_so_many_cases_and_a_student_alone_learns_from_the_ot
     assert "the 4 training cases would take" in caplog.text
     student.loader.unlabelled_share = 0.0
     assert run_data.unlabelled_cases(reading.read(student), data) == []
-    run_data.check_taught(reading.read(student), data)
+    run_checks.check_taught(reading.read(student), data)
     student.distillation.kd_weight = student.distillation.latent_weight = 0.0
     with pytest.raises(UserError, match="would learn nothing from its teacher"):
-        run_data.check_taught(reading.read(student), data)
+        run_checks.check_taught(reading.read(student), data)
     student.loader.unlabelled_share = 0.5
-    run_data.check_taught(reading.read(student), data)
+    run_checks.check_taught(reading.read(student), data)
     student.distillation.unlabelled_weight = 0.0
     with pytest.raises(UserError, match="unlabelled_weight is 0 on the 1 without"):
-        run_data.check_taught(reading.read(student), data)
+        run_checks.check_taught(reading.read(student), data)
     _check_losses_of_unlabelled(student, data)
     config.split.labelled = 5
     with pytest.raises(UserError, match=r"split\.labelled is 5, but the training part has 4"):
@@ -138,19 +138,19 @@ def _check_losses_of_unlabelled(student: config_dict.ConfigDict, data: run_data.
     """A mixture with a case without a reference has none; a batch's Dice needs all classes."""
     student.loader.batch = 2
     student.distillation.update(mixup=1.0, kd_weight=1.0, unlabelled="soft", unlabelled_weight=1.0)
-    run_data.check_unlabelled(reading.read(student), data)
+    run_checks.check_unlabelled(reading.read(student), data)
     for key, value in (("kd_weight", 0.5), ("unlabelled", "hard"), ("affinity_weight", 0.1)):
         changed = student.copy_and_resolve_references()
         changed.distillation[key] = value
         with pytest.raises(UserError, match="mixup is 1, and 1 training cases have no reference"):
-            run_data.check_unlabelled(reading.read(changed), data)
+            run_checks.check_unlabelled(reading.read(changed), data)
         changed.loader.unlabelled_share = 0.0
-        run_data.check_unlabelled(reading.read(changed), data)
+        run_checks.check_unlabelled(reading.read(changed), data)
     student.distillation.mixup, student.loss.over_batch = 0.0, True
     with pytest.raises(UserError, match="over_batch is true, and 1 training cases have no"):
-        run_data.check_unlabelled(reading.read(student), data)
+        run_checks.check_unlabelled(reading.read(student), data)
     student.distillation.unlabelled = "hard"
-    run_data.check_unlabelled(reading.read(student), data)
+    run_checks.check_unlabelled(reading.read(student), data)
 
 
 @pytest.mark.once
