@@ -90,7 +90,7 @@ def base_config(
     preset = preset or "phantom"
     if preset not in PRESETS:
         raise UserError(
-            f"configs/{role}.py:{preset} is no preset{nearest(preset, PRESETS)} (there are "
+            f"{preset!r} is no preset of a config{nearest(preset, PRESETS)} (there are "
             f"{', '.join(PRESETS)})."
         )
     declared = keys.of_role(role)

@@ -82,19 +82,20 @@ def _with_found_config(argv: list[str]) -> list[str]:
 
 
 def _find_config(config: str) -> str:
-    """Returns configs/FILE.py[:PRESET] as it is, or where it is installed if it is not here."""
+    """Returns configs/...FILE.py[:PRESET] as it is, or where it is installed if it is not here."""
     file, colon, preset = config.partition(":")
     path = pathlib.Path(file)
-    installed = _CONFIGS / path.name
-    if path.parent != pathlib.Path("configs") or path.exists() or not installed.exists():
+    installed = _CONFIGS.parent / path
+    if path.parts[:1] != (_CONFIGS.name,) or path.exists() or not installed.exists():
         return config
     return f"{installed}{colon}{preset}"
 
 
 def _tell_installed(config: str) -> None:
     file = pathlib.Path(config.partition(":")[0])
-    if file.parent == _CONFIGS:
-        print(f"note: configs/{file.name} is not here; taking {file}, installed with kdnet_jax")
+    if file.is_relative_to(_CONFIGS):
+        here = file.relative_to(_CONFIGS.parent)
+        print(f"note: {here} is not here; taking {file}, installed with kdnet_jax")
 
 
 def _without_required(error: Exception) -> str | None:

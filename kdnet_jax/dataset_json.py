@@ -78,8 +78,9 @@ def read(text: str | os.PathLike[str]) -> task_lib.Task:
 
 
 def fingerprint(task: task_lib.Task) -> str:
-    """Returns the SHA-256 of the whole description, shortened."""
-    text = json.dumps(describe(task), sort_keys=True)
+    """Returns the shortened SHA-256 of all but the name, which may be that of a folder."""
+    described = {key: value for key, value in describe(task).items() if key != "name"}
+    text = json.dumps(described, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

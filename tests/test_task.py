@@ -30,13 +30,16 @@ def test_the_glioma_is_read_back_as_it_was_written() -> None:
     assert dataset_json.parse(written, WHERE) == task_lib.GLIOMA
 
 
-def test_a_fingerprint_is_of_all_that_a_task_says() -> None:
+def test_a_fingerprint_is_of_all_that_a_task_says_but_its_name() -> None:
     task = dataset_json.parse(PLAIN, WHERE)
     other = dataclasses.replace(task, noun="prostate")
     assert dataset_json.fingerprint(task) != dataset_json.fingerprint(other)
     assert dataset_json.fingerprint(dataset_json.parse(PLAIN, WHERE)) == dataset_json.fingerprint(
         task
     )
+    # The name may be that of its folder.
+    moved = dataclasses.replace(task, name="moved")
+    assert dataset_json.fingerprint(moved) == dataset_json.fingerprint(task)
 
 
 def test_plain_labels_are_a_region_for_each_class() -> None:

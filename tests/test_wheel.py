@@ -149,7 +149,9 @@ def test_a_program_is_its_module(toured: pathlib.Path, installed: pathlib.Path) 
     assert re.search(r"^cases +2, without error 2$", done.stdout, re.MULTILINE)
     mistaken = _program("main", "--config=configs/student.py:smok", **place)
     assert mistaken.returncode == 2
-    assert mistaken.stderr.startswith("error: configs/student.py:smok is no preset")
+    assert mistaken.stderr.startswith("error: 'smok' is no preset")
+    method = _program("main", "--config=configs/methods/hinton.py:smok", **place)
+    assert method.stderr.startswith("error: 'smok' is no preset")
 
 
 @pytest.mark.parametrize(

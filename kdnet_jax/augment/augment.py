@@ -163,11 +163,22 @@ def choose(preset: str = "plain", **changes: object) -> AugmentOptions:
     """Returns a preset's options with those of `changes` that are not None.
 
     Raises:
-        UserError: for an unknown preset or axis, or a range outside its limits.
+        UserError: for an unknown preset or axis, a range outside its limits, or the range of a part
+            that the preset never draws.
     """
     check_choice("augment.preset", preset, PRESETS)
     given = {key: value for key, value in changes.items() if value is not None}
-    return dataclasses.replace(PRESETS[preset], **given)
+    chosen = dataclasses.replace(PRESETS[preset], **given)
+    for name in given.keys() & LIMITS.keys():
+        parts = [name, "gamma_inverted"] if name == "gamma" else [name]
+        chances = [f"{part}_probability" for part in parts]
+        if not any(key in given or getattr(chosen, key) for key in chances):
+            raise UserError(
+                f"augment.{name} is {getattr(chosen, name)}, and augment.preset={preset} never "
+                f"draws it. Give its probability too, such as --config.augment.{chances[0]}=0.2, "
+                "or another --config.augment.preset."
+            )
+    return chosen
 
 
 def fitted(

@@ -142,7 +142,7 @@ _LOADER: Final = {
     "loader.patch": Key((48, 48, 48), _EDGES, "Voxels along depth, height and width."),
     "loader.batch": Key(1, values.Whole(1, 10**5), "Patches a step, over all devices."),
     "loader.tumour_share": Key(
-        0.5, values.Number(1 / 3, 1), "Share of the patches that are placed on tumour."
+        0.5, values.Number(0.33, 1), "Share of the patches that are placed on tumour."
     ),
     "loader.unlabelled_share": Key(
         0.5,

@@ -216,7 +216,7 @@ def _facts(
     unlabelled = len(run_data.unlabelled_cases(experiment, data))
     return [
         ("Role", experiment.role),
-        ("Config", f"configs/{experiment.role}.py:{experiment.preset}"),
+        ("Preset", f"{experiment.preset} (every key: config.json)"),
         ("Cases", experiment.data.data_dir or "synthetic cohort brats_phantom"),
         ("Training / validation / test cases", " / ".join(map(str, sizes))),
         *([("Training cases without a reference", str(unlabelled))] if unlabelled else []),

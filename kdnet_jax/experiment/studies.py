@@ -219,7 +219,7 @@ def _facts(planned: list[study.Part]) -> list[tuple[str, str]]:
     roles = [role for role in ("teacher", own.role) if role in steps]
     folds = {part.fold for part in planned if part.fold is not None}
     return [
-        ("Config", f"configs/study.py:{own.preset}"),
+        ("Preset", own.preset),
         ("Folds", str(len(folds)) if folds else "one split"),
         ("Seeds", ", ".join(dict.fromkeys(str(each.seed) for each in experiments))),
         ("Runs", str(len(planned))),

@@ -4,6 +4,8 @@ import logging
 import pathlib
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from kdnet_jax import task as task_lib
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading, students
@@ -70,9 +72,10 @@ def check_settings(
     if student.distillation:
         _check_distillation(where, teacher, student, student.distillation)
     if teacher.spacing != data.spacing:
+        given = ",".join(map(str, np.atleast_1d(teacher.spacing or 0).tolist()))
         raise UserError(
             f"the teacher {where} was trained at data.spacing {teacher.spacing}, the student is to "
-            f"be at {data.spacing}. Set --config.data.spacing={teacher.spacing or 0}."
+            f"be at {data.spacing}. Set --config.data.spacing={given}."
         )
     if student.task.unscored and teacher.resection_cavity != data.resection_cavity:
         raise UserError(

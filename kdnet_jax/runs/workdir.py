@@ -51,6 +51,21 @@ def check(folder: pathlib.Path, experiment: experiment_lib.Experiment) -> None:
             f"{folder} holds a run of another config: {listed}{more}. Give a new --workdir, or "
             "the former values to resume that run."
         )
+    _check_teacher_given(folder, experiment)
+
+
+def _check_teacher_given(folder: pathlib.Path, experiment: experiment_lib.Experiment) -> None:
+    """Raises UserError if another teacher would be trained than the one that the run was given."""
+    if experiment.teacher is None or experiment.teacher.to_train is None:
+        return
+    was = flat_keys.flatten(reading.read_document(folder))
+    for key in ("teacher.checkpoint", "teacher.maps"):
+        if given := was.get(key):
+            raise UserError(
+                f"{folder} holds a run whose {key} was {given!r}, and no teacher is given now: "
+                f"another one would be trained. Give --config.{key}={given} (where it lies now) "
+                "to resume that run, or a new --workdir."
+            )
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ class Profiler:
 
     def __init__(self, folder: pathlib.Path, steps: int, flops: int) -> None:
         self._folder, self._steps, self._flops = folder / FOLDER, steps, flops
+        # Beside a profile of an earlier start, which stays until this one is whole.
+        self._unfinished = folder / f".{FOLDER}"
         self._seen = 0
         self._start = self._waited = 0.0
 
@@ -47,7 +49,7 @@ class Profiler:
         if self._seen == WARM_UP:
             jax.block_until_ready(metrics)
             self._start, self._waited = time.perf_counter(), waited
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(self._unfinished)
         if self._seen == WARM_UP + self._steps:
             jax.block_until_ready(metrics)
             seconds = time.perf_counter() - self._start
@@ -61,7 +63,7 @@ class Profiler:
             return ""
         if self._seen >= WARM_UP:
             jax.profiler.stop_trace()
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self._unfinished)
         return (
             f"profile: {WARM_UP} + {self._steps} steps were requested, and this training took "
             f"{self._seen}; no profile was written. Lower --config.profile, or raise "
@@ -77,7 +79,9 @@ class Profiler:
             "flops": self._flops,
             "flops_per_second": self._flops * self._steps / seconds,
         }
-        files.write_text(self._folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        files.write_text(self._unfinished / "summary.json", json.dumps(summary, indent=2) + "\n")
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._unfinished.rename(self._folder)
         return (
             f"A step takes {1e3 * summary['step_seconds']:.1f} ms (mean of {self._steps}) on "
             f"{summary['device']}, and does {self._flops / 1e9:.4g} GFLOP: "

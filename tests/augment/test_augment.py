@@ -272,6 +272,14 @@ def test_geometries_are_drawn_as_often_as_asked_and_over_their_ranges() -> None:
     assert angle.std() == pytest.approx(60 / np.sqrt(12), rel=0.1)
 
 
+def test_a_range_that_is_never_drawn_is_refused() -> None:
+    with pytest.raises(UserError, match=r"never draws it.*augment\.blur_probability=0\.2"):
+        augment.choose("plain", blur=(1.0, 3.0))
+    assert augment.choose("plain", blur=(1.0, 3.0), blur_probability=0.0).blur == (1.0, 3.0)
+    assert augment.choose("plain", gamma=(0.9, 1.1), gamma_inverted_probability=0.1)
+    assert augment.choose("nnunet", rotation=(-15.0, 15.0)).rotation == (-15.0, 15.0)
+
+
 def test_one_sided_ranges_are_drawn_evenly() -> None:
     chosen = augment.choose("none", gamma=(1.2, 1.6), gamma_probability=1.0)
     value = draw(jax.random.key(0), 500, 2, chosen).parts["gamma"][1]

@@ -71,5 +71,7 @@ def test_a_method_without_what_it_needs_is_refused(
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"phantm is no preset; did you mean 'phantom'\?"):
+    with pytest.raises(
+        UserError, match=r"'phantm' is no preset of a config; did you mean 'phantom'\?"
+    ):
         student.get_config("phantm")

@@ -232,6 +232,13 @@ def test_a_given_teacher_is_used_and_must_stay_the_same(
     summary = json.loads((folder / "evaluation" / "summary.json").read_text("utf-8"))
     assert summary["teacher"]["hash"] == trained.load_run(teacher).params_hash
 
+    # It is not forgotten: another one would be trained first.
+    student.teacher.checkpoint = ""
+    with pytest.raises(UserError, match=f"Give --config.teacher.checkpoint={teacher}"):
+        runner.run(reading.read(student), folder)
+    assert not (folder / "teacher").exists()
+    student.teacher.checkpoint = str(teacher)
+
     # Another network of the same form takes the teacher's place.
     other = _on(common.base_config("teacher", "smoke"), student.data.data_dir, student.data.root)
     other.seed = 1

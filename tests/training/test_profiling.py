@@ -14,7 +14,7 @@ from kdnet_jax.core import checksums
 from kdnet_jax.errors import UserError
 from kdnet_jax.experiment import runner
 from kdnet_jax.models import networks
-from kdnet_jax.training import saved_checkpoints
+from kdnet_jax.training import profiling, saved_checkpoints
 
 pytestmark = pytest.mark.usefixtures("without_report")
 
@@ -72,6 +72,22 @@ def test_a_training_too_short_says_so_and_leaves_nothing(
     run(config, tmp_path, 50)
     assert "5 + 50 steps were requested, and this training took 12" in caplog.text
     assert not (tmp_path / "profile").exists()
+    assert not (tmp_path / ".profile").exists()
+
+
+@pytest.mark.parametrize(("taken", "kept"), [(7, "former"), (9, "new")])
+def test_a_profile_stays_until_another_one_is_whole(
+    tmp_path: pathlib.Path, taken: int, kept: str
+) -> None:
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "former").touch()
+    profiler = profiling.Profiler(tmp_path, steps=4, flops=1)
+    said = "".join(profiler.after_step(jax.numpy.zeros(1), 0.0) for _ in range(taken))
+    assert ("A step takes" in said) == (kept == "new")
+    profiler.close()
+    assert (tmp_path / "profile" / "former").exists() == (kept == "former")
+    assert (tmp_path / "profile" / "summary.json").exists() == (kept == "new")
+    assert not (tmp_path / ".profile").exists()
 
 
 def test_a_negative_count_is_refused(config: config_dict.ConfigDict) -> None:

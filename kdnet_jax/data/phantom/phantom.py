@@ -30,8 +30,6 @@ class PhantomCase:
         affine: voxel to RAS mm.
         labels: 0 background, 1 NCR, 2 ED, 3 ET.
         grade: "HGG", or "LGG" for a tumour without ET.
-        has_et: whether it enhances.
-        multifocal: whether it has two cores.
     """
 
     case_id: str
@@ -39,8 +37,6 @@ class PhantomCase:
     affine: Float[np.ndarray, "4 4"]
     labels: UInt8[np.ndarray, "x y z"]
     grade: str
-    has_et: bool
-    multifocal: bool
 
 
 def generate(seed: int, index: int, spacing: float) -> PhantomCase:
@@ -65,8 +61,6 @@ def generate(seed: int, index: int, spacing: float) -> PhantomCase:
         affine=_affine(body.brain.shape, spacing),
         labels=_stored(lesion.labels),
         grade="HGG" if lesion.has_et else "LGG",
-        has_et=lesion.has_et,
-        multifocal=lesion.multifocal,
     )
 
 

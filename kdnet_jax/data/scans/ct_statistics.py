@@ -94,12 +94,12 @@ def _statistics(
     name: str, samples: Sequence[Float[np.ndarray, " _"]]
 ) -> tuple[float, float, float, float]:
     values = np.concatenate(samples) if samples else np.zeros(0)
-    if not values.size or values.min() == values.max():
-        what = f"only the intensity {values[0]:g}" if values.size else "no voxel"
+    low, high = np.percentile(values, _PERCENTILES) if values.size else (0.0, 0.0)
+    if low == high:
+        what = f"(nearly) only the intensity {low:g}" if values.size else "no voxel"
         raise UserError(
             f"{name}: the foreground of the labelled cases has {what}; expected intensities to "
             "normalise the CT by. Add cases with a labelled structure, or write the statistics "
             "into the task"
         )
-    low, high = np.percentile(values, _PERCENTILES)
     return float(low), float(high), float(values.mean()), float(values.std())

@@ -20,6 +20,8 @@ _VISIT: Final = re.compile(
     r"(?:op|operative|surgery|rt|radiotherapy|treatment|therapy)?[ _-]?\d{0,4})",
     re.IGNORECASE,
 )
+# The number of a patient among others, and no year.
+_MANY: Final = re.compile(r"\d{2,3}|\d{5,}")
 _DATE: Final = re.compile(r"(?<!\d)(19|20)\d\d[._-]?[01]\d(?:[._-]?[0-3]\d)?(?!\d)")
 _COLLECTIONS: Final = (
     *("hgg", "lgg", "train", "training", "val", "validation", "test", "testing", "data", "cases"),
@@ -116,6 +118,8 @@ def _visit(folder: pathlib.Path, root: pathlib.Path) -> str:
     inside = patient != root and patient.is_relative_to(root)
     if not inside or not _is_visit(folder.name) or _is_visit(patient.name):
         return ""
+    if folder.name.isdecimal() and any(_MANY.fullmatch(each.name) for each in patient.iterdir()):
+        return ""  # site/1 to site/12 are twelve patients
     return "" if patient.name.lower() in _COLLECTIONS else f"{patient.name}_{folder.name}"
 
 

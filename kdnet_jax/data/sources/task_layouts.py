@@ -42,9 +42,9 @@ def choose(
         if file.folder.parent == dataset and file.folder.name.lower() == _LABELS.lower()
     ]
     labelled = {file.stem for file in references}
-    numbered = [
-        file for file in images if _NUMBERED.fullmatch(file.stem) and file.stem not in labelled
-    ]
+    # A label CASE.nii.gz is of the image CASE.nii.gz or of images CASE_0000.nii.gz.
+    single = any(file.stem in labelled for file in images)
+    numbered = [file for file in images if not single and _NUMBERED.fullmatch(file.stem)]
     if not numbered:
         scans = [_renamed(file, file.stem, None) for file in images]
         return {DECATHLON: _by_case([*scans, *references], dataset)}, notes

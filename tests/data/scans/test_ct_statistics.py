@@ -81,6 +81,17 @@ def test_cases_without_a_label_say_nothing(cohort: list[cases.Case]) -> None:
         ct_statistics.measure([bare], TASK)
 
 
+def test_a_ct_of_one_intensity_is_refused(cohort: list[cases.Case]) -> None:
+    """With 99.8 % of the voxels at 255 both percentiles are, and every image would be constant."""
+    label = np.ones((24, 24, 12), np.uint8)
+    image = np.full(label.shape, 255.0, np.float32)
+    image.flat[:10] = 100
+    save(cohort[0].images["ct"], image)
+    save(cohort[0].label, label)
+    with pytest.raises(UserError, match=r"has \(nearly\) only the intensity 255"):
+        ct_statistics.measure(cohort[:1], TASK)
+
+
 def test_a_bad_case_stops_it_or_is_left_out(cohort: list[cases.Case]) -> None:
     alone = ct_statistics.measure(cohort[1:], TASK)
     cohort[0].label.write_bytes(b"no scan")

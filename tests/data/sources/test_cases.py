@@ -339,6 +339,17 @@ def test_folders_of_visits_are_of_the_patient_above(
     assert f"anna_{visits[0]} is of anna" in said(cohort)
 
 
+def test_numbered_patients_of_a_site_are_no_visits(tmp_path: pathlib.Path) -> None:
+    for number in ("1", "9", "10"):
+        add_files(tmp_path / "site" / number, "t2.nii.gz", "seg.nii.gz")
+    cohort = cases.find_cases(tmp_path, modalities=("t2",))
+    assert [(case.case_id, case.patient_id) for case in cohort.cases] == [
+        ("1", "1"),
+        ("10", "10"),
+        ("9", "9"),
+    ]
+
+
 @pytest.mark.parametrize("above", ["train", "HGG", "batch_1"])
 def test_folders_within_a_collection_are_patients(tmp_path: pathlib.Path, above: str) -> None:
     for patient in ("anna", "bob", "017"):

@@ -89,6 +89,16 @@ def test_a_case_without_a_label_is_kept_if_wanted(tmp_path: pathlib.Path) -> Non
     assert "left out for want of a segmentation: made_01" in cohort.notes
 
 
+def test_files_of_all_channels_may_end_in_four_digits(tmp_path: pathlib.Path) -> None:
+    task = task_of(["CT"])
+    touch(tmp_path, "imagesTr/h_0000.nii.gz", "imagesTr/h_0001.nii.gz", "imagesTr/h_0002.nii.gz")
+    touch(tmp_path, "labelsTr/h_0001.nii.gz")
+    cohort = cases.find_cases(tmp_path, task=task, labelled=False)
+    assert cohort.release == "decathlon"
+    labels = {case.case_id: case.label is not None for case in cohort.cases}
+    assert labels == {"h_0000": False, "h_0001": True, "h_0002": False}
+
+
 def test_a_student_s_channel_alone_may_be_there(tmp_path: pathlib.Path) -> None:
     touch(tmp_path, "imagesTr/P_0001.nii.gz", "labelsTr/P.nii.gz")
     cohort = cases.find_cases(tmp_path, modalities=("adc",), task=PROSTATE)
