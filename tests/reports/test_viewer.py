@@ -58,7 +58,7 @@ def build(**given: object) -> dict:
         "spacing": SPACING,
         "task": task_lib.GLIOMA,
     } | given
-    return viewer.build(foreground=values["image"] != 0, **values)
+    return viewer.build(**values)
 
 
 def layer(data: dict, source: str, region: str, level: float = 0.5) -> list[str]:
