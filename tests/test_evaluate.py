@@ -27,6 +27,7 @@ from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import postprocessing, scoring
 from tests.helpers import commands, made_up_tasks
 
+from kdnet_jax.prediction import ensembles
 GLIOMA = task_lib.GLIOMA
 DATASET_JSON = {
     "labels": {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "ET": [3]},
@@ -392,6 +393,55 @@ def test_a_damaged_summary_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "evaluation" / "summary.json").write_text('{"cases": ')
     with pytest.raises(UserError, match=r"summary\.json is damaged"):
         score_files.read_summary(tmp_path)
+
+def test_finished_masks_are_kept_for_the_same_command(
+    smoke_student: Any,
+    tiny_cohort: pathlib.Path,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    shutil.copytree(tiny_cohort, tmp_path / "cohort")
+    ensemble = ensembles.load_ensemble([smoke_student.folder])
+    chosen = cases.find_cases(tmp_path / "cohort").cases[:3]
+    out, straight = tmp_path / "out", tmp_path / "straight"
+    folder, beside = out / "predictions", out / ".predictions.part"
+    cohort_segmentation.segment(ensemble, chosen, straight)
+
+    # The last scan breaks off in its voxels, which its header does not tell.
+    last = chosen[2].images["t1ce"]
+    content, stat = last.read_bytes(), last.stat()
+    last.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=last.name):
+        cohort_segmentation.segment(ensemble, chosen, out)
+    assert not folder.exists()
+    made = {path.name: path.stat().st_ino for path in beside.iterdir()}
+    assert sorted(made) == [f"{case.case_id}.nii.gz" for case in chosen[:2]]
+
+    last.write_bytes(content)
+    os.utime(last, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (beside / ".a.nii.gz.1.part").touch()  # of a process that was killed
+    cohort_segmentation.segment(ensemble, chosen, out)
+    assert "2 of 3 cases were segmented before" in caplog.text
+    assert {name: (folder / name).stat().st_ino for name in made} == made
+    assert _files(out) == {f"predictions/{name}" for name in os.listdir(straight / "predictions")}
+    for case in chosen:
+        name = f"predictions/{case.case_id}.nii.gz"
+        assert (out / name).read_bytes() == (straight / name).read_bytes()
+
+    # The same again, with another scan, of fewer cases, and by what answers otherwise.
+    caplog.clear()
+    cohort_segmentation.segment(ensemble, chosen, out)
+    assert "3 of 3 cases" in caplog.text
+    os.utime(last)
+    cohort_segmentation.segment(ensemble, chosen, out)
+    assert "2 of 3 cases" in caplog.text
+    caplog.clear()
+    mirrored = ensembles.load_ensemble([smoke_student.folder], mirror=True)
+    cohort_segmentation.segment(mirrored, chosen[:1], out)
+    assert "segmented before" not in caplog.text
+    assert len(_files(out)) == 2
+
 
 
 def test_a_run_s_own_predictions_score_as_the_run_says(smoke_student, tiny_cohort) -> None:
