@@ -67,6 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "overlap": {"inference.overlap": 0.25},
         "mirror": {"inference.mirror": True},
         "wide": {"model.widths": (3, 4)},
+        "turned": {"data.orientation": "LPS"},
         "two": {"model.modalities": "t1ce,flair"},
         "dropout": {"model.modalities": "t1ce,flair", "augment.modality_dropout": 0.3},
     }
@@ -211,6 +212,15 @@ def test_runs_of_two_kinds_are_refused(folder: pathlib.Path, name: str, words: s
     with pytest.raises(UserError, match=words) as error:
         _load(folder, "fold-1", name)
     assert str(folder / name) in str(error.value)
+
+
+def test_two_orientations_are_refused_with_what_every_command_can_do(folder: pathlib.Path) -> None:
+    ensemble = _load(folder, "fold-1", "turned")
+    with pytest.raises(UserError) as told:
+        assert ensemble.orientation
+    listed = f"{folder / 'fold-1'} with header, {folder / 'turned'} with LPS"
+    assert f"{listed}. Name runs of one orientation, or" in str(told.value)
+    assert "--orientation of kdnet_jax.predict" in str(told.value)
 
 
 def test_a_common_choice_of_mirrors_makes_them_one_kind(folder: pathlib.Path) -> None:
