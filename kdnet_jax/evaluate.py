@@ -112,11 +112,15 @@ def main(argv: list[str]) -> None:
             "give --predictions=DIR, a folder of masks, or --checkpoint=RUN, which makes them; "
             f"{'both were' if _CHECKPOINT.value else 'neither was'} given"
         )
-    for flag in (_SEQUENCES, _BFLOAT16):
-        if flag.value not in ("", None) and not _CHECKPOINT.value:
-            raise UserError(
-                f"--{flag.name} belongs to --checkpoint: masks are made already. Leave it out."
-            )
+    made = "masks are made already"
+    for flag, way, why in (
+        (_SEQUENCES, _CHECKPOINT, made),
+        (_BFLOAT16, _CHECKPOINT, made),
+        (_ALLOW_SEEN, _CHECKPOINT, made),
+        (_PREDICTION_LABELS, _PREDICTIONS, "what the masks of runs hold is known"),
+    ):
+        if flag.value != flag.default and not way.value:
+            raise UserError(f"--{flag.name} belongs to --{way.name}: {why}. Leave it out.")
     ensemble = _ensemble() if _CHECKPOINT.value else None
     task = ensemble.members[0].model.task if ensemble else _task()
     rules = _rules(task)
