@@ -20,6 +20,7 @@ from absl import flags
 
 from kdnet_jax import cli, dataset_json
 from kdnet_jax import task as task_lib
+from kdnet_jax.core import documents
 from kdnet_jax.data.checks import mask_checks
 from kdnet_jax.data.sources import label_recognition, labels, layouts, segmentations
 from kdnet_jax.errors import UserError, check_choice, first_few
@@ -81,9 +82,10 @@ _IGNORE_AFFINE = flags.DEFINE_bool(
 )
 _RESECTION_CAVITY = flags.DEFINE_string(
     "resection_cavity",
-    "background",
+    None,
     "What a resection cavity, or what else a task leaves unscored, counts as: background or ncr; "
-    "of other tasks any class.",
+    "of other tasks any class. By default as in the training of the runs, or of that whose "
+    "predictions are scored; of other masks background.",
 )
 _SMALL_REGION_ML = flags.DEFINE_float(
     "small_region_ml",
@@ -112,15 +114,19 @@ def main(argv: list[str]) -> None:
             "give --predictions=DIR, a folder of masks, or --checkpoint=RUN, which makes them; "
             f"{'both were' if _CHECKPOINT.value else 'neither was'} given"
         )
-    for flag in (_SEQUENCES, _BFLOAT16):
-        if flag.value not in ("", None) and not _CHECKPOINT.value:
-            raise UserError(
-                f"--{flag.name} belongs to --checkpoint: masks are made already. Leave it out."
-            )
+    made = "masks are made already"
+    for flag, way, why in (
+        (_SEQUENCES, _CHECKPOINT, made),
+        (_BFLOAT16, _CHECKPOINT, made),
+        (_ALLOW_SEEN, _CHECKPOINT, made),
+        (_PREDICTION_LABELS, _PREDICTIONS, "what the masks of runs hold is known"),
+    ):
+        if flag.value != flag.default and not way.value:
+            raise UserError(f"--{flag.name} belongs to --{way.name}: {why}. Leave it out.")
     ensemble = _ensemble() if _CHECKPOINT.value else None
     task = ensemble.members[0].model.task if ensemble else _task()
     rules = _rules(task)
-    cavity = _cavity(task)
+    cavity = _cavity(task, ensemble)
     for flag in (_PREDICTION_LABELS, _REFERENCE_LABELS):
         labels.check_convention(
             f"--{flag.name}", flag.value, auto=(label_recognition.AUTO,), task=task
@@ -160,7 +166,7 @@ def main(argv: list[str]) -> None:
     about |= {
         "labels": inputs.prediction_labels.convention,
         "reference_labels": inputs.reference_labels.convention,
-        "resection_cavity": _RESECTION_CAVITY.value,
+        "resection_cavity": cavity,
         "ignore_affine": _IGNORE_AFFINE.value,
         "left_out": inputs.left_out,
     }
@@ -197,10 +203,49 @@ def _rules(task: task_lib.Task) -> postprocessing.Rules:
     return postprocessing.Rules(small, _MIN_COMPONENT_ML.value)
 
 
-def _cavity(task: task_lib.Task) -> str:
+def _cavity(task: task_lib.Task, ensemble: "ensembles.Ensemble | None") -> str:
+    """Returns what a resection cavity counts as: as the flag says, else as in training."""
+    asked = _RESECTION_CAVITY.value
+    if not task.unscored:
+        if asked is not None:
+            raise UserError(
+                f"--resection_cavity: the task {task.name} leaves no value unscored. Leave it out."
+            )
+        return "background"
+    own = _cavities(task, ensemble)
+    if asked is None:
+        if len(set(own.values())) > 1:
+            listed = ", ".join(f"{folder} as {value}" for folder, value in own.items())
+            raise UserError(
+                f"the runs took a resection cavity differently: {listed}. Say by "
+                "--resection_cavity as what it is to be scored."
+            )
+        return next(iter(own.values()), "background")
     classes = {name.lower(): name for name in labels.cavity_choices(task)}
-    check_choice("--resection_cavity", _RESECTION_CAVITY.value.lower(), classes)
-    return classes[_RESECTION_CAVITY.value.lower()]
+    cavity = classes[check_choice("--resection_cavity", asked.lower(), classes)]
+    for folder, value in own.items():
+        if value != cavity:
+            print(f"note: {folder} was trained with a resection cavity as {value}, not {cavity}")
+    return cavity
+
+
+def _cavities(task: task_lib.Task, ensemble: "ensembles.Ensemble | None") -> dict[str, str]:
+    """Returns by the folder of each run what a resection cavity counted as in its training."""
+    if ensemble:
+        return {os.fspath(run.folder): run.model.resection_cavity for run in ensemble.members}
+    folder = pathlib.Path(os.path.abspath(os.path.expanduser(_PREDICTIONS.value or "")))
+    run = folder.parent if folder.name == score_files.PREDICTIONS else folder
+    config = run / "config.json"
+    # As `segmentations.find_masks` tells a run; what another tool wrote has no such key.
+    if not (config.is_file() and (run / score_files.PREDICTIONS).is_dir()):
+        return {}
+    data = documents.read_object(config).get("data")
+    if not isinstance(data, dict) or "resection_cavity" not in data:
+        return {}
+    value = check_choice(
+        f"{config}: data.resection_cavity", data["resection_cavity"], labels.cavity_choices(task)
+    )
+    return {os.fspath(run): value}
 
 
 def _named(predictions: str | None, checkpoints: list[str] | None) -> str | list[str]:

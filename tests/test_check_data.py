@@ -456,6 +456,23 @@ def test_many_equal_problems_are_printed_once() -> None:
     assert "warning: 7 cases (c0, c1, c2, c3, c4 and 2 more): is odd. Look" in text
 
 
+@pytest.mark.parametrize(
+    ("cases_of_files", "count"),
+    [
+        ("aaaabbbb", "2 cases (a, b)"),
+        ("aaaaaa", "1 case (a)"),
+        ("abcdef", "6 cases (a, b, c, d, e and 1 more)"),
+    ],
+)
+def test_files_of_one_case_are_one_case(cases_of_files: str, count: str) -> None:
+    rows = [
+        problems.Problem(case, f"/{case}/{number}", "error", "is bad", "Mend it")
+        for number, case in enumerate(cases_of_files)
+    ]
+    text = data_summary.summary(cases.Cohort("user", [], []), [], rows)
+    assert f"error: {count}: is bad. Mend it" in text.splitlines()
+
+
 def test_long_names_of_regions_do_not_touch_their_numbers() -> None:
     document = dict(made_tasks.PLAIN, labels={"background": 0, "peripheral zone of it": 1, "TZ": 2})
     task = dataset_json.parse(document, "dataset.json")

@@ -15,8 +15,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from configs import common
 from kdnet_jax import dataset_json
 from kdnet_jax import task as task_lib
+from kdnet_jax.config import reading
 from kdnet_jax.data import splits
 from kdnet_jax.data.checks import mask_checks
 from kdnet_jax.data.scans import nifti
@@ -25,6 +27,7 @@ from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import cohort_segmentation, mask_evaluation, score_files
 from kdnet_jax.metrics import cases as case_metrics
 from kdnet_jax.metrics import postprocessing, scoring
+from kdnet_jax.prediction import ensembles
 from tests.helpers import commands, made_up_tasks
 
 GLIOMA = task_lib.GLIOMA
@@ -178,6 +181,20 @@ def test_a_checkpoint_segments_the_cases_that_it_has_not_seen(
     summary = json.loads((out / "evaluation" / "summary.json").read_text("utf-8"))
     own = json.loads((run / "evaluation" / "summary.json").read_text("utf-8"))
     assert summary["members"] == {str(run): own["params_hash"]}
+
+
+def test_a_checkpoint_s_resection_cavity_is_that_of_its_training(
+    smoke_student: Any, tiny_cohort: pathlib.Path, tmp_path: pathlib.Path, command_env: Any
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(smoke_student.folder, run)
+    document = json.loads((run / "config.json").read_text("utf-8"))
+    document["data"]["resection_cavity"] = "NCR"
+    (run / "config.json").write_text(json.dumps(document), "utf-8")
+    unseen = f"--cases={run}/split.json:test"
+    done = _segment(run, tiny_cohort, out, command_env, unseen, "--workers=1")
+    assert done.returncode == 0, done.stderr
+    assert score_files.summary_of(out)["resection_cavity"] == "NCR"
 
 
 def _with_a_nine(cohort: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
@@ -377,6 +394,55 @@ def test_masks_are_known_again_wherever_their_replacement_was_killed(
         assert _files(tmp_path) == {"out/predictions/members.json"}
 
 
+def test_finished_masks_are_kept_for_the_same_command(
+    smoke_student: Any,
+    tiny_cohort: pathlib.Path,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    shutil.copytree(tiny_cohort, tmp_path / "cohort")
+    ensemble = ensembles.load_ensemble([smoke_student.folder])
+    chosen = cases.find_cases(tmp_path / "cohort").cases[:3]
+    out, straight = tmp_path / "out", tmp_path / "straight"
+    folder, beside = out / "predictions", out / ".predictions.part"
+    cohort_segmentation.segment(ensemble, chosen, straight)
+
+    # The last scan breaks off in its voxels, which its header does not tell.
+    last = chosen[2].images["t1ce"]
+    content, stat = last.read_bytes(), last.stat()
+    last.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=last.name):
+        cohort_segmentation.segment(ensemble, chosen, out)
+    assert not folder.exists()
+    made = {path.name: path.stat().st_ino for path in beside.iterdir()}
+    assert sorted(made) == [f"{case.case_id}.nii.gz" for case in chosen[:2]]
+
+    last.write_bytes(content)
+    os.utime(last, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (beside / ".a.nii.gz.1.part").touch()  # of a process that was killed
+    cohort_segmentation.segment(ensemble, chosen, out)
+    assert "2 of 3 cases were segmented before" in caplog.text
+    assert {name: (folder / name).stat().st_ino for name in made} == made
+    assert _files(out) == {f"predictions/{name}" for name in os.listdir(straight / "predictions")}
+    for case in chosen:
+        name = f"predictions/{case.case_id}.nii.gz"
+        assert (out / name).read_bytes() == (straight / name).read_bytes()
+
+    # The same again, with another scan, of fewer cases, and by what answers otherwise.
+    caplog.clear()
+    cohort_segmentation.segment(ensemble, chosen, out)
+    assert "3 of 3 cases" in caplog.text
+    os.utime(last)
+    cohort_segmentation.segment(ensemble, chosen, out)
+    assert "2 of 3 cases" in caplog.text
+    caplog.clear()
+    mirrored = ensembles.load_ensemble([smoke_student.folder], mirror=True)
+    cohort_segmentation.segment(mirrored, chosen[:1], out)
+    assert "segmented before" not in caplog.text
+    assert len(_files(out)) == 2
+
+
 @pytest.mark.parametrize("place", ["references/out", "file/out", "file"])
 def test_a_place_that_cannot_hold_scores_is_refused(tmp_path: pathlib.Path, place: str) -> None:
     (tmp_path / "references").mkdir()
@@ -400,6 +466,42 @@ def test_a_run_s_own_predictions_score_as_the_run_says(smoke_student, tiny_cohor
         run, tiny_cohort, wanted=mask_evaluation.read_cases(f"{run / 'split.json'}:test")
     )
     assert _same(_score(inputs), score_files.read_scores(run))
+
+
+def test_a_resection_cavity_counts_as_in_the_run_s_training(
+    tmp_path: pathlib.Path, command_env: dict[str, str]
+) -> None:
+    config = common.base_config("baseline", "smoke")
+    config.data.resection_cavity = "NCR"
+    masks = tmp_path / "run" / "predictions"
+    # NCR, edema, ET and cavity of BraTS 2024: the run takes the cavity for NCR.
+    rows = {tmp_path / "references": [4, 1, 3, 2, 0, 0], masks: [1, 1, 3, 2, 0, 0]}
+    for folder, row in rows.items():
+        folder.mkdir(parents=True)
+        data = np.broadcast_to(np.array(row, np.uint8), (2, 2, len(row)))
+        nib.save(nib.Nifti1Image(data, np.eye(4)), folder / "a.nii.gz")
+    (tmp_path / "run" / "config.json").write_text(reading.read(config).to_json(), "utf-8")
+    given = {
+        "own": (tmp_path / "run", []),
+        "masks": (masks, []),
+        "same": (masks, ["--resection_cavity=ncr"]),
+        "other": (masks, ["--resection_cavity=background"]),
+    }
+    noted = f"note: {tmp_path / 'run'} was trained with a resection cavity as NCR, not background"
+    for name, (predictions, words) in given.items():
+        words = [*words, "--workers=1", *(f"--{side}_labels=brats2024" for side in SIDES)]
+        done = _run(predictions, tmp_path / "references", tmp_path / name, command_env, *words)
+        assert done.returncode == 0, done.stderr
+        dice = {row.region: row.dice for row in score_files.read_scores(tmp_path / name)}
+        cavity = score_files.summary_of(tmp_path / name)["resection_cavity"]
+        if name == "other":
+            # Of TC 1 of 3 voxels is background in the reference, of WT 1 of 4: 4 / 5 and 6 / 7.
+            assert dice == pytest.approx({"ET": 1.0, "TC": 4 / 5, "WT": 6 / 7})
+            assert cavity == "background"
+        else:
+            assert dice == {"ET": 1.0, "TC": 1.0, "WT": 1.0}
+            assert cavity == "NCR"
+        assert (noted in done.stdout) == (name == "other")
 
 
 def test_a_folder_is_not_scored_against_itself(tiny_cohort) -> None:
@@ -491,6 +593,9 @@ def scored() -> scoring.Scored:
 
 ABOUT = {"predictions": "/p", "references": "/r", "cases_asked": None}
 ON = postprocessing.Rules(small_region_ml={"ET": 0.1})
+
+
+SIDES = ("prediction", "reference")
 
 
 def _files(folder: pathlib.Path) -> set[str]:
@@ -639,6 +744,13 @@ def test_masks_of_another_task_are_scored(
         f"--task={tmp_path}",
         "--small_region_ml=1",
     )
+    cavity = _run(
+        *(tmp_path / name for name in ("masks", "labels", "o4")),
+        command_env,
+        *(f"--task={tmp_path}", "--resection_cavity=scar"),
+    )
+    assert cavity.returncode == 2
+    assert "the task heart leaves no value unscored. Leave it out." in cavity.stderr
     assert small.returncode == 2
     assert "the task heart has no region with a fallback" in small.stderr
 

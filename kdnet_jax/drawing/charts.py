@@ -23,14 +23,13 @@ from kdnet_jax.metrics import cases, surface
 
 # On white.
 LINE_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A")
-MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 # By a region's place: 10 colours, 4 line styles and 7 markers, so that no two look alike.
 _REGION_COLOURS: Final = (
     *("#D55E00", "#B58900", "#0072B2", "#009E73", "#CC79A7"),
     *("#5A5A5A", "#7A4FD0", "#8C510A", "#2AA7C9", "#1B1F24"),
 )
 _REGION_STYLES: Final = ("solid", "dashed", "dotted", "dashdot")
-_REGION_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS: Final = 4  # side by side
 _NAMES_IN_PANEL: Final = 3
 # Of a bin of probabilities: the share of fewer is chance.
@@ -105,7 +104,7 @@ def _draw_validation(
                 values,
                 color=_REGION_COLOURS[place % len(_REGION_COLOURS)],
                 linestyle=_REGION_STYLES[place % len(_REGION_STYLES)],
-                marker=_REGION_MARKERS[place % len(_REGION_MARKERS)],
+                marker=_MARKERS[place % len(_MARKERS)],
                 markersize=4,
                 label=region,
             )
@@ -258,7 +257,7 @@ def _draw_dots(
         s=24,
         c=[_PAPER if row.ref_empty else colour for row in scores],
         edgecolors=colour,
-        marker=MARKERS[place % len(MARKERS)],
+        marker=_MARKERS[place % len(_MARKERS)],
         alpha=0.85,
         zorder=3,
     )

@@ -149,9 +149,9 @@ def _overlay_legend(
 # --- Files -------------------------------------------------------------------------------------
 
 
-def pixels(figure: mpl_figure.Figure, dpi: int = DPI) -> tuple[int, int]:
+def pixels(figure: mpl_figure.Figure) -> tuple[int, int]:
     """Returns width and height of the figure as a picture."""
-    width, height = figure.get_size_inches() * dpi
+    width, height = figure.get_size_inches() * DPI
     return int(width), int(height)
 
 
@@ -210,7 +210,7 @@ def save_png(figure: mpl_figure.Figure, path: str | os.PathLike[str], dpi: int =
         ) from error
 
 
-def to_data_uri(figure: mpl_figure.Figure, dpi: int = DPI) -> str:
+def to_data_uri(figure: mpl_figure.Figure) -> str:
     """Returns the figure as a picture within a `data:` address.
 
     It is a WebP: scans in it are a fifth of their size as PNG.
@@ -218,5 +218,5 @@ def to_data_uri(figure: mpl_figure.Figure, dpi: int = DPI) -> str:
     buffer = io.BytesIO()
     # Below this, the colours of thin lines fade into the grey around them.
     with _plain_texts(figure):
-        figure.savefig(buffer, format="webp", dpi=dpi, pil_kwargs={"quality": 90, "method": 4})
+        figure.savefig(buffer, format="webp", dpi=DPI, pil_kwargs={"quality": 90, "method": 4})
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -59,12 +59,11 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page: a heading, sentences, tables, pictures and links, in this order."""
+    """A part of the page: a heading, sentences, tables and links, in this order."""
 
     title: str
     sentences: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    pictures: Sequence[Picture] = ()
     links: Sequence[Link] = ()
 
 

@@ -7,18 +7,20 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+import kdnet_jax
 from kdnet_jax import task as task_lib
 from kdnet_jax.core import console, files
 from kdnet_jax.data.checks import mask_checks
-from kdnet_jax.data.scans import nifti, prepare, spaces
+from kdnet_jax.data.scans import nifti, nifti_header, prepare, spaces
 from kdnet_jax.data.sources import cases, labels, patients, segmentations
 from kdnet_jax.errors import UserError, first_few
 from kdnet_jax.evaluation import score_files
-from kdnet_jax.prediction import ensembles, prediction_jobs
+from kdnet_jax.prediction import ensembles, prediction_jobs, resuming_predictions
+from kdnet_jax.runs import model as model_lib
 from kdnet_jax.runs import workdir
 
 _LOG = logging.getLogger(__name__)
@@ -95,7 +97,8 @@ def segment(
 ) -> None:
     """Writes `predictions/<case>.nii.gz`, each on its scan's own grid, all at once at the end.
 
-    Their values are those of `labels.usual_of_masks`.
+    Their values are those of `labels.usual_of_masks`. Masks that an earlier attempt made of the
+    same scans with the same runs are kept.
 
     Args:
         ensemble: whose probabilities are averaged.
@@ -108,8 +111,17 @@ def segment(
     model = ensemble.members[0].model
     task, folder = model.task, output / score_files.PREDICTIONS
     convention = labels.usual_of_masks(task)
+    marks = {f"{case.case_id}.nii.gz": _mark(ensemble, case) for case in chosen}
     with _replacing(folder) as beside:
-        for case in console.bar(chosen, "segmenting", unit="case"):
+        with files.writing(folder):
+            kept = _keep(folder, beside, marks)
+        if kept:
+            _LOG.info(
+                f"note: {len(kept)} of {len(marks)} cases were segmented before, from the same "
+                "files by the same networks: their masks are kept"
+            )
+        rest = [case for case in chosen if f"{case.case_id}.nii.gz" not in kept]
+        for case in console.bar(rest, "segmenting", unit="case"):
             # The reference is read where it is scored, with the labels requested there.
             prepared, notes = prepare.prepare_case(
                 dataclasses.replace(case, label=None),
@@ -122,22 +134,63 @@ def segment(
                 with console.clear_of_bars():
                     _LOG.info(f"note: {note}")
             classes = ensemble.segment(prepared).classes
+            name = f"{case.case_id}.nii.gz"
             nifti.write_mask(
-                beside / f"{case.case_id}.nii.gz",
+                beside / name,
                 labels.from_classes(classes, convention, task=task),
                 prepared.geometry.affine,
                 names=labels.value_names(convention, task),
                 stored=prepared.geometry.stored,
+                description=marks[name],
             )
         with files.writing(folder):
             files.write_text(beside / MARK, json.dumps(ensemble.hashes, indent=1) + "\n")
+
+
+def _mark(ensemble: ensembles.Ensemble, case: cases.Case) -> str:
+    """Returns what the header of a case's mask holds: of all that the mask depends on."""
+    stats = [
+        (path, path.stat()) for path in patients.case_files(dataclasses.replace(case, label=None))
+    ]
+    return resuming_predictions.mark(
+        {
+            "version": kdnet_jax.__version__,
+            "members": [
+                (run.params_hash, model_lib.to_json(run.model)) for run in ensemble.members
+            ],
+            "mirror": ensemble.predictor.mirror,
+            "whole": ensemble.predictor.whole,
+            "sequences": ensemble.modalities,
+            "scan": {name: str(source) for name, source in case.images.items()},
+            "files": [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats],
+        }
+    )
+
+
+def _keep(folder: pathlib.Path, beside: pathlib.Path, marks: Mapping[str, str]) -> set[str]:
+    """Leaves in `beside` the masks with these marks alone, also `folder`'s; returns their names."""
+    for path in list(beside.iterdir()):
+        if not _is_made(path, marks):
+            path.unlink()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _is_made(path, marks) and not (beside / path.name).exists():
+            with files.replacing(beside / path.name) as part:
+                shutil.copyfile(path, part)
+    return {path.name for path in beside.iterdir()}
+
+
+def _is_made(path: pathlib.Path, marks: Mapping[str, str]) -> bool:
+    try:
+        return path.name in marks and nifti_header.read(path).description == marks[path.name]
+    except UserError:  # it is damaged
+        return False
 
 
 @contextlib.contextmanager
 def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a folder to fill, which takes the place of `folder` at the end.
 
-    Where the block fails, nothing is left of it.
+    Where the block fails, what is in it stays there, for the next attempt.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -148,11 +201,10 @@ def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     with files.writing(folder):
         if former.exists() and not folder.exists():  # killed between the two replacements below
             os.replace(former, folder)
-    for each in (beside, former):
-        shutil.rmtree(each, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
     try:
         with files.writing(folder):
-            beside.mkdir(parents=True)
+            beside.mkdir(parents=True, exist_ok=True)
         yield beside
         with files.writing(folder):
             if folder.exists():
@@ -161,9 +213,9 @@ def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             os.replace(beside, folder)
         shutil.rmtree(former, ignore_errors=True)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        if not was_there and output.exists() and not any(output.iterdir()):
-            output.rmdir()
+        for each in (beside,) if was_there else (beside, output):
+            with contextlib.suppress(OSError):  # it holds something, or has its place
+                each.rmdir()
 
 
 def _named(cohort: cases.Cohort, wanted: Sequence[str] | None) -> list[cases.Case]:

@@ -70,7 +70,6 @@ def score_pairs(
     task: task_lib.Task,
     workers: int,
     total: int,
-    description: str = "scoring",
 ) -> Scored:
     """Scores cases without and with post-processing, `workers` at a time, with a progress bar.
 
@@ -89,7 +88,7 @@ def score_pairs(
             case_id=lambda job: job.case_id,
             workers=workers,
             total=total,
-            description=description,
+            description="scoring",
         )
     )
     return Scored(

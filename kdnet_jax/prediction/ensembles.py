@@ -94,8 +94,9 @@ class Ensemble:
         if len(known) > 1:
             listed = ", ".join(f"{folder} with {value}" for value, folder in known.items())
             raise UserError(
-                f"the networks were trained with different orientations: {listed}. Say by "
-                "--orientation how the scans are to be taken."
+                f"the networks were trained with different orientations: {listed}. Name "
+                "runs of one orientation, or say by --orientation of kdnet_jax.predict how the "
+                "scans are to be taken."
             )
         return next(iter(known))
 

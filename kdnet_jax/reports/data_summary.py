@@ -153,8 +153,10 @@ def _listed(rows: Sequence[problems.Problem]) -> list[str]:
     lines = []
     for (severity, finding, remedy), members in groups.items():
         if len(members) > _LISTED_EACH:
-            names = first_few([row.case for row in members])
-            lines.append(f"{severity}: {len(members)} cases ({names}): {finding}. {remedy}")
+            # Several files of a case may share it.
+            names = list(dict.fromkeys(row.case for row in members))
+            count = f"{len(names)} case{'s' if len(names) > 1 else ''} ({first_few(names)})"
+            lines.append(f"{severity}: {count}: {finding}. {remedy}")
         else:
             lines += [_line(row) for row in members]
     return lines

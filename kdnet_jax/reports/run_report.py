@@ -165,9 +165,12 @@ def _cases_note(summary: typed.JsonView, shown: int, noun: str) -> str:
     if shown == summary["cases"]:
         which = f"All {shown} test cases, the worst first, by mean Dice over the regions."
     else:
+        # Of fewer than 20 cases, the median is one of the worst.
+        alone = shown > evaluation.WORST + 1
+        rest = "then the median and" if alone else "the median among them, then"
         which = (
             f"The {evaluation.WORST} worst of {summary['cases']} test cases by mean Dice over the "
-            "regions, the worst first, then the median and the best case."
+            f"regions, the worst first, {rest} the best case."
         )
     return (
         f"{which} In the pictures each plane is the one with most {noun} of the reference. Solid "

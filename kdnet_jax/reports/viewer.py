@@ -63,10 +63,11 @@ def build(
     Returns:
       Values for JSON: `sheet` (data address of the picture; its cells run from left to right, then
       down), `columns`, `cell` (width, height in pixels), `size` (width, height of a slice in voxels
-      of the grid), `pixel_mm` (width, height of such a voxel), `slices` (their numbers on the
-      grid, from 1), `depth` (slices of the grid), `start` (number of the slice with most of it),
-      `units` and `layers`: for each source, region and level the line's colour and width and the
-      SVG paths by slice, in 1/`units` voxels from the upper left corner of the picture.
+      of the grid, rounded up to whole pixels), `pixel_mm` (width, height of such a voxel), `slices`
+      (their numbers on the grid, from 1), `depth` (slices of the grid), `start` (number of the
+      slice with most of it), `units` and `layers`: for each source, region and level the line's
+      colour and width and the SVG paths by slice, in 1/`units` voxels from the upper left corner of
+      the picture.
     """
     image = np.asarray(image, np.float32)
     inside = np.not_equal(image, 0) if foreground is None else foreground
@@ -100,7 +101,8 @@ def _view(
         "sheet": _sheet(cells, columns),
         "columns": columns,
         "cell": list(cells[0].size),
-        "size": [grey.shape[2], grey.shape[1]],
+        # A last pixel of fewer voxels is shown as wide as the others, so that outlines fit it.
+        "size": [side * step for side in cells[0].size],
         "layers": [
             layer | {"paths": [layer["paths"][index] for index in kept]} for layer in layers
         ],

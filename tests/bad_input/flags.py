@@ -130,6 +130,11 @@ COMMAND_LINES: Final[dict[str, dict[str, str]]] = {
         f"{_MASKS} --output=/dev/null": "/dev/null",
         f"{_MASKS} --output=scores --sequences=t1ce": "--sequences",
         f"{_MASKS} --output=scores --bfloat16": "--bfloat16",
+        f"{_MASKS} --output=scores --allow_seen_cases": "--allow_seen_cases",
+        f"{_MASKS} --output=scores --resection_cavity=tumour": "--resection_cavity",
+        "--checkpoint=RUN --references=COHORT --output=scores --prediction_labels=TC,WT,ET": (
+            "--prediction_labels belongs to --predictions"
+        ),
         f"{_MASKS} --output=/dev/null/scores": "/dev/null",
         f"{_MASKS} --output=scores": "one folder",
         f"{_MASKS} --output=scores --workers=0": "workers",

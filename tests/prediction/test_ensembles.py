@@ -67,6 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "overlap": {"inference.overlap": 0.25},
         "mirror": {"inference.mirror": True},
         "wide": {"model.widths": (3, 4)},
+        "turned": {"data.orientation": "LPS"},
+        "cavity": {"data.resection_cavity": "NCR"},
         "two": {"model.modalities": "t1ce,flair"},
         "dropout": {"model.modalities": "t1ce,flair", "augment.modality_dropout": 0.3},
     }
@@ -211,6 +213,26 @@ def test_runs_of_two_kinds_are_refused(folder: pathlib.Path, name: str, words: s
     with pytest.raises(UserError, match=words) as error:
         _load(folder, "fold-1", name)
     assert str(folder / name) in str(error.value)
+
+
+def test_two_orientations_are_refused_with_what_every_command_can_do(folder: pathlib.Path) -> None:
+    ensemble = _load(folder, "fold-1", "turned")
+    with pytest.raises(UserError) as told:
+        assert ensemble.orientation
+    listed = f"{folder / 'fold-1'} with header, {folder / 'turned'} with LPS"
+    assert f"{listed}. Name runs of one orientation, or" in str(told.value)
+    assert "--orientation of kdnet_jax.predict" in str(told.value)
+
+
+def test_runs_that_differ_in_the_resection_cavity_are_scored_only_as_asked(
+    folder: pathlib.Path, tmp_path: pathlib.Path, command_env: dict[str, str]
+) -> None:
+    words = [f"--checkpoint={folder / 'fold-1'},{folder / 'cavity'}", f"--references={tmp_path}"]
+    words.append(f"--output={tmp_path / 'out'}")
+    done = commands.run("evaluate", *words, env=command_env)
+    assert done.returncode == 2
+    listed = f"{folder / 'fold-1'} as background, {folder / 'cavity'} as NCR"
+    assert f"differently: {listed}. Say by --resection_cavity" in done.stderr
 
 
 def test_a_common_choice_of_mirrors_makes_them_one_kind(folder: pathlib.Path) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from kdnet_jax import task as task_lib
 from kdnet_jax.evaluation import evaluation
 from kdnet_jax.metrics import cases
@@ -41,6 +43,26 @@ def test_why_a_case_is_shown(make_score: Make) -> None:
         "29": "best",
     }
     assert run_report.ranks(many, ["10", "20"]) == ["11th worst", "21st worst"]
+
+
+@pytest.mark.parametrize(
+    ("cases_scored", "said"),
+    [
+        (11, "All 11 test cases, the worst first, by"),
+        # Of 12 the seventh worst is the median, of 19 the tenth.
+        (12, "the worst first, the median among them, then the best case."),
+        (19, "the worst first, the median among them, then the best case."),
+        (20, "the worst first, then the median and the best case."),
+    ],
+)
+def test_the_note_says_which_cases_are_shown(
+    make_score: Make, cases_scored: int, said: str
+) -> None:
+    scores = _scores(make_score, {f"{i:02d}": (i / 30, i / 30) for i in range(cases_scored)})
+    shown = evaluation.shown_cases(scores)
+    words = run_report.ranks(scores, shown)
+    assert ("median" in words[:10]) == ("among them" in said or "All" in said)
+    assert said in run_report._cases_note({"cases": cases_scored}, len(shown), "tumour")
 
 
 def test_the_result_in_words(make_score: Make) -> None:

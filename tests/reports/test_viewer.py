@@ -154,6 +154,27 @@ def test_over_the_budget_slices_are_left_out_but_never_the_one_with_most_tumour(
     assert points(layer(data, "reference", "ET")[place]).max(axis=0).tolist() == [9, 20]
 
 
+def test_pixels_of_several_voxels_lie_where_the_outlines_do() -> None:
+    """Also the last of a row, where the 32 columns are no multiple of 3 voxels."""
+    image = np.ones(SHAPE, np.float32)
+    image[:, :, 24:] = 2  # the ninth pixel of three voxels begins here
+    reference = classes(slice(3, 4), slice(9, 21), slice(24, 30))
+    given = {"image": image, "reference": reference, "prediction": reference}
+    data = next(
+        data
+        for size in range(20_000, 0, -50)
+        if (data := build(max_bytes=size, **given))["cell"][0] == 11
+    )
+    assert data["cell"] == [11, 14]
+    place = data["slices"].index(4)
+    view = cell(data, place)
+    # The page draws the picture and the outlines over all of `size`.
+    voxels = data["size"][0] / data["cell"][0], data["size"][1] / data["cell"][1]
+    edge = int(np.argmax(view[7] > 128)) * voxels[0]
+    assert points(layer(data, "reference", "ET")[place])[:, 0].min() == edge == 24
+    assert voxels == (3, 3)
+
+
 def test_coarse_grids_have_finer_units() -> None:
     data = build(spacing=(3.0, 3.0, 3.0))
     assert (data["units"], build()["units"]) == (4, 2)
