@@ -266,9 +266,11 @@ def pair_up(runs: Sequence[Run]) -> tuple[list[list[Pair]], list[str], list[str]
     Runs are paired by the seed within the fold; where seeds are unknown or differ, in their order.
 
     Raises:
-        UserError: if a fold lacks one of the sides, or a seed is duplicated.
+        UserError: if a fold lacks one of the sides, a seed is duplicated, or it is unknown which
+            teacher is whose.
     """
     blocks, wrong, notes = [], _overlaps(runs), []
+    teachers = [run for run in runs if run.side == "teacher"]
     for fold in folds([run for run in runs if run.side != "teacher"]):
         sides = {
             side: [run for run in fold if run.side == side] for side in ("baseline", "student")
@@ -287,8 +289,18 @@ def pair_up(runs: Sequence[Run]) -> tuple[list[list[Pair]], list[str], list[str]
                 notes.append(f"Some runs have no known seed; paired in the order given: {pairs}.")
             left = [run for of in sides.values() for run in of[len(couples) :]]
             wrong += [f"runs: {run.folder} has no partner and is left out" for run in left]
-        teachers = [run for run in runs if run.side == "teacher"]
-        blocks.append([Pair(a, b, _teacher_of(b, teachers)) for a, b in couples])
+        # In the order given, which pairs by seed need not have.
+        students = [run for run in sides["student"] if any(run is b for _, b in couples)]
+        own, said = _teachers_of(students, teachers)
+        taught_by = {b.folder: run for b, run in zip(students, own, strict=True)}
+        blocks.append([Pair(a, b, taught_by[b.folder]) for a, b in couples])
+        notes += said
+    used = {pair.teacher.folder for pairs in blocks for pair in pairs if pair.teacher}
+    notes += [
+        f"--teacher={run.folder} is no pair's teacher and is left out."
+        for run in teachers
+        if run.folder not in used
+    ]
     return blocks, wrong, notes
 
 
@@ -333,14 +345,55 @@ def _named(cases: frozenset[str]) -> str:
     return f"{len(cases)} ({first_few(sorted(cases))})" if cases else "none"
 
 
-def _teacher_of(student: Run, teachers: Sequence[Run]) -> Run | None:
-    """Returns the teacher that the student names, else one of its test cases, and of its seed."""
-    tested = [run for run in teachers if run.cases == student.cases]
-    named = [run for run in tested if run.summary.get("params_hash") == student.teacher_hash]
-    if teachers and not tested:
+def _teachers_of(
+    students: Sequence[Run], teachers: Sequence[Run]
+) -> tuple[list[Run | None], list[str]]:
+    """Returns a fold's teachers, one per student, and what a reader has to know.
+
+    A student has the teacher that it names by its hash, else the one of its seed; what is left is
+    paired in its order.
+
+    Args:
+        students: of one fold, in the order given.
+        teachers: all, in the order given.
+
+    Raises:
+        UserError: no teacher was tested on the cases, or it is unknown which is whose.
+    """
+    if not teachers:
+        return [None] * len(students), []
+    tested = [run for run in teachers if run.cases == students[0].cases]
+    if not tested:
         raise UserError(
-            f"no --teacher was tested on the cases of {student.folder}. Give the student's own "
+            f"no --teacher was tested on the cases of {students[0].folder}. Give the student's own "
             "teacher (its folder teacher/ or teacher_evaluation/)."
         )
-    of_seed = [run for run in tested if run.seed is not None and run.seed == student.seed]
-    return (named or of_seed or tested or [None])[0]
+    if len(tested) == 1:
+        return [tested[0]] * len(students), []
+    # What is unknown (None) is no key: it would fit all that is unknown.
+    named = {each: run for run in tested if (each := run.summary.get("params_hash"))}
+    counts = collections.Counter(run.seed for run in tested if run.seed is not None)
+    seeded = {run.seed: run for run in tested if counts[run.seed] == 1}
+    found = [named.get(run.teacher_hash) or seeded.get(run.seed) for run in students]
+    taken = {run.folder for run in found if run}
+    left = [run for run in tested if run.folder not in taken]
+    lacking = [student for student, run in zip(students, found, strict=True) if run is None]
+    if not lacking:
+        return list(found), []
+    if len(left) != len(lacking):
+        raise UserError(
+            f"--teacher: {_folders(tested)} were tested on the same cases, and which of them "
+            f"taught {_folders(lacking)} is unknown. Give one teacher of all students, or one per "
+            "student in the order of --student."
+        )
+    pairs = ", ".join(
+        f"{run.folder} with {student.folder}" for run, student in zip(left, lacking, strict=True)
+    )
+    rest = iter(left)
+    return [run or next(rest) for run in found], [
+        f"Some students do not say who taught them; paired in the order given: {pairs}."
+    ]
+
+
+def _folders(runs: Sequence[Run]) -> str:
+    return ", ".join(str(run.folder) for run in runs)

@@ -27,6 +27,14 @@ def two_seeds(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Pa
     )
 
 
+UNKNOWN = {"split_hash": None, "data_fingerprint": None, "params_hash": None, "teacher": None}
+
+
+def evaluated(folder: pathlib.Path, role: str, dice: list[float]) -> pathlib.Path:
+    """Writes what `kdnet_jax.evaluate` does, which knows of no training."""
+    return write_run(folder, role, dice, with_config=False, summary=UNKNOWN)
+
+
 def test_numbers_are_those_of_the_arrays(tmp_path: pathlib.Path) -> None:
     baselines, students = two_seeds(tmp_path)
     # The order in which runs are given is no matter: seeds are paired.
@@ -215,15 +223,63 @@ def test_a_run_without_partner(tmp_path: pathlib.Path) -> None:
 
 
 def test_folders_of_evaluate_have_no_config(tmp_path: pathlib.Path) -> None:
-    unknown = {"split_hash": None, "data_fingerprint": None, "params_hash": None, "teacher": None}
     sides = [
-        write_run(tmp_path / role, role, scores[0], with_config=False, summary=unknown)
+        evaluated(tmp_path / role, role, scores[0])
         for role, scores in (("baseline", BASE), ("student", STUDENT))
     ]
     found = comparison.compare(sides[:1], sides[1:], metrics=DICE)
     assert found.differs == ()
     assert any("training is unknown" in note and str(sides[0]) in note for note in found.notes)
     assert any("paired in the order given" in note for note in found.notes)
+
+
+def test_teachers_without_a_hash_are_paired_in_the_order_given(tmp_path: pathlib.Path) -> None:
+    # Of cases 0 and 1: gains 0.1, 0.1 and 0.2, 0.2, whose teachers lead by 0.2 and by 0.5.
+    sides = {
+        role: [evaluated(tmp_path / f"{role}{i}", role, dice) for i, dice in enumerate(both)]
+        for role, both in {
+            "baseline": [[0.3, 0.4], [0.3, 0.4]],
+            "student": [[0.4, 0.5], [0.5, 0.6]],
+            "teacher": [[0.5, 0.6], [0.8, 0.9]],
+        }.items()
+    }
+    teachers = sides["teacher"]
+    found = comparison.compare(**sides, metrics=DICE, resamples=1000)
+    # Either order of the teachers has both of them, and a mean lead of 0.35.
+    crossed = comparison.compare(**sides | {"teacher": teachers[::-1]}, metrics=DICE)
+    for each in (found, crossed):
+        assert each.result("dice", "ET").share.lead.estimate == pytest.approx(0.35)
+    pairs = f"{teachers[0]} with {sides['student'][0]}, {teachers[1]} with {sides['student'][1]}."
+    assert any(note.endswith(pairs) for note in found.notes)
+    # One teacher may have taught all; of three for two students it is unknown which did.
+    one = comparison.compare(**sides | {"teacher": teachers[1:]}, metrics=DICE)
+    assert one.result("dice", "ET").share.lead.estimate == pytest.approx(0.5)
+    third = evaluated(tmp_path / "teacher2", "teacher", [0.5, 0.6])
+    with pytest.raises(UserError, match=r"which of them taught .*student0.* is unknown\. Give one"):
+        comparison.compare(**sides | {"teacher": [*teachers, third]})
+
+
+def test_a_teacher_without_a_hash_follows_the_order_of_students(tmp_path: pathlib.Path) -> None:
+    baselines, students = two_seeds(tmp_path)
+    for i, student in enumerate(students):
+        shutil.rmtree(student)
+        write_run(student, "student", STUDENT[i], seed=i, summary={"teacher": None})
+    teachers = [
+        evaluated(tmp_path / f"teacher-{i}", "teacher", [0.8 + 0.1 * i] * 4) for i in (1, 0)
+    ]
+    found = comparison.compare(baselines, students[::-1], teachers, metrics=DICE)
+    # Baselines and students are paired by seed, 0 first; the student of seed 1 was given first.
+    pairs = f"{teachers[0]} with {students[1]}, {teachers[1]} with {students[0]}."
+    assert any(note.endswith(pairs) for note in found.notes)
+
+
+def test_a_teacher_of_no_pair_is_named(tmp_path: pathlib.Path) -> None:
+    baselines, students = two_seeds(tmp_path)
+    own = write_run(tmp_path / "own", "teacher", [0.9] * 4)
+    spare = write_run(tmp_path / "spare", "teacher", [0.1] * 4, summary={"params_hash": "other"})
+    found = comparison.compare(baselines, students, [spare, own], metrics=DICE)
+    assert found.result("dice", "ET").levels["teacher"].interval.estimate == pytest.approx(0.9)
+    assert f"--teacher={spare} is no pair's teacher and is left out." in found.notes
 
 
 def test_undefined_scores_leave_their_case_out(tmp_path: pathlib.Path) -> None:
