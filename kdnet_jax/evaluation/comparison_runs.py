@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,6 +32,9 @@ _DROPOUT: Final = "augment.modality_dropout"
 _FREE_TEACHER: Final = ("model.modalities", "model.widths", "train.steps", _DROPOUT)
 # A run's thresholds are its own, chosen on its validation cases: the rule is what has to agree.
 _SUMMARY_KEYS: Final = ("data_fingerprint", "evaluation_version", "hd95", "post_processing")
+_CAVITY: Final = "resection_cavity"
+# Relative: headers hold voxel sizes to seven digits, and a table may be rounded.
+_SAME_VOLUME: Final = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +198,10 @@ def differences(runs: Sequence[Run]) -> list[str]:
         found += _disagree("split_hash", fold, lambda run: run.summary.get("split_hash"))
     for key in _SUMMARY_KEYS:
         found += _disagree(key, runs, lambda run, key=key: run.summary.get(key))
+    # Written as the flag was: NCR and ncr are one class.
+    found += _disagree(
+        _CAVITY, runs, lambda run: str(run.summary.get(_CAVITY) or "").lower() or None
+    )
     found += _config_differences(compared, lambda key: not key.startswith(_FREE))
     found += _config_differences(
         sides["student"],
@@ -295,6 +303,7 @@ def pair_up(runs: Sequence[Run]) -> tuple[list[list[Pair]], list[str], list[str]
         taught_by = {b.folder: run for b, run in zip(students, own, strict=True)}
         blocks.append([Pair(a, b, taught_by[b.folder]) for a, b in couples])
         notes += said
+        wrong += _other_references(blocks[-1])
     used = {pair.teacher.folder for pairs in blocks for pair in pairs if pair.teacher}
     notes += [
         f"--teacher={run.folder} is no pair's teacher and is left out."
@@ -311,6 +320,20 @@ def _overlaps(runs: Sequence[Run]) -> list[str]:
     if not doubled:
         return []
     return [f"test cases: {_named(doubled)} are in several folds; folds should share none"]
+
+
+def _other_references(pairs: Sequence[Pair]) -> list[str]:
+    """Returns a line if a case was scored against different references, of the first such case."""
+    runs = [run for pair in pairs for run in (pair.baseline, pair.student, pair.teacher) if run]
+    for key in runs[0].scores:
+        volumes = [run.scores[key].volume_ref_mm3 for run in runs]
+        if not math.isclose(min(volumes), max(volumes), rel_tol=_SAME_VOLUME):
+            return _disagree(
+                f"reference of {', '.join(key)} (volume_ref_mm3 in {score_files.CASES_FILE})",
+                runs,
+                lambda run, key=key: run.scores[key].volume_ref_mm3,
+            )
+    return []
 
 
 def _by_seed(runs: Sequence[Run]) -> dict[int, Run]:

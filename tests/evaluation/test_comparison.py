@@ -282,6 +282,49 @@ def test_a_teacher_of_no_pair_is_named(tmp_path: pathlib.Path) -> None:
     assert f"--teacher={spare} is no pair's teacher and is left out." in found.notes
 
 
+def test_other_references_are_refused(tmp_path: pathlib.Path) -> None:
+    sides = [
+        evaluated(tmp_path / role, role, scores[0])
+        for role, scores in (("baseline", BASE), ("student", STUDENT))
+    ]
+    path = sides[1] / "evaluation/cases.csv"
+    # All regions of case-02 have 2000 mm3; the digits of a rounded table make no other reference.
+    plain = path.read_text("utf-8")
+    path.write_text(plain.replace("2000.0,2000.0", "2000.1,2000.0"), "utf-8")
+    assert comparison.compare(sides[:1], sides[1:], metrics=DICE).differs == ()
+    path.write_text(plain.replace("2000.0,2000.0", "2010.0,2000.0"), "utf-8")
+    message = (
+        r"\n  - reference of case-02, ET \(volume_ref_mm3 in cases\.csv\): "
+        rf"2000\.0 in {sides[0]}; 2010\.0 in {sides[1]}\n"
+    )
+    with pytest.raises(UserError, match=message):
+        comparison.compare(sides[:1], sides[1:])
+    assert len(comparison.compare(sides[:1], sides[1:], metrics=DICE, force=True).differs) == 1
+    # A teacher's references count as well.
+    path.write_text(plain, "utf-8")
+    teacher = evaluated(tmp_path / "teacher", "teacher", [0.9] * 4)
+    rows = (teacher / "evaluation/cases.csv").read_text("utf-8")
+    (teacher / "evaluation/cases.csv").write_text(rows.replace("1000.0,", "900.0,"), "utf-8")
+    with pytest.raises(UserError, match=rf"case-01, ET .*; 900\.0 in {teacher}"):
+        comparison.compare(sides[:1], sides[1:], [teacher])
+
+
+def test_a_cavity_that_counted_as_another_class_is_refused(tmp_path: pathlib.Path) -> None:
+    baselines, students = two_seeds(tmp_path)
+
+    def said(cavity: str) -> pathlib.Path:
+        # Runs say it in their config alone.
+        about = {"resection_cavity": cavity}
+        return write_run(tmp_path / cavity, "student", STUDENT[1], seed=1, summary=about)
+
+    about = {"resection_cavity": "NCR"}
+    baselines[1] = write_run(tmp_path / "b", "baseline", BASE[1], seed=1, summary=about)
+    same = comparison.compare(baselines, [students[0], said("ncr")], metrics=DICE)
+    assert same.differs == ()
+    with pytest.raises(UserError, match=r"\n  - resection_cavity: ncr in .*; background in "):
+        comparison.compare(baselines, [students[0], said("background")])
+
+
 def test_undefined_scores_leave_their_case_out(tmp_path: pathlib.Path) -> None:
     sides = [
         write_run(tmp_path / role, role, [float("nan"), *scores[0]])
