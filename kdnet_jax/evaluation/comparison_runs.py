@@ -71,6 +71,11 @@ class Run:
         return None if self.config is None else self.config["seed"]
 
     @property
+    def params_hash(self) -> str | None:
+        """The hash of its parameters, `None` if unknown."""
+        return self.summary.get("params_hash")
+
+    @property
     def teacher_hash(self) -> str | None:
         """The hash of the parameters of the teacher that it learned from."""
         return (self.summary.get("teacher") or {}).get("hash")
@@ -151,8 +156,18 @@ def _refuse_gaps(where: str, scores: Collection[tuple[str, str]], regions: Itera
 
 
 def refuse_doubles(runs: Sequence[Run]) -> None:
-    """Raises UserError if a folder, or a network in two folders, is a duplicate."""
-    for key in (_place, lambda run: run.summary.get("params_hash")):
+    """Raises UserError if a folder, or a network in two folders, is a duplicate.
+
+    A given teacher is one network in all folds: it is so with the same test cases alone.
+    """
+
+    def scored(run: Run) -> tuple[str, frozenset[str]] | None:
+        return (run.params_hash, run.cases) if run.params_hash else None
+
+    def trained(run: Run) -> str | None:
+        return None if run.side == "teacher" else run.params_hash
+
+    for key in (_place, scored, trained):
         groups = collections.defaultdict(list)
         for run in runs:
             groups[key(run)].append(f"--{run.side}={run.folder}")
@@ -256,7 +271,7 @@ def _disagree(key: str, runs: Sequence[Run], value: Callable[[Run], object]) -> 
 def _foreign_teachers(students: Sequence[Run], teachers: Sequence[Run]) -> list[str]:
     if not teachers:
         return []
-    given = {run.summary.get("params_hash") for run in teachers}
+    given = {run.params_hash for run in teachers}
     return [
         f"teacher: {run.folder} learned from {run.summary['teacher'].get('path')} (parameters "
         f"{run.teacher_hash[:12]}), which is not among --teacher"
@@ -394,7 +409,7 @@ def _teachers_of(
     if len(tested) == 1:
         return [tested[0]] * len(students), []
     # What is unknown (None) is no key: it would fit all that is unknown.
-    named = {each: run for run in tested if (each := run.summary.get("params_hash"))}
+    named = {each: run for run in tested if (each := run.params_hash)}
     counts = collections.Counter(run.seed for run in tested if run.seed is not None)
     seeded = {run.seed: run for run in tested if counts[run.seed] == 1}
     found = [named.get(run.teacher_hash) or seeded.get(run.seed) for run in students]

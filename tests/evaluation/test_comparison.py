@@ -182,6 +182,31 @@ def test_a_run_given_twice_or_a_copy_of_it(tmp_path: pathlib.Path) -> None:
         comparison.compare(baselines, [*students, again], force=True)
 
 
+def test_a_given_teacher_of_several_folds_is_one_network(tmp_path: pathlib.Path) -> None:
+    levels = {"baseline": 0.4, "student": 0.5, "teacher": 0.6}
+    sides = {
+        role: [
+            write_run(tmp_path / f"{role}{fold}", role, [dice, dice + 0.1], prefix=f"fold{fold}")
+            for fold in range(2)
+        ]
+        for role, dice in levels.items()
+    }
+    found = comparison.compare(**sides, metrics=DICE)
+    assert found.folds == (1, 1)
+    assert found.result("dice", "ET").share.lead.estimate == pytest.approx(0.2)
+    copy = shutil.copytree(sides["teacher"][0], tmp_path / "copy")
+    with pytest.raises(UserError, match=r"is given 2 times: --teacher=.*teacher0, .*copy"):
+        comparison.compare(**sides | {"teacher": [*sides["teacher"], copy]})
+    # Of the others each fold has a network of its own.
+    same = {"params_hash": "one"}
+    sides["student"] = [
+        write_run(tmp_path / f"same{f}", "student", [0.5, 0.6], prefix=f"fold{f}", summary=same)
+        for f in range(2)
+    ]
+    with pytest.raises(UserError, match=r"is given 2 times: --student=.*same0, --student=.*same1"):
+        comparison.compare(**sides)
+
+
 def test_an_unfinished_run(tmp_path: pathlib.Path) -> None:
     baselines, students = two_seeds(tmp_path)
     (students[1] / "evaluation/summary.json").unlink()
