@@ -8,6 +8,7 @@ import statistics
 
 import jax
 
+from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import study
 from kdnet_jax.core import documents, files, provenance
 from kdnet_jax.data import splits
@@ -49,7 +50,9 @@ def run(
         workdir_lib.check(part.folder, part.experiment)
     _check_networks(planned)
     if primary:
-        _check_few_labels(planned, workdir, primary)
+        _check_primary(planned, workdir, primary)
+    _check_cases(planned)
+    if primary:
         processes.first_does(lambda: _fix(workdir / FIXED, planned, primary))
     for number, part in enumerate(planned, 1):
         if primary and part.role == "student":
@@ -112,10 +115,10 @@ def _mean_dice(parts: list[study.Part]) -> float | None:
     return statistics.fmean(dice, weights=[each["cases"] for each in scored])
 
 
-def _check_few_labels(
+def _check_primary(
     planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint
 ) -> None:
-    """Raises UserError for what no study of few labels can have, before anything is trained."""
+    """Raises UserError for an endpoint that is none, or not the one of the study's start."""
     task = planned[0].experiment.task
     check_choice("study.primary: the metric", primary.metric, comparison.MEASURES)
     check_choice(
@@ -132,19 +135,33 @@ def _check_few_labels(
             f"{was}. A primary endpoint is named before the first run: keep it, or give a new "
             "--workdir."
         )
+
+
+def _check_cases(planned: list[study.Part]) -> None:
+    """Raises UserError if the cases that the parts will find cannot make a study."""
     for fold in dict.fromkeys(part.fold for part in planned):
         own = [part for part in planned if part.fold == fold]
-        if not processes.first_does(lambda own=own: all(map(is_finished, own))):
-            # The number of labelled cases is the same for all seeds.
-            _check_cases(next(part for part in own if not study.ARMS[part.arm].all_labels))
+        few_labels = own[0].arm in study.ARMS
+        # Every fold tests a case or more, so that two folds have enough.
+        if (few_labels or fold is None) and not processes.first_does(
+            lambda own=own: all(map(is_finished, own))
+        ):
+            # The number of labelled cases is the same for all seeds, but arm D has all.
+            part = next((part for part in own if part.experiment.split.labelled), own[0])
+            _check_split(part.experiment, few_labels)
 
 
-def _check_cases(part: study.Part) -> None:
-    """Raises UserError if the cases that a part will find cannot make a study of few labels."""
-    split = run_data.open_data(part.experiment).split
-    if not split.unlabelled:
+def _check_split(experiment: experiment_lib.Experiment, few_labels: bool) -> None:
+    split = run_data.open_data(experiment).split
+    if not experiment.split.folds and len(split.test) < 2:
         raise UserError(
-            f"split.labelled is {part.experiment.split.labelled}, and all {len(split.train)} "
+            f"the split has one test case, {split.test[0]}: a study compares its runs over two "
+            "test cases or more. Give a larger --config.split.test, more cases, folds "
+            "(--config.study.folds), or a --config.split.file with more in its test part."
+        )
+    if few_labels and not split.unlabelled:
+        raise UserError(
+            f"split.labelled is {experiment.split.labelled}, and all {len(split.train)} "
             "training cases are labelled then: no scan is left to learn from without a reference. "
             "Give a smaller --config.split.labelled, or a larger --config.split.train."
         )

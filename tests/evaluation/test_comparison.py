@@ -357,8 +357,13 @@ def test_undefined_scores_leave_their_case_out(tmp_path: pathlib.Path) -> None:
     ]
     assert comparison.compare(sides[:1], sides[1:], metrics=DICE).result("dice", "ET").cases == 4
     lone = [write_run(tmp_path / f"{r}1", r, [0.5]) for r in ("baseline", "student")]
-    with pytest.raises(UserError, match="fewer than 2 cases"):
+    with pytest.raises(UserError, match=r"have one test case, case-00: a comparison needs two"):
         comparison.compare(lone[:1], lone[1:])
+    undefined = [
+        write_run(tmp_path / f"{r}2", r, [0.5, float("nan")]) for r in ("baseline", "student")
+    ]
+    with pytest.raises(UserError, match=r"fewer than 2 cases .*--metric"):
+        comparison.compare(undefined[:1], undefined[1:])
 
 
 def test_post_processed_scores_are_read_from_their_place(tmp_path: pathlib.Path) -> None:
