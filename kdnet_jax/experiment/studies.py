@@ -40,7 +40,8 @@ def run(
         planned: the parts, in the order in which they are run.
         workdir: the study's folder.
         primary: of a study of few labels, its primary endpoint; `None`: the usual study.
-        least_room: of a study of few labels, in Dice: where D - A is less, no student is trained.
+        least_room: of a study of few labels, in Dice: where D - A is less, no student is trained,
+            and the report says so.
 
     Raises:
         UserError: for everything that the user can fix, before the first part is trained.
@@ -66,7 +67,7 @@ def run(
             continue
         runner.run(part.experiment, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
-    processes.first_does(lambda: _report(planned, workdir, primary))
+    processes.first_does(lambda: _report(planned, workdir, primary, least_room))
 
 
 def _check_networks(planned: list[study.Part]) -> None:
@@ -176,7 +177,10 @@ def _fix(path: pathlib.Path, planned: list[study.Part], primary: study.Endpoint)
 
 
 def _report(
-    planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint | None
+    planned: list[study.Part],
+    workdir: pathlib.Path,
+    primary: study.Endpoint | None,
+    least_room: float,
 ) -> None:
     task, synthetic = planned[0].experiment.task, not planned[0].experiment.data.data_dir
     runs: dict[str, list[pathlib.Path]] = {}
@@ -189,6 +193,7 @@ def _report(
             workdir,
             runs,
             primary=primary,
+            least_room=least_room,
             facts=[("Primary endpoint", str(primary)), cases, *facts],
             synthetic=synthetic,
         )

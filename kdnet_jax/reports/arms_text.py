@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from kdnet_jax.config import study
+from kdnet_jax.config import keys, study
 from kdnet_jax.core import files, provenance
 from kdnet_jax.evaluation import comparison, comparison_arms, comparison_runs, comparison_scores
 from kdnet_jax.metrics import cases
@@ -67,9 +67,14 @@ WORDS: Final = {
 # --- The verdict --------------------------------------------------------------------------------
 
 
-def verdict(found: comparison_arms.Arms) -> list[str]:
-    """Returns what the data support and what they do not, the primary endpoint first."""
-    said = _one_seed(found) + _primary(found) + _room(found)
+def verdict(found: comparison_arms.Arms, least_room: float) -> list[str]:
+    """Returns what the data support and what they do not, the primary endpoint first.
+
+    Args:
+        found: the arms, compared.
+        least_room: of `study.least_room`.
+    """
+    said = _one_seed(found) + _primary(found) + _room(found, least_room)
     main = found.columns[-1]
     for name in study.CONTRASTS:
         key = (name, "dice", main)
@@ -130,20 +135,21 @@ def _difference(found: comparison_arms.Arms, name: str, metric: str, column: str
     )
 
 
-def _room(found: comparison_arms.Arms) -> list[str]:
+def _room(found: comparison_arms.Arms, least: float) -> list[str]:
     main = found.columns[-1]
     result = found.result("D-A", "dice", main)
     if result is None:
         return ["Arm D was not run: how much room there is for a method is unknown."]
     said = [_difference(found, "D-A", "dice", main)]
-    room = study.ROOM_DICE
+    # A negative least room says that students are trained in any case, not that there is room.
+    room = least if least >= 0 else keys.LEAST_ROOM
     if result.difference.estimate < room:
         said.append(
-            f"Room: D - A is below {room}. With so little to recover this study can hardly show "
+            f"Room: D - A is below {room:g}. With so little to recover this study can hardly show "
             "that a method helps, or that none does: take fewer labelled cases, or train longer."
         )
     elif result.difference.low < room:
-        said.append(f"Room: D - A is above {room}, but its interval reaches below.")
+        said.append(f"Room: D - A is above {room:g}, but its interval reaches below.")
     return said
 
 
@@ -238,8 +244,8 @@ def _p(p: float) -> str:
 # --- Files --------------------------------------------------------------------------------------
 
 
-def write(found: comparison_arms.Arms, folder: pathlib.Path) -> None:
-    """Writes every score of every run, the differences, and all as JSON."""
+def write(found: comparison_arms.Arms, folder: pathlib.Path, least_room: float) -> None:
+    """Writes every score of every run, the differences, and all as JSON; see `verdict`."""
     everything = {
         "primary": found.primary._asdict(),
         "postprocessed": found.postprocessed,
@@ -247,7 +253,7 @@ def write(found: comparison_arms.Arms, folder: pathlib.Path) -> None:
         "pairs_per_fold": list(found.first.folds),
         "differences": list(differences(found)),
         "bootstrap": {"seed": found.first.seed, "resamples": found.first.resamples},
-        "verdict": verdict(found),
+        "verdict": verdict(found, least_room),
         "provenance": provenance.collect(),
     }
     texts = {

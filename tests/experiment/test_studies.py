@@ -260,6 +260,7 @@ def test_one_test_case_is_refused_before_a_run(
     ("of_all_labels", "changes", "trained"),
     [
         (0.34, {}, False),
+        (0.34, {"study.least_room": 0.15}, False),
         (0.36, {}, True),
         (0.34, {"study.least_room": 0.03}, True),
         (0.2, {"study.least_room": -1.0}, True),
@@ -300,6 +301,9 @@ def test_students_are_trained_where_there_is_room(
     assert begun == ([tmp_path / "seed-0" / "B-self-training"] if trained else [])
     assert ("D - A is +0.040 in mean Dice, below" in caplog.text) != trained
     assert (tmp_path / "report.html").is_file() != trained
+    if not trained:
+        said = f"Room: D - A is below {config.study.least_room}."
+        assert said in (tmp_path / "report.html").read_text("utf-8")
 
 
 # --- The real thing --------------------------------------------------------------------------
