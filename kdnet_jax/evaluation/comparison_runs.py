@@ -24,7 +24,7 @@ _FREE: Final = (
     *keys_lib.OPERATIONAL,
     *("role", "preset", "seed"),
     # Guarded by the fingerprint of the data and the hash of the split.
-    *("split.", "data.release", "data.phantom.", "data.skip_bad_cases", "mesh."),
+    *("split.", "data.release", "data.phantom.", "data.skip_bad_cases"),
     *_STUDENTS,
 )
 # A teacher sees more, and may be larger and trained longer.

@@ -131,8 +131,7 @@ def draw_levels(found: comparison_arms.Arms) -> mpl_figure.Figure:
             panel.plot([place + 0.27] * 2, [level.low, level.high], color=_BAR, lw=2)
             panel.plot(place + 0.27, level.estimate, "D", color=_BAR, ms=6)
         panel.set_xticks(range(len(arms)), arms)
-        mean = column == comparison_scores.MEAN
-        panel.set_title("mean of the regions" if mean else column, fontsize=12)
+        panel.set_title(comparison_scores.title(column), fontsize=12)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="#e6e6e6", lw=0.6)
         panel.set_axisbelow(True)

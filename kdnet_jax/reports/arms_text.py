@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from kdnet_jax.config import keys, study
 from kdnet_jax.core import files, provenance
-from kdnet_jax.evaluation import comparison, comparison_arms, comparison_runs, comparison_scores
+from kdnet_jax.evaluation import comparison, comparison_arms, comparison_runs
 from kdnet_jax.metrics import cases
 from kdnet_jax.reports import comparison_records, comparison_text
 
@@ -115,7 +115,8 @@ def _primary(found: comparison_arms.Arms) -> list[str]:
 
 def _endpoint(found: comparison_arms.Arms) -> str:
     name, metric, column = found.primary
-    return f"{_spaced(name)} in {comparison.MEASURES[metric].label}{_of(column)}"
+    label = comparison.MEASURES[metric].label
+    return f"{_spaced(name)} in {label}{comparison_text.of_column(column)}"
 
 
 def _difference(found: comparison_arms.Arms, name: str, metric: str, column: str) -> str:
@@ -130,8 +131,9 @@ def _difference(found: comparison_arms.Arms, name: str, metric: str, column: str
         finding = words.better if better else words.worse
     number = comparison_text.interval(result.difference, measure.digits)
     return (
-        f"{_spaced(name)}, {words.name}, is {number} in {measure.label}{_of(column)}, "
-        f"p {_p(p)}{'' if holm is None else ' after Holm'}. {finding}"
+        f"{_spaced(name)}, {words.name}, is {number} in {measure.label}"
+        f"{comparison_text.of_column(column)}, p {comparison_text.p_value(p)}"
+        f"{'' if holm is None else ' after Holm'}. {finding}"
     )
 
 
@@ -174,7 +176,7 @@ def _teacher(found: comparison_arms.Arms) -> list[str]:
         return []
     level = found.level("E", "dice", found.columns[-1]).interval
     score = comparison_text.level_text(level, comparison.MEASURES["dice"].digits)
-    return [f"The teacher E has Dice {score}{_of(found.columns[-1])}."]
+    return [f"The teacher E has Dice {score}{comparison_text.of_column(found.columns[-1])}."]
 
 
 # --- The table ----------------------------------------------------------------------------------
@@ -201,6 +203,7 @@ def _row(
 ) -> list[str]:
     result, digits = compared.found.result(metric, column), comparison.MEASURES[metric].digits
     p = found.p_holm.get((name, metric, column))
+    shown = comparison_text.p_value(result.difference.p if p is None else p)
     share = found.share(metric, column) if name == "C-A" else None
     return [
         column,
@@ -209,7 +212,7 @@ def _row(
             for side in ("student", "baseline")
         ),
         comparison_text.bracket(*result.difference[:3], f"+z.{digits}f"),
-        f"{_p(result.difference.p)} (primary)" if p is None else _p(p),
+        f"{shown} (primary)" if p is None else shown,
         "-" if share is None else comparison_text.share_text(share),
     ]
 
@@ -231,14 +234,6 @@ def legend(found: comparison_arms.Arms) -> str:
 
 def _spaced(contrast: str) -> str:
     return contrast.replace("-", " - ")
-
-
-def _of(column: str) -> str:
-    return ", mean of the regions" if column == comparison_scores.MEAN else f" of {column}"
-
-
-def _p(p: float) -> str:
-    return comparison_text.p_value(p)
 
 
 # --- Files --------------------------------------------------------------------------------------
