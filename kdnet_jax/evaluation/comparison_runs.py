@@ -409,9 +409,11 @@ def _teachers_of(
     if len(tested) == 1:
         return [tested[0]] * len(students), []
     # What is unknown (None) is no key: it would fit all that is unknown.
-    named = {each: run for run in tested if (each := run.params_hash)}
+    named: dict[str | None, Run] = {run.params_hash: run for run in tested if run.params_hash}
     counts = collections.Counter(run.seed for run in tested if run.seed is not None)
-    seeded = {run.seed: run for run in tested if counts[run.seed] == 1}
+    seeded: dict[int | None, Run] = {
+        seed: run for run in tested for seed in [run.seed] if seed is not None and counts[seed] == 1
+    }
     found = [named.get(run.teacher_hash) or seeded.get(run.seed) for run in students]
     taken = {run.folder for run in found if run}
     left = [run for run in tested if run.folder not in taken]
@@ -429,7 +431,7 @@ def _teachers_of(
     )
     rest = iter(left)
     return [run or next(rest) for run in found], [
-        f"Some students do not say who taught them; paired in the order given: {pairs}."
+        f"Who taught some students is unknown or not given; paired in the order given: {pairs}."
     ]
 
 
