@@ -156,8 +156,8 @@ def _check_split(experiment: experiment_lib.Experiment, few_labels: bool) -> Non
     split = run_data.open_data(experiment).split
     if not experiment.split.folds and len(split.test) < 2:
         raise UserError(
-            f"the split has one test case, {', '.join(split.test)}: a study compares its runs over two "
-            "test cases or more. Give a larger --config.split.test, more cases, folds "
+            f"the split has one test case, {', '.join(split.test)}: a study compares its runs "
+            "over two test cases or more. Give a larger --config.split.test, more cases, folds "
             "(--config.study.folds), or a --config.split.file with more in its test part."
         )
     if few_labels and not split.unlabelled:
