@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from kdnet_jax import dataset_json
 from kdnet_jax.config import experiment as experiment_lib
-from kdnet_jax.config import flat_keys, keys, reading
+from kdnet_jax.config import flat_keys, reading
 from kdnet_jax.core import typed
 from kdnet_jax.errors import UserError, check_choice
 
@@ -43,8 +43,6 @@ ARMS: Final = {
     "B": Arm("B-self-training", "student", "A"),
     "C": Arm("C-student", "student", "E"),
 }
-# Where D - A is smaller, in mean Dice, there is hardly anything that a method could recover.
-ROOM_DICE: Final = keys.LEAST_ROOM
 # Differences that such a study reports: the first arm less the second.
 CONTRASTS: Final = ("C-A", "C-B", "B-A", "D-A")
 

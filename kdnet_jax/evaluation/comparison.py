@@ -232,6 +232,12 @@ def _result(
 ) -> Result:
     selected = [(block, block.select(metric, region, sides)) for block in blocks]
     selected = [(block, each) for block, each in selected if each["student"].size]
+    tested = [name for block in blocks for name in block.names]
+    if len(tested) < 2:
+        raise UserError(
+            f"the runs have one test case, {tested[0]}: a comparison needs two or more. Give runs "
+            "with more test cases."
+        )
     if sum(each["student"].shape[1] for _, each in selected) < 2:
         raise UserError(
             f"{metric} of {region} is defined in fewer than 2 cases of all runs: there is nothing "

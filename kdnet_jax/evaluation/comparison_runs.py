@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ _FREE: Final = (
     *keys_lib.OPERATIONAL,
     *("role", "preset", "seed"),
     # Guarded by the fingerprint of the data and the hash of the split.
-    *("split.", "data.release", "data.phantom.", "data.skip_bad_cases", "mesh."),
+    *("split.", "data.release", "data.phantom.", "data.skip_bad_cases"),
     *_STUDENTS,
 )
 # A teacher sees more, and may be larger and trained longer.
@@ -31,6 +32,9 @@ _DROPOUT: Final = "augment.modality_dropout"
 _FREE_TEACHER: Final = ("model.modalities", "model.widths", "train.steps", _DROPOUT)
 # A run's thresholds are its own, chosen on its validation cases: the rule is what has to agree.
 _SUMMARY_KEYS: Final = ("data_fingerprint", "evaluation_version", "hd95", "post_processing")
+_CAVITY: Final = "resection_cavity"
+# Relative: headers hold voxel sizes to seven digits, and a table may be rounded.
+_SAME_VOLUME: Final = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,11 @@ class Run:
     def seed(self) -> int | None:
         """The seed of its training, `None` if unknown."""
         return None if self.config is None else self.config["seed"]
+
+    @property
+    def params_hash(self) -> str | None:
+        """The hash of its parameters, `None` if unknown."""
+        return self.summary.get("params_hash")
 
     @property
     def teacher_hash(self) -> str | None:
@@ -147,8 +156,18 @@ def _refuse_gaps(where: str, scores: Collection[tuple[str, str]], regions: Itera
 
 
 def refuse_doubles(runs: Sequence[Run]) -> None:
-    """Raises UserError if a folder, or a network in two folders, is a duplicate."""
-    for key in (_place, lambda run: run.summary.get("params_hash")):
+    """Raises UserError if a folder, or a network in two folders, is a duplicate.
+
+    A given teacher is one network in all folds: it is so with the same test cases alone.
+    """
+
+    def scored(run: Run) -> tuple[str, frozenset[str]] | None:
+        return (run.params_hash, run.cases) if run.params_hash else None
+
+    def trained(run: Run) -> str | None:
+        return None if run.side == "teacher" else run.params_hash
+
+    for key in (_place, scored, trained):
         groups = collections.defaultdict(list)
         for run in runs:
             groups[key(run)].append(f"--{run.side}={run.folder}")
@@ -194,6 +213,10 @@ def differences(runs: Sequence[Run]) -> list[str]:
         found += _disagree("split_hash", fold, lambda run: run.summary.get("split_hash"))
     for key in _SUMMARY_KEYS:
         found += _disagree(key, runs, lambda run, key=key: run.summary.get(key))
+    # Written as the flag was: NCR and ncr are one class.
+    found += _disagree(
+        _CAVITY, runs, lambda run: str(run.summary.get(_CAVITY) or "").lower() or None
+    )
     found += _config_differences(compared, lambda key: not key.startswith(_FREE))
     found += _config_differences(
         sides["student"],
@@ -248,7 +271,7 @@ def _disagree(key: str, runs: Sequence[Run], value: Callable[[Run], object]) -> 
 def _foreign_teachers(students: Sequence[Run], teachers: Sequence[Run]) -> list[str]:
     if not teachers:
         return []
-    given = {run.summary.get("params_hash") for run in teachers}
+    given = {run.params_hash for run in teachers}
     return [
         f"teacher: {run.folder} learned from {run.summary['teacher'].get('path')} (parameters "
         f"{run.teacher_hash[:12]}), which is not among --teacher"
@@ -266,9 +289,11 @@ def pair_up(runs: Sequence[Run]) -> tuple[list[list[Pair]], list[str], list[str]
     Runs are paired by the seed within the fold; where seeds are unknown or differ, in their order.
 
     Raises:
-        UserError: if a fold lacks one of the sides, or a seed is duplicated.
+        UserError: if a fold lacks one of the sides, a seed is duplicated, or it is unknown which
+            teacher is whose.
     """
     blocks, wrong, notes = [], _overlaps(runs), []
+    teachers = [run for run in runs if run.side == "teacher"]
     for fold in folds([run for run in runs if run.side != "teacher"]):
         sides = {
             side: [run for run in fold if run.side == side] for side in ("baseline", "student")
@@ -287,8 +312,19 @@ def pair_up(runs: Sequence[Run]) -> tuple[list[list[Pair]], list[str], list[str]
                 notes.append(f"Some runs have no known seed; paired in the order given: {pairs}.")
             left = [run for of in sides.values() for run in of[len(couples) :]]
             wrong += [f"runs: {run.folder} has no partner and is left out" for run in left]
-        teachers = [run for run in runs if run.side == "teacher"]
-        blocks.append([Pair(a, b, _teacher_of(b, teachers)) for a, b in couples])
+        # In the order given, which pairs by seed need not have.
+        students = [run for run in sides["student"] if any(run is b for _, b in couples)]
+        own, said = _teachers_of(students, teachers)
+        taught_by = {b.folder: run for b, run in zip(students, own, strict=True)}
+        blocks.append([Pair(a, b, taught_by[b.folder]) for a, b in couples])
+        notes += said
+        wrong += _other_references(blocks[-1])
+    used = {pair.teacher.folder for pairs in blocks for pair in pairs if pair.teacher}
+    notes += [
+        f"--teacher={run.folder} is no pair's teacher and is left out."
+        for run in teachers
+        if run.folder not in used
+    ]
     return blocks, wrong, notes
 
 
@@ -299,6 +335,20 @@ def _overlaps(runs: Sequence[Run]) -> list[str]:
     if not doubled:
         return []
     return [f"test cases: {_named(doubled)} are in several folds; folds should share none"]
+
+
+def _other_references(pairs: Sequence[Pair]) -> list[str]:
+    """Returns a line if a case was scored against different references, of the first such case."""
+    runs = [run for pair in pairs for run in (pair.baseline, pair.student, pair.teacher) if run]
+    for key in runs[0].scores:
+        volumes = [run.scores[key].volume_ref_mm3 for run in runs]
+        if not math.isclose(min(volumes), max(volumes), rel_tol=_SAME_VOLUME):
+            return _disagree(
+                f"reference of {', '.join(key)} (volume_ref_mm3 in {score_files.CASES_FILE})",
+                runs,
+                lambda run, key=key: run.scores[key].volume_ref_mm3,
+            )
+    return []
 
 
 def _by_seed(runs: Sequence[Run]) -> dict[int, Run]:
@@ -333,14 +383,57 @@ def _named(cases: frozenset[str]) -> str:
     return f"{len(cases)} ({first_few(sorted(cases))})" if cases else "none"
 
 
-def _teacher_of(student: Run, teachers: Sequence[Run]) -> Run | None:
-    """Returns the teacher that the student names, else one of its test cases, and of its seed."""
-    tested = [run for run in teachers if run.cases == student.cases]
-    named = [run for run in tested if run.summary.get("params_hash") == student.teacher_hash]
-    if teachers and not tested:
+def _teachers_of(
+    students: Sequence[Run], teachers: Sequence[Run]
+) -> tuple[list[Run | None], list[str]]:
+    """Returns a fold's teachers, one per student, and what a reader has to know.
+
+    A student has the teacher that it names by its hash, else the one of its seed; what is left is
+    paired in its order.
+
+    Args:
+        students: of one fold, in the order given.
+        teachers: all, in the order given.
+
+    Raises:
+        UserError: no teacher was tested on the cases, or it is unknown which is whose.
+    """
+    if not teachers:
+        return [None] * len(students), []
+    tested = [run for run in teachers if run.cases == students[0].cases]
+    if not tested:
         raise UserError(
-            f"no --teacher was tested on the cases of {student.folder}. Give the student's own "
+            f"no --teacher was tested on the cases of {students[0].folder}. Give the student's own "
             "teacher (its folder teacher/ or teacher_evaluation/)."
         )
-    of_seed = [run for run in tested if run.seed is not None and run.seed == student.seed]
-    return (named or of_seed or tested or [None])[0]
+    if len(tested) == 1:
+        return [tested[0]] * len(students), []
+    # What is unknown (None) is no key: it would fit all that is unknown.
+    named: dict[str | None, Run] = {run.params_hash: run for run in tested if run.params_hash}
+    counts = collections.Counter(run.seed for run in tested if run.seed is not None)
+    seeded: dict[int | None, Run] = {
+        seed: run for run in tested for seed in [run.seed] if seed is not None and counts[seed] == 1
+    }
+    found = [named.get(run.teacher_hash) or seeded.get(run.seed) for run in students]
+    taken = {run.folder for run in found if run}
+    left = [run for run in tested if run.folder not in taken]
+    lacking = [student for student, run in zip(students, found, strict=True) if run is None]
+    if not lacking:
+        return list(found), []
+    if len(left) != len(lacking):
+        raise UserError(
+            f"--teacher: {_folders(tested)} were tested on the same cases, and which of them "
+            f"taught {_folders(lacking)} is unknown. Give one teacher of all students, or one per "
+            "student in the order of --student."
+        )
+    pairs = ", ".join(
+        f"{run.folder} with {student.folder}" for run, student in zip(left, lacking, strict=True)
+    )
+    rest = iter(left)
+    return [run or next(rest) for run in found], [
+        f"Who taught some students is unknown or not given; paired in the order given: {pairs}."
+    ]
+
+
+def _folders(runs: Sequence[Run]) -> str:
+    return ", ".join(str(run.folder) for run in runs)

@@ -17,6 +17,11 @@ def columns(regions: Sequence[str]) -> tuple[str, ...]:
     return (*regions, MEAN) if len(regions) > 1 else tuple(regions)
 
 
+def title(column: str) -> str:
+    """Returns what a column is called in figures and texts."""
+    return "mean of the regions" if column == MEAN else column
+
+
 @dataclasses.dataclass(frozen=True)
 class CaseScores:
     """The scores of all cases, each averaged over its runs.

@@ -8,6 +8,7 @@ import statistics
 
 import jax
 
+from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import study
 from kdnet_jax.core import documents, files, provenance
 from kdnet_jax.data import splits
@@ -39,7 +40,8 @@ def run(
         planned: the parts, in the order in which they are run.
         workdir: the study's folder.
         primary: of a study of few labels, its primary endpoint; `None`: the usual study.
-        least_room: of a study of few labels, in Dice: where D - A is less, no student is trained.
+        least_room: of a study of few labels, in Dice: where D - A is less, no student is trained,
+            and the report says so.
 
     Raises:
         UserError: for everything that the user can fix, before the first part is trained.
@@ -49,7 +51,9 @@ def run(
         workdir_lib.check(part.folder, part.experiment)
     _check_networks(planned)
     if primary:
-        _check_few_labels(planned, workdir, primary)
+        _check_primary(planned, workdir, primary)
+    _check_cases(planned)
+    if primary:
         processes.first_does(lambda: _fix(workdir / FIXED, planned, primary))
     for number, part in enumerate(planned, 1):
         if primary and part.role == "student":
@@ -63,7 +67,7 @@ def run(
             continue
         runner.run(part.experiment, part.folder)
         jax.clear_caches()  # The programs of a part serve no other.
-    processes.first_does(lambda: _report(planned, workdir, primary))
+    processes.first_does(lambda: _report(planned, workdir, primary, least_room))
 
 
 def _check_networks(planned: list[study.Part]) -> None:
@@ -112,10 +116,10 @@ def _mean_dice(parts: list[study.Part]) -> float | None:
     return statistics.fmean(dice, weights=[each["cases"] for each in scored])
 
 
-def _check_few_labels(
+def _check_primary(
     planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint
 ) -> None:
-    """Raises UserError for what no study of few labels can have, before anything is trained."""
+    """Raises UserError for an endpoint that is none, or not the one of the study's start."""
     task = planned[0].experiment.task
     check_choice("study.primary: the metric", primary.metric, comparison.MEASURES)
     check_choice(
@@ -132,19 +136,33 @@ def _check_few_labels(
             f"{was}. A primary endpoint is named before the first run: keep it, or give a new "
             "--workdir."
         )
+
+
+def _check_cases(planned: list[study.Part]) -> None:
+    """Raises UserError if the cases that the parts will find cannot make a study."""
     for fold in dict.fromkeys(part.fold for part in planned):
         own = [part for part in planned if part.fold == fold]
-        if not processes.first_does(lambda own=own: all(map(is_finished, own))):
-            # The number of labelled cases is the same for all seeds.
-            _check_cases(next(part for part in own if not study.ARMS[part.arm].all_labels))
+        few_labels = own[0].arm in study.ARMS
+        # Every fold tests a case or more, so that two folds have enough.
+        if (few_labels or fold is None) and not processes.first_does(
+            lambda own=own: all(map(is_finished, own))
+        ):
+            # The number of labelled cases is the same for all seeds, but arm D has all.
+            part = next((part for part in own if part.experiment.split.labelled), own[0])
+            _check_split(part.experiment, few_labels)
 
 
-def _check_cases(part: study.Part) -> None:
-    """Raises UserError if the cases that a part will find cannot make a study of few labels."""
-    split = run_data.open_data(part.experiment).split
-    if not split.unlabelled:
+def _check_split(experiment: experiment_lib.Experiment, few_labels: bool) -> None:
+    split = run_data.open_data(experiment).split
+    if not experiment.split.folds and len(split.test) < 2:
         raise UserError(
-            f"split.labelled is {part.experiment.split.labelled}, and all {len(split.train)} "
+            f"the split has one test case, {', '.join(split.test)}: a study compares its runs "
+            "over two test cases or more. Give a larger --config.split.test, more cases, folds "
+            "(--config.study.folds), or a --config.split.file with more in its test part."
+        )
+    if few_labels and not split.unlabelled:
+        raise UserError(
+            f"split.labelled is {experiment.split.labelled}, and all {len(split.train)} "
             "training cases are labelled then: no scan is left to learn from without a reference. "
             "Give a smaller --config.split.labelled, or a larger --config.split.train."
         )
@@ -159,7 +177,10 @@ def _fix(path: pathlib.Path, planned: list[study.Part], primary: study.Endpoint)
 
 
 def _report(
-    planned: list[study.Part], workdir: pathlib.Path, primary: study.Endpoint | None
+    planned: list[study.Part],
+    workdir: pathlib.Path,
+    primary: study.Endpoint | None,
+    least_room: float,
 ) -> None:
     task, synthetic = planned[0].experiment.task, not planned[0].experiment.data.data_dir
     runs: dict[str, list[pathlib.Path]] = {}
@@ -172,6 +193,7 @@ def _report(
             workdir,
             runs,
             primary=primary,
+            least_room=least_room,
             facts=[("Primary endpoint", str(primary)), cases, *facts],
             synthetic=synthetic,
         )

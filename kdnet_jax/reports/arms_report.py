@@ -24,6 +24,7 @@ def write(
     runs: Mapping[str, Sequence[pathlib.Path]],
     *,
     primary: study.Endpoint,
+    least_room: float,
     facts: Sequence[tuple[str, str]],
     synthetic: bool,
 ) -> tuple[pathlib.Path, list[str]]:
@@ -33,6 +34,7 @@ def write(
         folder: the study's folder.
         runs: arm -> its finished runs.
         primary: what the study is to decide.
+        least_room: of `study.least_room`.
         facts: rows of key and value on what was run.
         synthetic: say that the cases are phantoms.
 
@@ -46,8 +48,8 @@ def write(
     plain = comparison_arms.compare(runs, primary)
     processed = comparison_arms.compare(runs, primary, postprocessed=True)
     for found, name in ((plain, PLAIN), (processed, POSTPROCESSED)):
-        arms_text.write(found, folder / name)
-    verdict = arms_text.verdict(plain)
+        arms_text.write(found, folder / name, least_room)
+    verdict = arms_text.verdict(plain, least_room)
     files = (arms_text.SCORES, arms_text.DIFFERENCES, arms_text.EVERYTHING)
     report = html.Report(
         title="KD-Net study: few labels",
@@ -64,7 +66,7 @@ def write(
         sections=[
             html.Section(
                 "With post-processing",
-                sentences=arms_text.verdict(processed),
+                sentences=arms_text.verdict(processed, least_room),
                 tables=[_table(processed, "With post-processing")],
             ),
             html.Section(
@@ -129,8 +131,7 @@ def draw_levels(found: comparison_arms.Arms) -> mpl_figure.Figure:
             panel.plot([place + 0.27] * 2, [level.low, level.high], color=_BAR, lw=2)
             panel.plot(place + 0.27, level.estimate, "D", color=_BAR, ms=6)
         panel.set_xticks(range(len(arms)), arms)
-        mean = column == comparison_scores.MEAN
-        panel.set_title("mean of the regions" if mean else column, fontsize=12)
+        panel.set_title(comparison_scores.title(column), fontsize=12)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="#e6e6e6", lw=0.6)
         panel.set_axisbelow(True)

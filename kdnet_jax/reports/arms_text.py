@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from kdnet_jax.config import study
+from kdnet_jax.config import keys, study
 from kdnet_jax.core import files, provenance
-from kdnet_jax.evaluation import comparison, comparison_arms, comparison_runs, comparison_scores
+from kdnet_jax.evaluation import comparison, comparison_arms, comparison_runs
 from kdnet_jax.metrics import cases
 from kdnet_jax.reports import comparison_records, comparison_text
 
@@ -67,9 +67,14 @@ WORDS: Final = {
 # --- The verdict --------------------------------------------------------------------------------
 
 
-def verdict(found: comparison_arms.Arms) -> list[str]:
-    """Returns what the data support and what they do not, the primary endpoint first."""
-    said = _one_seed(found) + _primary(found) + _room(found)
+def verdict(found: comparison_arms.Arms, least_room: float) -> list[str]:
+    """Returns what the data support and what they do not, the primary endpoint first.
+
+    Args:
+        found: the arms, compared.
+        least_room: of `study.least_room`.
+    """
+    said = _one_seed(found) + _primary(found) + _room(found, least_room)
     main = found.columns[-1]
     for name in study.CONTRASTS:
         key = (name, "dice", main)
@@ -110,7 +115,8 @@ def _primary(found: comparison_arms.Arms) -> list[str]:
 
 def _endpoint(found: comparison_arms.Arms) -> str:
     name, metric, column = found.primary
-    return f"{_spaced(name)} in {comparison.MEASURES[metric].label}{_of(column)}"
+    label = comparison.MEASURES[metric].label
+    return f"{_spaced(name)} in {label}{comparison_text.of_column(column)}"
 
 
 def _difference(found: comparison_arms.Arms, name: str, metric: str, column: str) -> str:
@@ -125,25 +131,27 @@ def _difference(found: comparison_arms.Arms, name: str, metric: str, column: str
         finding = words.better if better else words.worse
     number = comparison_text.interval(result.difference, measure.digits)
     return (
-        f"{_spaced(name)}, {words.name}, is {number} in {measure.label}{_of(column)}, "
-        f"p {_p(p)}{'' if holm is None else ' after Holm'}. {finding}"
+        f"{_spaced(name)}, {words.name}, is {number} in {measure.label}"
+        f"{comparison_text.of_column(column)}, p {comparison_text.p_value(p)}"
+        f"{'' if holm is None else ' after Holm'}. {finding}"
     )
 
 
-def _room(found: comparison_arms.Arms) -> list[str]:
+def _room(found: comparison_arms.Arms, least: float) -> list[str]:
     main = found.columns[-1]
     result = found.result("D-A", "dice", main)
     if result is None:
         return ["Arm D was not run: how much room there is for a method is unknown."]
     said = [_difference(found, "D-A", "dice", main)]
-    room = study.ROOM_DICE
+    # A negative least room says that students are trained in any case, not that there is room.
+    room = least if least >= 0 else keys.LEAST_ROOM
     if result.difference.estimate < room:
         said.append(
-            f"Room: D - A is below {room}. With so little to recover this study can hardly show "
+            f"Room: D - A is below {room:g}. With so little to recover this study can hardly show "
             "that a method helps, or that none does: take fewer labelled cases, or train longer."
         )
     elif result.difference.low < room:
-        said.append(f"Room: D - A is above {room}, but its interval reaches below.")
+        said.append(f"Room: D - A is above {room:g}, but its interval reaches below.")
     return said
 
 
@@ -168,7 +176,7 @@ def _teacher(found: comparison_arms.Arms) -> list[str]:
         return []
     level = found.level("E", "dice", found.columns[-1]).interval
     score = comparison_text.level_text(level, comparison.MEASURES["dice"].digits)
-    return [f"The teacher E has Dice {score}{_of(found.columns[-1])}."]
+    return [f"The teacher E has Dice {score}{comparison_text.of_column(found.columns[-1])}."]
 
 
 # --- The table ----------------------------------------------------------------------------------
@@ -195,6 +203,7 @@ def _row(
 ) -> list[str]:
     result, digits = compared.found.result(metric, column), comparison.MEASURES[metric].digits
     p = found.p_holm.get((name, metric, column))
+    shown = comparison_text.p_value(result.difference.p if p is None else p)
     share = found.share(metric, column) if name == "C-A" else None
     return [
         column,
@@ -203,7 +212,7 @@ def _row(
             for side in ("student", "baseline")
         ),
         comparison_text.bracket(*result.difference[:3], f"+z.{digits}f"),
-        f"{_p(result.difference.p)} (primary)" if p is None else _p(p),
+        f"{shown} (primary)" if p is None else shown,
         "-" if share is None else comparison_text.share_text(share),
     ]
 
@@ -227,19 +236,11 @@ def _spaced(contrast: str) -> str:
     return contrast.replace("-", " - ")
 
 
-def _of(column: str) -> str:
-    return ", mean of the regions" if column == comparison_scores.MEAN else f" of {column}"
-
-
-def _p(p: float) -> str:
-    return comparison_text.p_value(p)
-
-
 # --- Files --------------------------------------------------------------------------------------
 
 
-def write(found: comparison_arms.Arms, folder: pathlib.Path) -> None:
-    """Writes every score of every run, the differences, and all as JSON."""
+def write(found: comparison_arms.Arms, folder: pathlib.Path, least_room: float) -> None:
+    """Writes every score of every run, the differences, and all as JSON; see `verdict`."""
     everything = {
         "primary": found.primary._asdict(),
         "postprocessed": found.postprocessed,
@@ -247,7 +248,7 @@ def write(found: comparison_arms.Arms, folder: pathlib.Path) -> None:
         "pairs_per_fold": list(found.first.folds),
         "differences": list(differences(found)),
         "bootstrap": {"seed": found.first.seed, "resamples": found.first.resamples},
-        "verdict": verdict(found),
+        "verdict": verdict(found, least_room),
         "provenance": provenance.collect(),
     }
     texts = {

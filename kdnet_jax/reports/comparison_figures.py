@@ -36,7 +36,6 @@ _WORSE: Final = _Style("#D55E00", "dashed", "v")
 _SAME: Final = _Style("#8A8A8A", "dotted", "d")
 _INK: Final = "#1b1f24"
 _WIDE: Final = 5  # panels side by side
-_TITLES: Final = {comparison_scores.MEAN: "mean of the regions"}
 
 
 def slope(c: comparison.Comparison, metric: str = "dice") -> mpl_figure.Figure:
@@ -179,7 +178,7 @@ def _panels(
         spare.set_axis_off()
     panels = drawn[:, :count]
     for region, panel in zip(c.columns, panels[0], strict=True):
-        panel.set_title(_TITLES.get(region, region), fontsize=12)
+        panel.set_title(comparison_scores.title(region), fontsize=12)
     for panel in panels.flat:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(color="#e6e6e6", lw=0.6)

@@ -123,7 +123,8 @@ def _corrected_sentence(c: comparison.Comparison) -> str:
             "that there is none: the intervals say what remains possible."
         )
     listed = "; ".join(
-        f"{_name(result)} {'better' if _better(result) else 'worse'} by "
+        f"{comparison.MEASURES[result.metric].label}{of_column(result.region)}: "
+        f"{'better' if _better(result) else 'worse'} by "
         f"{interval(result.difference, comparison.MEASURES[result.metric].digits)}, "
         f"p {p_value(result.p_holm)}"
         for result in found
@@ -222,10 +223,10 @@ def _number(result: comparison.Result, value: float) -> str:
     return f"{value:.{comparison.MEASURES[result.metric].digits}f}"
 
 
-def _name(result: comparison.Result) -> str:
-    mean = result.region == comparison_scores.MEAN
-    which = "(mean of the regions)" if mean else f"of {result.region}"
-    return f"{comparison.MEASURES[result.metric].label} {which}"
+def of_column(column: str) -> str:
+    """Returns what follows a metric's name: " of ET" or ", mean of the regions"."""
+    mean = column == comparison_scores.MEAN
+    return f"{',' if mean else ' of'} {comparison_scores.title(column)}"
 
 
 def _better(result: comparison.Result) -> bool:

@@ -91,8 +91,8 @@ def _pictures(compared: comparison.Comparison, noun: str) -> list[html.Picture]:
         ),
         html.Picture(
             comparison_figures.cumulative(compared),
-            "Share of cases whose error is at most x",
-            "Cumulative error: how many cases are at least as good as x.",
+            "Share of cases with Dice above x, and share with HD95 below x",
+            "How many cases are better than x: with Dice above it, with HD95 below it.",
         ),
     ]
 

@@ -27,6 +27,14 @@ def two_seeds(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Pa
     )
 
 
+UNKNOWN = {"split_hash": None, "data_fingerprint": None, "params_hash": None, "teacher": None}
+
+
+def evaluated(folder: pathlib.Path, role: str, dice: list[float]) -> pathlib.Path:
+    """Writes what `kdnet_jax.evaluate` does, which knows of no training."""
+    return write_run(folder, role, dice, with_config=False, summary=UNKNOWN)
+
+
 def test_numbers_are_those_of_the_arrays(tmp_path: pathlib.Path) -> None:
     baselines, students = two_seeds(tmp_path)
     # The order in which runs are given is no matter: seeds are paired.
@@ -174,6 +182,31 @@ def test_a_run_given_twice_or_a_copy_of_it(tmp_path: pathlib.Path) -> None:
         comparison.compare(baselines, [*students, again], force=True)
 
 
+def test_a_given_teacher_of_several_folds_is_one_network(tmp_path: pathlib.Path) -> None:
+    levels = {"baseline": 0.4, "student": 0.5, "teacher": 0.6}
+    sides = {
+        role: [
+            write_run(tmp_path / f"{role}{fold}", role, [dice, dice + 0.1], prefix=f"fold{fold}")
+            for fold in range(2)
+        ]
+        for role, dice in levels.items()
+    }
+    found = comparison.compare(**sides, metrics=DICE)
+    assert found.folds == (1, 1)
+    assert found.result("dice", "ET").share.lead.estimate == pytest.approx(0.2)
+    copy = shutil.copytree(sides["teacher"][0], tmp_path / "copy")
+    with pytest.raises(UserError, match=r"is given 2 times: --teacher=.*teacher0, .*copy"):
+        comparison.compare(**sides | {"teacher": [*sides["teacher"], copy]})
+    # Of the others each fold has a network of its own.
+    same = {"params_hash": "one"}
+    sides["student"] = [
+        write_run(tmp_path / f"same{f}", "student", [0.5, 0.6], prefix=f"fold{f}", summary=same)
+        for f in range(2)
+    ]
+    with pytest.raises(UserError, match=r"is given 2 times: --student=.*same0, --student=.*same1"):
+        comparison.compare(**sides)
+
+
 def test_an_unfinished_run(tmp_path: pathlib.Path) -> None:
     baselines, students = two_seeds(tmp_path)
     (students[1] / "evaluation/summary.json").unlink()
@@ -215,15 +248,106 @@ def test_a_run_without_partner(tmp_path: pathlib.Path) -> None:
 
 
 def test_folders_of_evaluate_have_no_config(tmp_path: pathlib.Path) -> None:
-    unknown = {"split_hash": None, "data_fingerprint": None, "params_hash": None, "teacher": None}
     sides = [
-        write_run(tmp_path / role, role, scores[0], with_config=False, summary=unknown)
+        evaluated(tmp_path / role, role, scores[0])
         for role, scores in (("baseline", BASE), ("student", STUDENT))
     ]
     found = comparison.compare(sides[:1], sides[1:], metrics=DICE)
     assert found.differs == ()
     assert any("training is unknown" in note and str(sides[0]) in note for note in found.notes)
     assert any("paired in the order given" in note for note in found.notes)
+
+
+def test_teachers_without_a_hash_are_paired_in_the_order_given(tmp_path: pathlib.Path) -> None:
+    # Of cases 0 and 1: gains 0.1, 0.1 and 0.2, 0.2, whose teachers lead by 0.2 and by 0.5.
+    sides = {
+        role: [evaluated(tmp_path / f"{role}{i}", role, dice) for i, dice in enumerate(both)]
+        for role, both in {
+            "baseline": [[0.3, 0.4], [0.3, 0.4]],
+            "student": [[0.4, 0.5], [0.5, 0.6]],
+            "teacher": [[0.5, 0.6], [0.8, 0.9]],
+        }.items()
+    }
+    teachers = sides["teacher"]
+    found = comparison.compare(**sides, metrics=DICE, resamples=1000)
+    # Either order of the teachers has both of them, and a mean lead of 0.35.
+    crossed = comparison.compare(**sides | {"teacher": teachers[::-1]}, metrics=DICE)
+    for each in (found, crossed):
+        assert each.result("dice", "ET").share.lead.estimate == pytest.approx(0.35)
+    pairs = f"{teachers[0]} with {sides['student'][0]}, {teachers[1]} with {sides['student'][1]}."
+    assert any(note.endswith(pairs) for note in found.notes)
+    # One teacher may have taught all; of three for two students it is unknown which did.
+    one = comparison.compare(**sides | {"teacher": teachers[1:]}, metrics=DICE)
+    assert one.result("dice", "ET").share.lead.estimate == pytest.approx(0.5)
+    third = evaluated(tmp_path / "teacher2", "teacher", [0.5, 0.6])
+    with pytest.raises(UserError, match=r"which of them taught .*student0.* is unknown\. Give one"):
+        comparison.compare(**sides | {"teacher": [*teachers, third]})
+
+
+def test_a_teacher_without_a_hash_follows_the_order_of_students(tmp_path: pathlib.Path) -> None:
+    baselines, students = two_seeds(tmp_path)
+    for i, student in enumerate(students):
+        shutil.rmtree(student)
+        write_run(student, "student", STUDENT[i], seed=i, summary={"teacher": None})
+    teachers = [
+        evaluated(tmp_path / f"teacher-{i}", "teacher", [0.8 + 0.1 * i] * 4) for i in (1, 0)
+    ]
+    found = comparison.compare(baselines, students[::-1], teachers, metrics=DICE)
+    # Baselines and students are paired by seed, 0 first; the student of seed 1 was given first.
+    pairs = f"{teachers[0]} with {students[1]}, {teachers[1]} with {students[0]}."
+    assert any(note.endswith(pairs) for note in found.notes)
+
+
+def test_a_teacher_of_no_pair_is_named(tmp_path: pathlib.Path) -> None:
+    baselines, students = two_seeds(tmp_path)
+    own = write_run(tmp_path / "own", "teacher", [0.9] * 4)
+    spare = write_run(tmp_path / "spare", "teacher", [0.1] * 4, summary={"params_hash": "other"})
+    found = comparison.compare(baselines, students, [spare, own], metrics=DICE)
+    assert found.result("dice", "ET").levels["teacher"].interval.estimate == pytest.approx(0.9)
+    assert f"--teacher={spare} is no pair's teacher and is left out." in found.notes
+
+
+def test_other_references_are_refused(tmp_path: pathlib.Path) -> None:
+    sides = [
+        evaluated(tmp_path / role, role, scores[0])
+        for role, scores in (("baseline", BASE), ("student", STUDENT))
+    ]
+    path = sides[1] / "evaluation/cases.csv"
+    # All regions of case-02 have 2000 mm3; the digits of a rounded table make no other reference.
+    plain = path.read_text("utf-8")
+    path.write_text(plain.replace("2000.0,2000.0", "2000.1,2000.0"), "utf-8")
+    assert comparison.compare(sides[:1], sides[1:], metrics=DICE).differs == ()
+    path.write_text(plain.replace("2000.0,2000.0", "2010.0,2000.0"), "utf-8")
+    message = (
+        r"\n  - reference of case-02, ET \(volume_ref_mm3 in cases\.csv\): "
+        rf"2000\.0 in {sides[0]}; 2010\.0 in {sides[1]}\n"
+    )
+    with pytest.raises(UserError, match=message):
+        comparison.compare(sides[:1], sides[1:])
+    assert len(comparison.compare(sides[:1], sides[1:], metrics=DICE, force=True).differs) == 1
+    # A teacher's references count as well.
+    path.write_text(plain, "utf-8")
+    teacher = evaluated(tmp_path / "teacher", "teacher", [0.9] * 4)
+    rows = (teacher / "evaluation/cases.csv").read_text("utf-8")
+    (teacher / "evaluation/cases.csv").write_text(rows.replace("1000.0,", "900.0,"), "utf-8")
+    with pytest.raises(UserError, match=rf"case-01, ET .*; 900\.0 in {teacher}"):
+        comparison.compare(sides[:1], sides[1:], [teacher])
+
+
+def test_a_cavity_that_counted_as_another_class_is_refused(tmp_path: pathlib.Path) -> None:
+    baselines, students = two_seeds(tmp_path)
+
+    def said(cavity: str) -> pathlib.Path:
+        # Runs say it in their config alone.
+        about = {"resection_cavity": cavity}
+        return write_run(tmp_path / cavity, "student", STUDENT[1], seed=1, summary=about)
+
+    about = {"resection_cavity": "NCR"}
+    baselines[1] = write_run(tmp_path / "b", "baseline", BASE[1], seed=1, summary=about)
+    same = comparison.compare(baselines, [students[0], said("ncr")], metrics=DICE)
+    assert same.differs == ()
+    with pytest.raises(UserError, match=r"\n  - resection_cavity: ncr in .*; background in "):
+        comparison.compare(baselines, [students[0], said("background")])
 
 
 def test_undefined_scores_leave_their_case_out(tmp_path: pathlib.Path) -> None:
@@ -233,8 +357,13 @@ def test_undefined_scores_leave_their_case_out(tmp_path: pathlib.Path) -> None:
     ]
     assert comparison.compare(sides[:1], sides[1:], metrics=DICE).result("dice", "ET").cases == 4
     lone = [write_run(tmp_path / f"{r}1", r, [0.5]) for r in ("baseline", "student")]
-    with pytest.raises(UserError, match="fewer than 2 cases"):
+    with pytest.raises(UserError, match=r"have one test case, case-00: a comparison needs two"):
         comparison.compare(lone[:1], lone[1:])
+    undefined = [
+        write_run(tmp_path / f"{r}2", r, [0.5, float("nan")]) for r in ("baseline", "student")
+    ]
+    with pytest.raises(UserError, match=r"fewer than 2 cases .*--metric"):
+        comparison.compare(undefined[:1], undefined[1:])
 
 
 def test_post_processed_scores_are_read_from_their_place(tmp_path: pathlib.Path) -> None:

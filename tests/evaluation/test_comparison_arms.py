@@ -56,7 +56,7 @@ def test_holm_is_over_all_but_the_primary_endpoint(found: comparison_arms.Arms) 
 
 
 def test_what_is_said(found: comparison_arms.Arms) -> None:
-    primary, room, near, other, alone, share, teacher = arms_text.verdict(found)
+    primary, room, near, other, alone, share, teacher = arms_text.verdict(found, 0.05)
     assert primary.startswith("Primary endpoint, named before the first run (2 runs an arm, 3 test")
     assert "C - A, the benefit of distillation, is +0.080 (95 % interval +0.0" in primary
     assert "p 0.022. The data support that the student profits" in primary
@@ -72,9 +72,17 @@ def test_what_is_said(found: comparison_arms.Arms) -> None:
 
 def test_little_room_is_said_plainly(tmp_path: pathlib.Path) -> None:
     runs = write(tmp_path, D=np.add(A, [[0.01], [0.03]]))
-    said = " ".join(arms_text.verdict(comparison_arms.compare(runs, PRIMARY)))
-    assert "D - A is below 0.05" in said
-    assert "(C - A) / (D - A), is undefined" in said
+    found = comparison_arms.compare(runs, PRIMARY)
+    # D - A is 0.02: with another study.least_room that may be enough, and -1 does not judge it.
+    for least, says in {
+        0.05: "D - A is below 0.05",
+        -1: "D - A is below 0.05",
+        0.03: "D - A is below 0.03",
+        0.01: "D - A is above 0.01, but its interval reaches below",
+    }.items():
+        said = " ".join(arms_text.verdict(found, least))
+        assert f"Room: {says}" in said
+        assert "(C - A) / (D - A), is undefined" in said
 
 
 def test_other_arms_and_another_endpoint(tmp_path: pathlib.Path) -> None:
@@ -82,13 +90,13 @@ def test_other_arms_and_another_endpoint(tmp_path: pathlib.Path) -> None:
     room = {arm: runs[arm] for arm in "EAD"}
     found = comparison_arms.compare(room, PRIMARY)
     assert list(found.contrasts) == ["D-A"]
-    assert "needs arms that have not been run" in arms_text.verdict(found)[0]
+    assert "needs arms that have not been run" in arms_text.verdict(found, 0.05)[0]
     assert found.share("dice", "mean") is None
     distance = study.Endpoint("D-A", "hd95_mm", "ET")
     found = comparison_arms.compare(room, distance)
     # 20 mm for each unit of Dice, and smaller is better.
     assert found.result(*distance).difference.estimate == pytest.approx(-20 * 0.16)
-    assert "that the missing labels are worth something" in arms_text.verdict(found)[0]
+    assert "that the missing labels are worth something" in arms_text.verdict(found, 0.05)[0]
 
 
 def test_runs_of_other_data_are_refused(tmp_path: pathlib.Path) -> None:

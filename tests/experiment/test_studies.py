@@ -228,11 +228,39 @@ def test_labels_for_all_or_more_are_refused_before_a_run(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("arms", ["", "A,D"])
+@pytest.mark.parametrize("by_file", [False, True])
+def test_one_test_case_is_refused_before_a_run(
+    tiny_cohort: pathlib.Path,
+    built: pathlib.Path,
+    tmp_path: pathlib.Path,
+    arms: str,
+    by_file: bool,
+) -> None:
+    config = study.get_config("smoke")
+    config.update_from_flattened_dict(
+        {"data.data_dir": str(tiny_cohort), "data.root": str(built), "study.folds": 0}
+        # Of eight patients one is tested.
+        | {"split.train": 0.75, "split.validation": 0.125, "split.test": 0.125}
+        | {"study.arms": arms, "split.labelled": 2 if arms else 0}
+    )
+    workdir = tmp_path / "study"
+    if by_file:
+        first, second, third, *_ = sorted(each.name for each in tiny_cohort.iterdir())
+        parts = {"train": [first], "validation": [second], "test": [third]}
+        (tmp_path / "split.json").write_text(json.dumps(parts), "utf-8")
+        config.split.file, config.split.labelled = str(tmp_path / "split.json"), int(bool(arms))
+    with pytest.raises(UserError, match=r"has one test case, \S+: a study compares"):
+        studies.run(study_lib.parts(config, workdir), workdir, study_lib.primary(config), 0.05)
+    assert not workdir.exists()
+
+
 # Dice of the baselines is 0.3; that of arm D, and whether a student is then trained.
 @pytest.mark.parametrize(
     ("of_all_labels", "changes", "trained"),
     [
         (0.34, {}, False),
+        (0.34, {"study.least_room": 0.15}, False),
         (0.36, {}, True),
         (0.34, {"study.least_room": 0.03}, True),
         (0.2, {"study.least_room": -1.0}, True),
@@ -273,6 +301,9 @@ def test_students_are_trained_where_there_is_room(
     assert begun == ([tmp_path / "seed-0" / "B-self-training"] if trained else [])
     assert ("D - A is +0.040 in mean Dice, below" in caplog.text) != trained
     assert (tmp_path / "report.html").is_file() != trained
+    if not trained:
+        said = f"Room: D - A is below {config.study.least_room}."
+        assert said in (tmp_path / "report.html").read_text("utf-8")
 
 
 # --- The real thing --------------------------------------------------------------------------

@@ -18,11 +18,14 @@ def test_the_page_and_the_numbers_beside_it(tmp_path: pathlib.Path) -> None:
         tmp_path,
         runs,
         primary=primary,
+        least_room=0.2,
         facts=[("command", "python -m kdnet_jax.main")],
         synthetic=True,
     )
     text = page.read_text("utf-8")
     assert verdict[0] in text
+    # D - A is 0.16, and this study asked for more.
+    assert text.count("Room: D - A is below 0.2.") == 2
     assert "once more, after post-processing" in text
     for arm in study.ARMS.values():
         assert f"seed-1/{arm.folder}/report.html" in text

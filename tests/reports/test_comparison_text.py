@@ -36,6 +36,17 @@ def with_dice(
     return dataclasses.replace(compared, results=tuple(results))
 
 
+def test_what_stands_out_is_named_with_its_region(compared: comparison.Comparison) -> None:
+    # The student is better in all; with these p the four rows of Dice stand out.
+    results = [
+        dataclasses.replace(r, p_holm=0.01 if r.metric == "dice" else 1.0) for r in compared.results
+    ]
+    said = " ".join(comparison_text.verdict(dataclasses.replace(compared, results=tuple(results))))
+    assert "the student differs in 4: Dice of ET: better by +0." in said
+    assert "; Dice of WT: better by" in said
+    assert "; Dice, mean of the regions: better by" in said
+
+
 NEITHER = "show neither that the student beats"
 MARGINS = [
     (0.03, 0.05, "beats the baseline", r"gain is 0\.02 or more\."),
