@@ -52,7 +52,9 @@ def finish(
     """
     best = processes.together(lambda: trained.load_run(folder))
     trained.check_same(best)
-    if best.uncalibrated:
+    # The scores of the probabilities are of the calibration: a new one makes former ones void.
+    anew = best.uncalibrated
+    if anew:
         best = _calibrated(best, data)
     if best.undecided:
         best = _decided(best, data)
@@ -61,7 +63,7 @@ def finish(
         about["teacher"] = {"path": os.fspath(teacher.folder), "hash": teacher.params_hash}
     elif data.maps:
         about["teacher"] = {"path": os.fspath(data.maps.folder), "hash": data.maps.hash}
-    _score(best, folder, data, about)
+    _score(best, folder, data, about, anew=anew)
     return best
 
 
@@ -160,10 +162,19 @@ def _evaluation_key(run: trained.Run, data: run_data.Data) -> dict[str, str | in
     return key | ({"thresholds": run.model.decision} if run.model.thresholds else {})
 
 
-def _score(run: trained.Run, folder: pathlib.Path, data: run_data.Data, about: typed.Json) -> None:
-    """Scores a run on the test cases, unless `folder` holds just that already."""
+def _score(
+    run: trained.Run,
+    folder: pathlib.Path,
+    data: run_data.Data,
+    about: typed.Json,
+    *,
+    anew: bool = False,
+) -> None:
+    """Scores a run on the test cases: `anew`, or unless `folder` holds just that."""
     key = _evaluation_key(run, data)
-    if processes.first_does(lambda: _is_scored(folder, key) and score_files.is_complete(folder)):
+    if not anew and processes.first_does(
+        lambda: _is_scored(folder, key) and score_files.is_complete(folder)
+    ):
         _LOG.info(f"{folder}: already evaluated")
         processes.first_does(lambda: evaluation.remove_unfinished(folder))
         return

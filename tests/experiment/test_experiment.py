@@ -97,6 +97,12 @@ def test_thresholds_and_the_decision_without_them(
     # The second start repeats nothing.
     again = commands.run("main", *words, env=report_free_env)
     assert "already evaluated" in again.stdout
+    # Another calibration, other scores of the probabilities.
+    (tmp_path / "validation" / "calibration.json").unlink()
+    calibrated = commands.run("main", *words, env=report_free_env)
+    assert calibrated.returncode == 0, calibrated.stderr
+    assert "already evaluated" not in calibrated.stdout
+    assert (tmp_path / "validation" / "calibration.json").is_file()
 
 
 def test_predictions_lie_on_the_scan_s_grid(
