@@ -49,6 +49,9 @@ def find_scans(
     """
     found: list[tuple[str, Mapping[str, Source]]] = []
     first, *others = modalities
+    for path in inputs:
+        if not os.path.lexists(path):
+            raise UserError(f"--input={path}: there is no such file or folder.")
     of_dicom = {path for path in inputs if dicom.is_dicom(path)}
     if series and not of_dicom:
         raise UserError(f"--series={series}: no --input is a folder, zip or file of DICOM.")
@@ -70,8 +73,6 @@ def find_scans(
                 f"{path}: this network needs {', '.join(modalities)} of each case. Give the folder "
                 f"of the case, or of the cases{_OR_LESS}."
             )
-        elif not os.path.lexists(path):
-            raise UserError(f"--input={path}: there is no such file or folder.")
         else:
             _warn_of_name(path, first, task)
             found.append((nifti_header.stem(path), {first: path}))
