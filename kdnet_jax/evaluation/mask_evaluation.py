@@ -21,6 +21,7 @@ from kdnet_jax.metrics import cases as case_metrics
 
 # What imports JAX is imported where it is used: the worker processes import this file too.
 from kdnet_jax.metrics import postprocessing, scoring, surface
+from kdnet_jax.runs import run_folders
 
 _LOG = logging.getLogger(__name__)
 
@@ -281,8 +282,7 @@ def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
             f"--output={output}: lies in the folder of the references, where its masks would be "
             f"taken for references. {other}"
         )
-    if (output / "config.json").exists():
-        raise UserError(f"--output={output}: is a run's folder, with its own evaluation. {other}")
+    run_folders.refuse_run(output)
     present = score_files.read_summary(output)
     if present is None:
         if scores.exists():
