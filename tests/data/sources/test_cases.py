@@ -222,8 +222,25 @@ def test_missing_sequences_are_counted_and_named(tmp_path: pathlib.Path) -> None
 
 def test_a_sequence_that_nobody_has(tmp_path: pathlib.Path) -> None:
     add_files(tmp_path / "p1", "t1ce.nii.gz", "flair.nii.gz", "seg.nii.gz")
-    with pytest.raises(UserError, match=r"no case has t1, t2; there are t1ce, flair.*data\.modal"):
+    with pytest.raises(UserError, match=r"no case has t1, t2; there are t1ce, flair.*modal.*--seq"):
         cases.find_cases(tmp_path)
+
+
+def test_what_labels_mean_is_said_where_they_are_read(tmp_path: pathlib.Path) -> None:
+    for name, words in (("anna", "read as those of brats2021"), ("BraTS-GLI-00001-000", "2024")):
+        add_case(tmp_path / name / name)
+        told = [cases.find_cases(tmp_path / name, labelled=labelled) for labelled in (True, False)]
+        assert [words in said(cohort) for cohort in told] == [True, False]
+        assert "--config.data." in said(told[0])
+        assert "check_data" in said(told[0])
+
+
+def test_the_raw_layout_of_nnunet_is_refused_with_what_every_command_can_do(
+    tmp_path: pathlib.Path,
+) -> None:
+    add_files(tmp_path / "imagesTr", "a_0000.nii.gz", "a_0001.nii.gz")
+    with pytest.raises(UserError, match=r"check_data, build_data: --task=.*and its networks, copy"):
+        cases.find_cases(tmp_path, labelled=False)
 
 
 def test_cases_without_labels(tmp_path: pathlib.Path) -> None:
