@@ -102,7 +102,7 @@ def _without_required(error: Exception) -> str | None:
     """Returns a message for flags that have to be given, `None` for another error."""
     names = re.findall(r"^flag --(\w+)=None: .*", str(error), re.MULTILINE)
     # Of a validator of several flags, which says it by `missing`.
-    several = re.findall(r"^flags .*?: (--.*): (?:is|are) missing", str(error), re.MULTILINE)
+    several = re.findall(r"^flags .*?: (--.*) (?:is|are) missing", str(error), re.MULTILINE)
     names += re.findall(r"--(\w+)", " ".join(several))
     return missing(names) if names else None
 
@@ -110,7 +110,7 @@ def _without_required(error: Exception) -> str | None:
 def missing(names: Sequence[str]) -> str:
     """Returns a message for flags that have to be given."""
     given = ", ".join(f"--{name}" for name in names)
-    return f"{given}: {'is' if len(names) == 1 else 'are'} missing; --help says what to give"
+    return f"{given} {'is' if len(names) == 1 else 'are'} missing; --help says what to give"
 
 
 def _unreadable_config(argv: list[str], default: str, error: OSError) -> str:

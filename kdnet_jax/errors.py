@@ -41,6 +41,11 @@ def first_few(texts: Sequence[str], most: int = 5) -> str:
     return ", ".join(texts[:most]) + more
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns "1 case" or "2 cases"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def check_choice(key: str, value: object, choices: Iterable[_Choice]) -> _Choice:
     """Returns the value of `key`; raises UserError unless it is one of `choices`."""
     choices = tuple(choices)

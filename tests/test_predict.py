@@ -377,7 +377,7 @@ def test_without_a_scan_the_flags_that_miss_are_named(
 ) -> None:
     done = _predict(command_env, smoke_student.folder)
     assert done.returncode == 2
-    assert done.stderr == "error: --input, --output: are missing; --help says what to give\n"
+    assert done.stderr == "error: --input, --output are missing; --help says what to give\n"
 
 
 def test_uncertainty_needs_several_answers(

@@ -257,7 +257,8 @@ def read_contents(
 def _listing(listed: Sequence[problems.Problem]) -> str:
     rows = []
     for row in listed:
-        remedy = f" {row.remedy}." if row.remedy else ""
+        end = "" if row.remedy.endswith((".", "?")) else "."
+        remedy = f" {row.remedy}{end}" if row.remedy else ""
         rows.append(f"{row.case + ': ' if row.case else ''}{row.file}: {row.finding}.{remedy}")
     count = f"{len(rows)} problems" if len(rows) > 1 else "a problem"
     return "\n  ".join([f"{count} with the masks; nothing was computed", *rows])

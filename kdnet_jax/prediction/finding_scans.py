@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import dicom, nifti_header
 from kdnet_jax.data.sources import cases, labels, names
-from kdnet_jax.errors import UnknownLayoutError, UserError
+from kdnet_jax.errors import UnknownLayoutError, UserError, counted
 
 _LOG = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _numbered(
                 "the others, as in nnU-Net's imagesTs."
             )
     listed = ", ".join(f"_{number:04d} as {name}" for name, number in wanted.items())
-    _LOG.info(f"{folder}: {len(by_case)} cases in nnU-Net's names; {listed}")
+    _LOG.info(f"{folder}: {counted(len(by_case), 'case')} in nnU-Net's names; {listed}")
     return [
         (case, {name: channels[number] for name, number in wanted.items()})
         for case, channels in sorted(by_case.items())

@@ -25,7 +25,7 @@ from kdnet_jax.data.sources import (
     task_layouts,
     task_names,
 )
-from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice, first_few
+from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice, counted, first_few
 
 Source = pathlib.Path | tuple[pathlib.Path, int]
 _CHOOSE: Final = (
@@ -204,7 +204,7 @@ def _find(
     unused = [file.path.name for file in files if file.path not in taken]
     if unused:
         notes.append(
-            f"{len(unused)} other {_kind(task)} files under {root} are not used: "
+            f"not used of {root}: {counted(len(unused), f'other {_kind(task)} file')}: "
             f"{first_few(unused)}"
         )
     return Cohort(", ".join(chosen), found, notes, tuple(aside))
@@ -258,7 +258,7 @@ def _check_doubts(
 
 def _told(cohort: Cohort, cases: list[Case], root: pathlib.Path) -> Cohort:
     """Returns the cohort with these cases in order, and their number as its first note."""
-    notes = [f"{cohort.release}: {len(cases)} cases under {root}", *cohort.notes]
+    notes = [f"{cohort.release}: {counted(len(cases), 'case')} under {root}", *cohort.notes]
     ordered = sorted(cases, key=lambda case: case.case_id)
     return dataclasses.replace(cohort, cases=ordered, notes=notes)
 
@@ -434,7 +434,7 @@ def _unlabelled(cohort: Cohort, root: pathlib.Path, task: task_lib.Task) -> User
     brats = labels.is_brats(task)
     nnunet, what = ("", "tumour's segmentation") if brats else (" and nnU-Net", "segmentation")
     return UserError(
-        f"{root}: none of the {len(cohort.cases)} cases has a segmentation (a file that ends in "
+        f"{root}: no segmentation in {counted(len(cohort.cases), 'case')} (a file that ends in "
         f"seg, label or mask; labelsTr for the Decathlon{nnunet}){aside}. Expected the training "
         f"part of a release; a {what} under another name has to be renamed to CASE_seg"
     )
@@ -489,13 +489,14 @@ def _note_incomplete(
     """Counts the cases that lack a sequence; refuses those that lack all of them."""
     if empty := [case.case_id for case in found if not case.images]:
         raise UserError(
-            f"{root}: {len(empty)} cases have none of {', '.join(_present(found, task))}: "
+            f"{root}: {', '.join(_present(found, task))} are all missing in "
+            f"{counted(len(empty), 'case')}: "
             f"{first_few(empty)}. Remove them, or ask for other sequences "
             f"{layouts.flags_of('modalities')}"
         )
     if lacking := _lacking(found, task):
-        counted = _counted(lacking, len(found), task)
-        notes.append(f"{counted}. They are used in training alone, where it is 0 (data.incomplete)")
+        lack = _counted(lacking, len(found), task)
+        notes.append(f"{lack}. They are used in training alone, where it is 0 (data.incomplete)")
 
 
 def _refuse_incomplete(found: list[Case], root: pathlib.Path, task: task_lib.Task) -> None:

@@ -12,7 +12,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.data.sources import labels, names, own_layouts, task_names
-from kdnet_jax.errors import UnknownLayoutError, UserError, first_few
+from kdnet_jax.errors import UnknownLayoutError, UserError, counted, first_few
 
 NAMES: Final[dict[str, re.Pattern[str]]] = {
     release: re.compile(pattern, re.IGNORECASE)
@@ -291,7 +291,9 @@ def choose_release(
     """
     _check_nnunet(files, root)
     groups = {} if release == "user" else _group(files, root)
-    counts = ", ".join(f"{name} ({len(cases)} cases)" for name, cases in sorted(groups.items()))
+    counts = ", ".join(
+        f"{name} ({counted(len(cases), 'case')})" for name, cases in sorted(groups.items())
+    )
     if release == AUTO and len(groups) > 1:
         message = (
             f"{root}: holds several releases: {counts}. They share patients (2018 is part of "
