@@ -17,7 +17,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data.phantom import phantom
 from kdnet_jax.data.records import building, store
 from kdnet_jax.data.scans import geometry, prepare
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, counted
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans.")
 _RELEASE = flags.DEFINE_string("release", "auto", "Layout of the scans; auto recognises it.")
@@ -134,7 +134,7 @@ def parse_spacing(text: str) -> prepare.Spacing:
 def _report(cases: store.CaseStore) -> None:
     for note in cases.notes:
         print(f"note: {note}")
-    print(f"{len(cases)} cases are in {cases.folder}")
+    print(f"{counted(len(cases), 'case')} {'is' if len(cases) == 1 else 'are'} in {cases.folder}")
 
 
 if __name__ == "__main__":

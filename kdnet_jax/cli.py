@@ -62,6 +62,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         return rest
     except (flags.Error, errors.UserError) as error:
         message = _without_required(error) or str(error)
+        unknown = isinstance(error, flags.UnrecognizedFlagError)
+        if unknown and "config" in flags.FLAGS and (hint := _full_key(error.flagname)):
+            message = f"--{error.flagname} is no flag{hint}"
     except _CONFIG_ERRORS as error:
         message = _config_mistake(argv, error)
     except OSError as error:
@@ -102,7 +105,7 @@ def _without_required(error: Exception) -> str | None:
     """Returns a message for flags that have to be given, `None` for another error."""
     names = re.findall(r"^flag --(\w+)=None: .*", str(error), re.MULTILINE)
     # Of a validator of several flags, which says it by `missing`.
-    several = re.findall(r"^flags .*?: (--.*): (?:is|are) missing", str(error), re.MULTILINE)
+    several = re.findall(r"^flags .*?: (--.*) (?:is|are) missing", str(error), re.MULTILINE)
     names += re.findall(r"--(\w+)", " ".join(several))
     return missing(names) if names else None
 
@@ -110,7 +113,7 @@ def _without_required(error: Exception) -> str | None:
 def missing(names: Sequence[str]) -> str:
     """Returns a message for flags that have to be given."""
     given = ", ".join(f"--{name}" for name in names)
-    return f"{given}: {'is' if len(names) == 1 else 'are'} missing; --help says what to give"
+    return f"{given} {'is' if len(names) == 1 else 'are'} missing; --help says what to give"
 
 
 def _unreadable_config(argv: list[str], default: str, error: OSError) -> str:
@@ -135,8 +138,27 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
     wanted = [key for key in keys if quoted and quoted.group(1) in key.split(".")]
     if quoted is None or not wanted:
         return f"{_given_config(argv) or '--config'}: the config cannot be read: {text}"
+    return f"--{wanted[0]}: {_unknown_key(wanted[0], quoted.group(1), suggested)}"
+
+
+def _unknown_key(given: str, unknown: str, suggested: re.Match[str] | None) -> str:
+    """Says what is wrong with config.KEY, of which the part `unknown` is not in the config."""
+    if unknown in ("teacher", "distillation") and given.startswith(f"config.{unknown}"):
+        return (
+            f"the config has no key {unknown!r}: a baseline or teacher has no teacher. Use a "
+            "student's, such as --config=configs/student.py"
+        )
     hint = f"; did you mean {suggested.group(1)!r}?" if suggested else ""
-    return f"--{wanted[0]}: the config has no key {quoted.group(1)!r}{hint}"
+    return f"the config has no key {unknown!r}{_full_key(given) or hint}"
+
+
+def _full_key(name: str) -> str:
+    """Returns a hint at the one key of a config that ends as `name` does; empty: not one."""
+    from kdnet_jax.config import keys  # After a mistake: it takes a second.
+
+    last = name.rpartition(".")[2]
+    found = [key for key in keys.KEYS if key.rpartition(".")[2] == last]
+    return f"; did you mean --config.{found[0]}?" if len(found) == 1 else ""
 
 
 def refuse_arguments(argv: list[str]) -> None:

@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file. Give a folder.")
+    run_folders.refuse_run(output)
     files.check_places([output / comparison_text.EVERYTHING])
     compared = comparison.compare(
         run_folders.expand("baseline", _BASELINE.value),

@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 _Choice = TypeVar("_Choice", bound=str)
@@ -22,16 +22,28 @@ class UnknownLayoutError(UserError):
     """A folder of scans in which no layout is recognised."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the known name closest to `name`, else an empty text."""
+def nearest(name: str, known: Iterable[str], meaning: Mapping[str, str] | None = None) -> str:
+    """Returns "; did you mean 'x'?" for the known name closest to `name`, else an empty text.
+
+    Args:
+        name: what was given.
+        known: what could have been.
+        meaning: the name that is shown in the place of a known one, if it is another.
+    """
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    shown = [(meaning or {}).get(match, match) for match in matches]
+    return f"; did you mean {shown[0]!r}?" if shown else ""
 
 
 def first_few(texts: Sequence[str], most: int = 5) -> str:
     """Returns the first texts with commas between them, and how many more there are."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns "1 case" or "2 cases"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def check_choice(key: str, value: object, choices: Iterable[_Choice]) -> _Choice:

@@ -11,6 +11,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Integer
 
+from kdnet_jax.data.sources import names
 from kdnet_jax.errors import UserError, nearest
 
 # The class of all voxels of a case whose reference is not used; no task has so many.
@@ -182,16 +183,19 @@ class Task:
         Raises:
             UserError: for an empty text, an unknown or a repeated channel.
         """
-        names = [name.strip().lower() for name in text.split(",") if name.strip()]
-        for name in names:
+        asked = [name.strip().lower() for name in text.split(",") if name.strip()]
+        # As the files' names are understood: t1gd is near to t1, and is t1ce.
+        known = {**names.SEQUENCES, **{name: name for name in self.modalities}}
+        known = {name: channel for name, channel in known.items() if channel in self.modalities}
+        for name in asked:
             if name not in self.modalities:
+                hint = nearest(names.read(name).sequence or name, known, known)
                 raise UserError(
-                    f"{key} holds {name!r}{nearest(name, self.modalities)} (the sequences are "
-                    f"{', '.join(self.modalities)})."
+                    f"{key} holds {name!r}{hint} (the sequences are {', '.join(self.modalities)})."
                 )
-        if not names or len(set(names)) < len(names):
+        if not asked or len(set(asked)) < len(asked):
             raise UserError(f"{key} is {text!r}: name each sequence once, separated by commas.")
-        return tuple(name for name in self.modalities if name in names)
+        return tuple(name for name in self.modalities if name in asked)
 
 
 GLIOMA: Final = Task(

@@ -322,7 +322,7 @@ def test_a_patient_in_two_releases(tmp_path: pathlib.Path) -> None:
     write_case(tmp_path / "new", 1)
     write_case(tmp_path / "old", 1, name="BraTS20_Training_007")
     rows = checked(tmp_path)
-    assert "holds several releases: brats2020 (1 cases), brats2021 (2 cases)" in rows[0].finding
+    assert "holds several releases: brats2020 (1 case), brats2021 (2 cases)" in rows[0].finding
     assert [row.case for row in rows[1:]] == ["BraTS2021_00001", "BraTS20_Training_007"]
     assert all("t1, t1ce, t2, flair, segmentation: the same" in row.finding for row in rows[1:])
 

@@ -9,6 +9,17 @@ STUDENT = "--config=configs/student.py:smoke"
 MISTAKES = {
     "unknown key": ([STUDENT, "--config.train.step=3"], ["--config.train.step", "steps"]),
     "unknown key of the default config": (["--config.tain=3"], ["--config.tain", "no key 'tain'"]),
+    "key without its section": ([STUDENT, "--config.data_dir=x"], ["--config.data.data_dir?"]),
+    "key in another section": ([STUDENT, "--config.data.steps_x=1"], ["no key 'steps_x'"]),
+    "flag that is a key": ([STUDENT, "--data_dir=x"], ["--data_dir is no", "--config.data.data_d"]),
+    "teacher of a baseline": (
+        ["--config=configs/baseline.py:smoke", "--config.teacher.checkpoint=x"],
+        ["--config.teacher.checkpoint", "has no teacher", "configs/student.py"],
+    ),
+    "weight of a baseline": (
+        ["--config=configs/baseline.py:smoke", "--config.distillation.kd_weight=1"],
+        ["has no teacher"],
+    ),
     "unknown preset": (["--config=configs/student.py:smok"], ["smok", "did you mean 'smoke'"]),
     "wrong type": ([STUDENT, "--config.train.steps=many"], ["config.train.steps", "many"]),
     "extra word": ([STUDENT, "extra"], ["'extra' belongs to no flag"]),

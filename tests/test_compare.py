@@ -40,3 +40,6 @@ def test_runs_that_differ_end_with_one_message(
     assert done.returncode == 2
     assert done.stderr.startswith("error: the runs are not comparable:\n  - train.steps: ")
     assert not (tmp_path / "out").exists()
+    done = commands.run("compare", *words[:2], f"--output={other}", env=command_env)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --output={other}: is a run's folder")

@@ -195,8 +195,9 @@ def test_a_case_without_the_sequence_is_refused_and_not_guessed(tmp_path: pathli
         path.unlink()
     with pytest.raises(UserError, match="no case has t1ce"):
         finding_scans.find_scans([case], ("t1ce",), task_lib.GLIOMA)
-    with pytest.raises(UserError, match="no such file"):
-        finding_scans.find_scans([tmp_path / "absent.nii.gz"], ("t1ce",), task_lib.GLIOMA)
+    for sequences in (("t1ce",), ("t1", "t1ce")):
+        with pytest.raises(UserError, match="no such file"):
+            finding_scans.find_scans([tmp_path / "absent.nii.gz"], sequences, task_lib.GLIOMA)
 
 
 def _plan(tmp_path: pathlib.Path, names: list[str], output: str, **options: object) -> list:
@@ -217,6 +218,10 @@ def test_where_the_files_go(tmp_path: pathlib.Path) -> None:
     first, second = _plan(tmp_path, ["a", "b"], "out", overlay=tmp_path / "png", **everything)
     assert first.probabilities == tmp_path / "out" / "a_prob.nii.gz"
     assert second.overlay == tmp_path / "png" / "b.png"
+    (tmp_path / "old.png").mkdir()
+    for folder in ("run.v2", "old.png"):
+        (job,) = _plan(tmp_path, ["scan"], folder)
+        assert job.output == tmp_path / folder / "scan.nii.gz"
 
 
 @pytest.mark.parametrize(
@@ -226,6 +231,9 @@ def test_where_the_files_go(tmp_path: pathlib.Path) -> None:
         (["a"], "a.nii.gz", {}, "is the input itself"),
         (["a_prob"], ".", {"probabilities": True}, "is the input itself"),
         (["x"], "m.nii.gz", {"volumes": pathlib.Path("v.txt")}, "ends in .csv or .json"),
+        (["x"], "m.png", {}, "ends in .png, which no mask is written as"),
+        (["x"], "m.MHA", {}, "ends in .MHA"),
+        (["a", "b"], "m.gz", {}, "ends in .gz"),
         (["a", "b"], "m.nii.gz", {}, "is one file, but there are 2 inputs"),
         (["a", "b"], "out", {"overlay": pathlib.Path("o.png")}, "a folder for several"),
     ],
@@ -369,7 +377,7 @@ def test_without_a_scan_the_flags_that_miss_are_named(
 ) -> None:
     done = _predict(command_env, smoke_student.folder)
     assert done.returncode == 2
-    assert done.stderr == "error: --input, --output: are missing; --help says what to give\n"
+    assert done.stderr == "error: --input, --output are missing; --help says what to give\n"
 
 
 def test_uncertainty_needs_several_answers(

@@ -56,8 +56,9 @@ def read_document(run: pathlib.Path) -> typed.Json:
     """
     path = run / CONFIG
     if not path.is_file():
+        why = "it has no config.json" if run.exists() else "there is no such folder"
         raise UserError(
-            f"{run} is no run of kdnet_jax: it has no config.json. Give the folder that python -m "
+            f"{run} is no run of kdnet_jax: {why}. Give the folder that python -m "
             "kdnet_jax.main wrote (its --workdir), or one that python -m kdnet_jax.export wrote."
         )
     try:

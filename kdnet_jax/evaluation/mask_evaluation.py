@@ -21,6 +21,7 @@ from kdnet_jax.metrics import cases as case_metrics
 
 # What imports JAX is imported where it is used: the worker processes import this file too.
 from kdnet_jax.metrics import postprocessing, scoring, surface
+from kdnet_jax.runs import run_folders
 
 _LOG = logging.getLogger(__name__)
 
@@ -256,7 +257,8 @@ def read_contents(
 def _listing(listed: Sequence[problems.Problem]) -> str:
     rows = []
     for row in listed:
-        remedy = f" {row.remedy}." if row.remedy else ""
+        end = "" if row.remedy.endswith((".", "?")) else "."
+        remedy = f" {row.remedy}{end}" if row.remedy else ""
         rows.append(f"{row.case + ': ' if row.case else ''}{row.file}: {row.finding}.{remedy}")
     count = f"{len(rows)} problems" if len(rows) > 1 else "a problem"
     return "\n  ".join([f"{count} with the masks; nothing was computed", *rows])
@@ -281,8 +283,7 @@ def check_output(output: pathlib.Path, about: typed.JsonView) -> None:
             f"--output={output}: lies in the folder of the references, where its masks would be "
             f"taken for references. {other}"
         )
-    if (output / "config.json").exists():
-        raise UserError(f"--output={output}: is a run's folder, with its own evaluation. {other}")
+    run_folders.refuse_run(output)
     present = score_files.read_summary(output)
     if present is None:
         if scores.exists():

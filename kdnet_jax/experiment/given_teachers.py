@@ -60,7 +60,7 @@ def load(teacher: experiment_lib.Teacher, workdir: pathlib.Path) -> Given:
                 f"teacher.folds is {','.join(folds)!r}, but {path} is not of another tool: "
                 "leave it empty."
             )
-        return Given(trained.load_run(path))
+        return Given(trained.load_given("teacher.checkpoint", path))
     if processes.count() > 1:
         # Orbax writes nothing in one process while the others wait for it.
         chosen = f" --folds={','.join(folds)}" if folds else ""
@@ -91,7 +91,7 @@ def _several(teacher: experiment_lib.Teacher) -> Given:
             f"teacher.folds is {','.join(teacher.folds)!r}, and teacher.checkpoint names "
             f"{len(teacher.folders)} networks: leave it empty."
         )
-    members = tuple(trained.load_run(folder) for folder in teacher.folders)
+    members = tuple(trained.load_given("teacher.checkpoint", folder) for folder in teacher.folders)
     first, *others = members
     for other in others:
         _check_agreement(first, other)

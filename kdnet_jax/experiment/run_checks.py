@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from kdnet_jax.config import experiment as experiment_lib
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, counted
 from kdnet_jax.experiment import run_data
 from kdnet_jax.losses import objective
 
@@ -66,17 +66,17 @@ def check_unlabelled(experiment: experiment_lib.Experiment, data: run_data.Data)
     hard = options.unlabelled == "hard"
     if options.mixup and (hard or objective.reads_references(options)):
         raise UserError(
-            f"distillation.mixup is {options.mixup:g}, and {count} training cases have no "
-            "reference: a sample that is mixed with one of these has none either, which leaves "
-            "hardly any to learn references from. Leave these cases out "
+            f"distillation.mixup is {options.mixup:g}, and {counted(count, 'training case')} "
+            "without a reference: a sample that is mixed with one of these has none either, which "
+            "leaves hardly any to learn references from. Leave these cases out "
             "(--config.loader.unlabelled_share=0), mix nothing (--config.distillation.mixup=0), or "
             "learn from the teacher's probabilities alone, as configs/methods/patient.py does."
         )
     if experiment.loss.over_batch and not hard:
         raise UserError(
-            f"loss.over_batch is true, and {count} training cases have no reference: the Dice of a "
-            "whole batch needs classes for all of it. Set --config.distillation.unlabelled=hard, "
-            "or --config.loss.over_batch=false."
+            f"loss.over_batch is true, and {counted(count, 'training case')} without a reference: "
+            "the Dice of a whole batch needs classes for all of it. Set "
+            "--config.distillation.unlabelled=hard, or --config.loss.over_batch=false."
         )
 
 

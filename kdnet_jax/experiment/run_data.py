@@ -15,7 +15,7 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.data import choices, splits
 from kdnet_jax.data.loading import loader, placement
 from kdnet_jax.data.records import building, skipping, store, teacher_maps
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, counted
 from kdnet_jax.parallel import processes, sharding
 
 _LOG = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ def open_data(experiment: experiment_lib.Experiment) -> Data:
     )
     if split.unlabelled and not experiment.uses_unlabelled:
         _LOG.info(
-            f"note: {len(split.unlabelled)} training cases have no reference in use "
-            f"({split.unlabelled[0]} among them) and are left out: a student alone learns from "
+            f"note: {counted(len(split.unlabelled), 'training case')} without a reference in use "
+            f"({split.unlabelled[0]} among them), left out: a student alone learns from "
             "them, with loader.unlabelled_share above 0"
         )
     empty = [part for part, ids in split.parts.items() if not ids]

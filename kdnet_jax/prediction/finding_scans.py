@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.scans import dicom, nifti_header
 from kdnet_jax.data.sources import cases, labels, names
-from kdnet_jax.errors import UnknownLayoutError, UserError
+from kdnet_jax.errors import UnknownLayoutError, UserError, counted
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,6 +49,9 @@ def find_scans(
     """
     found: list[tuple[str, Mapping[str, Source]]] = []
     first, *others = modalities
+    for path in inputs:
+        if not os.path.lexists(path):
+            raise UserError(f"--input={path}: there is no such file or folder.")
     of_dicom = {path for path in inputs if dicom.is_dicom(path)}
     if series and not of_dicom:
         raise UserError(f"--series={series}: no --input is a folder, zip or file of DICOM.")
@@ -70,8 +73,6 @@ def find_scans(
                 f"{path}: this network needs {', '.join(modalities)} of each case. Give the folder "
                 f"of the case, or of the cases{_OR_LESS}."
             )
-        elif not os.path.lexists(path):
-            raise UserError(f"--input={path}: there is no such file or folder.")
         else:
             _warn_of_name(path, first, task)
             found.append((nifti_header.stem(path), {first: path}))
@@ -166,7 +167,7 @@ def _numbered(
                 "the others, as in nnU-Net's imagesTs."
             )
     listed = ", ".join(f"_{number:04d} as {name}" for name, number in wanted.items())
-    _LOG.info(f"{folder}: {len(by_case)} cases in nnU-Net's names; {listed}")
+    _LOG.info(f"{folder}: {counted(len(by_case), 'case')} in nnU-Net's names; {listed}")
     return [
         (case, {name: channels[number] for name, number in wanted.items()})
         for case, channels in sorted(by_case.items())

@@ -15,6 +15,11 @@ from kdnet_jax.prediction import finding_scans
 _NIFTI = (".nii", ".nii.gz")
 _SEGMENTATION = ".dcm"
 _TABLES = (".csv", ".json")
+# Of files that someone may expect here; a folder may have a dot in its name, as run.v2.
+_OTHER_FILES = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".mha", ".mhd", ".nrrd", ".nhdr", ".img", ".hdr"),
+    *(".mgz", ".gz", ".zip", ".npy", ".npz", ".h5"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +106,11 @@ def plan(
     if len(scans) > 1 and file:
         raise UserError(
             f"--output={output} is one file, but there are {len(scans)} inputs. Give a folder."
+        )
+    if output.suffix.lower() in _OTHER_FILES and not (file or output.is_dir()):
+        raise UserError(
+            f"--output={output} ends in {output.suffix}, which no mask is written as. Give a name "
+            "that ends in .nii.gz or .nii (of DICOM also .dcm), or a folder."
         )
     picture = overlay is not None and overlay.suffix.lower() == ".png"
     one_picture = overlay is not None and (single or picture)

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from kdnet_jax.config import keys, study
 from kdnet_jax.core import files, provenance
+from kdnet_jax.errors import counted
 from kdnet_jax.evaluation import comparison, comparison_arms, comparison_runs
 from kdnet_jax.metrics import cases
 from kdnet_jax.reports import comparison_records, comparison_text
@@ -103,8 +104,8 @@ def _primary(found: comparison_arms.Arms) -> list[str]:
     said = _difference(found, *found.primary)
     if metric == "dice":
         said += f" {comparison_text.margin_text(result.difference)}"
-    runs = comparison_text.counted(found.first.pairs, "run")
-    cases_ = comparison_text.counted(result.cases, "test case")
+    runs = counted(found.first.pairs, "run")
+    cases_ = counted(result.cases, "test case")
     when = (
         "The primary endpoint once more, after post-processing"
         if found.postprocessed

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from kdnet_jax.core import files, provenance
+from kdnet_jax.errors import counted
 from kdnet_jax.evaluation import comparison, comparison_scores
 from kdnet_jax.metrics import statistics
 from kdnet_jax.reports import comparison_records, latex_table
@@ -231,11 +232,6 @@ def of_column(column: str) -> str:
 
 def _better(result: comparison.Result) -> bool:
     return (result.difference.estimate > 0) == comparison.MEASURES[result.metric].larger_is_better
-
-
-def counted(number: int, noun: str) -> str:
-    """Returns "1 case" or "2 cases"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # --- Files --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from nibabel import affines
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import case_checks, problems
 from kdnet_jax.data.sources import cases
-from kdnet_jax.errors import first_few
+from kdnet_jax.errors import counted, first_few
 
 NOT_STATED: Final = "not stated"  # the orientation of a header that says nothing of it
 TINY_VOXELS: Final = 50  # BraTS 2023's lesion-wise scores ignore lesions of up to 50 voxels
@@ -155,7 +155,7 @@ def _listed(rows: Sequence[problems.Problem]) -> list[str]:
         if len(members) > _LISTED_EACH:
             # Several files of a case may share it.
             names = list(dict.fromkeys(row.case for row in members))
-            count = f"{len(names)} case{'s' if len(names) > 1 else ''} ({first_few(names)})"
+            count = f"{counted(len(names), 'case')} ({first_few(names)})"
             lines.append(f"{severity}: {count}: {finding}. {remedy}")
         else:
             lines += [_line(row) for row in members]
@@ -170,4 +170,4 @@ def _line(row: problems.Problem) -> str:
 def _verdict(rows: Sequence[problems.Problem]) -> str:
     errors = [row for row in rows if row.severity == problems.ERROR]
     warnings = f"{len(rows) - len(errors)} to look at (warnings)"
-    return f"\n{len(errors)} problems to fix (errors), {warnings}."
+    return f"\n{counted(len(errors), 'problem')} to fix (errors), {warnings}."

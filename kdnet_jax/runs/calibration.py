@@ -23,7 +23,12 @@ _LOG_RATIO: Final = values.Number(-20, 20)
 _DEVIATION: Final = values.Number(0, 20)
 # Of 3 cases the range of a further one reaches 5 deviations to each side, further than any guess.
 FEWEST_CASES: Final = 5
+_KEYS: Final = ("temperature", "biases", "volume_errors")
 _CASES: Final = values.Whole(FEWEST_CASES, 10**6)
+
+
+class _OtherVersionError(UserError):
+    """A calibration that another version of kdnet_jax wrote."""
 
 
 class VolumeError(NamedTuple):
@@ -95,9 +100,12 @@ def from_json(given: object, head: heads.Head) -> Calibration:
     """
     if given == {}:
         return NONE
-    keys = ("temperature", "biases", "volume_errors")
-    if not (isinstance(given, dict) and given.keys() == set(keys)):
-        raise UserError(f"calibration is {given!r:.80}; expected {', '.join(keys)}.")
+    if not isinstance(given, dict):
+        raise UserError(f"calibration is {given!r:.80}; expected {', '.join(_KEYS)}.")
+    if given.keys() != set(_KEYS):
+        raise _OtherVersionError(
+            f"its calibration has {', '.join(given)}, where this version has {', '.join(_KEYS)}"
+        )
     values.check("the temperature", given["temperature"], _TEMPERATURE)
     biases = _by_name("biases", given["biases"], head.outputs)
     for name, bias in biases.items():
@@ -157,9 +165,10 @@ def read(folder: pathlib.Path, head: heads.Head, params_hash: str) -> Calibratio
     """Returns the calibration of these parameters; `None` where there is none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or of another version.
     """
     path = folder / FILE
+    remedy = "Remove it and start the run's python -m kdnet_jax.main again: it is measured anew."
     if not path.is_file():
         return None
     try:
@@ -167,8 +176,7 @@ def read(folder: pathlib.Path, head: heads.Head, params_hash: str) -> Calibratio
         if document["parameters_sha256"] != params_hash:
             return None
         return from_json(document["calibration"], head)
+    except _OtherVersionError as error:
+        raise UserError(f"{path} is of another version of kdnet_jax: {error}. {remedy}") from error
     except (KeyError, UserError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}). Remove it and start the run's python -m kdnet_jax.main "
-            "again: it is measured anew."
-        ) from error
+        raise UserError(f"{path} is damaged ({error}). {remedy}") from error

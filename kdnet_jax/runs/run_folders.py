@@ -24,6 +24,14 @@ def expand(flag: str, words: Sequence[str]) -> list[pathlib.Path]:
     return folders
 
 
+def refuse_run(output: pathlib.Path) -> None:
+    """Raises UserError if what a command writes would lie among the files of a run."""
+    if (output / "config.json").exists():
+        raise UserError(
+            f"--output={output}: is a run's folder, with its own files. Choose another --output"
+        )
+
+
 def _named(flag: str, word: str) -> list[pathlib.Path]:
     # A name that exists is taken as it is, whatever signs it holds.
     parts = [word] if pathlib.Path(word).is_dir() else word.split(",")

@@ -11,7 +11,7 @@ from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.config import reading, students
 from kdnet_jax.data import splits
 from kdnet_jax.data.sources import patients
-from kdnet_jax.errors import UserError
+from kdnet_jax.errors import UserError, counted
 from kdnet_jax.losses import distillation, features, objective
 from kdnet_jax.models import adapted, networks
 from kdnet_jax.runs import model as model_lib
@@ -211,9 +211,9 @@ def check_split(
     seen = {patient.get(name, patients.patient_of(name)) for name in known.ids}
     if seen and not seen & set(patient.values()):
         _LOG.info(
-            f"note: none of the {len(known.ids)} cases that {teacher} was trained or selected on "
-            "has the name of a case of this run. If they are the same patients under other names, "
-            "the scores on the test cases are too good."
+            f"note: of the {counted(len(known.ids), 'case')} that {teacher} was trained or "
+            "selected on none has the name of a case of this run. If they are the same patients "
+            "under other names, the scores on the test cases are too good."
         )
     leaked = seen & {patient[name] for name in test}
     if leaked:

@@ -81,6 +81,18 @@ def load_run(folder: pathlib.Path, *, pretrained: bool = False) -> Run:
     return decided(run) if experiment.inference.chooses_thresholds else run
 
 
+def load_given(key: str, folder: pathlib.Path, *, pretrained: bool = False) -> Run:
+    """Reads what a key of the config names; see `load_run`.
+
+    Raises:
+        UserError: it cannot be read; the message names the key.
+    """
+    try:
+        return load_run(folder, pretrained=pretrained)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
 def check_same(run: Run) -> None:
     """Raises UserError if the processes of a run have not read the same parameters."""
     views = processes.gather([run.step, run.params_hash])

@@ -46,7 +46,9 @@ def load_start(experiments: Sequence[experiment_lib.Experiment]) -> trained.Run 
     """
     if not experiments[0].train.start:
         return None
-    start = trained.load_run(pathlib.Path(experiments[0].train.start), pretrained=True)
+    start = trained.load_given(
+        "train.start", pathlib.Path(experiments[0].train.start), pretrained=True
+    )
     for experiment in experiments:
         own = model_lib.of_experiment(experiment)
         # The shapes alone.

@@ -1,7 +1,9 @@
 """Calibration: the fit, the error and the range of volumes, by hand and against others."""
 
 import dataclasses
+import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from scipy import optimize, special
 
 from kdnet_jax import dataset_json
 from kdnet_jax.data.scans import geometry, prepare
+from kdnet_jax.errors import UserError
 from kdnet_jax.evaluation import calibration
 from kdnet_jax.models import heads
 from kdnet_jax.prediction import confidence
@@ -38,6 +41,19 @@ def _drawn(
         return special.softmax(z, axis=-1).astype(np.float32), reference.astype(np.uint8)
     reference = (rng.random(voxels) < special.expit(true)[:, 0]).astype(np.uint8)
     return special.expit(z).astype(np.float32), reference
+
+
+def test_one_of_another_version_is_told_with_what_to_do(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / calibration_lib.FILE
+    held = {"temperature": 1.0, "volume_errors": {"lesion": {"mean": 0.1}}}
+    path.write_text(json.dumps({"parameters_sha256": "a", "calibration": held}), "utf-8")
+    with pytest.raises(UserError) as caught:
+        calibration_lib.read(tmp_path, TWO, "a")
+    assert str(caught.value) == (
+        f"{path} is of another version of kdnet_jax: its calibration has temperature, "
+        "volume_errors, where this version has temperature, biases, volume_errors. Remove it and "
+        "start the run's python -m kdnet_jax.main again: it is measured anew."
+    )
 
 
 # --- What brings them to frequencies -------------------------------------------------------------

@@ -385,9 +385,21 @@ def test_a_folder_of_another_config(
 
 @pytest.mark.once
 def test_a_teacher_that_is_no_run(student: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
+    absent = tmp_path / "absent"
     student.teacher.checkpoint = str(tmp_path)
-    with pytest.raises(UserError, match=r"is no run of kdnet_jax"):
+    with pytest.raises(UserError, match=r"^teacher.checkpoint: .* is no run of kdnet_jax: it has"):
         runner.run(reading.read(student), tmp_path / "run")
+    for checkpoint in (str(absent), f"{absent};{absent}2"):
+        student.teacher.checkpoint = checkpoint
+        with pytest.raises(UserError, match=rf"^teacher.checkpoint: {absent} .*no such folder"):
+            runner.run(reading.read(student), tmp_path / "run")
+
+
+@pytest.mark.once
+def test_a_start_that_is_not_there(config: config_dict.ConfigDict, tmp_path: pathlib.Path) -> None:
+    config.train.start = str(tmp_path / "absent")
+    with pytest.raises(UserError, match=rf"^train.start: {tmp_path}/absent .*no such folder"):
+        runner.run(reading.read(config), tmp_path / "run")
 
 
 @pytest.mark.once

@@ -128,7 +128,9 @@ def test_cases_that_cannot_be_used_are_refused(
     with pytest.raises(UserError, match=r"missing in 2 of 7 cases: .*--config.data.incomplete=tru"):
         run_data.open_data(reading.read(config))
     config.data.incomplete, config.data.modalities = True, "t1ce,flair"
-    with pytest.raises(UserError, match=f"1 cases have none of t1ce, flair: {_name(2)}. Remove"):
+    with pytest.raises(
+        UserError, match=f"t1ce, flair are all missing in 1 case: {_name(2)}. Remove"
+    ):
         run_data.open_data(reading.read(config))
     config.data.modalities, config.split.file = "", str(tmp_path / "split.json")
     parts = {"train": [_name(4)], "validation": [_name(1)], "test": [_name(5)]}

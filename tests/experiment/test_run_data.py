@@ -107,7 +107,7 @@ def test_labels_are_kept_of_so_many_cases_and_a_student_alone_learns_from_the_ot
     data = run_data.open_data(values)
     assert len(data.split.train) == 3
     assert run_data.unlabelled_cases(values, data) == []
-    assert "1 training cases have no reference in use" in caplog.text
+    assert "1 training case without a reference in use" in caplog.text
     caplog.clear()
     student = common.base_config("student", "smoke")
     student.data, student.split = config.data, config.split
@@ -142,12 +142,12 @@ def _check_losses_of_unlabelled(student: config_dict.ConfigDict, data: run_data.
     for key, value in (("kd_weight", 0.5), ("unlabelled", "hard"), ("affinity_weight", 0.1)):
         changed = student.copy_and_resolve_references()
         changed.distillation[key] = value
-        with pytest.raises(UserError, match="mixup is 1, and 1 training cases have no reference"):
+        with pytest.raises(UserError, match="mixup is 1, and 1 training case without"):
             run_checks.check_unlabelled(reading.read(changed), data)
         changed.loader.unlabelled_share = 0.0
         run_checks.check_unlabelled(reading.read(changed), data)
     student.distillation.mixup, student.loss.over_batch = 0.0, True
-    with pytest.raises(UserError, match="over_batch is true, and 1 training cases have no"):
+    with pytest.raises(UserError, match="over_batch is true, and 1 training case without"):
         run_checks.check_unlabelled(reading.read(student), data)
     student.distillation.unlabelled = "hard"
     run_checks.check_unlabelled(reading.read(student), data)

@@ -51,7 +51,7 @@ def test_what_cannot_be_told_of_a_leak_is_said(
     caplog.set_level("INFO")
     text = reading.read(common.base_config("teacher", "smoke")).to_json()
     (tmp_path / "config.json").write_text(text, "utf-8")
-    for name, said in ((VISITS[0], ""), ("BRATS_007", "none of the 1 cases")):
+    for name, said in ((VISITS[0], ""), ("BRATS_007", "of the 1 case that")):
         text = f'{{"train": ["{name}"], "validation": [], "test": []}}'
         (tmp_path / "split.json").write_text(text, "utf-8")
         teachers.check_split(tmp_path, PATIENTS, [VISITS[2]])

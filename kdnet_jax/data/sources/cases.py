@@ -10,6 +10,7 @@ import os
 import pathlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import problems
@@ -24,9 +25,13 @@ from kdnet_jax.data.sources import (
     task_layouts,
     task_names,
 )
-from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice, first_few
+from kdnet_jax.errors import UnknownLayoutError, UserError, check_choice, counted, first_few
 
 Source = pathlib.Path | tuple[pathlib.Path, int]
+_CHOOSE: Final = (
+    "(check_data, build_data: --modalities; in a config --config.data.modalities; predict, "
+    "evaluate: --sequences, of a network that was trained with modality dropout)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +101,7 @@ def find_cases(
     modalities = task.modalities if modalities is None else modalities
     _check_arguments(release, modalities, label_convention, task)
     root = layouts.check_folder(data_dir)
-    cohort = _find(root, release, label_convention, task, problems.refuse)
+    cohort = _find(root, release, label_convention, task, problems.refuse, labelled=labelled)
     found = _labelled(cohort, root, task, unlabelled) if labelled else cohort.cases
     found = _with_modalities(found, root, modalities, task, problems.refuse)
     if incomplete:
@@ -158,11 +163,17 @@ def _find(
     label_convention: str | None,
     task: task_lib.Task,
     report: problems.Report,
+    *,
+    labelled: bool = True,
 ) -> Cohort:
-    """Returns the cases of all releases that are taken, whole or not."""
+    """Returns the cases of all releases that are taken, whole or not.
+
+    What their labels mean is noted where they are used (`labelled`).
+    """
     files, notes = layouts.list_files(root, report, task=task)
     if labels.is_brats(task):
         chosen, more = layouts.choose_release(release, files, root, report)
+        more = more if labelled else []
     else:
         chosen, more = task_layouts.choose(files, root, task, report)
     notes += more
@@ -179,7 +190,7 @@ def _find(
     for name, groups in chosen.items():
         layouts.check_unique(groups, report)
         convention, meaning = layouts.label_convention_of(name, label_convention, task)
-        notes += meaning
+        notes += meaning if labelled else []
         cases = _cases_of(name, groups, task, notes, report)
         bare = [case.case_id for case in cases if not case.images and case.label]
         if bare:
@@ -193,7 +204,7 @@ def _find(
     unused = [file.path.name for file in files if file.path not in taken]
     if unused:
         notes.append(
-            f"{len(unused)} other {_kind(task)} files under {root} are not used: "
+            f"not used of {root}: {counted(len(unused), f'other {_kind(task)} file')}: "
             f"{first_few(unused)}"
         )
     return Cohort(", ".join(chosen), found, notes, tuple(aside))
@@ -247,7 +258,7 @@ def _check_doubts(
 
 def _told(cohort: Cohort, cases: list[Case], root: pathlib.Path) -> Cohort:
     """Returns the cohort with these cases in order, and their number as its first note."""
-    notes = [f"{cohort.release}: {len(cases)} cases under {root}", *cohort.notes]
+    notes = [f"{cohort.release}: {counted(len(cases), 'case')} under {root}", *cohort.notes]
     ordered = sorted(cases, key=lambda case: case.case_id)
     return dataclasses.replace(cohort, cases=ordered, notes=notes)
 
@@ -423,7 +434,7 @@ def _unlabelled(cohort: Cohort, root: pathlib.Path, task: task_lib.Task) -> User
     brats = labels.is_brats(task)
     nnunet, what = ("", "tumour's segmentation") if brats else (" and nnU-Net", "segmentation")
     return UserError(
-        f"{root}: none of the {len(cohort.cases)} cases has a segmentation (a file that ends in "
+        f"{root}: no segmentation in {counted(len(cohort.cases), 'case')} (a file that ends in "
         f"seg, label or mask; labelsTr for the Decathlon{nnunet}){aside}. Expected the training "
         f"part of a release; a {what} under another name has to be renamed to CASE_seg"
     )
@@ -442,7 +453,7 @@ def _with_modalities(
     if absent:
         message = (
             f"{root}: no case has {', '.join(absent)}; there are {', '.join(there)}. "
-            "Choose among these with --modalities (--config.data.modalities)"
+            f"Choose among these {_CHOOSE}"
         )
         report(UserError(message), "", root)
     wanted = [name for name in there if name in modalities]
@@ -478,13 +489,14 @@ def _note_incomplete(
     """Counts the cases that lack a sequence; refuses those that lack all of them."""
     if empty := [case.case_id for case in found if not case.images]:
         raise UserError(
-            f"{root}: {len(empty)} cases have none of {', '.join(_present(found, task))}: "
+            f"{root}: {', '.join(_present(found, task))} are all missing in "
+            f"{counted(len(empty), 'case')}: "
             f"{first_few(empty)}. Remove them, or ask for other sequences "
-            "(--config.data.modalities)"
+            f"{layouts.flags_of('modalities')}"
         )
     if lacking := _lacking(found, task):
-        counted = _counted(lacking, len(found), task)
-        notes.append(f"{counted}. They are used in training alone, where it is 0 (data.incomplete)")
+        lack = _counted(lacking, len(found), task)
+        notes.append(f"{lack}. They are used in training alone, where it is 0 (data.incomplete)")
 
 
 def _refuse_incomplete(found: list[Case], root: pathlib.Path, task: task_lib.Task) -> None:
@@ -492,9 +504,8 @@ def _refuse_incomplete(found: list[Case], root: pathlib.Path, task: task_lib.Tas
     if bad:
         raise UserError(
             f"{root}: sequences are missing in {len(bad)} of {len(found)} cases: "
-            f"{first_few(bad)}. Complete or remove these cases, ask for fewer "
-            "(--config.data.modalities; of predict and evaluate --sequences), or use them in "
-            "training (--config.data.incomplete=true)"
+            f"{first_few(bad)}. Complete or remove these cases, ask for fewer {_CHOOSE}, or use "
+            "them in training (--config.data.incomplete=true)"
         )
 
 

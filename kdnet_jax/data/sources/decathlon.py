@@ -69,6 +69,7 @@ def check_channels(path: pathlib.Path, shape: Sequence[int], task: task_lib.Task
         )
     raise UserError(
         f"{finding}. Copy the file from the Decathlon's Task01_BrainTumour, or take the cases out "
-        "of its layout: CASE_SEQUENCE.nii.gz and CASE_seg.nii.gz, with "
-        "--label_convention=decathlon (--config.data.label_convention)"
+        "of its layout: CASE_SEQUENCE.nii.gz and CASE_seg.nii.gz, with the "
+        "labels of decathlon (check_data, build_data: --label_convention; in a config "
+        "--config.data.label_convention)"
     )

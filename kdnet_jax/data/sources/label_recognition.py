@@ -96,8 +96,8 @@ def _unknown_values(
     if not odd:
         return f"{folder}: the masks hold {_shown(values)}, together those of none of {known}"
     path, held = next(iter(odd.items()))
-    more = f" So do {len(odd) - 1} more." if len(odd) > 1 else ""
-    return f"{path}: holds {_shown(held)}, which is none of {known}.{more}"
+    more = f". So do {len(odd) - 1} more" if len(odd) > 1 else ""
+    return f"{path}: holds {_shown(held)}, which is none of {known}{more}"
 
 
 def _from_values(

@@ -12,7 +12,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.data.sources import labels, names, own_layouts, task_names
-from kdnet_jax.errors import UnknownLayoutError, UserError, first_few
+from kdnet_jax.errors import UnknownLayoutError, UserError, counted, first_few
 
 NAMES: Final[dict[str, re.Pattern[str]]] = {
     release: re.compile(pattern, re.IGNORECASE)
@@ -291,12 +291,14 @@ def choose_release(
     """
     _check_nnunet(files, root)
     groups = {} if release == "user" else _group(files, root)
-    counts = ", ".join(f"{name} ({len(cases)} cases)" for name, cases in sorted(groups.items()))
+    counts = ", ".join(
+        f"{name} ({counted(len(cases), 'case')})" for name, cases in sorted(groups.items())
+    )
     if release == AUTO and len(groups) > 1:
         message = (
             f"{root}: holds several releases: {counts}. They share patients (2018 is part of "
             "2019, 2020, 2021, 2023 and the Decathlon), so they must not be mixed. Give the "
-            "folder of one of them, or choose one with --release (--config.data.release)"
+            "folder of one of them, or choose one " + flags_of("release")
         )
         report(UserError(message), "", root)
     notes = _sibling_notes(groups) if release == AUTO else []
@@ -321,18 +323,24 @@ def _check_nnunet(files: Iterable[File], root: pathlib.Path) -> None:
     if raw:
         raise UnknownLayoutError(
             f"{root}: {raw[0]} and {len(raw) - 1} more have the names of nnU-Net's raw layout, "
-            'which does not say the sequence: its dataset.json does ("channel_names"). Give that '
-            "file as the task: --task=DIR/dataset.json (--config.task=DIR/dataset.json). For the "
-            "task glioma, copy or link each image to DIR/CASE_SEQUENCE.nii.gz (t1, t1ce, t2 or "
-            "flair) and each label to DIR/CASE_seg.nii.gz, give DIR, and say what the labels mean "
-            "with --label_convention (--config.data.label_convention)"
+            'which does not say the sequence: its dataset.json does ("channel_names"). To train on '
+            "them, give that file as the task (check_data, build_data: --task=DIR/dataset.json; in "
+            "a config --config.task=DIR/dataset.json). For the task glioma and its networks, copy "
+            "or link each image to DIR/CASE_SEQUENCE.nii.gz (t1, t1ce, t2 or flair) and each label "
+            "to DIR/CASE_seg.nii.gz, give DIR, and, to train, say what the labels mean "
+            + flags_of("label_convention")
         )
+
+
+def flags_of(name: str) -> str:
+    """Returns how to set what the folder is taken as, in a message that all commands may print."""
+    return f"(check_data, build_data: --{name}; in a config --config.data.{name})"
 
 
 def _sibling_notes(releases: Iterable[str]) -> list[str]:
     return [
         f"the names stand for {release} (2024 starts at patient 02000 or visit 100, or has "
-        f"2024 in a folder's name); --release={_SIBLINGS[release]} forces the other"
+        f"2024 in a folder's name); {_SIBLINGS[release]} can be set {flags_of('release')}"
         for release in releases
         if release in _SIBLINGS
     ]
@@ -344,7 +352,7 @@ def _forced(release: str, groups: dict[str, Groups], root: pathlib.Path, counts:
     if not chosen:
         raise UserError(
             f"{root}: no case of {release}; found {counts or 'no name of a known release'}. Choose "
-            "what is there with --release (--config.data.release)\n" + LAYOUTS
+            f"what is there {flags_of('release')}\n{LAYOUTS}"
         )
     return chosen
 
@@ -362,7 +370,8 @@ def _check_paediatric(
     if cases and release == "brats2024":
         message = (
             f"{cases[0]} and {len(cases) - 1} more: {meaning}, which are not the classes of the "
-            "other sets. Leave the PED cases out, or use the PED set of 2023 (--release=brats2023)"
+            "other sets. Leave the PED cases out, or use the PED set of 2023 as the release "
+            "brats2023"
         )
         report(UserError(message), "", root)
     if cases and release == "brats2023":
@@ -395,5 +404,5 @@ def label_convention_of(
         return release, []
     return _USER_CONVENTION, [
         f"no release was recognised: label values are read as those of {_USER_CONVENTION} "
-        "(1 NCR, 2 ED, 4 ET); --config.data.label_convention says otherwise"
+        f"(1 NCR, 2 ED, 4 ET); others can be set {flags_of('label_convention')}"
     ]

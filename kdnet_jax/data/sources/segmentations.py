@@ -15,7 +15,7 @@ from kdnet_jax import task as task_lib
 from kdnet_jax.data.checks import problems
 from kdnet_jax.data.scans import nifti_header
 from kdnet_jax.data.sources import layouts, names, own_layouts, task_names
-from kdnet_jax.errors import UserError, first_few, nearest
+from kdnet_jax.errors import UserError, counted, first_few, nearest
 
 # What tools also write behind the name of the case; "trans" is the default of MONAI's SaveImage.
 _MASK_ENDINGS: Final = ("labels", "pred", "prediction", "trans")
@@ -205,9 +205,8 @@ def _missing(
 ) -> list[problems.Problem]:
     if not cases:
         return []
-    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
     hint = nearest(cases[0], set(found.masks) - set(known)).removesuffix("?")
-    finding = f"no {what} for {count}: {first_few(cases, _NAMED)}{hint}"
+    finding = f"no {what} for {counted(len(cases), 'case')}: {first_few(cases, _NAMED)}{hint}"
     return [problems.Problem("", str(found.folder), problems.ERROR, finding, remedy)]
 
 
@@ -229,5 +228,5 @@ def _extra(predictions: Found, references: Found, wanted: Sequence[str] | None) 
     extra = sorted(set(predictions.masks) - set(references.masks if wanted is None else wanted))
     if not extra:
         return []
-    why = "that have no reference" if wanted is None else "that --cases does not name"
-    return [f"{len(extra)} predictions {why} are not scored: {first_few(extra)}"]
+    why = "without a reference" if wanted is None else "that --cases does not name"
+    return [f"not scored: {counted(len(extra), 'prediction')} {why}: {first_few(extra)}"]

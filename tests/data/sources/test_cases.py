@@ -222,8 +222,25 @@ def test_missing_sequences_are_counted_and_named(tmp_path: pathlib.Path) -> None
 
 def test_a_sequence_that_nobody_has(tmp_path: pathlib.Path) -> None:
     add_files(tmp_path / "p1", "t1ce.nii.gz", "flair.nii.gz", "seg.nii.gz")
-    with pytest.raises(UserError, match=r"no case has t1, t2; there are t1ce, flair.*data\.modal"):
+    with pytest.raises(UserError, match=r"no case has t1, t2; there are t1ce, flair.*modal.*--seq"):
         cases.find_cases(tmp_path)
+
+
+def test_what_labels_mean_is_said_where_they_are_read(tmp_path: pathlib.Path) -> None:
+    for name, words in (("anna", "read as those of brats2021"), ("BraTS-GLI-00001-000", "2024")):
+        add_case(tmp_path / name / name)
+        told = [cases.find_cases(tmp_path / name, labelled=labelled) for labelled in (True, False)]
+        assert [words in said(cohort) for cohort in told] == [True, False]
+        assert "--config.data." in said(told[0])
+        assert "check_data" in said(told[0])
+
+
+def test_the_raw_layout_of_nnunet_is_refused_with_what_every_command_can_do(
+    tmp_path: pathlib.Path,
+) -> None:
+    add_files(tmp_path / "imagesTr", "a_0000.nii.gz", "a_0001.nii.gz")
+    with pytest.raises(UserError, match=r"check_data, build_data: --task=.*and its networks, copy"):
+        cases.find_cases(tmp_path, labelled=False)
 
 
 def test_cases_without_labels(tmp_path: pathlib.Path) -> None:
@@ -234,7 +251,7 @@ def test_cases_without_labels(tmp_path: pathlib.Path) -> None:
     assert ids(cohort) == ["BraTS20_Training_001"]
     assert "want of a segmentation: BraTS20_Validation_001" in said(cohort)
     assert cases.find_cases(tmp_path, labelled=False).cases[1].label is None
-    with pytest.raises(UserError, match="none of the 1 cases has a segmentation"):
+    with pytest.raises(UserError, match="no segmentation in 1 case "):
         cases.find_cases(folder)
 
 
@@ -242,7 +259,7 @@ def test_several_releases_are_refused_unless_one_is_chosen(tmp_path: pathlib.Pat
     add_case(tmp_path / "a" / "BraTS20_Training_001")
     add_case(tmp_path / "b" / "BraTS2021_00001")
     add_case(tmp_path / "b" / "BraTS2021_00002")
-    with pytest.raises(UserError, match=r"brats2020 \(1 cases\), brats2021 \(2 cases\)"):
+    with pytest.raises(UserError, match=r"brats2020 \(1 case\), brats2021 \(2 cases\)"):
         cases.find_cases(tmp_path)
     assert len(cases.find_cases(tmp_path, "brats2021").cases) == 2
     with pytest.raises(UserError, match="no case of brats2018; found brats2020"):
@@ -385,7 +402,7 @@ def test_a_mask_of_something_else_is_no_label(tmp_path: pathlib.Path, mask: str)
     cohort = cases.find_cases(tmp_path, modalities=("t1",), labelled=False)
     assert cohort.cases[0].label is None
     assert f"{mask}.nii.gz" in said(cohort)
-    with pytest.raises(UserError, match=rf"none of the 1 cases has a segm.*{mask}.*CASE_seg"):
+    with pytest.raises(UserError, match=rf"no segmentation in 1 case .*{mask}.*CASE_seg"):
         cases.find_cases(tmp_path, modalities=("t1",))
     add_files(tmp_path / "p1", "tumor_mask.nii.gz")
     label = cases.find_cases(tmp_path, modalities=("t1",)).cases[0].label
@@ -414,13 +431,13 @@ def test_a_mask_that_is_not_said_to_be_of_the_tumour_is_no_label(
     assert cohort.cases[0].label is None
     assert "not said to be of a tumour" in said(cohort)
     assert path.name in said(cohort)
-    with pytest.raises(UserError, match=rf"none of the 1 cases.*{path.name}.*CASE_seg"):
+    with pytest.raises(UserError, match=rf"no segmentation in 1 case .*{path.name}.*CASE_seg"):
         cases.find_cases(tmp_path, modalities=("t1",))
 
 
 def test_in_a_flat_folder_the_mask_of_another_structure_is_named(tmp_path: pathlib.Path) -> None:
     add_files(tmp_path, "anna_t1.nii.gz", "anna_thalamus_seg.nii.gz")
-    with pytest.raises(UserError, match=r"none of the 1 cases.*no sequence.*anna_thalamus"):
+    with pytest.raises(UserError, match=r"no segmentation in 1 case .*no sequence.*anna_thalamus"):
         cases.find_cases(tmp_path, modalities=("t1",))
 
 

@@ -60,6 +60,9 @@ def test_a_4_in_names_of_2023_on_may_be_a_cavity(tmp_path) -> None:
 def test_values_of_no_convention(tmp_path) -> None:
     with pytest.raises(UserError, match="holds 5, which is none of"):
         _recognise(tmp_path, 0, 5)
+    masks = {tmp_path / name: frozenset((0, 5)) for name in ("a", "b")}
+    with pytest.raises(UserError, match=r"none of .*kdnet\. So do 1 more$"):  # the list ends it
+        label_recognition.recognise("auto", "--reference_labels", tmp_path, masks, None)
 
 
 def test_what_is_asked_for_counts_first(tmp_path) -> None:

@@ -63,7 +63,7 @@ def test_a_raw_folder_of_nnunet_is_found_by_the_numbers_of_its_files(
     }
     assert case.label == folder / "labelsTr" / "made_00.nii.gz"
     assert (case.convention, case.patient_id) == ("task", "made_00")
-    assert "1 other NIfTI files" in "\n".join(cohort.notes)
+    assert "1 other NIfTI file:" in "\n".join(cohort.notes)
 
 
 def test_numbers_go_by_the_folder_s_own_description(tmp_path: pathlib.Path) -> None:
