@@ -38,19 +38,19 @@ class Row:
         form: of the first convolution.
         batch: samples or windows on each chip.
         augment: `augment.preset` of a step, where it is not that of the config's preset.
-        fits: the compiler found room for it.
+        fits: the compiler found room for it; None: it failed for another reason.
         gib: what it holds on each chip at most; where it does not fit, what the compiler counted.
         tera_flops: of one chip, as XLA counts; likewise `accessed_gib`, bytes read and written.
         sent_mib: kind of collective -> what each chip receives.
         seconds: of the compilation.
-        error: where it does not fit, what the compiler says.
+        error: where it does not fit, or failed, what the compiler says.
     """
 
     program: str
     topology: str
     form: str
     batch: int
-    fits: bool
+    fits: bool | None
     gib: float | None = None
     tera_flops: float | None = None
     accessed_gib: float | None = None
@@ -68,7 +68,7 @@ class Row:
         """Returns the row for the terminal."""
         said = f"{self.program}, {self.topology}, {self.form}, {self.batch} a chip"
         said += f", augment.preset={self.augment}: " if self.augment else ": "
-        said += "fits" if self.fits else "DOES NOT FIT"
+        said += {True: "fits", False: "DOES NOT FIT", None: "NOT COMPILED"}[self.fits]
         if self.gib is not None:
             said += f", {self.gib:.2f} GiB"
         if self.tera_flops is not None and self.accessed_gib is not None:
@@ -154,11 +154,10 @@ def compile_row(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if not memory.is_exhausted(error):
-            raise
         used = _USED.search(str(error))
         return dataclasses.replace(
             row,
+            fits=False if memory.is_exhausted(error) else None,
             gib=float(used[1]) if used else None,
             seconds=time.monotonic() - started,
             error=str(error).splitlines()[0],
