@@ -146,8 +146,8 @@ class Model:
             axes: of an array, the letters to which its axes grow, such as "LPS" (BraTS) or "RAS".
             orientation: "header", or three letters that overrule a wrong header; `None` as in
                 training.
-            labels: label values of the mask; of a glioma brats2021, brats2023 or decathlon. `None`:
-                brats2021, of other tasks the values of their own dataset.json.
+            labels: label values of the mask; of a glioma brats2018 to brats2024, or decathlon.
+                `None`: brats2021, of other tasks the values of their own dataset.json.
             series: of DICOM, number or UID of the series; "": it is found by its tags.
             strip: hd-bet or synthstrip takes off the skull first; auto: what is installed; "": it
                 is off.

@@ -69,8 +69,8 @@ _SEQUENCES = flags.DEFINE_string(
 _LABELS = flags.DEFINE_string(
     "labels",
     None,
-    "Label values of the mask: of a glioma brats2021 (the default), brats2023 or decathlon; of "
-    "other tasks those of their own dataset.json",
+    "Label values of the mask: of a glioma brats2018 to brats2024 (brats2021 is the default) or "
+    "decathlon; of other tasks those of their own dataset.json",
 )
 _OVERLAY = flags.DEFINE_string(
     "overlay", None, "Also draw the mask: a .png file for one scan, a folder for several"

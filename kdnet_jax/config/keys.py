@@ -125,7 +125,9 @@ _SPLIT: Final = {
         0.1, _SHARE, "Share of the patients; with folds, of those outside of the test fold."
     ),
     "split.test": Key(0.2, _SHARE, "Share of the patients; unused with folds."),
-    "split.folds": Key(0, values.Whole(0, 1000), "Number of folds; 0: the shares above."),
+    "split.folds": Key(
+        0, values.Whole(0, 1000), "Number of folds; 0: the shares split.train and so on."
+    ),
     "split.fold": Key(0, values.Whole(0, 999), "Which of the folds is the test part, from 0."),
     "split.labelled": Key(
         0,
@@ -134,7 +136,10 @@ _SPLIT: Final = {
         "0: all.",
     ),
     "split.labelled_seed": Key(
-        0, _SEED, "Of the drawing of these; those of a smaller number are part of a larger one's."
+        0,
+        _SEED,
+        "Of the drawing of the labelled cases; those of a smaller number are part of those of a "
+        "larger one.",
     ),
 }
 

@@ -48,13 +48,14 @@ class DistillationOptions:
         latent_reduction: "mean" over what the softmax leaves, or "sum" (per sample).
         unlabelled: the teacher's labels of scans without a reference: "hard", its decisions in the
             place of the reference; "soft", its probabilities; or "sharp", these sharpened.
-        unlabelled_weight: weight of the loss against these labels.
+        unlabelled_weight: weight of the loss against the teacher's labels of scans without a
+            reference.
         unlabelled_temperature: T of "soft", of both networks.
         sharpening: T of "sharp", of the teacher's probabilities: p^(1/T), normalised.
-        confidence: weight of a voxel there: "none" (1), "probability" (the teacher's of its
-            decision), "threshold": 1 where that reaches the threshold, else 0, or "agreement": how
-            far several teachers agree.
-        confidence_threshold: see above.
+        confidence: weight of a voxel in a scan without a reference: "none" (1), "probability" (the
+            teacher's of its decision), "threshold": 1 where that reaches `confidence_threshold`,
+            else 0, or "agreement": how far several teachers agree.
+        confidence_threshold: the probability of the teacher's decision that "threshold" asks for.
         hint_weight: of the hints: the squared distance of the bottlenecks, by a projector (FitNets,
             Romero et al., 2015).
         gram_weight: of the bottlenecks' Gram matrices (SMU-Net, Azad et al., 2022).

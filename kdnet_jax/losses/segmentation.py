@@ -28,7 +28,7 @@ class LossOptions:
             learns to reconstruct what is hidden of its input, to be the start of others.
         over_batch: the Dice of the whole batch, not of each sample.
         mask_share: of a reconstruction: share of a patch's cubes that the network does not see.
-        mask_edge: of a reconstruction: edge of such a cube in voxels.
+        mask_edge: of a reconstruction: edge of a hidden cube in voxels.
     """
 
     form: Literal["dice_ce", "dice_bce", "reconstruction"] = "dice_ce"

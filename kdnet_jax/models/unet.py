@@ -36,22 +36,23 @@ class UNetConfig:
         last_blocks: blocks of the finest decoder level.
         down: "max_pool", or "strided": a learned convolution whose kernel is its stride (computed
             as space-to-depth and a 1x1x1 convolution).
-        up: "trilinear", or "learned": a transposed convolution likewise.
+        up: "trilinear", or "learned": a transposed convolution whose kernel is its stride.
         head: what the outputs mean: "softmax" over a task's classes, or "regions": a sigmoid for
-            each of its regions (`heads.Head`).
+            each of its regions.
         deep_supervision: logits also at the coarser decoder levels, under "logits_1", ... of the
             features.
         bfloat16: compute the network in bfloat16; parameters, statistics of norms and logits stay
             float32. On a CPU that has bfloat16 only the products of convolutions, which are added
-            in float32. `None` (auto): on GPU and TPU, not on CPU.
+            in float32. "auto": on GPU and TPU, not on CPU.
         remat: keep only the convolutions' results for the gradient, and compute all else from them
             again (normalisation, pooling, upsampling): 0.4 to 0.5 of the memory, little more time.
             Without effect on CPU, where XLA merges what is computed twice.
-        convolutions: how they are computed, see `layers.convolve`; "auto" chooses by backend.
+        convolutions: how they are computed: "native" by XLA, "onednn" on a CPU, "planes" as sums of
+            2-D ones on a CPU without it, "blocks" as native, with the input's voxels moved into
+            channels; "auto" chooses by backend.
         strides: 1 or 2 along d, h and w, of each level below the finest, as ((1,2,2),(2,2,2));
             empty: 2 everywhere.
-        kernels: edges of each level's convolutions, 1 or 3; empty: 3 everywhere. `plan` chooses
-            both for voxels that are longer along one axis.
+        kernels: edges of each level's convolutions, 1 or 3; empty: 3 everywhere.
         out_channels: of the logits; `len(heads.Head(task, head).outputs)`.
     """
 

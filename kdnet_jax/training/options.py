@@ -15,7 +15,7 @@ class TrainOptions:
         save_minutes: minutes between saves, besides one at every validation.
         early_stop: stop after so many validations without a better one; 0 never stops early.
         accumulate: work through each batch in so many parts: less memory, the same update.
-        save_steps: steps between saves, besides those; 0: none.
+        save_steps: steps between saves, besides those of `save_minutes`; 0: none.
         nonfinite: a batch with a NaN or infinite loss or gradient: stop, or skip its update.
         average: decay of a moving average of the weights, which is then validated, kept and used,
             such as 0.99; 0: none.
