@@ -2,8 +2,9 @@
 
 Chen et al., "Learning with privileged multimodal knowledge for unimodal segmentation", IEEE TMI
 2022: L_GT + 0.5 L_masked at T = 10. Their contrastive term is left out: it needs other patients'
-scans as negatives, and a batch here is a few patches, often of one scan. Their teacher is frozen
-too.
+scans as negatives, and a batch here is a few patches, often of one scan. One whose negatives are
+the patch's other voxels is added by --config.distillation.contrastive_weight=W. Their teacher is
+frozen too.
 
     python -m kdnet_jax.main --config=configs/methods/pmkl.py[:PRESET] --workdir=DIR
 

@@ -324,6 +324,7 @@ _OF_STUDENTS: Final = of_class(
             for name in ("latent", *distillation.OF_OWN_WEIGHT)
         },
         "temperature": values.Number(0, 1000, without_low=True),
+        "contrastive_temperature": values.Number(0, 1000, without_low=True),
         "unlabelled_weight": values.Number(0, 1e6),
         "unlabelled_temperature": values.Number(0, 1000, without_low=True),
         "sharpening": values.Number(0, 1, without_low=True),

@@ -37,7 +37,7 @@ _FEWEST_VOXELS: Final = 50
 _INCHES: Final = 9.0
 _PAPER, _INK = "#ffffff", "#1b1f24"
 # Names of the loss and its terms (losses/), among all that `metrics.jsonl` holds.
-_LOSS: Final = re.compile(r"loss|kl|(gt|kd|pl)_\w+|hint|gram|prototype|affinity|masked")
+_LOSS: Final = re.compile(r"loss|kl|(gt|kd|pl)_\w+|hint|gram|contrastive|prototype|affinity|masked")
 _COLUMNS: Final = 3
 
 

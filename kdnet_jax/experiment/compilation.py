@@ -14,7 +14,7 @@ from kdnet_jax.augment import augment, masking
 from kdnet_jax.config import experiment as experiment_lib
 from kdnet_jax.core import memory
 from kdnet_jax.data.loading import placement
-from kdnet_jax.losses import features, objective
+from kdnet_jax.losses import distillation, features, objective
 from kdnet_jax.models import networks, unet
 from kdnet_jax.parallel import sharding
 from kdnet_jax.runs import model as model_lib
@@ -176,7 +176,7 @@ def with_projector(
         shapes = networks.feature_shapes(experiment.network, sequences, experiment.loader.patch)
         kernel = jnp.eye(shapes[features.LAST][-1], sequences)
         return {**params, steps.PROJECTOR: {"kernel": kernel}}
-    if kd is None or teacher is None or not (kd.hint_weight or kd.gram_weight):
+    if kd is None or teacher is None or not any(map(kd.weight, distillation.PROJECTED)):
         return params
     student, patch = model_lib.of_experiment(experiment), experiment.loader.patch
     ours, theirs = (

@@ -59,6 +59,9 @@ class DistillationOptions:
         hint_weight: of the hints: the squared distance of the bottlenecks, by a projector (FitNets,
             Romero et al., 2015).
         gram_weight: of the bottlenecks' Gram matrices (SMU-Net, Azad et al., 2022).
+        contrastive_weight: of the contrast of the bottlenecks' voxels (after PMKL, Chen et al.,
+            2022, and CRD, Tian et al., 2020).
+        contrastive_temperature: by which the contrast divides cosines.
         prototype_weight: of the similarities with class prototypes (ProtoKD, Wang et al., 2023).
         affinity_weight: of the cosines between class prototypes (Qin et al., 2021).
         masked_weight: of the cross-entropy with the teacher where it is right and better (PMKL,
@@ -88,6 +91,8 @@ class DistillationOptions:
     confidence_threshold: float = 0.8
     hint_weight: float = 0.0
     gram_weight: float = 0.0
+    contrastive_weight: float = 0.0
+    contrastive_temperature: float = 0.1
     prototype_weight: float = 0.0
     affinity_weight: float = 0.0
     masked_weight: float = 0.0
@@ -106,7 +111,9 @@ class DistillationOptions:
 
 
 # Terms that are added, each with a weight of its own; 0: it is not computed.
-OF_OWN_WEIGHT: Final = ("hint", "gram", "prototype", "affinity", "masked")
+OF_OWN_WEIGHT: Final = ("hint", "gram", "contrastive", "prototype", "affinity", "masked")
+# Of these, those whose student's bottleneck goes through a projector.
+PROJECTED: Final = ("hint", "gram", "contrastive")
 
 
 def softened_dice_loss(

@@ -1,4 +1,4 @@
-"""Terms on features: of the bottlenecks (hints, Gram matrices), and of the decoders' last features.
+"""Terms on features: of the bottlenecks (hints, Gram matrices, contrast) and the decoders' last.
 
 Widths of student and teacher may differ. The bottlenecks meet by a projector, a 1x1x1 convolution
 that is trained with the student (`output.Output.projector`) and that no prediction needs; the terms
@@ -15,6 +15,8 @@ from kdnet_jax.losses import output
 
 # The deepest features, and those under the head, of every network (`models/`).
 BOTTLENECK, LAST = "bottleneck", "decoder_0"
+# Voxels along an axis that are contrasted at most: their products are as many as their square.
+_MOST_CONTRASTED = 8
 # Squares of norms below it are none.
 _SMALLEST = 1e-12
 
@@ -61,6 +63,42 @@ def gram_loss(
         for each in _bottlenecks(student, teacher)
     ]
     return ((grams[0] - grams[1]) ** 2).sum(axis=(1, 2))
+
+
+def contrastive_loss(
+    student: output.Output,
+    teacher: output.Output,
+    y: Float[Array, "b d h w k"],
+    where: Float[Array, "b d h w"] | None,
+    *,
+    temperature: float,
+) -> Float[Array, "b"]:
+    """Term `-mean_i ln(exp(u_i v_i / t) / sum_j exp(u_i v_j / t))` over voxels i, j.
+
+    u and v are the bottlenecks W f_S and f_T at norm 1: what the student has at a place is to be
+    closer to what the teacher has there than to what it has elsewhere. InfoNCE (van den Oord et
+    al., 2018, arXiv 1807.03748, equation 4), for CRD's term (Tian et al., ICLR 2020) and PMKL's
+    (Chen et al., IEEE TMI 2022), whose negatives are other scans.
+
+    Args:
+        student: see `hint_loss`.
+        teacher: likewise.
+        y: not read.
+        where: not read.
+        temperature: t.
+    """
+    del y, where
+    ours, theirs = map(_contrasted, _bottlenecks(student, teacher))
+    alike = jnp.einsum("bie,bje->bij", ours, theirs) / temperature
+    own = jnp.diagonal(alike, axis1=1, axis2=2)
+    return (jax.nn.logsumexp(alike, axis=2) - own).mean(axis=1)
+
+
+def _contrasted(x: Float[Array, "b d h w e"]) -> Float[Array, "b n e"]:
+    """Returns the features of evenly spaced voxels, at norm 1."""
+    d, h, w = (-(-side // _MOST_CONTRASTED) for side in x.shape[1:4])
+    chosen = x[:, ::d, ::h, ::w]
+    return _unit(chosen.reshape(len(x), -1, x.shape[-1]))
 
 
 def _bottlenecks(

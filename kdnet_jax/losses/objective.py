@@ -76,6 +76,7 @@ TERMS: Mapping[str, Term] = {
     # Each with a weight of its own: `distillation.OF_OWN_WEIGHT`.
     "hint": Term(features.hint_loss, "hint", everywhere=True),
     "gram": Term(features.gram_loss, "gram", everywhere=True),
+    "contrastive": Term(features.contrastive_loss, "contrastive", everywhere=True),
     "prototype": Term(features.prototype_loss, "prototype"),
     "affinity": Term(features.affinity_loss, "affinity"),
     "masked": Term(masked.masked_cross_entropy_loss, "masked"),
@@ -188,9 +189,13 @@ def of_options(
             reduction=kd.latent_reduction,
         )
         weights["kl"] = kd.latent_weight
+    options = {
+        "masked": _softened(kd),
+        "contrastive": {"temperature": kd.contrastive_temperature},
+    }
     for name in distillation.OF_OWN_WEIGHT:
         if weight := kd.weight(name):
-            chosen[name] = _bound(name, **(_softened(kd) if name == "masked" else {}))
+            chosen[name] = _bound(name, **options.get(name, {}))
             weights[name] = weight
     if not unlabelled:
         return Loss(chosen, weights)
@@ -212,7 +217,7 @@ def reads_references(kd: distillation.DistillationOptions) -> bool:
 def features_of(kd: distillation.DistillationOptions) -> dict[str, list[str]]:
     """Returns which features the terms compare, each with the keys that have them compared."""
     compared = {
-        features.BOTTLENECK: ("latent", "hint", "gram"),
+        features.BOTTLENECK: ("latent", *distillation.PROJECTED),
         features.LAST: ("prototype", "affinity"),
     }
     found = {

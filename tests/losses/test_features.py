@@ -57,6 +57,35 @@ def test_gram_matrices_by_hand() -> None:
     assert term("gram", student, out(bottleneck=[[0, 1], [1, 0]])) == 0
 
 
+def test_a_contrast_by_hand() -> None:
+    # Voxels (1, 0) and (0, 1) of any length against the same and, of the second, its opposite.
+    student, right = out(bottleneck=[[3.0, 0], [0, 1]]), out(bottleneck=[[1.0, 0], [0, 2]])
+    t = distillation.DistillationOptions().contrastive_temperature
+    assert term("contrastive", student, right) == pytest.approx(np.log1p(np.exp(-1 / t)), abs=2e-6)
+    wrong = out(bottleneck=[[1.0, 0], [0, -2]])
+    # ln(1 + e^(-1/t)) of the first voxel; of the second, cosine -1 beside 0, ln(1 + e^(1/t)).
+    expected = np.mean([np.log1p(np.exp(-1 / t)), np.log1p(np.exp(1 / t))])
+    assert term("contrastive", student, wrong) == pytest.approx(expected, rel=1e-5)
+    # One of another width meets by the projector.
+    narrow = out(projector=jnp.array([[1.0, 1.0]]), bottleneck=[[2.0], [2.0]])
+    assert term("contrastive", narrow, right) == pytest.approx(np.log(2), rel=1e-5)
+
+
+def test_of_a_large_bottleneck_evenly_spaced_voxels_are_contrasted() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=(2, 20, 3))
+    every, third = (
+        term("contrastive", *(out(bottleneck=each[::step].tolist()) for each in (ours, theirs)))
+        for step in (1, 3)
+    )
+    # 20 voxels along an axis: every third, which are 7.
+    assert every == pytest.approx(third, rel=1e-6)
+    u, v = (each[::3] / np.linalg.norm(each[::3], axis=1, keepdims=True) for each in (ours, theirs))
+    logits = u @ v.T / 0.1
+    slow = np.mean([np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(logits)])
+    assert every == pytest.approx(slow, rel=1e-5)
+
+
 @glioma.each_head
 @pytest.mark.parametrize("ignored", [False, True])
 def test_prototypes_and_affinities_by_hand(head: heads.Head, ignored: bool) -> None:
