@@ -49,6 +49,7 @@ class Profiler:
         if self._seen == WARM_UP:
             jax.block_until_ready(metrics)
             self._start, self._waited = time.perf_counter(), waited
+            shutil.rmtree(self._unfinished, ignore_errors=True)  # of a start that was killed
             jax.profiler.start_trace(self._unfinished)
         if self._seen == WARM_UP + self._steps:
             jax.block_until_ready(metrics)
