@@ -111,7 +111,8 @@ def segment(
     model = ensemble.members[0].model
     task, folder = model.task, output / score_files.PREDICTIONS
     convention = labels.usual_of_masks(task)
-    marks = {f"{case.case_id}.nii.gz": _mark(ensemble, case) for case in chosen}
+    by_name = {f"{case.case_id}.nii.gz": case for case in chosen}
+    marks = {name: _mark(ensemble, case) for name, case in by_name.items()}
     with _replacing(folder) as beside:
         with files.writing(folder):
             kept = _keep(folder, beside, marks)
@@ -120,8 +121,9 @@ def segment(
                 f"note: {len(kept)} of {len(marks)} cases were segmented before, from the same "
                 "files by the same networks: their masks are kept"
             )
-        rest = [case for case in chosen if f"{case.case_id}.nii.gz" not in kept]
-        for case in console.bar(rest, "segmenting", unit="case"):
+        rest = [name for name in by_name if name not in kept]
+        for name in console.bar(rest, "segmenting", unit="case"):
+            case = by_name[name]
             # The reference is read where it is scored, with the labels requested there.
             prepared, notes = prepare.prepare_case(
                 dataclasses.replace(case, label=None),
@@ -134,7 +136,6 @@ def segment(
                 with console.clear_of_bars():
                     _LOG.info(f"note: {note}")
             classes = ensemble.segment(prepared).classes
-            name = f"{case.case_id}.nii.gz"
             nifti.write_mask(
                 beside / name,
                 labels.from_classes(classes, convention, task=task),

@@ -41,7 +41,8 @@ def check(folder: pathlib.Path, experiment: experiment_lib.Experiment) -> None:
             f"{folder} holds a run of the task {was.name}, and this one is {task.name}; "
             f"{different}. Give a new --workdir, or the former --config.task."
         )
-    changed = flat_keys.changes(reading.read_document(folder), experiment.document)
+    document = reading.read_document(folder)
+    changed = flat_keys.changes(document, experiment.document)
     # Role, preset and seed say most of what is different.
     changed.sort(key=lambda change: "." in change[0])
     if changed:
@@ -51,14 +52,13 @@ def check(folder: pathlib.Path, experiment: experiment_lib.Experiment) -> None:
             f"{folder} holds a run of another config: {listed}{more}. Give a new --workdir, or "
             "the former values to resume that run."
         )
-    _check_teacher_given(folder, experiment)
+    if experiment.teacher and experiment.teacher.to_train:
+        _check_no_teacher_given(folder, document)
 
 
-def _check_teacher_given(folder: pathlib.Path, experiment: experiment_lib.Experiment) -> None:
-    """Raises UserError if another teacher would be trained than the one that the run was given."""
-    if experiment.teacher is None or experiment.teacher.to_train is None:
-        return
-    was = flat_keys.flatten(reading.read_document(folder))
+def _check_no_teacher_given(folder: pathlib.Path, document: flat_keys.Document) -> None:
+    """Raises UserError if a run that would train a teacher now was given one when it began."""
+    was = flat_keys.flatten(document)
     for key in ("teacher.checkpoint", "teacher.maps"):
         if given := was.get(key):
             raise UserError(
